@@ -1,0 +1,57 @@
+"""Recently used metadata blocks of the file system: verified, in memory, bounded, least recently used first out.
+
+File data does not come here: the kernel keeps it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from mystfuse.devices.device import Device, Extent, coalesce
+
+METADATA_CACHE_BYTES = 32 << 20
+MAX_FETCH = 1 << 20
+"""Bytes: neighbouring blocks are fetched together up to here."""
+
+
+class BlockCache:
+    """File-system blocks by number, in front of a device that verifies.
+
+    ``get`` is synchronous and answers from memory alone; ``fetch`` goes to the device.
+    """
+
+    def __init__(self, device: Device, block_size: int, capacity: int = METADATA_CACHE_BYTES) -> None:
+        self.block_size = block_size
+        self.hits = 0
+        self.misses = 0
+        self._device = device
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._max_blocks = max(capacity // block_size, 1)
+
+    def get(self, number: int) -> bytes | None:
+        """The block, if it is in the cache."""
+        block = self._blocks.get(number)
+        if block is not None:
+            self.hits += 1
+            self._blocks.move_to_end(number)
+        return block
+
+    async def fetch(self, numbers: Iterable[int]) -> dict[int, bytes]:
+        """Read blocks from the device and keep them.
+
+        Raises:
+            IntegrityError, ImageReadError: as the device does; then nothing is kept.
+        """
+        size = self.block_size
+        runs = coalesce((Extent(number * size, size) for number in set(numbers)), MAX_FETCH)
+        fetched: dict[int, bytes] = {}
+        for run, data in zip(runs, await self._device.read(runs), strict=True):
+            for start in range(0, run.length, size):
+                # A copy: a view would keep the whole run in memory.
+                fetched[(run.offset + start) // size] = bytes(data[start : start + size])
+        self.misses += len(fetched)
+        self._blocks.update(fetched)
+        while len(self._blocks) > self._max_blocks:
+            self._blocks.popitem(last=False)
+        return fetched

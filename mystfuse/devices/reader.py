@@ -1,0 +1,152 @@
+"""The untrusted-reader task: the only code that touches the image while it is mounted.
+
+Requests reach it through a bounded queue. It takes all that are waiting, merges neighbours into long reads, serves from
+the page cache what is there, and gives the rest to a few threads, so that a cold or hanging disk never stops the event
+loop. Nobody believes what it returns before ``verity`` has looked at it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from mystfuse.devices.device import Extent, coalesce
+from mystfuse.devices.source import Source
+from mystfuse.errors import ImageReadError
+
+log = logging.getLogger(__name__)
+
+QUEUE_DEPTH = 64
+"""Requests that may wait; more make their senders wait."""
+MAX_READ = 1 << 20
+"""Bytes: neighbouring requests are merged up to here."""
+COLD_READS = 8
+"""Reads from storage under way at once, each on a thread."""
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    extents: Sequence[Extent]
+    parts: list[memoryview | None]
+    missing: int
+    done: trio.Event = field(default_factory=trio.Event)
+    error: ImageReadError | None = None
+
+    def deliver(self, index: int, part: memoryview) -> None:
+        self.parts[index] = part
+        self.missing -= 1
+        if not self.missing:
+            self.done.set()
+
+    def fail(self, error: ImageReadError) -> None:
+        self.error = error
+        self.done.set()
+
+
+class ImageReader:
+    """Reads ranges of a ``Source`` on behalf of the layers above. Start ``run`` before calling ``read``.
+
+    Args:
+        io_timeout: seconds until a read that storage does not answer fails; ``math.inf`` to wait for ever.
+    """
+
+    def __init__(self, source: Source, io_timeout: float = math.inf) -> None:
+        self.size = source.size
+        self.bytes_read = 0
+        self.failures = 0
+        self._source = source
+        self._io_timeout = io_timeout
+        self._send, self._receive = trio.open_memory_channel[_Request](QUEUE_DEPTH)
+        self._threads = trio.CapacityLimiter(COLD_READS)
+
+    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+        """The *unverified* bytes of each extent, in the order asked for.
+
+        Raises:
+            ImageReadError: an I/O error, a range past the end of the file, a time-out, or the reader has ended.
+        """
+        if not extents:
+            return []
+        request = _Request(extents, [None] * len(extents), len(extents))
+        try:
+            await self._send.send(request)
+        except trio.BrokenResourceError as error:
+            raise ImageReadError(f"{self._source.name}: the reader has ended") from error
+        await request.done.wait()
+        if request.error is not None:
+            raise request.error
+        return [part for part in request.parts if part is not None]
+
+    async def run(self) -> None:
+        """Serve requests until cancelled."""
+        async with trio.open_nursery() as nursery, self._receive:
+            async for request in self._receive:
+                batch = [request]
+                try:
+                    while len(batch) < QUEUE_DEPTH:
+                        batch.append(self._receive.receive_nowait())
+                except trio.WouldBlock:
+                    pass
+                for extent, receivers in _merge(batch):
+                    unverified = self._source.read_cached(extent.offset, extent.length)
+                    if unverified is not None:
+                        self._deliver(extent, unverified, receivers)
+                    else:
+                        nursery.start_soon(self._read_cold, extent, receivers)
+
+    async def _read_cold(self, extent: Extent, receivers: list[tuple[_Request, int]]) -> None:
+        try:
+            with trio.fail_after(self._io_timeout):
+                unverified = await trio.to_thread.run_sync(
+                    partial(self._source.read, extent.offset, extent.length),
+                    limiter=self._threads,
+                    abandon_on_cancel=True,
+                )
+        except trio.TooSlowError:
+            may_retry = False
+            error = ImageReadError(
+                f"{self._source.name}: no answer from storage within {self._io_timeout:g} s "
+                f"({extent.length} bytes at {extent.offset})"
+            )
+        except ImageReadError as read_error:
+            may_retry = len(receivers) > 1
+            error = read_error
+        else:
+            self._deliver(extent, unverified, receivers)
+            return
+        self.failures += 1
+        log.error("reader: %s", error)
+        for request, index in receivers:
+            if not may_retry:
+                request.fail(error)
+            elif not request.done.is_set():
+                # Requests that were merged do not share each other's errors: each is tried again alone.
+                await self._read_cold(request.extents[index], [(request, index)])
+
+    def _deliver(self, extent: Extent, unverified: bytes, receivers: list[tuple[_Request, int]]) -> None:
+        self.bytes_read += len(unverified)
+        view = memoryview(unverified)
+        for request, index in receivers:
+            wanted = request.extents[index]
+            start = wanted.offset - extent.offset
+            request.deliver(index, view[start : start + wanted.length])
+
+
+def _merge(batch: list[_Request]) -> list[tuple[Extent, list[tuple[_Request, int]]]]:
+    """The reads that serve a batch of requests, each with the (request, index of extent) pairs it is for."""
+    wanted = sorted(
+        ((extent, request, index) for request in batch for index, extent in enumerate(request.extents)),
+        key=lambda item: item[0],
+    )
+    reads = [(extent, list[tuple[_Request, int]]()) for extent in coalesce((item[0] for item in wanted), MAX_READ)]
+    position = 0
+    for extent, request, index in wanted:
+        while extent.end > reads[position][0].end:
+            position += 1
+        reads[position][1].append((request, index))
+    return reads

@@ -1,0 +1,105 @@
+"""Where the bytes of an image come from. Untrusted: it may lie, stall, shrink, or go away at any time."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from mystfuse.errors import FormatError, ImageReadError
+
+
+class Source(Protocol):
+    """Anything that can return a byte range."""
+
+    name: str
+    """What to call it in messages."""
+    size: int
+    """Bytes it had when it was opened."""
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        """The range, if it can be had without waiting for storage; else None. Never blocks."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly the range, however long it takes.
+
+        Raises:
+            ImageReadError: an I/O error, or the source has become shorter than that.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class FileSource:
+    """An image in a regular file or on a block device, opened read-only and never mapped into memory (a mapped file
+    that is truncated kills the process with SIGBUS)."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open ``path``.
+
+        Raises:
+            ImageReadError: it cannot be opened.
+            FormatError: it is neither a regular file nor a block device.
+        """
+        self.name = os.fspath(path)
+        try:
+            # O_NONBLOCK: a FIFO that nobody writes to would otherwise hang the open.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError as error:
+            raise ImageReadError(f"{self.name}: {os.strerror(error.errno or 0)}") from error
+        try:
+            mode = os.fstat(self._fd).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+                kind = "a directory" if stat.S_ISDIR(mode) else "neither a regular file nor a block device"
+                raise FormatError(f"{self.name}: {kind}, not an image")
+            self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._has_nowait = True
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        if not self._has_nowait:
+            return None
+        buffer = bytearray(length)
+        try:
+            count = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            # EOPNOTSUPP: this file system cannot tell. Anything else will be met again, and told, by read().
+            self._has_nowait = False
+            return None
+        return bytes(buffer) if count == length else None
+
+    def read(self, offset: int, length: int) -> bytes:
+        parts: list[bytes] = []
+        missing = length
+        while missing:
+            try:
+                # Python retries EINTR itself (PEP 475).
+                part = os.pread(self._fd, missing, offset + length - missing)
+            except OSError as error:
+                raise ImageReadError(
+                    f"{self.name}: reading {length} bytes at {offset}: {os.strerror(error.errno or 0)}"
+                ) from error
+            if not part:
+                raise ImageReadError(
+                    f"{self.name}: truncated: it ends at byte {offset + length - missing}, "
+                    f"before byte {offset + length}"
+                )
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def resolved_name(self) -> str:
+        """The absolute path, for the mount table."""
+        return str(Path(self.name).resolve())

@@ -1,0 +1,212 @@
+"""The verity device: **the trust boundary**. Every block is checked against the hash tree before anyone sees it.
+
+A digest vouches for the block below it. The root hash vouches for the top hash block; a hash block that has been
+vouched for is kept in memory of our own, and never read again while it is there. The path from a data block to the root
+is read and checked when the block is first needed, all its missing levels in one go, so mounting costs the same for
+every size.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from mystfuse.crypto.hashing import BlockHasher
+from mystfuse.devices.device import Device, Extent, coalesce
+from mystfuse.errors import FormatError, ImageReadError, IntegrityError
+from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
+
+log = logging.getLogger(__name__)
+
+HASH_CACHE_BYTES = 16 << 20
+"""Verified hash blocks kept: enough for 2 GiB of data at the usual 1/128."""
+
+HashBlockKey = tuple[int, int]
+"""(level, index within the level)"""
+
+
+class VerityDevice:
+    """The data area of a verity image, each byte vouched for by ``root_hash``.
+
+    Args:
+        unverified: the device below, with the tree and the data.
+        root_hash: what the user trusts.
+        superblock, geometry: where the tree is; not trusted, and it does not matter: a wrong tree has a wrong root.
+    """
+
+    def __init__(
+        self,
+        unverified: Device,
+        superblock: VeritySuperblock,
+        geometry: TreeGeometry,
+        root_hash: bytes,
+        cache_bytes: int = HASH_CACHE_BYTES,
+    ) -> None:
+        if len(root_hash) != superblock.digest_size:
+            raise FormatError(
+                f"the root hash has {len(root_hash)} bytes, but the tree is {superblock.algorithm} with "
+                f"{superblock.digest_size}"
+            )
+        self.size = superblock.data_size
+        self.blocks_verified = 0
+        self.blocks_failed = 0
+        self.hash_blocks_verified = 0
+        self._unverified = unverified
+        self._superblock = superblock
+        self._geometry = geometry
+        self._root_hash = root_hash
+        self._hasher = BlockHasher(superblock.algorithm, superblock.salt, superblock.hash_type)
+        self._verified_hash_blocks: OrderedDict[HashBlockKey, bytes] = OrderedDict()
+        # Never fewer than a few paths' worth, whatever the size of a hash block.
+        self._max_hash_blocks = max(cache_bytes // superblock.hash_block_size, 2 * len(geometry.levels) + 4)
+        self._loading: dict[HashBlockKey, trio.Event] = {}
+
+    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+        """The verified bytes of each extent.
+
+        Raises:
+            IntegrityError: a data block, or a hash block on its path, is not what it should be. Nothing is returned
+                then, not even the extents that were fine.
+            ImageReadError: the bytes cannot be had, or lie outside the device.
+        """
+        block_size = self._superblock.data_block_size
+        for extent in extents:
+            if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
+                raise ImageReadError(f"verity: bytes {extent.offset} to {extent.end} are outside the device")
+        runs = coalesce((_aligned(extent, block_size) for extent in extents), self.size)
+        verified = await self._read_runs(runs)
+        result: list[memoryview] = []
+        for extent in extents:
+            index = bisect_right(runs, extent.offset, key=lambda run: run.offset) - 1
+            start = runs[index].offset
+            result.append(verified[index][extent.offset - start : extent.end - start])
+        return result
+
+    async def _read_runs(self, runs: list[Extent]) -> list[memoryview]:
+        """Read and check runs of whole data blocks."""
+        superblock, per_block = self._superblock, self._geometry.digests_per_block
+        block_size, digest_size = superblock.data_block_size, superblock.digest_size
+        first_last = [(run.offset // block_size, (run.end - 1) // block_size) for run in runs]
+        parents = {index for first, last in first_last for index in range(first // per_block, last // per_block + 1)}
+        hash_blocks, unverified = await self._load(parents, runs)
+        for (first, last), data in zip(first_last, unverified, strict=True):
+            if self._geometry.levels:
+                expected = b"".join(
+                    hash_blocks[index][
+                        max(first - index * per_block, 0) * digest_size : min(last + 1 - index * per_block, per_block)
+                        * digest_size
+                    ]
+                    for index in range(first // per_block, last // per_block + 1)
+                )
+            else:
+                expected = self._root_hash
+            bad = self._hasher.mismatches(data, block_size, expected)
+            self.blocks_verified += last + 1 - first - len(bad)
+            if bad:
+                self.blocks_failed += len(bad)
+                numbers = ", ".join(str(first + index) for index in bad[:8]) + (", ..." if len(bad) > 8 else "")
+                error = f"verity: data block {numbers} ({block_size} bytes each) does not have its digest"
+                log.error("%s", error)
+                raise IntegrityError(error)
+        return unverified
+
+    async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[int, bytes], list[memoryview]]:
+        """The *verified* level-0 hash blocks ``parents``, and the *unverified* bytes of ``runs``, fetched together."""
+        if not self._geometry.levels:
+            return {}, await self._unverified.read(runs)
+        held: dict[HashBlockKey, bytes] = {}
+        data: list[memoryview] | None = None
+        while True:
+            missing = self._missing(parents, held)
+            others = [key for key in missing if key in self._loading]
+            if others:
+                await self._loading[others[0]].wait()
+                continue
+            if missing or data is None:
+                data = await self._fetch(missing, held, runs if data is None else [], data)
+                continue
+            return {index: held[0, index] for index in parents}, data
+
+    async def _fetch(
+        self,
+        missing: list[HashBlockKey],
+        held: dict[HashBlockKey, bytes],
+        runs: list[Extent],
+        data: list[memoryview] | None,
+    ) -> list[memoryview]:
+        """Fetch hash blocks and data in one request, check the hash blocks top down, and keep them."""
+        loaded = trio.Event()
+        for key in missing:
+            self._loading[key] = loaded
+        try:
+            unverified = await self._unverified.read([self._hash_block_extent(key) for key in missing] + runs)
+            for key, part in zip(missing, unverified, strict=False):
+                # A copy: the part may be a small piece of a long read, which it would keep in memory.
+                unverified_block = bytes(part)
+                self._check_hash_block(key, unverified_block, held)
+                held[key] = self._verified_hash_blocks[key] = unverified_block
+                while len(self._verified_hash_blocks) > self._max_hash_blocks:
+                    self._verified_hash_blocks.popitem(last=False)
+        finally:
+            for key in missing:
+                del self._loading[key]
+            loaded.set()
+        return unverified[len(missing) :] if data is None else data
+
+    def _missing(self, parents: Iterable[int], held: dict[HashBlockKey, bytes]) -> list[HashBlockKey]:
+        """Hash blocks that are needed to reach ``parents`` from what is verified already, the highest level first.
+        What is found verified is put into ``held``, out of reach of eviction."""
+        missing: list[HashBlockKey] = []
+        wanted = set(parents)
+        for level in range(len(self._geometry.levels)):
+            absent: set[int] = set()
+            for index in wanted:
+                key = (level, index)
+                if key in held:
+                    continue
+                verified = self._verified_hash_blocks.get(key)
+                if verified is None:
+                    absent.add(index)
+                else:
+                    held[key] = verified
+                    self._verified_hash_blocks.move_to_end(key)
+            missing.extend((level, index) for index in absent)
+            wanted = {index // self._geometry.digests_per_block for index in absent}
+        missing.reverse()
+        missing.sort(key=lambda key: -key[0])
+        return missing
+
+    def _check_hash_block(
+        self, key: HashBlockKey, unverified_block: bytes, verified: dict[HashBlockKey, bytes]
+    ) -> None:
+        level, index = key
+        if level == len(self._geometry.levels) - 1:
+            expected: bytes | memoryview = self._root_hash
+        else:
+            parent, slot = divmod(index, self._geometry.digests_per_block)
+            size = self._geometry.digest_size
+            expected = verified[level + 1, parent][slot * size : (slot + 1) * size]
+        if not hmac.compare_digest(self._hasher.digest(unverified_block), expected):
+            self.blocks_failed += 1
+            wanted = "the root hash" if level == len(self._geometry.levels) - 1 else "its digest"
+            offset = self._hash_block_extent(key).offset
+            error = f"verity: hash block {index} of level {level} (byte {offset}) does not have {wanted}"
+            log.error("%s", error)
+            raise IntegrityError(error)
+        self.hash_blocks_verified += 1
+
+    def _hash_block_extent(self, key: HashBlockKey) -> Extent:
+        level, index = key
+        size = self._superblock.hash_block_size
+        return Extent(self._geometry.levels[level].offset + index * size, size)
+
+
+def _aligned(extent: Extent, block_size: int) -> Extent:
+    """The whole blocks that an extent lies in."""
+    start = extent.offset // block_size * block_size
+    return Extent(start, -(-extent.end // block_size) * block_size - start)

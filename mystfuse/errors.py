@@ -1,0 +1,85 @@
+"""Every error that mystfuse raises on purpose, and the exit status each one ends in.
+
+An error is raised where a rule is broken, with the numbers. It is turned into an exit status once, in ``cli.main``, or
+into an errno once, in ``fuse.operations``.
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What the process exits with. These numbers are an interface: scripts depend on them."""
+
+    DONE = 0
+    FAILED = 1
+    """Something outside went wrong: no space, no permission, a tool is missing."""
+    USAGE = 2
+    """The command line makes no sense."""
+    NOT_TRUSTED = 3
+    """Nobody who is trusted vouches for this image."""
+    INTEGRITY = 4
+    """The image is not what its root hash says."""
+    KEY = 5
+    """The key is missing or wrong."""
+    FORMAT = 6
+    """Not an image, or one with a feature that we do not have."""
+    MOUNT = 7
+    """The image is fine, but it could not be mounted there."""
+
+
+class MystfuseError(Exception):
+    """Base of all errors that are told to the user in one line.
+
+    ``exit_status`` is what a command ends with, ``errno`` what a file-system request is answered with.
+    """
+
+    exit_status: ExitStatus = ExitStatus.FAILED
+    errno: int = errno.EIO
+
+
+class UsageError(MystfuseError):
+    """The options contradict each other or name something that is not what it should be."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class NotTrusted(MystfuseError):
+    """No trusted root hash and no trusted public key vouches for the image."""
+
+    exit_status = ExitStatus.NOT_TRUSTED
+    errno = errno.EPERM
+
+
+class IntegrityError(MystfuseError):
+    """Bytes of the image do not have the digest that the hash tree gives for them."""
+
+    exit_status = ExitStatus.INTEGRITY
+
+
+class FormatError(MystfuseError):
+    """The bytes are not an image, or an impossible one."""
+
+    exit_status = ExitStatus.FORMAT
+
+
+class UnsupportedFeature(FormatError):
+    """A well-formed image that uses something mystfuse does not have; the message names it."""
+
+
+class CorruptFilesystem(FormatError):
+    """The EXT2 file system breaks a rule of its format; the message has the inode or block number."""
+
+    errno = errno.EUCLEAN
+
+
+class ImageReadError(MystfuseError):
+    """The image file could not be read: an I/O error, a truncated file, or storage that does not answer."""
+
+
+class MountError(MystfuseError):
+    """The file system could not be mounted or unmounted there."""
+
+    exit_status = ExitStatus.MOUNT

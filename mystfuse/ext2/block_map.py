@@ -1,0 +1,102 @@
+"""The block map of an inode: 12 direct pointers, then single, double and triple indirect blocks.
+
+Source: Documentation/filesystems/ext2.rst and fs/ext2/inode.c (ext2_block_to_path). A pointer of 0 is a hole.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
+
+
+class Run(NamedTuple):
+    """Consecutive blocks of a file that are consecutive on disk, or a hole."""
+
+    physical: int
+    """Block number of the first; 0 for a hole."""
+    length: int
+    """Blocks."""
+
+
+def max_blocks(superblock: Superblock) -> int:
+    """How many blocks the map of one inode can hold."""
+    per_block = superblock.block_size // 4
+    return EXT2_NDIR_BLOCKS + per_block + per_block**2 + per_block**3
+
+
+def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[int]:
+    """The block pointers of ``count`` blocks of a file from block ``first`` on; 0 for holes.
+
+    Raises:
+        BlocksMissing: naming all the indirect blocks of one level that are needed.
+        CorruptFilesystem: a pointer outside the file system, or a block past what a map can hold.
+    """
+    end = first + count
+    direct = struct.unpack(f"<{EXT2_N_BLOCKS}I", inode.i_block)
+    pointers = list(direct[first : min(end, EXT2_NDIR_BLOCKS)])
+    per_block = superblock.block_size // 4
+    base = EXT2_NDIR_BLOCKS
+    for depth in (1, 2, 3):
+        span = per_block**depth
+        low, high = max(first, base), min(end, base + span)
+        if low < high:
+            root = direct[EXT2_NDIR_BLOCKS + depth - 1]
+            pointers += _map_subtree(superblock, blocks, inode, root, depth, low - base, high - base)
+        base += span
+    if end > base:
+        raise CorruptFilesystem(f"inode {inode.ino}: block {end - 1} is past the {base} that a map can hold")
+    _check_pointers(superblock, inode, pointers)
+    return pointers
+
+
+def map_runs(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[Run]:
+    """The same as ``map_blocks``, as runs: their lengths add up to ``count``."""
+    pointers = map_blocks(superblock, blocks, inode, first, count)
+    if pointers and pointers[0] and pointers == list(range(pointers[0], pointers[0] + count)):
+        return [Run(pointers[0], count)]
+    runs: list[Run] = []
+    for pointer in pointers:
+        if runs:
+            physical, length = runs[-1]
+            if (pointer == physical + length) if physical else not pointer:
+                runs[-1] = Run(physical, length + 1)
+                continue
+        runs.append(Run(pointer, 1))
+    return runs
+
+
+def _map_subtree(
+    superblock: Superblock, blocks: Blocks, inode: Inode, root: int, depth: int, low: int, high: int
+) -> list[int]:
+    """Pointers ``low`` to ``high`` (exclusive) of the data blocks under an indirect block, walked level by level."""
+    per_block = superblock.block_size // 4
+    nodes, first_node = [root], 0
+    for level in range(depth - 1, -1, -1):
+        span = per_block**level
+        first_child, end_child = low // span, (high - 1) // span + 1
+        _check_pointers(superblock, inode, nodes)
+        tables = dict(zip(present := [node for node in nodes if node], blocks.all(present), strict=True))
+        children: list[int] = []
+        for index, node in enumerate(nodes, first_node):
+            start = max(first_child - index * per_block, 0)
+            stop = min(end_child - index * per_block, per_block)
+            if node:
+                children += struct.unpack_from(f"<{stop - start}I", tables[node], start * 4)
+            else:
+                children += [0] * (stop - start)
+        nodes, first_node = children, first_child
+    return nodes
+
+
+def _check_pointers(superblock: Superblock, inode: Inode, pointers: list[int]) -> None:
+    if not pointers or (max(pointers) < superblock.s_blocks_count and min(pointers) > superblock.s_first_data_block):
+        return
+    for pointer in pointers:
+        if pointer and not superblock.is_data_block(pointer):
+            raise CorruptFilesystem(f"inode {inode.ino}: block pointer {pointer} is outside the file system")

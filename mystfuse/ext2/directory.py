@@ -1,0 +1,175 @@
+"""Directories: blocks of entries, each with an inode number, its own length, and a name.
+
+Hash-indexed directories are read linearly: their index blocks look like empty entries, which is what the format made
+them for. Source: fs/ext2/dir.c, fs/ext4/dir.c (ext4_check_dir_entry), fs/ext4/ext4.h (ext4_rec_len_from_disk).
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
+
+log = logging.getLogger(__name__)
+
+MAX_DIRECTORY_SIZE = 1 << 29
+"""Bytes: a directory larger than this is taken for a broken one (10 million names need about 400 MB)."""
+DIRECTORY_AHEAD = 32 * 1024
+"""Bytes of a directory that are fetched together while it is listed."""
+_MIN_REC_LEN = 12
+_HEADER = struct.Struct("<IHBB")
+
+
+class Entry(NamedTuple):
+    """A name in a directory."""
+
+    name: bytes
+    ino: int
+    next_offset: int
+    """Byte offset in the directory of the entry behind it: where a listing goes on."""
+
+
+def block_count(superblock: Superblock, inode: Inode) -> int:
+    """How many blocks directory ``inode`` has.
+
+    Raises:
+        CorruptFilesystem: its size is not a sensible multiple of the block size.
+    """
+    if not inode.size or inode.size % superblock.block_size or inode.size > min(MAX_DIRECTORY_SIZE, superblock.size):
+        raise CorruptFilesystem(
+            f"directory inode {inode.ino}: its size {inode.size} is not a sensible multiple of {superblock.block_size}"
+        )
+    return inode.size // superblock.block_size
+
+
+def directory_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[int]:
+    """Where ``count`` blocks of a directory are, from its block ``first`` on.
+
+    Raises:
+        BlocksMissing: an indirect block is not in memory.
+        CorruptFilesystem: there is a hole, or a pointer outside the file system.
+    """
+    numbers = map_blocks(superblock, blocks, inode, first, count)
+    if 0 in numbers:
+        raise CorruptFilesystem(f"directory inode {inode.ino}: block {first + numbers.index(0)} is a hole")
+    return numbers
+
+
+def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> Iterator[Entry]:
+    """The names in block number ``logical`` of a directory, ``.`` and ``..`` left out.
+
+    An entry whose name cannot be (empty, with ``/`` or NUL, ``.`` or ``..`` where they do not belong) is logged and
+    skipped.
+
+    Raises:
+        CorruptFilesystem: an entry's length cannot be, so that what follows cannot be found. Everything in front of it
+            has been given by then.
+    """
+    block_size = superblock.block_size
+    has_filetype = superblock.has_filetype
+    base = logical * block_size
+    offset = 0
+    unpack = _HEADER.unpack_from
+    while offset < block_size:
+        if offset + _MIN_REC_LEN > block_size:
+            raise _corrupt(inode, base + offset, "an entry does not fit its block")
+        ino, rec_len, name_len, file_type = unpack(block, offset)
+        if block_size == 65536 and rec_len in (65535, 0):
+            rec_len = 65536
+        if rec_len < _MIN_REC_LEN or rec_len % 4 or offset + rec_len > block_size:
+            raise _corrupt(inode, base + offset, f"rec_len {rec_len} cannot be")
+        if ino:
+            if not has_filetype:
+                name_len |= file_type << 8
+            start = offset + EXT2_DIR_ENTRY_HEADER
+            if name_len > min(rec_len - EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN):
+                raise _corrupt(inode, base + offset, f"name_len {name_len} does not fit rec_len {rec_len}")
+            name = block[start : start + name_len]
+            if _is_possible(name):
+                yield Entry(name, ino, base + offset + rec_len)
+            elif not (logical == 0 and (offset, name) in ((0, b"."), (12, b".."))):
+                log.warning("directory inode %d, byte %d: skipped impossible name %r", inode.ino, base + offset, name)
+        offset += rec_len
+
+
+def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: int, name: bytes) -> int:
+    """The inode number behind ``name`` in one block of a directory, or 0.
+
+    Raises:
+        CorruptFilesystem: as ``parse_block``, when the block may hold the name.
+    """
+    if name not in block:
+        return 0
+    for entry in parse_block(superblock, inode, block, logical):
+        if entry.name == name:
+            return entry.ino
+    return 0
+
+
+def list_entries(
+    superblock: Superblock, blocks: Blocks, inode: Inode, offset: int, max_entries: int
+) -> tuple[list[Entry], int]:
+    """Names from byte ``offset`` of a directory on: at least one unless the directory ends, about ``max_entries``.
+
+    ``offset`` may point anywhere: entries that begin before it are left out, so that a listing can go on where it
+    stopped even if the directory has changed.
+
+    Returns:
+        The entries, and the offset to go on from: the directory's size when there are no more.
+
+    Raises:
+        BlocksMissing, CorruptFilesystem
+    """
+    block_size = superblock.block_size
+    count = block_count(superblock, inode)
+    ahead = max(DIRECTORY_AHEAD // block_size, 1)
+    entries: list[Entry] = []
+    logical = offset // block_size
+    while logical < count and len(entries) < max_entries:
+        numbers = directory_blocks(superblock, blocks, inode, logical, min(ahead, count - logical))
+        block = blocks.block(numbers[0], numbers[1:])
+        found = parse_block(superblock, inode, block, logical)
+        previous = logical * block_size
+        try:
+            for entry in found:
+                if previous >= offset:
+                    entries.append(entry)
+                previous = entry.next_offset
+        except CorruptFilesystem:
+            if not entries:
+                raise
+            # What is in front of the damage is listed; the listing fails when it comes back for more.
+            return entries, entries[-1].next_offset
+        logical += 1
+    return entries, min(logical, count) * block_size
+
+
+def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:
+    """The inode number of ``..``.
+
+    Raises:
+        BlocksMissing: the first block is not in memory.
+        CorruptFilesystem: the directory does not begin with ``.`` and ``..``.
+    """
+    block_count(superblock, inode)
+    block = blocks.block(directory_blocks(superblock, blocks, inode, 0, 1)[0])
+    ino, _, name_len, _ = _HEADER.unpack_from(block, 12)
+    if not ino or name_len != 2 or block[20:22] != b"..":
+        raise _corrupt(inode, 12, "there is no entry .. where it belongs")
+    return int(ino)
+
+
+def _is_possible(name: bytes) -> bool:
+    return bool(name) and b"/" not in name and b"\0" not in name and name != b"." and name != b".."
+
+
+def _corrupt(inode: Inode, offset: int, what: str) -> CorruptFilesystem:
+    return CorruptFilesystem(f"directory inode {inode.ino}, byte {offset}: {what}")

@@ -1,0 +1,85 @@
+"""Feature flags: which ones a file system uses, and which of them mystfuse has.
+
+Names and bits: e2fsprogs, lib/e2p/feature.c and lib/ext2fs/ext2_fs.h.
+"""
+
+from __future__ import annotations
+
+from mystfuse.errors import UnsupportedFeature
+
+COMPAT = {
+    0x0001: "dir_prealloc",
+    0x0002: "imagic_inodes",
+    0x0004: "has_journal",
+    0x0008: "ext_attr",
+    0x0010: "resize_inode",
+    0x0020: "dir_index",
+    0x0040: "lazy_bg",
+    0x0080: "exclude_inode",
+    0x0100: "snapshot_bitmap",
+    0x0200: "sparse_super2",
+    0x0400: "fast_commit",
+    0x0800: "stable_inodes",
+    0x1000: "orphan_file",
+}
+INCOMPAT = {
+    0x00001: "compression",
+    0x00002: "filetype",
+    0x00004: "needs_recovery",
+    0x00008: "journal_dev",
+    0x00010: "meta_bg",
+    0x00040: "extent",
+    0x00080: "64bit",
+    0x00100: "mmp",
+    0x00200: "flex_bg",
+    0x00400: "ea_inode",
+    0x01000: "dirdata",
+    0x02000: "metadata_csum_seed",
+    0x04000: "large_dir",
+    0x08000: "inline_data",
+    0x10000: "encrypt",
+    0x20000: "casefold",
+}
+RO_COMPAT = {
+    0x00001: "sparse_super",
+    0x00002: "large_file",
+    0x00004: "btree_dir",
+    0x00008: "huge_file",
+    0x00010: "uninit_bg",
+    0x00020: "dir_nlink",
+    0x00040: "extra_isize",
+    0x00080: "has_snapshot",
+    0x00100: "quota",
+    0x00200: "bigalloc",
+    0x00400: "metadata_csum",
+    0x00800: "replica",
+    0x01000: "read-only",
+    0x02000: "project",
+    0x04000: "shared_blocks",
+    0x08000: "verity",
+    0x10000: "orphan_present",
+}
+
+SUPPORTED = frozenset(
+    {"has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "sparse_super", "large_file"}
+)
+"""has_journal without needs_recovery: a journal that is clean is a file like any other."""
+
+
+def feature_names(compat: int, incompat: int, ro_compat: int) -> frozenset[str]:
+    """The names of all features whose bits are set; an unknown bit is named like e2fsprogs does (``FEATURE_I17``)."""
+    names: set[str] = set()
+    for known, letter, mask in ((COMPAT, "C", compat), (INCOMPAT, "I", incompat), (RO_COMPAT, "R", ro_compat)):
+        for bit in range(32):
+            if mask >> bit & 1:
+                names.add(known.get(1 << bit, f"FEATURE_{letter}{bit}"))
+    return frozenset(names)
+
+
+def check_supported(names: frozenset[str]) -> None:
+    """Raise UnsupportedFeature, naming them, if there are features that mystfuse does not have."""
+    if unsupported := sorted(names - SUPPORTED):
+        raise UnsupportedFeature(
+            f"the file system uses {', '.join(unsupported)}, which mystfuse does not have "
+            "(mke2fs -t ext2 makes one that it reads)"
+        )

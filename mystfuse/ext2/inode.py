@@ -1,0 +1,210 @@
+"""Inodes: 128 bytes and more, little-endian; kernel, fs/ext2/ext2.h and fs/ext4/ext4.h ``struct ext4_inode``."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from dataclasses import dataclass
+
+from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
+from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.constants import (
+    EXT2_GOOD_OLD_INODE_SIZE,
+    EXT2_ROOT_INO,
+    EXT4_EA_INODE_FL,
+    EXT4_ENCRYPT_FL,
+    EXT4_EXTENTS_FL,
+    EXT4_INLINE_DATA_FL,
+)
+from mystfuse.ext2.group import read_group_descriptor
+from mystfuse.ext2.superblock import Superblock
+
+INODE_TABLE_AHEAD = 32 * 1024
+"""Bytes of inode table that are fetched together: inodes made together are used together."""
+
+_LAYOUT = struct.Struct(
+    "<HHIiiiI"  # i_mode i_uid i_size i_atime i_ctime i_mtime i_dtime
+    "HHII4x"  # i_gid i_links_count i_blocks i_flags
+    "60sIIII"  # i_block i_generation i_file_acl i_size_high i_faddr
+    "4xHH"  # (l_i_frag, l_i_fsize, i_pad1) l_i_uid_high l_i_gid_high
+)
+_EXTRA_TIMES = struct.Struct("<III")  # i_ctime_extra i_mtime_extra i_atime_extra
+_EXTRA_TIMES_OFFSET = 132  # behind i_extra_isize u16 and i_checksum_hi u16
+_NEEDED_FLAGS = {
+    EXT4_ENCRYPT_FL: "encrypt",
+    EXT4_EXTENTS_FL: "extent",
+    EXT4_EA_INODE_FL: "ea_inode",
+    EXT4_INLINE_DATA_FL: "inline_data",
+}
+_FILE_TYPES = frozenset(
+    {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """One inode, decoded. Times are nanoseconds since the epoch; sizes are bytes."""
+
+    ino: int
+    i_mode: int
+    uid: int
+    gid: int
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    i_links_count: int
+    i_blocks: int
+    """512-byte units, indirect blocks and the xattr block included."""
+    i_flags: int
+    i_block: bytes
+    """60 bytes: 15 block pointers, a device number, or a fast symlink's target."""
+    i_generation: int
+    i_file_acl: int
+    """Block with extended attributes; 0 for none."""
+    extra: bytes
+    """The inode's body behind i_extra_isize, where extended attributes may be; empty for 128-byte inodes."""
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.i_mode)
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.i_mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        return stat.S_ISLNK(self.i_mode)
+
+    @property
+    def rdev(self) -> int:
+        """The device number (``os.makedev``) of a device inode, else 0.
+
+        Source: fs/ext2/inode.c: i_block[0] holds the old 8:8 encoding, or is 0 and i_block[1] holds the new one.
+        """
+        if not (stat.S_ISCHR(self.i_mode) or stat.S_ISBLK(self.i_mode)):
+            return 0
+        old, new = struct.unpack_from("<II", self.i_block)
+        if old:
+            return os.makedev(old >> 8 & 0xFF, old & 0xFF)
+        return os.makedev((new & 0xFFF00) >> 8, (new & 0xFF) | (new >> 12 & 0xFFF00))
+
+    @classmethod
+    def parse(cls, data: bytes | memoryview, ino: int) -> Inode:
+        """Parse the ``s_inode_size`` bytes of inode ``ino``.
+
+        Raises:
+            CorruptFilesystem: its size or its type cannot be.
+            UnsupportedFeature: a flag says that its i_block is not a block map.
+        """
+        (
+            i_mode,
+            i_uid,
+            i_size,
+            i_atime,
+            i_ctime,
+            i_mtime,
+            _i_dtime,
+            i_gid,
+            i_links_count,
+            i_blocks,
+            i_flags,
+            i_block,
+            i_generation,
+            i_file_acl,
+            i_size_high,
+            _i_faddr,
+            uid_high,
+            gid_high,
+        ) = _LAYOUT.unpack_from(data)
+        file_type = stat.S_IFMT(i_mode)
+        if file_type not in _FILE_TYPES:
+            raise CorruptFilesystem(f"inode {ino}: i_mode {i_mode:#o} has no known file type")
+        for flag, name in _NEEDED_FLAGS.items():
+            if i_flags & flag:
+                raise UnsupportedFeature(f"inode {ino} uses {name}, which mystfuse does not have")
+        # For directories the upper half is i_dir_acl, which nothing uses (fs/ext2/inode.c).
+        size = i_size | i_size_high << 32 if file_type == stat.S_IFREG else i_size
+        if size >= 1 << 63:
+            raise CorruptFilesystem(f"inode {ino}: its size {size} cannot be")
+        extra = b""
+        ctime_extra = mtime_extra = atime_extra = 0
+        if len(data) > EXT2_GOOD_OLD_INODE_SIZE:
+            i_extra_isize = int.from_bytes(data[128:130], "little")
+            if i_extra_isize > len(data) - EXT2_GOOD_OLD_INODE_SIZE or i_extra_isize % 4:
+                raise CorruptFilesystem(f"inode {ino}: i_extra_isize {i_extra_isize} cannot be")
+            # A field counts when i_extra_isize covers it (fs/ext4/ext4.h EXT4_FITS_IN_INODE).
+            times = _EXTRA_TIMES.unpack_from(data, _EXTRA_TIMES_OFFSET)
+            covered = (i_extra_isize - 4) // 4
+            ctime_extra, mtime_extra, atime_extra = (
+                value if index < covered else 0 for index, value in enumerate(times)
+            )
+            if i_extra_isize:
+                extra = bytes(data[EXT2_GOOD_OLD_INODE_SIZE + i_extra_isize :])
+        return cls(
+            ino,
+            i_mode,
+            i_uid | uid_high << 16,
+            i_gid | gid_high << 16,
+            size,
+            _time_ns(i_atime, atime_extra),
+            _time_ns(i_mtime, mtime_extra),
+            _time_ns(i_ctime, ctime_extra),
+            i_links_count,
+            i_blocks,
+            i_flags,
+            i_block,
+            i_generation,
+            i_file_acl,
+            extra,
+        )
+
+
+def _time_ns(seconds: int, extra: int) -> int:
+    """Decode a time: the extra field's low 2 bits extend the seconds past 2038, the other 30 are nanoseconds
+    (fs/ext4/ext4.h, ext4_decode_extra_time)."""
+    return (seconds + ((extra & 3) << 32)) * 1_000_000_000 + (extra >> 2)
+
+
+def locate_inode(superblock: Superblock, blocks: Blocks, ino: int) -> tuple[int, int]:
+    """Where inode ``ino`` is: (block number, byte offset in the block).
+
+    Raises:
+        BlocksMissing: its group's descriptor is not in memory.
+        CorruptFilesystem: no such inode number.
+    """
+    if not 0 < ino <= superblock.s_inodes_count:
+        raise CorruptFilesystem(f"inode number {ino} is not between 1 and {superblock.s_inodes_count}")
+    group, index = divmod(ino - 1, superblock.s_inodes_per_group)
+    descriptor = read_group_descriptor(superblock, blocks, group)
+    position, offset = divmod(index * superblock.s_inode_size, superblock.block_size)
+    return descriptor.bg_inode_table + position, offset
+
+
+def read_inode(superblock: Superblock, blocks: Blocks, ino: int) -> Inode:
+    """Read an inode that something refers to.
+
+    Raises:
+        BlocksMissing: naming its block, and its neighbours in the inode table.
+        CorruptFilesystem: no such inode number, one that nothing may refer to, a free one, or a broken one.
+        UnsupportedFeature: see ``Inode.parse``.
+    """
+    if ino != EXT2_ROOT_INO and ino < superblock.s_first_ino:
+        raise CorruptFilesystem(f"inode {ino} is reserved, no entry may refer to it")
+    number, offset = locate_inode(superblock, blocks, ino)
+    block = blocks.find(number)
+    if block is None:
+        block = blocks.block(number, _ahead(superblock, number))
+    inode = Inode.parse(memoryview(block)[offset : offset + superblock.s_inode_size], ino)
+    if not inode.i_links_count:
+        raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
+    return inode
+
+
+def _ahead(superblock: Superblock, number: int) -> range:
+    """The aligned run of blocks around an inode-table block that is worth fetching with it."""
+    count = max(INODE_TABLE_AHEAD // superblock.block_size, 1)
+    first = number // count * count
+    return range(max(first, superblock.s_first_data_block + 1), min(first + count, superblock.s_blocks_count))

@@ -1,0 +1,104 @@
+"""In memory, which block of a directory holds which name: built once for a directory of more than one block.
+
+Eight bytes a name: a sorted array of (hash of the name << 32 | block), so that a look-up is a bisection and a directory
+of a million names takes 8 MB.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.blocks import Blocks, BlocksMissing
+from mystfuse.ext2.directory import block_count, directory_blocks, find_in_block, parse_block
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
+
+MAX_NAMES = 8_000_000
+"""Names in one directory: more are taken for a broken one."""
+MAX_INDEXED_NAMES = 4_000_000
+"""Names kept in all indexes together (8 bytes each), unless a single directory has more."""
+_BLOCKS_AT_ONCE = 256
+
+
+class NameIndex:
+    """The index of one directory. ``indexed`` blocks of it are in; it is of use when all are."""
+
+    def __init__(self) -> None:
+        self.indexed = 0
+        self._keys = array("Q")
+        self._is_sorted = True
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add_block(self, logical: int, names: Iterable[bytes]) -> None:
+        """Enter the names of block ``logical``, which must be the next one."""
+        self._keys.extend(_key(name) | logical for name in names)
+        self._is_sorted = False
+        self.indexed = logical + 1
+
+    def candidates(self, name: bytes) -> Iterator[int]:
+        """The blocks that may hold ``name``, in order; nearly always none or one."""
+        if not self._is_sorted:
+            self._keys = array("Q", sorted(self._keys))
+            self._is_sorted = True
+        key = _key(name)
+        for position in range(bisect_left(self._keys, key), len(self._keys)):
+            found = self._keys[position]
+            if found >> 32 != key >> 32:
+                return
+            yield found & 0xFFFFFFFF
+
+
+def _key(name: bytes) -> int:
+    return (hash(name) & 0xFFFFFFFF) << 32
+
+
+class NameIndexes:
+    """The indexes of the directories looked into lately, bounded."""
+
+    def __init__(self) -> None:
+        self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
+
+    def find(self, superblock: Superblock, blocks: Blocks, inode: Inode, name: bytes) -> int:
+        """The inode number behind ``name`` in directory ``inode``, or 0.
+
+        Raises:
+            BlocksMissing: with ``progress`` while the index of a large directory is being built.
+            CorruptFilesystem: the directory is broken.
+        """
+        count = block_count(superblock, inode)
+        if count == 1:
+            number = directory_blocks(superblock, blocks, inode, 0, 1)[0]
+            return find_in_block(superblock, inode, blocks.block(number), 0, name)
+        index = self._complete_index(superblock, blocks, inode, count)
+        for logical in index.candidates(name):
+            number = directory_blocks(superblock, blocks, inode, logical, 1)[0]
+            if ino := find_in_block(superblock, inode, blocks.block(number), logical, name):
+                return ino
+        return 0
+
+    def _complete_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
+        index = self._indexes.get(inode.ino)
+        if index is None:
+            index = self._indexes[inode.ino] = NameIndex()
+        self._indexes.move_to_end(inode.ino)
+        while index.indexed < count:
+            first = index.indexed
+            numbers = directory_blocks(superblock, blocks, inode, first, min(_BLOCKS_AT_ONCE, count - first))
+            try:
+                contents = blocks.all(numbers)
+            except BlocksMissing as missing:
+                raise BlocksMissing(missing.numbers, progress=first > 0) from None
+            for logical, block in enumerate(contents, first):
+                index.add_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
+            if len(index) > MAX_NAMES:
+                del self._indexes[inode.ino]
+                raise CorruptFilesystem(f"directory inode {inode.ino} has over {MAX_NAMES} names")
+        while len(self._indexes) > 1 and sum(map(len, self._indexes.values())) > MAX_INDEXED_NAMES:
+            self._indexes.popitem(last=False)
+        return index

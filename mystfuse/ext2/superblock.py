@@ -1,0 +1,196 @@
+"""The superblock: 1024 bytes at byte 1024 of the file system, little-endian.
+
+Layout: kernel, fs/ext2/ext2.h ``struct ext2_super_block``, and fs/ext4/ext4.h for the later fields.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from uuid import UUID
+
+from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
+from mystfuse.ext2.constants import (
+    EXT2_DYNAMIC_REV,
+    EXT2_ERROR_FS,
+    EXT2_GOOD_OLD_FIRST_INO,
+    EXT2_GOOD_OLD_INODE_SIZE,
+    EXT2_GOOD_OLD_REV,
+    EXT2_MAX_BLOCK_LOG_SIZE,
+    EXT2_MIN_BLOCK_LOG_SIZE,
+    EXT2_SUPER_MAGIC,
+    SUPERBLOCK_SIZE,
+)
+from mystfuse.ext2.features import check_supported, feature_names
+
+GROUP_DESCRIPTOR_SIZE = 32
+
+_LAYOUT = struct.Struct(
+    "<IIIII"  # s_inodes_count s_blocks_count s_r_blocks_count s_free_blocks_count s_free_inodes_count
+    "I"  # s_first_data_block
+    "IIIII"  # s_log_block_size s_log_frag_size s_blocks_per_group s_frags_per_group s_inodes_per_group
+    "IIHHHHHH"  # s_mtime s_wtime s_mnt_count s_max_mnt_count s_magic s_state s_errors s_minor_rev_level
+    "IIIIHH"  # s_lastcheck s_checkinterval s_creator_os s_rev_level s_def_resuid s_def_resgid
+    "IHHIII"  # s_first_ino s_inode_size s_block_group_nr s_feature_compat s_feature_incompat s_feature_ro_compat
+    "16s16s"  # s_uuid s_volume_name
+    "64x4xBBH"  # s_last_mounted s_algorithm_usage_bitmap s_prealloc_blocks s_prealloc_dir_blocks s_reserved_gdt_blocks
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """What the file system says about itself, checked against what the format allows."""
+
+    s_inodes_count: int
+    s_blocks_count: int
+    s_r_blocks_count: int
+    s_free_blocks_count: int
+    s_free_inodes_count: int
+    s_first_data_block: int
+    s_blocks_per_group: int
+    s_inodes_per_group: int
+    s_state: int
+    s_rev_level: int
+    s_def_resuid: int
+    s_def_resgid: int
+    s_first_ino: int
+    s_inode_size: int
+    s_uuid: UUID
+    s_volume_name: bytes
+    s_reserved_gdt_blocks: int
+    block_size: int
+    """Bytes: 1024 << s_log_block_size."""
+    features: frozenset[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file system."""
+        return self.s_blocks_count * self.block_size
+
+    @property
+    def groups_count(self) -> int:
+        return -(-(self.s_blocks_count - self.s_first_data_block) // self.s_blocks_per_group)
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether somebody who used the file system before noted that it is damaged."""
+        return bool(self.s_state & EXT2_ERROR_FS)
+
+    @property
+    def has_filetype(self) -> bool:
+        return "filetype" in self.features
+
+    def is_data_block(self, number: int) -> bool:
+        """Whether a block pointer can be right: inside the file system, behind the superblock."""
+        return self.s_first_data_block < number < self.s_blocks_count
+
+    @classmethod
+    def parse(cls, data: bytes | memoryview) -> Superblock:
+        """Parse 1024 bytes.
+
+        Raises:
+            FormatError: not an EXT2 superblock.
+            UnsupportedFeature: a revision, block size, or feature that mystfuse does not have.
+            CorruptFilesystem: fields that contradict each other.
+        """
+        if len(data) < SUPERBLOCK_SIZE:
+            raise FormatError(f"EXT2 superblock is cut short: {len(data)} of {SUPERBLOCK_SIZE} bytes")
+        (
+            inodes_count,
+            blocks_count,
+            r_blocks_count,
+            free_blocks_count,
+            free_inodes_count,
+            first_data_block,
+            log_block_size,
+            _log_frag_size,
+            blocks_per_group,
+            _frags_per_group,
+            inodes_per_group,
+            _mtime,
+            _wtime,
+            _mnt_count,
+            _max_mnt_count,
+            magic,
+            state,
+            _errors,
+            _minor_rev_level,
+            _lastcheck,
+            _checkinterval,
+            _creator_os,
+            rev_level,
+            def_resuid,
+            def_resgid,
+            first_ino,
+            inode_size,
+            _block_group_nr,
+            compat,
+            incompat,
+            ro_compat,
+            uuid,
+            volume_name,
+            _prealloc_blocks,
+            _prealloc_dir_blocks,
+            reserved_gdt_blocks,
+        ) = _LAYOUT.unpack_from(data)
+        if magic != EXT2_SUPER_MAGIC:
+            raise FormatError(f"not an EXT2 file system: s_magic is {magic:#06x}, not {EXT2_SUPER_MAGIC:#06x}")
+        if rev_level == EXT2_GOOD_OLD_REV:
+            features: frozenset[str] = frozenset()
+            reserved_gdt_blocks = 0
+            first_ino, inode_size = EXT2_GOOD_OLD_FIRST_INO, EXT2_GOOD_OLD_INODE_SIZE
+        elif rev_level == EXT2_DYNAMIC_REV:
+            features = feature_names(compat, incompat, ro_compat)
+            check_supported(features)
+        else:
+            raise UnsupportedFeature(f"EXT2 revision {rev_level}; only 0 and 1 are known")
+        if log_block_size > EXT2_MAX_BLOCK_LOG_SIZE - EXT2_MIN_BLOCK_LOG_SIZE:
+            raise CorruptFilesystem(f"EXT2 superblock: s_log_block_size {log_block_size} means blocks over 64 KiB")
+        block_size = 1 << EXT2_MIN_BLOCK_LOG_SIZE + log_block_size
+        superblock = cls(
+            inodes_count,
+            blocks_count,
+            r_blocks_count,
+            free_blocks_count,
+            free_inodes_count,
+            first_data_block,
+            blocks_per_group,
+            inodes_per_group,
+            state,
+            rev_level,
+            def_resuid,
+            def_resgid,
+            first_ino,
+            inode_size,
+            UUID(bytes=uuid),
+            volume_name.rstrip(b"\0"),
+            reserved_gdt_blocks,
+            block_size,
+            features,
+        )
+        superblock._check()
+        return superblock
+
+    def _check(self) -> None:
+        bits_per_block = 8 * self.block_size
+        rules = (
+            ("s_inode_size", self.s_inode_size, _is_inode_size(self.s_inode_size, self.block_size)),
+            ("s_first_data_block", self.s_first_data_block, self.s_first_data_block == (self.block_size == 1024)),
+            ("s_blocks_count", self.s_blocks_count, self.s_blocks_count > self.s_first_data_block + 1),
+            ("s_blocks_per_group", self.s_blocks_per_group, 0 < self.s_blocks_per_group <= bits_per_block),
+            ("s_inodes_per_group", self.s_inodes_per_group, 0 < self.s_inodes_per_group <= bits_per_block),
+            ("s_first_ino", self.s_first_ino, self.s_first_ino >= EXT2_GOOD_OLD_FIRST_INO),
+            ("s_inodes_count", self.s_inodes_count, self.s_inodes_count >= self.s_first_ino),
+        )
+        for name, value, is_right in rules:
+            if not is_right:
+                raise CorruptFilesystem(f"EXT2 superblock: {name} {value} cannot be")
+        if self.s_inodes_count != self.groups_count * self.s_inodes_per_group:
+            raise CorruptFilesystem(
+                f"EXT2 superblock: s_inodes_count {self.s_inodes_count} is not {self.groups_count} groups "
+                f"of {self.s_inodes_per_group}"
+            )
+
+
+def _is_inode_size(size: int, block_size: int) -> bool:
+    return EXT2_GOOD_OLD_INODE_SIZE <= size <= block_size and size & (size - 1) == 0

@@ -1,0 +1,1 @@
+"""Whole images: opening, building and checking them."""

@@ -1,0 +1,149 @@
+"""Opening an image: find its fssig and its hash tree, and decide whether to believe them.
+
+``[ EXT2 file system | verity superblock + hash tree | fssig, 4096 B ]``
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from mystfuse.devices.device import Device
+from mystfuse.devices.reader import ImageReader
+from mystfuse.devices.source import Source
+from mystfuse.devices.verity import VerityDevice
+from mystfuse.errors import FormatError, UsageError
+from mystfuse.formats.fssig import FSSIG_SIZE, Fssig, has_fssig_magic
+from mystfuse.formats.verity import VERITY_SUPERBLOCK_SIZE, TreeGeometry, VeritySuperblock
+from mystfuse.trust.policy import Trust, TrustPolicy, decide, trust_root_hash, trust_without_tree
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HashTree:
+    """Where the tree of an image is, by its (untrusted) superblock."""
+
+    superblock: VeritySuperblock
+    geometry: TreeGeometry
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedImage:
+    """An image that may be used, why, and how to check its blocks."""
+
+    source: Source
+    trust: Trust
+    tree: HashTree | None
+    """None for a bare file system under ``insecure``: nothing is checked."""
+    fssig: Fssig | None
+
+
+def read_fssig(source: Source) -> Fssig:
+    """The fssig at the end of an image; not trusted.
+
+    Raises:
+        FormatError: there is none, or a broken one.
+        ImageReadError: it cannot be read.
+    """
+    if source.size < FSSIG_SIZE:
+        raise FormatError(f"{source.name}: {source.size} bytes are too few for an image")
+    data = source.read(source.size - FSSIG_SIZE, FSSIG_SIZE)
+    if not has_fssig_magic(data):
+        raise FormatError(
+            f"{source.name}: no fssig at its end, so not a mystikos image, or a truncated one "
+            "(--hash-offset with --roothash opens a verity image without one, --insecure a bare EXT2 file system)"
+        )
+    try:
+        return Fssig.parse(data)
+    except FormatError as error:
+        raise type(error)(f"{source.name}: {error}") from error
+
+
+def open_image(
+    source: Source, policy: TrustPolicy, hash_offset: int | None = None, root_hash: bytes | None = None
+) -> TrustedImage:
+    """Decide whether and how to use an image.
+
+    Args:
+        hash_offset, root_hash: for a verity image without an fssig: where its superblock is, and its root hash
+            (32 bytes for sha256, 64 for sha512). Both or none.
+
+    Raises:
+        NotTrusted: nobody who is trusted vouches for it.
+        FormatError: not an image, or its tree cannot be.
+        ImageReadError: it cannot be read.
+    """
+    if hash_offset is not None:
+        if root_hash is None:
+            raise UsageError("--hash-offset needs the root hash of that tree: give one --roothash")
+        tree = _read_tree(source, hash_offset, source.size, exact=False)
+        if len(root_hash) != tree.superblock.digest_size:
+            raise UsageError(
+                f"the root hash has {len(root_hash)} bytes, but the tree is {tree.superblock.algorithm}, "
+                f"which has {tree.superblock.digest_size}"
+            )
+        return TrustedImage(source, trust_root_hash(root_hash), tree, None)
+    try:
+        fssig = read_fssig(source)
+        trust = decide(fssig, policy)
+        tree = _read_tree(source, fssig.hash_offset, source.size - FSSIG_SIZE, exact=True)
+        if tree.superblock.digest_size != len(fssig.root_hash):
+            raise FormatError(
+                f"{source.name}: a {tree.superblock.algorithm} tree does not fit the root hash of an fssig"
+            )
+    except FormatError as error:
+        if not policy.insecure:
+            raise
+        log.warning("%s; loaded without any check because of --insecure", error)
+        return TrustedImage(source, trust_without_tree(), None, None)
+    return TrustedImage(source, trust, tree, fssig)
+
+
+def _read_tree(source: Source, hash_offset: int, limit: int, exact: bool) -> HashTree:
+    """Read the verity superblock at ``hash_offset`` of a tree that must end by byte ``limit``."""
+    if hash_offset <= 0 or hash_offset + VERITY_SUPERBLOCK_SIZE > limit:
+        raise FormatError(
+            f"{source.name}: the verity superblock would be at byte {hash_offset}, outside the image (truncated?)"
+        )
+    try:
+        superblock = VeritySuperblock.parse(source.read(hash_offset, VERITY_SUPERBLOCK_SIZE))
+        if superblock.data_size != hash_offset if exact else superblock.data_size > hash_offset:
+            raise FormatError(
+                f"the hash tree says that it covers {superblock.data_size} bytes, but there are {hash_offset}"
+            )
+        geometry = TreeGeometry.of(superblock, hash_offset)
+        geometry.check_fits(limit)
+    except FormatError as error:
+        raise type(error)(f"{source.name}, byte {hash_offset}: {error}") from error
+    return HashTree(superblock, geometry)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """The running devices of an image: the reader below the trust boundary, and what stands on top of it."""
+
+    reader: ImageReader
+    verity: VerityDevice | None
+    device: Device
+    """The topmost layer: verified, where there is a tree."""
+
+
+@asynccontextmanager
+async def run_pipeline(image: TrustedImage, io_timeout: float) -> AsyncIterator[Pipeline]:
+    """Run the reader task and stack the devices of ``image`` on it, until the block ends."""
+    reader = ImageReader(image.source, io_timeout)
+    verity = None
+    if image.tree is not None:
+        assert image.trust.root_hash is not None
+        verity = VerityDevice(reader, image.tree.superblock, image.tree.geometry, image.trust.root_hash)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.run)
+        try:
+            yield Pipeline(reader, verity, verity or reader)
+        finally:
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,1 @@
+"""Who is believed. Pure decisions over bytes that somebody else has read; no I/O."""

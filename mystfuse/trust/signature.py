@@ -1,0 +1,116 @@
+"""RSA signatures over root hashes: RSASSA-PKCS1-v1_5, SHA-256, with the root hash itself as the digest."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+
+from mystfuse.errors import UsageError
+
+MIN_KEY_BITS = 2048
+MAX_KEY_BITS = 8192
+"""An fssig holds 1024 bytes of signature: 8192 bits."""
+
+_OPENSSL_MAX_EXPONENT_BITS = 64
+"""OpenSSL's OPENSSL_RSA_MAX_PUBEXP_BITS: it refuses larger public exponents for moduli over 3072 bits."""
+_SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
+"""DER prefix of a SHA-256 DigestInfo: RFC 8017, section 9.2, note 1."""
+
+
+def modulus_hash(key: rsa.RSAPublicKey) -> bytes:
+    """SHA-256 of the modulus, big-endian without leading zero bytes: what an fssig calls the signer."""
+    modulus = key.public_numbers().n
+    return hashlib.sha256(modulus.to_bytes((modulus.bit_length() + 7) // 8, "big")).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """An RSA public key of 2048 to 8192 bits, with any public exponent."""
+
+    key: rsa.RSAPublicKey
+    signer: bytes
+    """32 bytes: ``modulus_hash(key)``."""
+    name: str
+    """Where it came from, for messages."""
+
+    @classmethod
+    def from_pem(cls, pem: bytes, name: str) -> PublicKey:
+        """Parse a PEM public key.
+
+        Raises:
+            UsageError: not a PEM public key, not RSA, or not of 2048 to 8192 bits.
+        """
+        try:
+            key = serialization.load_pem_public_key(pem)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise UsageError(f"{name}: not a PEM public key (openssl rsa -in PRIVATE -pubout makes one)") from error
+        if not isinstance(key, rsa.RSAPublicKey):
+            raise UsageError(f"{name}: not an RSA key")
+        _check_size(key.key_size, name)
+        return cls(key, modulus_hash(key), name)
+
+    def verifies(self, root_hash: bytes, signature: bytes) -> bool:
+        """Whether ``signature`` is this key's signature of the 32-byte ``root_hash``."""
+        if self.key.public_numbers().e.bit_length() > _OPENSSL_MAX_EXPONENT_BITS:
+            return self._verifies_with_large_exponent(root_hash, signature)
+        try:
+            self.key.verify(signature, root_hash, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
+    def _verifies_with_large_exponent(self, root_hash: bytes, signature: bytes) -> bool:
+        """RFC 8017, section 8.2.2, by the book: build the one encoded message that is right and compare."""
+        numbers = self.key.public_numbers()
+        size = (numbers.n.bit_length() + 7) // 8
+        number = int.from_bytes(signature, "big")
+        if len(signature) != size or number >= numbers.n:
+            return False
+        digest_info = _SHA256_DIGEST_INFO + root_hash
+        expected = b"\0\1" + b"\xff" * (size - 3 - len(digest_info)) + b"\0" + digest_info
+        return hmac.compare_digest(pow(number, numbers.e, numbers.n).to_bytes(size, "big"), expected)
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A private key and the signer hash that goes into the fssig beside its signatures."""
+
+    key: rsa.RSAPrivateKey
+    signer: bytes
+
+    @classmethod
+    def from_pem_pair(cls, public_pem: bytes, private_pem: bytes, public_name: str, private_name: str) -> SigningKey:
+        """Parse the two halves of ``--sign PUBLIC:PRIVATE`` and check that they belong together.
+
+        Raises:
+            UsageError: one of them is not the PEM RSA key it should be, or they are of two pairs.
+        """
+        public = PublicKey.from_pem(public_pem, public_name)
+        try:
+            private = serialization.load_pem_private_key(private_pem, password=None)
+        except TypeError as error:
+            raise UsageError(
+                f"{private_name}: the private key is encrypted; decrypt it first (openssl rsa -in KEY -out KEY)"
+            ) from error
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise UsageError(f"{private_name}: not a PEM private key") from error
+        if not isinstance(private, rsa.RSAPrivateKey):
+            raise UsageError(f"{private_name}: not an RSA key")
+        if private.public_key().public_numbers() != public.key.public_numbers():
+            raise UsageError(f"{public_name} is not the public key of {private_name}")
+        return cls(private, public.signer)
+
+    def sign(self, root_hash: bytes) -> bytes:
+        """Sign a 32-byte root hash: ``openssl pkeyutl -sign -pkeyopt digest:sha256 -in ROOT_HASH``."""
+        return self.key.sign(root_hash, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
+
+
+def _check_size(bits: int, name: str) -> None:
+    if not MIN_KEY_BITS <= bits <= MAX_KEY_BITS:
+        raise UsageError(f"{name}: an RSA key of {bits} bits; it must have {MIN_KEY_BITS} to {MAX_KEY_BITS}")
