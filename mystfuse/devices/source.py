@@ -95,6 +95,10 @@ class FileSource:
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def fileno(self) -> int:
+        """The descriptor, which a daemon keeps over its fork."""
+        return self._fd
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import EISDIR, ENOTDIR
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, FormatError
 from mystfuse.ext2.block_map import Run, map_runs
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
@@ -50,7 +50,7 @@ class FileSystem:
         return read_inode(self.superblock, blocks, ino)
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
-        """Many inodes at once; None for one that is broken."""
+        """What the entries of a directory refer to; None for what cannot be: a broken inode, or the root."""
         located: dict[int, int] = {}
         for ino in numbers:
             try:
@@ -61,8 +61,8 @@ class FileSystem:
         found: list[Inode | None] = []
         for ino in numbers:
             try:
-                found.append(self.inode(blocks, ino))
-            except CorruptFilesystem:
+                found.append(self.inode(blocks, ino) if ino != EXT2_ROOT_INO else None)
+            except FormatError:
                 found.append(None)
         return found
 

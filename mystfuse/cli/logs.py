@@ -1,0 +1,60 @@
+"""Where log lines go: stderr while there is one, and for a daemon a file or the system's log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from logging.handlers import SysLogHandler
+from pathlib import Path
+
+_SYSLOG = Path("/dev/log")
+
+
+class RateLimit(logging.Filter):
+    """Lets each place in the code log 50 lines in 10 seconds: what reads a hostile image must not fill a disk."""
+
+    LINES = 50
+    SECONDS = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._windows: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = (record.pathname, record.lineno)
+        now = time.monotonic()
+        start, count = self._windows.get(place, (now, 0))
+        if now - start > self.SECONDS:
+            if count > self.LINES:
+                record.msg = f"{record.msg} (and {count - self.LINES} like it left out before)"
+            start, count = now, 0
+        self._windows[place] = (start, count + 1)
+        return count < self.LINES
+
+
+def set_up_logging(foreground: bool, log_file: Path | None) -> None:
+    """Log to stderr (a daemon: warnings only, until it lets go of the terminal) and, as a daemon, to ``log_file`` or
+    syslog."""
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(logging.Formatter("mystfuse: %(levelname)s: %(message)s"))
+    stderr.setLevel(logging.INFO if foreground else logging.WARNING)
+    handlers: list[logging.Handler] = [stderr]
+    if log_file is not None:
+        handler: logging.Handler = logging.FileHandler(log_file)
+        handler.setFormatter(logging.Formatter("%(asctime)s mystfuse[%(process)d] %(levelname)s: %(message)s"))
+        handlers.append(handler)
+    elif not foreground and _SYSLOG.is_socket():
+        handler = SysLogHandler(str(_SYSLOG), SysLogHandler.LOG_DAEMON)
+        handler.setFormatter(logging.Formatter("mystfuse[%(process)d]: %(levelname)s: %(message)s"))
+        handlers.append(handler)
+    logger = logging.getLogger("mystfuse")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    limit = RateLimit()
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.addFilter(limit)
+    # A filter on a logger does not see what its children log.
+    for each in handlers:
+        each.addFilter(limit)
+    logging.getLogger("pyfuse3").setLevel(logging.ERROR)

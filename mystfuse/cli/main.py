@@ -1,0 +1,104 @@
+"""The ``mystfuse`` command: finds the subcommand, and turns every error into one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import click
+
+from mystfuse import __version__
+from mystfuse.errors import ExitStatus, MystfuseError
+
+COMMANDS = ("mount", "umount", "status", "mkext2", "fssig", "verify")
+
+
+class _Commands(click.Group):
+    """Subcommands, each imported when it is used. What does not begin with one is ``mount``, the main job."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"mystfuse.cli.{cmd_name}").command
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*COMMANDS, "--help", "--version", "-h"):
+            if len(args) == 1 and not args[0].startswith("-") and not os.path.lexists(args[0]):
+                raise click.UsageError(f"{args[0]}: neither a command nor an image; see mystfuse --help")
+            args = ["mount", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=True,
+    epilog="mystfuse IMAGE MOUNTPOINT is short for mystfuse mount IMAGE MOUNTPOINT. Exit status: 0 done, 1 failed, "
+    "2 usage, 3 not trusted, 4 integrity check failed, 5 wrong or missing key, 6 not an image that can be read, "
+    "7 mount failed.",
+)
+@click.version_option(__version__, prog_name="mystfuse")
+def cli() -> None:
+    """Mount verified EXT2 images, and make, inspect and check them."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status. Every error is one line on stderr."""
+    try:
+        result: Any = cli.main(args=arguments, prog_name="mystfuse", standalone_mode=False)
+        sys.stdout.flush()
+        return int(result or 0)
+    except MystfuseError as error:
+        return complain(str(error), error.exit_status)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return ExitStatus.USAGE
+    except click.ClickException as error:
+        return complain(error.format_message(), ExitStatus.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        return complain("interrupted", ExitStatus.FAILED)
+    except BrokenPipeError:
+        # Whoever read our output has had enough (| head). Python must not try to flush the rest at exit.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitStatus.FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return complain(f"{where}{error.strerror or error}", ExitStatus.FAILED)
+    except MemoryError:
+        return complain("out of memory", ExitStatus.FAILED)
+    except Exception as error:
+        if os.environ.get("MYSTFUSE_DEBUG"):
+            traceback.print_exc()
+        return complain(
+            f"internal error: {type(error).__name__}: {error} (MYSTFUSE_DEBUG=1 shows where; please report it)",
+            ExitStatus.FAILED,
+        )
+
+
+def complain(message: str, status: ExitStatus) -> ExitStatus:
+    """Write one line to stderr, whatever is in the message, and return the status."""
+    with suppress(OSError):
+        print(f"mystfuse: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+def one_line(message: str) -> str:
+    """The message with every character that could end the line or drive a terminal escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in message
+    )

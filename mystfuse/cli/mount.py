@@ -1,0 +1,272 @@
+"""``mystfuse mount``, the main job: mount an image, in the background unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mystfuse.cli.logs import set_up_logging
+from mystfuse.cli.main import complain, one_line
+from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.cli.options import TrustOptions, load_trust, parse_id, parse_seconds, parse_size, trust_options
+from mystfuse.devices.source import FileSource
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
+from mystfuse.fuse.daemon import Report, run_in_background
+from mystfuse.fuse.options import MountOptions, OnCorruption
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A mount to be made, everything about it read and checked that can be without trio."""
+
+    source: FileSource
+    trust: TrustOptions
+    options: MountOptions
+    foreground: bool
+    log_file: Path | None
+    ready_fd: int | None
+
+
+@click.command("mount")
+@trust_options
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@click.option("-o", "mount_options", multiple=True, metavar="OPT[,OPT]", help="Mount options; see below.")
+@click.option("-r", "--read-only", is_flag=True, help="Mount read-only (so far every mount is).")
+@click.option("--allow-other", is_flag=True, help="Let other users in.")
+@click.option("--uid", type=parse_id, metavar="N", help="Show everything as owned by this user.")
+@click.option("--gid", type=parse_id, metavar="N", help="Show everything as owned by this group.")
+@click.option("--map-root", is_flag=True, help="Show what root owns in the image as owned by the caller.")
+@click.option(
+    "--on-corruption",
+    type=click.Choice([choice.value for choice in OnCorruption]),
+    default=OnCorruption.EIO.value,
+    show_default=True,
+    help="What a damaged block does: fail the request, or end the mount as well.",
+)
+@click.option(
+    "--io-timeout",
+    type=parse_seconds,
+    metavar="SECONDS",
+    default="30",
+    show_default=True,
+    help="EIO if storage hangs; 0: never.",
+)
+@click.option(
+    "--idle-timeout",
+    type=parse_seconds,
+    metavar="SECONDS",
+    default="0",
+    show_default=True,
+    help="Unmount when unused; 0: never.",
+)
+@click.option("--log-file", type=click.Path(path_type=Path), help="Log here (default: stderr with -f, else syslog).")
+@click.option("--ready-fd", type=click.IntRange(3), metavar="N", help="Write a line to descriptor N when mounted.")
+@click.argument("image", type=click.Path())
+@click.argument("mountpoint", type=click.Path())
+def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given: Any) -> ExitStatus:
+    """Mount IMAGE on MOUNTPOINT; every block is verified before anyone sees it.
+
+    Each option can also be given to -o under its own name, with underscores for dashes: -o ro,allow_other,roothash=HEX.
+    Further ones are nonempty, suid, dev, noexec, noxattr, noacl, and nocontrol (no .mystfuse directory).
+    """
+    flags = _parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
+    job = _prepare(given, flags, image, mountpoint)
+    if job.foreground:
+        set_up_logging(True, job.log_file)
+        return ExitStatus(_serve(job, _tell_foreground))
+    keep = {job.source.fileno()} | ({job.ready_fd} if job.ready_fd is not None else set())
+    status, message = run_in_background(partial(_serve, job), frozenset(keep))
+    if status is not ExitStatus.DONE:
+        return complain(message, status)
+    click.echo(message)
+    return status
+
+
+_FLAGS = frozenset({"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol"})
+_IGNORED = frozenset(
+    {"ro", "read_only", "default_permissions", "noatime", "nosuid", "nodev", "exec", "async", "trust_self"}
+)
+_LONG = frozenset({"allow_other", "insecure", "map_root", "foreground"})
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "uid": parse_id,
+    "gid": parse_id,
+    "on_corruption": OnCorruption,
+    "io_timeout": parse_seconds,
+    "idle_timeout": parse_seconds,
+    "log_file": Path,
+    "hash_offset": parse_size,
+    "ready_fd": int,
+}
+_LISTS = {"roothash": "roothashes", "pubkey": "pubkeys"}
+
+
+def _parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
+    """Put what -o says into ``given``, under the long options' names; returns the flags that have no long option.
+
+    A comma inside a value is written ``\\,``.
+    """
+    flags: set[str] = set()
+    for part in re.split(r"(?<!\\),", text):
+        name, equals, value = part.replace("\\,", ",").partition("=")
+        if not name and not equals:
+            continue
+        if name in _LISTS and equals:
+            given[_LISTS[name]] = (*given[_LISTS[name]], value)
+        elif name in _VALUES and equals:
+            try:
+                given[name] = _VALUES[name](value)
+            except (click.BadParameter, ValueError) as error:
+                raise UsageError(f"-o {part}: not a value that it can have") from error
+        elif name in _LONG and not equals:
+            given[name] = True
+        elif name in _FLAGS and not equals:
+            flags.add(name)
+        elif name == "rw" and not equals:
+            raise UsageError("-o rw: this version mounts read-only")
+        elif name not in _IGNORED or equals:
+            raise UsageError(f"-o {part}: no such mount option, or its value is missing or not wanted")
+    return frozenset(flags)
+
+
+def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoint: str) -> _Job:
+    trust = load_trust(given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], trust_self=True)
+    ready_fd: int | None = given["ready_fd"]
+    if ready_fd is not None:
+        try:
+            os.fstat(ready_fd)
+        except OSError as error:
+            raise UsageError(f"--ready-fd {ready_fd}: {error.strerror}") from error
+    if {"suid", "dev"} & flags and os.geteuid():
+        raise UsageError("-o suid and -o dev are for root alone")
+    source = FileSource(image)
+    path = resolve_mountpoint(mountpoint)
+    _check_mountpoint(path, mountpoint, "nonempty" in flags)
+    log_file: Path | None = given["log_file"]
+    options = MountOptions(
+        mountpoint=path,
+        fsname=source.resolved_name(),
+        allow_other=given["allow_other"],
+        nonempty="nonempty" in flags,
+        suid="suid" in flags,
+        dev="dev" in flags,
+        noexec="noexec" in flags,
+        uid=given["uid"],
+        gid=given["gid"],
+        map_root=given["map_root"],
+        xattr="noxattr" not in flags,
+        acl="noacl" not in flags,
+        control="nocontrol" not in flags,
+        io_timeout=given["io_timeout"],
+        idle_timeout=given["idle_timeout"],
+        on_corruption=OnCorruption(given["on_corruption"]),
+    )
+    return _Job(source, trust, options, given["foreground"], log_file.absolute() if log_file else None, ready_fd)
+
+
+def _check_mountpoint(path: str, name: str, may_be_filled: bool) -> None:
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("/dev/fuse is missing: this kernel or container has no FUSE (modprobe fuse?)")
+    try:
+        is_filled = any(os.scandir(path))
+    except FileNotFoundError as error:
+        raise MountError(f"{name}: no such directory to mount on (mkdir makes one)") from error
+    except NotADirectoryError as error:
+        raise MountError(f"{name}: not a directory, so nothing can be mounted on it") from error
+    except PermissionError as error:
+        raise MountError(f"{name}: {error.strerror}") from error
+    except OSError as error:
+        raise MountError(
+            f"{name}: {error.strerror}: left over from a mount that died? (mystfuse umount {name} clears it away)"
+        ) from error
+    if is_filled and not may_be_filled:
+        raise MountError(f"{name}: not empty; what is in it would be hidden (-o nonempty mounts all the same)")
+
+
+def _serve(job: _Job, report: Report) -> int:
+    """Open the image and serve its mount until that ends; runs in the daemon. Returns the exit status."""
+    # Imported here: the parent never needs them, and must not have started anything of theirs when it forks.
+    import trio
+
+    from mystfuse.fuse.session import Session
+    from mystfuse.image.open import open_image
+
+    is_ready = False
+
+    def on_ready() -> None:
+        nonlocal is_ready
+        is_ready = True
+        report(ExitStatus.DONE, _describe(job, trust_explanation))
+        if job.ready_fd is not None:
+            with suppress(OSError):
+                os.write(job.ready_fd, b"ready\n")
+                os.close(job.ready_fd)
+
+    trust_explanation = ""
+
+    async def serve() -> int:
+        nonlocal trust_explanation
+        timeout = job.options.io_timeout
+        try:
+            with trio.fail_after(timeout):
+                image = await trio.to_thread.run_sync(
+                    open_image,
+                    job.source,
+                    job.trust.policy,
+                    job.trust.hash_offset,
+                    job.trust.root_hash,
+                    abandon_on_cancel=True,
+                )
+        except trio.TooSlowError as error:
+            raise MystfuseError(f"{job.source.name}: no answer from storage within {timeout:g} s") from error
+        trust_explanation = image.trust.explanation
+        if not image.trust.is_vouched_for:
+            log.warning("%s is %s", job.source.name, trust_explanation)
+        return await Session(image, job.options, on_ready).run()
+
+    try:
+        if not job.foreground:
+            set_up_logging(False, job.log_file)
+        return int(trio.run(serve))
+    except BaseException as error:
+        cause = _innermost(error)
+        if isinstance(cause, MystfuseError):
+            status, message = cause.exit_status, str(cause)
+        elif isinstance(cause, OSError):
+            status, message = ExitStatus.FAILED, f"{job.source.name}: {cause.strerror or cause}"
+        else:
+            log.exception("internal error")
+            status, message = ExitStatus.FAILED, f"internal error: {type(cause).__name__}: {cause}"
+        if is_ready:
+            log.error("%s", message)
+        else:
+            report(status, message)
+        return int(status)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The one error inside trio's groups of one."""
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    return error
+
+
+def _describe(job: _Job, explanation: str) -> str:
+    return one_line(f"{job.source.name} mounted on {job.options.mountpoint}, read-only; {explanation}")
+
+
+def _tell_foreground(status: ExitStatus, message: str) -> None:
+    if status is ExitStatus.DONE:
+        click.echo(message)
+    else:
+        complain(message, status)

@@ -1,0 +1,58 @@
+"""``mystfuse status``: what a mount says about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.errors import MountError
+from mystfuse.fuse.control import CONTROL_NAME, STATUS_NAME
+from mystfuse.fuse.mount_table import find_mount
+
+TIMEOUT = 10.0
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.argument("mountpoint", type=click.Path())
+def command(as_json: bool, mountpoint: str) -> None:
+    """Show what is mounted on MOUNTPOINT, why it is trusted, and what has been read and verified."""
+    path = resolve_mountpoint(mountpoint)
+    if find_mount(path) is None:
+        raise MountError(f"{mountpoint}: nothing of mystfuse's is mounted there")
+    text = _read_with_timeout(Path(path) / os.fsdecode(CONTROL_NAME) / os.fsdecode(STATUS_NAME))
+    if as_json:
+        click.echo(text, nl=False)
+        return
+    status: dict[str, Any] = json.loads(text)
+    for name, value in status.items():
+        click.echo(f"{name.replace('_', ' ')}: {'none' if value is None else value}")
+
+
+def _read_with_timeout(path: Path) -> str:
+    """Read a file of a mount whose daemon may hang or be gone."""
+    result: list[str | OSError] = []
+
+    def read() -> None:
+        try:
+            result.append(path.read_text())
+        except OSError as error:
+            result.append(error)
+
+    # A daemon thread: if the read never returns, the process can still end.
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    if not result:
+        raise MountError(f"{path}: no answer within {TIMEOUT:g} s")
+    if isinstance(result[0], OSError):
+        raise MountError(
+            f"{path}: {result[0].strerror} (is the daemon alive? mystfuse umount clears a dead mount away)"
+        )
+    return result[0]

@@ -1,0 +1,20 @@
+"""``mystfuse umount``: unmount, and return when the daemon is gone."""
+
+from __future__ import annotations
+
+import click
+
+from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.fuse.unmount import unmount_and_wait
+
+
+@click.command("umount")
+@click.option("-l", "--lazy", is_flag=True, help="Take it out of the tree now, even if it is in use.")
+@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for the daemon to end.")
+@click.argument("mountpoint", type=click.Path())
+def command(lazy: bool, timeout: float, mountpoint: str) -> None:
+    """Unmount MOUNTPOINT and wait until the process that served it is gone.
+
+    Also clears away what is left of a mount whose daemon was killed.
+    """
+    unmount_and_wait(resolve_mountpoint(mountpoint), lazy, timeout)

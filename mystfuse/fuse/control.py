@@ -1,0 +1,64 @@
+"""The control directory ``.mystfuse`` at the root of the mount: hidden from listings, for the mounting user and root.
+
+Its inode numbers begin at 2^32, where no inode of the image can be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from pyfuse3 import EntryAttributes
+
+CONTROL_NAME = b".mystfuse"
+CONTROL_INO = 1 << 32
+STATUS_NAME = b"status.json"
+STATUS_INO = CONTROL_INO + 1
+
+
+class ControlDirectory:
+    """Attributes and contents of ``.mystfuse`` and what is in it.
+
+    Args:
+        status: gives the present status, to be shown as JSON.
+    """
+
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._status = status
+        self._uid, self._gid = os.getuid(), os.getgid()
+
+    def owns(self, ino: int) -> bool:
+        """Whether inode number ``ino`` is one of ours."""
+        return ino >= CONTROL_INO
+
+    def may_use(self, uid: int) -> bool:
+        """Whether user ``uid`` may look into the control directory."""
+        return uid in (0, self._uid)
+
+    def lookup(self, name: bytes) -> EntryAttributes | None:
+        """What ``name`` in the control directory is."""
+        if name == STATUS_NAME:
+            return self.attributes(STATUS_INO)
+        return self.attributes(CONTROL_INO) if name == b"." else None
+
+    def attributes(self, ino: int) -> EntryAttributes:
+        """The attributes of the control directory or of a file in it; never cached."""
+        attributes = EntryAttributes()
+        attributes.st_ino = ino
+        attributes.st_mode = stat.S_IFDIR | 0o500 if ino == CONTROL_INO else stat.S_IFREG | 0o400
+        attributes.st_nlink = 2 if ino == CONTROL_INO else 1
+        attributes.st_uid, attributes.st_gid = self._uid, self._gid
+        attributes.entry_timeout = attributes.attr_timeout = 0
+        return attributes
+
+    def entries(self) -> list[tuple[bytes, EntryAttributes]]:
+        """What a listing of the control directory shows, without ``.`` and ``..``."""
+        return [(STATUS_NAME, self.attributes(STATUS_INO))]
+
+    def contents(self, ino: int) -> bytes:
+        """The contents of a file in the control directory, as of now."""
+        assert ino == STATUS_INO
+        return (json.dumps(self._status(), indent=2) + "\n").encode()

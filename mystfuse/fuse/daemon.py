@@ -1,0 +1,79 @@
+"""Going into the background, and only then telling the caller how it went.
+
+The parent stays until the child says that the mount answers, or why there is none, and exits with that status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from mystfuse.errors import ExitStatus
+
+Report = Callable[[ExitStatus, str], None]
+"""Called once by the child: how it went, and one line for the user (may be empty)."""
+
+
+def run_in_background(serve: Callable[[Report], int], keep: frozenset[int]) -> tuple[ExitStatus, str]:
+    """Fork; the child runs ``serve(report)`` and exits with what it returns, the parent returns what was reported.
+
+    Args:
+        keep: descriptors above 2 that the child needs; all others that were inherited are closed.
+    """
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _run_child(serve, sender, keep)
+    os.close(sender)
+    try:
+        with os.fdopen(receiver, "rb") as stream:
+            said = stream.read()
+    except KeyboardInterrupt:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    if said:
+        status, message = json.loads(said)
+        if status != ExitStatus.DONE:
+            os.waitpid(child, 0)
+        return ExitStatus(status), message
+    _, how = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(how)
+    what = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+    return ExitStatus.FAILED, f"the daemon ended before it was ready ({what})"
+
+
+def _run_child(serve: Callable[[Report], int], sender: int, keep: frozenset[int]) -> NoReturn:
+    status = int(ExitStatus.FAILED)
+    try:
+        os.setsid()
+        for name in os.listdir("/proc/self/fd"):
+            descriptor = int(name)
+            if descriptor > 2 and descriptor != sender and descriptor not in keep:
+                with suppress(OSError):
+                    os.close(descriptor)
+
+        def report(how: ExitStatus, message: str) -> None:
+            if how is ExitStatus.DONE:
+                _detach()
+            with suppress(BrokenPipeError):
+                os.write(sender, json.dumps([how, message]).encode())
+            os.close(sender)
+
+        status = serve(report)
+    finally:
+        # Not sys.exit: what the parent has registered with atexit, or buffered, is the parent's.
+        os._exit(status)
+
+
+def _detach() -> None:
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)

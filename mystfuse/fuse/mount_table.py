@@ -1,0 +1,71 @@
+"""The kernel's mount table, and which process serves which mount. Never touches a mount itself: it might hang."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FSTYPE = "fuse.mystfuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/self/mountinfo that is ours."""
+
+    mountpoint: str
+    device: str
+    """``major:minor``"""
+    source: str
+    user_id: int
+    """Who mounted it."""
+
+    @property
+    def daemon_name(self) -> str:
+        """What the process that serves it calls itself (see ``name_this_process``)."""
+        return f"mystfuse:{self.device}"[:15]
+
+
+def find_mount(mountpoint: str) -> Mount | None:
+    """The topmost mount on ``mountpoint`` (absolute), if that is one of ours."""
+    found: Mount | None = None
+    for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").splitlines():
+        # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
+        before, _, after = line.partition(" - ")
+        fields, (fstype, source, super_options) = before.split(" "), after.split(" ", 2)
+        if _unescape(fields[4]) != mountpoint:
+            continue
+        user_id = re.search(r"\buser_id=(\d+)", super_options)
+        is_ours = fstype == FSTYPE and user_id is not None
+        found = Mount(mountpoint, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None
+    return found
+
+
+def name_this_process(mountpoint: str) -> None:
+    """Call this process after the mount it serves, so that ``find_daemon`` finds it and ps(1) tells it apart."""
+    mount = find_mount(mountpoint)
+    if mount is not None:
+        Path("/proc/self/comm").write_text(mount.daemon_name)
+
+
+def find_daemon(mount: Mount) -> int | None:
+    """A pidfd of the process that serves a mount; None when there is none (it was killed).
+
+    Only processes of the user who mounted count: nobody else can pass theirs off as a daemon.
+    """
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "comm").read_text().rstrip("\n") != mount.daemon_name or entry.stat().st_uid != mount.user_id:
+                continue
+            return os.pidfd_open(int(entry.name))
+        except OSError:
+            continue
+    return None
+
+
+def _unescape(field: str) -> str:
+    """mountinfo writes space, tab, newline and backslash as octal."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -1,0 +1,331 @@
+"""pyfuse3's requests, translated into calls to the volume, and errors into errnos.
+
+The kernel calls the root inode 1, EXT2 calls it 2; all other inode numbers are the same on both sides. The kernel may
+keep what it is told for a day, since nobody else changes the file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
+
+from mystfuse.errors import IntegrityError, MystfuseError
+from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
+from mystfuse.ext2.inode import Inode
+from mystfuse.fuse.control import CONTROL_INO, CONTROL_NAME, ControlDirectory
+from mystfuse.fuse.options import MountOptions
+from mystfuse.volume import Volume
+
+log = logging.getLogger(__name__)
+
+CACHE_SECONDS = 86400
+ENTRIES_AT_ONCE = 128
+"""Directory entries prepared together; what the kernel has no room for is kept for its next request."""
+_AFTER_DOT, _AFTER_DOTDOT = 1, 2
+"""Where a listing stands behind ``.`` and ``..``; other positions are byte offsets, all of them larger."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _handler(
+    method: Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]:
+    """The one place where errors become errnos. Anything but FUSEError would take down the whole mount."""
+
+    async def handle(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.requests += 1
+        self.last_request = trio.current_time()
+        try:
+            return await method(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except IntegrityError as error:
+            self.on_corruption(error)
+            raise FUSEError(error.errno) from None
+        except MystfuseError as error:
+            log.warning("%s: %s", method.__name__, error)
+            raise FUSEError(error.errno) from None
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("%s: internal error", method.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    functools.update_wrapper(handle, method)
+    return handle
+
+
+@dataclass(slots=True)
+class _OpenDirectory:
+    ino: int
+    position: int = -1
+    """Where ``prepared`` begins."""
+    prepared: list[tuple[bytes, EntryAttributes, int]] = field(default_factory=list)
+    """Entries with the position behind each, made but not yet handed over."""
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount.
+
+    Args:
+        status: gives what ``.mystfuse/status.json`` shows.
+        on_corruption: called for every request that failed because of a block that is not what its digest says.
+        has_own_control: whether the image itself has an entry ``.mystfuse``, which ours hides.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        volume: Volume,
+        options: MountOptions,
+        status: Callable[[], dict[str, Any]],
+        on_corruption: Callable[[IntegrityError], None],
+    ) -> None:
+        super().__init__()
+        self.enable_acl = options.acl and options.xattr
+        self.ready = trio.Event()
+        """Set while the kernel's INIT is answered."""
+        self.requests = 0
+        self.last_request = trio.current_time()
+        self.on_corruption = on_corruption
+        self._volume = volume
+        self._options = options
+        self._control = ControlDirectory(status) if options.control else None
+        self._own = os.getuid(), os.getgid()
+        self._files: dict[int, int | bytes] = {}
+        """Open files by handle: an inode number, or the contents of a control file."""
+        self._directories: dict[int, _OpenDirectory] = {}
+        self._next_handle = 1
+
+    @property
+    def open_handles(self) -> int:
+        """Files and directories that are open now."""
+        return len(self._files) + len(self._directories)
+
+    def init(self) -> None:
+        self.ready.set()
+
+    @_handler
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if len(name) > EXT2_NAME_LEN:
+            raise FUSEError(errno.ENAMETOOLONG)
+        if self._control:
+            if parent_inode == pyfuse3.ROOT_INODE and name == CONTROL_NAME:
+                self._check_control(ctx)
+                return self._control.attributes(CONTROL_INO)
+            if self._control.owns(parent_inode):
+                self._check_control(ctx)
+                return (await self._root() if name == b".." else self._control.lookup(name)) or _absent(0)
+        inode = await self._volume.lookup(_ext2_ino(parent_inode), name)
+        if inode is None:
+            return _absent(CACHE_SECONDS)
+        attributes = self._attributes(inode)
+        if inode.ino == EXT2_ROOT_INO:
+            attributes.st_ino = pyfuse3.ROOT_INODE
+        return attributes
+
+    @_handler
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        if self._control and self._control.owns(inode):
+            return self._control.attributes(inode)
+        return self._attributes(await self._volume.inode(_ext2_ino(inode)))
+
+    @_handler
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return await self._volume.target(_ext2_ino(inode))
+
+    @_handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            raise FUSEError(errno.EROFS)
+        if self._control and self._control.owns(inode):
+            self._check_control(ctx)
+            return FileInfo(fh=self._add(self._files, self._control.contents(inode)), direct_io=True)
+        return FileInfo(fh=self._add(self._files, _ext2_ino(inode)), keep_cache=True)
+
+    @_handler
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        file = self._files[fh]
+        if isinstance(file, bytes):
+            return file[off : off + size]
+        return await self._volume.read(file, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+
+    @_handler
+    async def release(self, fh: int) -> None:
+        del self._files[fh]
+
+    @_handler
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        if self._control and self._control.owns(inode):
+            self._check_control(ctx)
+            return self._add(self._directories, _OpenDirectory(inode))
+        return self._add(self._directories, _OpenDirectory(_ext2_ino(inode)))
+
+    @_handler
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        directory = self._directories[fh]
+        position = start_id
+        replied = False
+        while True:
+            if not directory.prepared or directory.position != position:
+                try:
+                    directory.prepared = await self._prepare(directory.ino, position)
+                except MystfuseError:
+                    if replied:
+                        # What was listed so far is handed over; the next request meets the error again.
+                        return
+                    raise
+                directory.position = position
+                if not directory.prepared:
+                    return
+            for index, (name, attributes, next_id) in enumerate(directory.prepared):
+                if not pyfuse3.readdir_reply(token, name, attributes, next_id):
+                    del directory.prepared[:index]
+                    directory.position = position
+                    return
+                position, replied = next_id, True
+            directory.prepared = []
+
+    @_handler
+    async def releasedir(self, fh: int) -> None:
+        del self._directories[fh]
+
+    @_handler
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if not self._options.xattr:
+            raise FUSEError(errno.ENOSYS)
+        value = (await self._xattrs(inode)).get(name)
+        if value is None:
+            raise FUSEError(pyfuse3.ENOATTR)
+        return value
+
+    @_handler
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        if not self._options.xattr:
+            raise FUSEError(errno.ENOSYS)
+        names = await self._xattrs(inode)
+        # Like the kernel, show trusted.* to root only (fs/ext4/xattr_trusted.c).
+        return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
+
+    @_handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        statistics = self._volume.statistics()
+        data = StatvfsData()
+        data.f_bsize = data.f_frsize = statistics.block_size
+        data.f_blocks = statistics.blocks
+        data.f_bfree = statistics.free_blocks
+        data.f_bavail = statistics.available_blocks
+        data.f_files = statistics.inodes
+        data.f_ffree = data.f_favail = statistics.free_inodes
+        data.f_namemax = EXT2_NAME_LEN
+        return data
+
+    async def _prepare(self, ino: int, position: int) -> list[tuple[bytes, EntryAttributes, int]]:
+        """The next entries of a directory from ``position`` on, with the position behind each; empty at its end."""
+        if self._control and self._control.owns(ino):
+            own: list[tuple[bytes, EntryAttributes]] = [
+                (b".", self._control.attributes(CONTROL_INO)),
+                (b"..", self._attributes(await self._volume.inode(EXT2_ROOT_INO))),
+                *self._control.entries(),
+            ]
+            return [(name, attributes, index) for index, (name, attributes) in enumerate(own, 1)][position:]
+        if position < _AFTER_DOTDOT:
+            directory = await self._volume.inode(ino)
+            dots = [(b".", _dot(ino), _AFTER_DOT), (b"..", _dot(await self._volume.parent(directory)), _AFTER_DOTDOT)]
+            return dots[position:]
+        offset = 0 if position == _AFTER_DOTDOT else position
+        hidden = CONTROL_NAME if self._control and ino == EXT2_ROOT_INO else None
+        while True:
+            found, next_offset = await self._volume.entries(ino, offset, ENTRIES_AT_ONCE)
+            entries = [
+                (entry.name, self._attributes(inode) if inode else _broken(entry.ino), entry.next_offset)
+                for entry, inode in found
+                if entry.name != hidden
+            ]
+            if entries or next_offset <= offset or not found:
+                return entries
+            offset = next_offset
+
+    async def _xattrs(self, inode: int) -> dict[bytes, bytes]:
+        if self._control and self._control.owns(inode):
+            return {}
+        return await self._volume.xattrs(_ext2_ino(inode))
+
+    async def _root(self) -> EntryAttributes:
+        attributes = self._attributes(await self._volume.inode(EXT2_ROOT_INO))
+        attributes.st_ino = pyfuse3.ROOT_INODE
+        return attributes
+
+    def _attributes(self, inode: Inode) -> EntryAttributes:
+        attributes = EntryAttributes()
+        attributes.st_ino = inode.ino
+        attributes.generation = inode.i_generation
+        attributes.entry_timeout = attributes.attr_timeout = CACHE_SECONDS
+        attributes.st_mode = inode.i_mode
+        attributes.st_nlink = inode.i_links_count
+        attributes.st_uid, attributes.st_gid = self._owner(inode.uid, inode.gid)
+        attributes.st_rdev = inode.rdev
+        attributes.st_size = inode.size
+        attributes.st_blksize = self._volume.superblock.block_size
+        attributes.st_blocks = inode.i_blocks
+        attributes.st_atime_ns = inode.atime_ns
+        attributes.st_mtime_ns = inode.mtime_ns
+        attributes.st_ctime_ns = inode.ctime_ns
+        return attributes
+
+    def _owner(self, uid: int, gid: int) -> tuple[int, int]:
+        options = self._options
+        if options.map_root:
+            uid = self._own[0] if uid == 0 else uid
+            gid = self._own[1] if gid == 0 else gid
+        return uid if options.uid is None else options.uid, gid if options.gid is None else options.gid
+
+    def _check_control(self, ctx: RequestContext) -> None:
+        if self._control and not self._control.may_use(ctx.uid):
+            raise FUSEError(errno.EACCES)
+
+    def _add(self, handles: dict[int, Any], value: Any) -> int:
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        handles[handle] = value
+        return handle
+
+
+def _ext2_ino(inode: int) -> int:
+    return EXT2_ROOT_INO if inode == pyfuse3.ROOT_INODE else inode
+
+
+def _absent(timeout: float) -> EntryAttributes:
+    """The answer "there is no such name", which the kernel may keep."""
+    attributes = EntryAttributes()
+    attributes.st_ino = 0
+    attributes.entry_timeout = timeout
+    return attributes
+
+
+def _dot(ino: int) -> EntryAttributes:
+    """For ``.`` and ``..`` the kernel looks at number and type alone."""
+    attributes = EntryAttributes()
+    attributes.st_ino = ino
+    attributes.st_mode = stat.S_IFDIR
+    return attributes
+
+
+def _broken(ino: int) -> EntryAttributes:
+    """For a name whose inode cannot be had: without a type the kernel lists the name and looks it up when asked
+    (fs/fuse/readdir.c, fuse_direntplus_link), and that look-up tells the error."""
+    attributes = EntryAttributes()
+    attributes.st_ino = ino
+    return attributes

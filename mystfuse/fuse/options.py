@@ -1,0 +1,65 @@
+"""What a mount can be told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+
+class OnCorruption(Enum):
+    """What a block that is not what its digest says does, besides failing the request that needed it."""
+
+    EIO = "eio"
+    UNMOUNT = "unmount"
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. Times are seconds."""
+
+    mountpoint: str
+    """Absolute."""
+    fsname: str
+    """What the mount table shows as the source."""
+    allow_other: bool = False
+    nonempty: bool = False
+    suid: bool = False
+    dev: bool = False
+    noexec: bool = False
+    uid: int | None = None
+    """Show everything as owned by this user."""
+    gid: int | None = None
+    map_root: bool = False
+    """Show what user and group 0 of the image own as owned by whoever mounts."""
+    xattr: bool = True
+    acl: bool = True
+    """Let the kernel enforce POSIX ACLs."""
+    control: bool = True
+    """Show the control directory ``.mystfuse``."""
+    io_timeout: float = 30.0
+    idle_timeout: float = math.inf
+    on_corruption: OnCorruption = OnCorruption.EIO
+
+    def fuse_options(self) -> set[str]:
+        """The options for libfuse, in the ASCII it takes."""
+        options = {
+            "ro",
+            "noatime",
+            "default_permissions",
+            "subtype=mystfuse",
+            f"fsname={_escape(self.fsname)}",
+            "suid" if self.suid else "nosuid",
+            "dev" if self.dev else "nodev",
+        }
+        if self.allow_other:
+            options.add("allow_other")
+        if self.noexec:
+            options.add("noexec")
+        return options
+
+
+def _escape(fsname: str) -> str:
+    """An option's value for libfuse: commas and backslashes escaped, bytes that are not printable ASCII as ``?``."""
+    text = "".join(char if char.isascii() and char.isprintable() else "?" for char in fsname)
+    return text.replace("\\", "\\\\").replace(",", "\\,")

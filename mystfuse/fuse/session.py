@@ -1,0 +1,190 @@
+"""The life of a mount, from the opened image to the orderly end, in the process that serves it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyfuse3
+import trio
+
+from mystfuse import __version__
+from mystfuse.errors import ExitStatus, IntegrityError, MountError
+from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.fuse.control import CONTROL_NAME
+from mystfuse.fuse.mount_table import name_this_process
+from mystfuse.fuse.operations import Operations
+from mystfuse.fuse.options import MountOptions, OnCorruption
+from mystfuse.fuse.unmount import BusyError, unmount
+from mystfuse.image.open import Pipeline, TrustedImage, run_pipeline
+from mystfuse.volume import Volume
+
+log = logging.getLogger(__name__)
+
+MAX_TASKS = 8
+"""Requests handled at once; each has a buffer of 1 MiB."""
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Session:
+    """One mount of one image.
+
+    Args:
+        on_ready: called once, when the kernel's INIT has been answered: from then on the mount answers.
+    """
+
+    def __init__(self, image: TrustedImage, options: MountOptions, on_ready: Callable[[], None]) -> None:
+        self._image = image
+        self._options = options
+        self._on_ready = on_ready
+        self._started = time.monotonic()
+        self._exit_status = ExitStatus.DONE
+        self._stop = trio.Event()
+
+    async def run(self) -> ExitStatus:
+        """Mount, serve until the mount is gone, and clean up.
+
+        Returns:
+            What to exit with: DONE after any orderly end, INTEGRITY when ``on_corruption=unmount`` ended it.
+
+        Raises:
+            MountError: it could not be mounted.
+            FormatError, IntegrityError, ImageReadError: the file system cannot be read.
+        """
+        with trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGUSR1) as signals:
+            async with run_pipeline(self._image, self._options.io_timeout) as pipeline:
+                volume = await Volume.open(pipeline.device)
+                await self._check_root(volume)
+                status = self._status_of(pipeline, volume)
+                operations = Operations(volume, self._options, status, self._corruption)
+                _mount(operations, self._options)
+                try:
+                    name_this_process(self._options.mountpoint)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._watch_signals, signals, status)
+                        nursery.start_soon(self._watch_stop)
+                        nursery.start_soon(self._watch_idleness, operations)
+                        nursery.start_soon(self._tell_ready, operations)
+                        await pyfuse3.main(max_tasks=MAX_TASKS)
+                        nursery.cancel_scope.cancel()
+                finally:
+                    # Does nothing when the mount is gone already, else takes it away lazily.
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(pyfuse3.close)
+                log.info("unmounted %s", self._options.mountpoint)
+        return self._exit_status
+
+    async def _check_root(self, volume: Volume) -> None:
+        root = await volume.inode(EXT2_ROOT_INO)
+        if not root.is_directory:
+            raise MountError("the root inode is not a directory: run e2fsck on the image it was made from")
+        if self._options.control and await volume.lookup(EXT2_ROOT_INO, CONTROL_NAME):
+            log.warning("the image's own .mystfuse is hidden by the control directory (-o nocontrol shows it)")
+
+    async def _tell_ready(self, operations: Operations) -> None:
+        await operations.ready.wait()
+        # init() is called while INIT is handled, without an await; that we run again means that it has been answered.
+        self._on_ready()
+
+    async def _watch_signals(self, signals: Any, status: Callable[[], dict[str, Any]]) -> None:
+        async for number in signals:
+            if number == signal.SIGUSR1:
+                log.warning("status: %s", json.dumps(status()))
+            else:
+                log.info("ending: %s", signal.Signals(number).name)
+                self._stop.set()
+
+    async def _watch_stop(self) -> None:
+        await self._stop.wait()
+        await self._unmount()
+        pyfuse3.terminate()
+
+    async def _unmount(self) -> None:
+        """Unmount from a thread, while the loop still serves."""
+        mountpoint = self._options.mountpoint
+        try:
+            await trio.to_thread.run_sync(unmount, mountpoint)
+        except BusyError:
+            log.warning("%s is in use: unmounted lazily", mountpoint)
+            try:
+                await trio.to_thread.run_sync(unmount, mountpoint, True)
+            except MountError as error:
+                log.error("%s", error)
+        except MountError as error:
+            # Unmounted by somebody else in the meantime.
+            log.info("%s", error)
+
+    async def _watch_idleness(self, operations: Operations) -> None:
+        timeout = self._options.idle_timeout
+        if timeout == math.inf:
+            return
+        while True:
+            idle = 0.0 if operations.open_handles else trio.current_time() - operations.last_request
+            if idle < timeout:
+                await trio.sleep(timeout - idle)
+                continue
+            try:
+                await trio.to_thread.run_sync(unmount, self._options.mountpoint)
+                log.info("unmounted after %g s without use", timeout)
+                return
+            except MountError:
+                # In use without a request: a current directory, a mapped file.
+                await trio.sleep(timeout)
+
+    def _corruption(self, error: IntegrityError) -> None:
+        if self._options.on_corruption is OnCorruption.UNMOUNT and not self._stop.is_set():
+            log.error("unmounting because of damage: %s", error)
+            self._exit_status = ExitStatus.INTEGRITY
+            self._stop.set()
+
+    def _status_of(self, pipeline: Pipeline, volume: Volume) -> Callable[[], dict[str, Any]]:
+        trust, verity, reader, cache = self._image.trust, pipeline.verity, pipeline.reader, volume.cache
+
+        def status() -> dict[str, Any]:
+            return {
+                "version": __version__,
+                "pid": os.getpid(),
+                "image": self._image.source.name,
+                "mountpoint": self._options.mountpoint,
+                "uptime": round(time.monotonic() - self._started, 3),
+                "read_only": True,
+                "root_hash": trust.root_hash.hex() if trust.root_hash else None,
+                "trust": trust.reason.value,
+                "trust_explanation": trust.explanation,
+                "signer": trust.signer.hex() if trust.signer else None,
+                "cipher": None,
+                "filesystem_uuid": str(volume.superblock.s_uuid),
+                "block_size": volume.superblock.block_size,
+                "bytes_fetched": reader.bytes_read,
+                "read_failures": reader.failures,
+                "blocks_verified": verity.blocks_verified if verity else 0,
+                "hash_blocks_verified": verity.hash_blocks_verified if verity else 0,
+                "blocks_failed": verity.blocks_failed if verity else 0,
+                "cache_hits": cache.hits,
+                "cache_misses": cache.misses,
+            }
+
+        return status
+
+
+def _mount(operations: Operations, options: MountOptions) -> None:
+    """Mount by libfuse; what it or fusermount3 writes to stderr becomes the error's message."""
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            pyfuse3.init(operations, options.mountpoint, options.fuse_options())
+        except RuntimeError as error:
+            said.seek(0)
+            message = " ".join(said.read(4096).decode(errors="replace").split()) or str(error)
+            raise MountError(f"cannot mount on {options.mountpoint}: {message}") from None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

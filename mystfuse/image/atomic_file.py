@@ -1,0 +1,98 @@
+"""A file that appears under its name only when it is complete."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from mystfuse.errors import MystfuseError
+
+
+class AtomicFile:
+    """A nameless file in the directory of ``target``, given that name by ``commit``.
+
+    Leaving the ``with`` block without ``commit``, or dying in it, leaves nothing behind. Where the file system has no
+    nameless files (O_TMPFILE), a hidden temporary name is used, and removed when the block ends.
+
+    Args:
+        replace: whether ``target`` may exist; if not, ``commit`` never overwrites it, not even in a race.
+
+    Raises:
+        MystfuseError: from the constructor, when the target exists or its directory cannot be written.
+    """
+
+    def __init__(self, target: Path, replace: bool) -> None:
+        self.target = target
+        self._replace = replace
+        self._temporary: Path | None = None
+        self._directory = target.parent
+        if not replace and os.path.lexists(target):
+            raise MystfuseError(f"{target}: already exists (--force overwrites it)")
+        if target.is_dir():
+            raise MystfuseError(f"{target}: is a directory")
+        try:
+            try:
+                self.fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            except (IsADirectoryError, OSError) as error:
+                if not isinstance(error, IsADirectoryError) and error.errno != 95:  # EOPNOTSUPP
+                    raise
+                self._temporary = self._hidden_name()
+                self.fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise MystfuseError(f"{target}: cannot be written: {error.strerror}") from error
+
+    @property
+    def path(self) -> str:
+        """A path that names the file for a child process that inherits ``fd``."""
+        return f"/proc/self/fd/{self.fd}"
+
+    def commit(self) -> None:
+        """Write everything to disk and give the file its name.
+
+        Raises:
+            MystfuseError: the name is taken, or the disk is full.
+        """
+        try:
+            os.fsync(self.fd)
+            if self._temporary is None and not self._replace:
+                self._link(self.target)
+                return
+            if self._temporary is None:
+                temporary = self._hidden_name()
+                self._link(temporary)
+                self._temporary = temporary
+            if self._replace:
+                os.replace(self._temporary, self.target)
+            else:
+                os.link(self._temporary, self.target)
+                self._temporary.unlink()
+            self._temporary = None
+        except FileExistsError as error:
+            raise MystfuseError(f"{self.target}: already exists (--force overwrites it)") from error
+        except OSError as error:
+            raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
+
+    def _link(self, name: Path) -> None:
+        # With a directory descriptor Python calls linkat(2), which can follow the link in /proc.
+        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.link(self.path, name.name, dst_dir_fd=directory, follow_symlinks=True)
+        finally:
+            os.close(directory)
+
+    def _hidden_name(self) -> Path:
+        return self._directory / f".{self.target.name[:200]}.{secrets.token_hex(6)}.tmp"
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._temporary is not None:
+            with suppress(OSError):
+                self._temporary.unlink()
+        os.close(self.fd)

@@ -1,0 +1,290 @@
+"""Making an image from a directory: mke2fs makes and fills the file system, we add the hash tree and the fssig."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from mystfuse.errors import CorruptFilesystem, MystfuseError, UsageError
+from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_ROOT_INO, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
+from mystfuse.ext2.group import read_group_descriptor
+from mystfuse.ext2.inode import locate_inode
+from mystfuse.ext2.superblock import Superblock
+from mystfuse.formats.fssig import FSSIG_SIZE, Fssig
+from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
+from mystfuse.image.atomic_file import AtomicFile
+from mystfuse.image.hash_tree import write_all, write_tree
+from mystfuse.image.source_tree import SourceTree, scan
+from mystfuse.trust.signature import SigningKey
+
+MIN_SIZE = 8 << 20
+"""The original's smallest file system."""
+MIB = 1 << 20
+VERITY_BLOCK_SIZE = 4096
+SALT_SIZE = 32
+"""The original reads no other."""
+SMALL_LIMIT = 512 * MIB
+"""mke2fs.conf: smaller file systems get 1 KiB blocks and an inode for 4 KiB, others 4 KiB blocks and one for 16 KiB."""
+_MAX_ATTEMPTS = 12
+_RESERVED = 0.95
+"""mke2fs keeps 5 % for root."""
+
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+"""Called with what is being done and how many bytes that is (None: unknown); gives the function to advance it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mkext2Options:
+    """How to make an image. Sizes are bytes.
+
+    ``epoch`` (seconds; SOURCE_DATE_EPOCH) makes the result depend on the directory alone: no later time stamps than
+    that, and salt and UUID derived from the directory unless given.
+    """
+
+    size: int = 0
+    free: int = 0
+    block_size: int | None = None
+    salt: bytes | None = None
+    uuid: UUID | None = None
+    signing_key: SigningKey | None = None
+    epoch: int | None = None
+    trace: Callable[[str], None] | None = None
+    """Called with each command line that is run."""
+
+    def __post_init__(self) -> None:
+        if self.size and self.size < MIN_SIZE:
+            raise UsageError(f"--size {self.size} is less than {MIN_SIZE} (8 MiB), the smallest there is")
+        if self.block_size is not None and self.block_size not in (1024, 2048, 4096, 8192, 16384, 32768, 65536):
+            raise UsageError(f"--block-size {self.block_size} is not 1024, 2048, 4096, ... or 65536")
+        if self.salt is not None and len(self.salt) > 256:
+            raise UsageError(f"--salt has {len(self.salt)} bytes; dm-verity has room for 256")
+
+
+def mkext2(directory: Path, target: Path, options: Mkext2Options, force: bool, progress: Progress) -> Fssig:
+    """Make image ``target`` from ``directory``; it appears under its name only when it is complete.
+
+    Raises:
+        UsageError: ``directory`` is not one.
+        MystfuseError: something cannot be read or written, or mke2fs failed; nothing is left behind.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}")
+    with AtomicFile(target, force) as file:
+        tree = scan(directory)
+        salt, uuid, tree_uuid, hash_seed = _identities(tree, options)
+        with progress("copying files", None):
+            hash_offset = _make_filesystem(file, directory, tree, options, uuid, hash_seed)
+        superblock = VeritySuperblock(
+            hash_offset // VERITY_BLOCK_SIZE,
+            salt,
+            tree_uuid.bytes,
+            data_block_size=VERITY_BLOCK_SIZE,
+            hash_block_size=VERITY_BLOCK_SIZE,
+        )
+        with progress("hashing", hash_offset) as advance:
+            root_hash = write_tree(file.fd, superblock, hash_offset, advance)
+        fssig = Fssig(hash_offset, root_hash)
+        if options.signing_key is not None:
+            fssig = Fssig(hash_offset, root_hash, options.signing_key.signer, options.signing_key.sign(root_hash))
+        end = TreeGeometry.of(superblock, hash_offset).end
+        write_all(file.fd, fssig.pack(), end)
+        _truncate(file, end + FSSIG_SIZE)
+        file.commit()
+    return fssig
+
+
+def _identities(tree: SourceTree, options: Mkext2Options) -> tuple[bytes, UUID, UUID, UUID]:
+    """Salt, file-system UUID, hash-tree UUID, and directory hash seed: random, or derived from the directory."""
+    if options.epoch is None:
+        salt, uuid, tree_uuid, hash_seed = secrets.token_bytes(SALT_SIZE), uuid4(), uuid4(), uuid4()
+    else:
+
+        def derived(what: bytes) -> bytes:
+            return hashlib.sha256(b"mystfuse " + what + tree.digest).digest()
+
+        salt = derived(b"salt")
+        uuid, tree_uuid, hash_seed = (
+            UUID(bytes=derived(what)[:16], version=4) for what in (b"uuid", b"tree uuid", b"hash seed")
+        )
+    if options.salt is not None:
+        salt = options.salt
+    return salt, options.uuid or uuid, tree_uuid, hash_seed
+
+
+def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int | None]:
+    """How large the file system has to be, and how many inodes to ask for (None: as many as mke2fs gives).
+
+    The original's rule (its ``mkext2``): the directory's size rounded up to 1 MiB, times 1.5, at least 8 MiB. It does
+    not think of small files, which fill whole blocks, nor of inodes: ours is grown where they would not fit.
+    """
+    size = max(_round_up(tree.apparent_size, MIB) * 3 // 2, MIN_SIZE, options.size)
+    while True:
+        block_size = options.block_size or (1024 if size < SMALL_LIMIT else 4096)
+        inodes = tree.inodes + tree.inodes // 16 + 64
+        ratio = 4096 if size < SMALL_LIMIT else 16384
+        inode_tables = max(inodes, size // ratio) * 256
+        needed = tree.content_size(block_size) + options.free
+        needed = int((needed + inode_tables) / _RESERVED) + size // 512 + 64 * block_size
+        if needed <= size:
+            return _round_up(size, max(block_size, VERITY_BLOCK_SIZE)), inodes if inodes > size // ratio else None
+        size = _round_up(needed, MIB)
+
+
+def _make_filesystem(
+    file: AtomicFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
+) -> int:
+    """Run mke2fs until the directory fits; returns the size of the file system."""
+    size, inodes = planned_size(tree, options)
+    for _ in range(_MAX_ATTEMPTS):
+        _truncate(file, 0)
+        _truncate(file, size)
+        if _run_mke2fs(file, directory, size, inodes, options, uuid, hash_seed):
+            superblock = _read_superblock(file.fd)
+            missing = options.free - superblock.block_size * max(
+                superblock.s_free_blocks_count - superblock.s_r_blocks_count, 0
+            )
+            if missing <= 0:
+                _stamp_inodes(file.fd, superblock, directory, options.epoch)
+                return size
+        else:
+            missing = size // 4
+        size = _round_up(size + int(missing / _RESERVED), MIB)
+        inodes = max(tree.inodes + tree.inodes // 4 + 64, inodes or 0)
+    raise MystfuseError(f"{directory}: mke2fs cannot fit it into {size} bytes")
+
+
+def _run_mke2fs(
+    file: AtomicFile,
+    directory: Path,
+    size: int,
+    inodes: int | None,
+    options: Mkext2Options,
+    uuid: UUID,
+    hash_seed: UUID,
+) -> bool:
+    """Make and fill the file system; False when the directory does not fit.
+
+    Raises:
+        MystfuseError: mke2fs is missing, or failed in another way.
+    """
+    mke2fs = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if mke2fs is None:
+        raise MystfuseError("mke2fs is not installed (apt install e2fsprogs)")
+    command = [mke2fs, "-q", "-F", "-t", "ext2", "-U", str(uuid), "-E", f"hash_seed={hash_seed}"]
+    if options.block_size is not None:
+        command += ["-b", str(options.block_size)]
+    if inodes is not None:
+        command += ["-N", str(inodes)]
+    command += ["-d", os.fspath(directory.resolve()), file.path, f"{size // 1024}k"]
+    # mke2fs sorts names by the locale.
+    environment = {**os.environ, "LC_ALL": "C"}
+    if options.epoch is not None:
+        environment["E2FSPROGS_FAKE_TIME"] = str(max(options.epoch, 1))
+    if options.trace is not None:
+        options.trace(" ".join(command))
+    result = subprocess.run(
+        command,
+        env=environment,
+        pass_fds=[file.fd],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        errors="replace",
+        check=False,
+    )
+    if result.returncode == 0:
+        return True
+    if result.returncode < 0:
+        raise MystfuseError(f"mke2fs was ended by {signal.Signals(-result.returncode).name}")
+    if "Could not allocate" in result.stdout:
+        return False
+    message = " ".join(result.stdout.split()) or f"exit status {result.returncode}"
+    raise MystfuseError(f"mke2fs failed: {message}")
+
+
+def _read_superblock(fd: int) -> Superblock:
+    return Superblock.parse(os.pread(fd, SUPERBLOCK_SIZE, SUPERBLOCK_OFFSET))
+
+
+# Offsets in an inode: kernel, fs/ext4/ext4.h, struct ext4_inode.
+_I_MODE, _I_UID, _I_GID, _L_I_UID_HIGH = 0, 2, 24, 120
+_I_ATIME, _I_CTIME, _I_MTIME = 8, 12, 16
+_I_EXTRA_ISIZE, _I_CTIME_EXTRA, _I_MTIME_EXTRA, _I_ATIME_EXTRA = 128, 132, 136, 140
+_I_CRTIME, _I_CRTIME_EXTRA = 144, 148
+
+
+def _stamp_inodes(fd: int, superblock: Superblock, directory: Path, epoch: int | None) -> None:
+    """Give the root directory what mke2fs does not: the source's mode, owner and time. With ``epoch``, take out of
+    every inode what changes from run to run: times of access and of change."""
+    block_size = superblock.block_size
+    blocks = Blocks(lambda number: os.pread(fd, block_size, number * block_size))
+    number, offset = locate_inode(superblock, blocks, EXT2_ROOT_INO)
+    position = number * block_size + offset
+    inode = bytearray(os.pread(fd, superblock.s_inode_size, position))
+    status = directory.stat()
+    struct.pack_into("<H", inode, _I_MODE, stat.S_IFDIR | stat.S_IMODE(status.st_mode))
+    struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
+    struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
+    struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
+    struct.pack_into("<I", inode, _I_MTIME, int(status.st_mtime) & 0xFFFFFFFF)
+    write_all(fd, bytes(inode), position)
+    if epoch is None:
+        return
+    inode_size = superblock.s_inode_size
+    for group in range(superblock.groups_count):
+        start = read_group_descriptor(superblock, blocks, group).bg_inode_table * block_size
+        table = bytearray(os.pread(fd, superblock.s_inodes_per_group * inode_size, start))
+        if len(table) != superblock.s_inodes_per_group * inode_size:
+            raise CorruptFilesystem(f"group {group}: its inode table is cut short")
+        for offset in range(0, len(table), inode_size):
+            if any(table[offset : offset + 2]):
+                _stamp_inode(table, offset, inode_size, epoch)
+        write_all(fd, bytes(table), start)
+
+
+def _stamp_inode(table: bytearray, offset: int, inode_size: int, epoch: int) -> None:
+    (mtime,) = struct.unpack_from("<i", table, offset + _I_MTIME)
+    (mtime_extra,) = struct.unpack_from("<I", table, offset + _I_MTIME_EXTRA) if inode_size > 128 else (0,)
+    has_extra = (
+        inode_size > EXT2_GOOD_OLD_INODE_SIZE
+        and int.from_bytes(table[offset + _I_EXTRA_ISIZE : offset + _I_EXTRA_ISIZE + 2], "little") >= 24
+    )
+    low = epoch & 0xFFFFFFFF
+    high = (epoch - (low - (1 << 32) if low >> 31 else low)) >> 32 & 3
+    if mtime + ((mtime_extra & 3) << 32 if has_extra else 0) > epoch:
+        struct.pack_into("<I", table, offset + _I_MTIME, low)
+        mtime_extra = high
+    struct.pack_into("<I", table, offset + _I_ATIME, low)
+    struct.pack_into("<I", table, offset + _I_CTIME, low)
+    if has_extra:
+        for field, value in (
+            (_I_CTIME_EXTRA, high),
+            (_I_MTIME_EXTRA, mtime_extra),
+            (_I_ATIME_EXTRA, high),
+            (_I_CRTIME, low),
+            (_I_CRTIME_EXTRA, high),
+        ):
+            struct.pack_into("<I", table, offset + field, value)
+
+
+def _truncate(file: AtomicFile, size: int) -> None:
+    try:
+        os.ftruncate(file.fd, size)
+    except OSError as error:
+        raise MystfuseError(f"{file.target}: {size} bytes: {error.strerror}") from error
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
