@@ -1,0 +1,151 @@
+"""What the tests share: the command, the golden images, mounts that are cleaned up whatever happens, keys, judges.
+
+The tests come in tiers: pure parts and devices in memory, whole images judged by other people's tools, and real mounts.
+Nothing stands in for the kernel, mke2fs, veritysetup, e2fsck or openssl.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.fuse.mount_table import find_daemon, find_mount
+from mystfuse.fuse.unmount import unmount
+
+DATA = Path(__file__).parent / "data"
+GOLDEN_NAMES = ("plain-1024", "plain-4096", "signed-1024", "signed-4096")
+SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def run(*command: str | os.PathLike[str], check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run a tool and return what it said; fails the test with its output if ``check`` and it failed."""
+    environment = {**os.environ, "PATH": SBIN, **kwargs.pop("env", {})}
+    result = subprocess.run(
+        [os.fspath(part) for part in command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=kwargs.pop("timeout", 120),
+        check=False,
+        **kwargs,
+    )
+    if check and result.returncode:
+        pytest.fail(f"{' '.join(map(str, command))} exited {result.returncode}:\n{result.stdout}{result.stderr}")
+    return result
+
+
+def mystfuse(*arguments: str | os.PathLike[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run the ``mystfuse`` command; does not check the exit status."""
+    return run(sys.executable, "-m", "mystfuse", *arguments, check=False, **kwargs)
+
+
+@contextmanager
+def mounted(image: Path, mountpoint: Path, *options: str, **kwargs: Any) -> Iterator[Path]:
+    """Mount ``image`` and yield the mountpoint; unmounts and waits for the daemon, also when the test fails."""
+    mountpoint.mkdir(exist_ok=True)
+    result = mystfuse("mount", *options, image, mountpoint, **kwargs)
+    try:
+        assert result.returncode == 0, result.stderr
+        yield mountpoint
+    finally:
+        clear_mount(mountpoint)
+
+
+def clear_mount(mountpoint: Path) -> None:
+    """Take away whatever of ours is mounted there, and wait for its daemon."""
+    path = resolve_mountpoint(str(mountpoint))
+    mount = find_mount(path)
+    if mount is None:
+        return
+    daemon = find_daemon(mount)
+    unmount(path, lazy=True)
+    if daemon is not None:
+        try:
+            import select
+
+            poll = select.poll()
+            poll.register(daemon, select.POLLIN)
+            if not poll.poll(10_000):
+                import signal
+
+                signal.pidfd_send_signal(daemon, signal.SIGKILL)
+                pytest.fail(f"the daemon of {mountpoint} did not end within 10 s after unmounting")
+        finally:
+            os.close(daemon)
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The golden images by name, unpacked. Never write to them."""
+    directory = tmp_path_factory.mktemp("golden")
+    images: dict[str, Path] = {}
+    for name in GOLDEN_NAMES:
+        images[name] = directory / f"{name}.img"
+        with lzma.open(DATA / f"{name}.img.xz") as packed, images[name].open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+    return images
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, dict[str, Any]]:
+    """What the golden images hold: path -> mode, uid, gid, nlink, mtime, size, sha256, xattr, target, rdev."""
+    loaded: dict[str, dict[str, Any]] = json.loads((DATA / "manifest.json").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def make_keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
+    """Makes RSA key pairs with openssl: ``make_keys(name, bits=3072, exponent=3)`` -> (public, private); kept a session."""
+    directory = tmp_path_factory.mktemp("keys")
+
+    def make(name: str, bits: int = 3072, exponent: int = 3) -> tuple[Path, Path]:
+        public, private = directory / f"{name}-public.pem", directory / f"{name}-private.pem"
+        if not public.exists():
+            run("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", f"rsa_keygen_bits:{bits}",
+                "-pkeyopt", f"rsa_keygen_pubexp:{exponent}", "-out", private)  # fmt: skip
+            run("openssl", "rsa", "-in", private, "-pubout", "-out", public)
+        return public, private
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small directory with one of everything: nested, linked, sparse, with odd names, attributes and times."""
+    root = tmp_path_factory.mktemp("source") / "tree"
+    (root / "sub/deep").mkdir(parents=True)
+    (root / "hello.txt").write_text("hello\n")
+    (root / "empty").touch()
+    (root / "sub/deep/data.bin").write_bytes(bytes(range(256)) * 1200)
+    os.link(root / "hello.txt", root / "sub/hard")
+    (root / "link").symlink_to("sub/deep/data.bin")
+    (root / "long-link").symlink_to("/nowhere/" + "x" * 180)
+    (root / os.fsdecode(b"latin-\xe9")).write_text("not UTF-8\n")
+    (root / ("n" * 255)).write_text("longest name\n")
+    with (root / "sparse").open("wb") as file:
+        file.seek(2_000_000)
+        file.write(b"end")
+    os.setxattr(root / "hello.txt", "user.comment", b"a value")
+    os.utime(root / "hello.txt", (1_500_000_000, 1_500_000_000))
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_image(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unsigned image of ``small_tree``. Never write to it."""
+    image = tmp_path_factory.mktemp("image") / "small.img"
+    result = mystfuse("mkext2", small_tree, image)
+    assert result.returncode == 0, result.stderr
+    return image
