@@ -138,6 +138,8 @@ def small_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.seek(2_000_000)
         file.write(b"end")
     os.setxattr(root / "hello.txt", "user.comment", b"a value")
+    run("setfacl", "-m", "u:1234:r", root / "sub/deep/data.bin")
+    run("setfacl", "-d", "-m", "u:1234:rx", root / "sub/deep")
     os.utime(root / "hello.txt", (1_500_000_000, 1_500_000_000))
     return root
 

@@ -14,7 +14,7 @@ from mystfuse.image.open import read_fssig
 @click.command("fssig")
 @click.option("--roothash", is_flag=True, help="Print the root hash alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
 def command(roothash: bool, as_json: bool, image: str) -> None:
     """Print the signature block (fssig) of IMAGE, as it stands: nothing is verified."""
     if roothash and as_json:

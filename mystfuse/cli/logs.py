@@ -7,6 +7,8 @@ import time
 from logging.handlers import SysLogHandler
 from pathlib import Path
 
+from mystfuse.cli.text import one_line
+
 _SYSLOG = Path("/dev/log")
 
 
@@ -32,11 +34,19 @@ class RateLimit(logging.Filter):
         return count < self.LINES
 
 
+class _OneLine(logging.Formatter):
+    """Records as the command line's own lines look: one line each, the level named from warnings up."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return one_line(super().format(record)) if not record.exc_info else super().format(record)
+
+
 def set_up_logging(foreground: bool, log_file: Path | None) -> None:
     """Log to stderr (a daemon: warnings only, until it lets go of the terminal) and, as a daemon, to ``log_file`` or
     syslog."""
     stderr = logging.StreamHandler()
-    stderr.setFormatter(logging.Formatter("mystfuse: %(levelname)s: %(message)s"))
+    stderr.setFormatter(_OneLine("mystfuse: %(level)s%(message)s"))
     stderr.setLevel(logging.INFO if foreground else logging.WARNING)
     handlers: list[logging.Handler] = [stderr]
     if log_file is not None:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from mystfuse import __version__
+from mystfuse.cli.text import complain
 from mystfuse.errors import ExitStatus, MystfuseError
 
 COMMANDS = ("mount", "umount", "status", "mkext2", "fssig", "verify")
@@ -87,18 +88,3 @@ def run(arguments: list[str] | None = None) -> int:
             f"internal error: {type(error).__name__}: {error} (MYSTFUSE_DEBUG=1 shows where; please report it)",
             ExitStatus.FAILED,
         )
-
-
-def complain(message: str, status: ExitStatus) -> ExitStatus:
-    """Write one line to stderr, whatever is in the message, and return the status."""
-    with suppress(OSError):
-        print(f"mystfuse: {one_line(message)}", file=sys.stderr)
-    return status
-
-
-def one_line(message: str) -> str:
-    """The message with every character that could end the line or drive a terminal escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for char in message
-    )

@@ -34,8 +34,8 @@ from mystfuse.trust.signature import SigningKey
 @click.option("--uuid", help="UUID of the file system (default: random).")
 @click.option("--force", is_flag=True, help="Overwrite IMAGE.")
 @click.option("--trace", is_flag=True, help="Show the commands that are run.")
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(readable=False, path_type=Path))
+@click.argument("image", type=click.Path(readable=False, path_type=Path))
 def command(
     size: int,
     free: int,

@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from mystfuse.cli.logs import set_up_logging
-from mystfuse.cli.main import complain, one_line
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import TrustOptions, load_trust, parse_id, parse_seconds, parse_size, trust_options
+from mystfuse.cli.text import complain, one_line
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.daemon import Report, run_in_background
@@ -70,10 +70,14 @@ class _Job:
     show_default=True,
     help="Unmount when unused; 0: never.",
 )
-@click.option("--log-file", type=click.Path(path_type=Path), help="Log here (default: stderr with -f, else syslog).")
+@click.option(
+    "--log-file",
+    type=click.Path(readable=False, path_type=Path),
+    help="Log here (default: stderr with -f, else syslog).",
+)
 @click.option("--ready-fd", type=click.IntRange(3), metavar="N", help="Write a line to descriptor N when mounted.")
-@click.argument("image", type=click.Path())
-@click.argument("mountpoint", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
+@click.argument("mountpoint", type=click.Path(readable=False))
 def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given: Any) -> ExitStatus:
     """Mount IMAGE on MOUNTPOINT; every block is verified before anyone sees it.
 

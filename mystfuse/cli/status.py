@@ -20,7 +20,7 @@ TIMEOUT = 10.0
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(readable=False))
 def command(as_json: bool, mountpoint: str) -> None:
     """Show what is mounted on MOUNTPOINT, why it is trusted, and what has been read and verified."""
     path = resolve_mountpoint(mountpoint)

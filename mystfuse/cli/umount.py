@@ -11,7 +11,7 @@ from mystfuse.fuse.unmount import unmount_and_wait
 @click.command("umount")
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of the tree now, even if it is in use.")
 @click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for the daemon to end.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(readable=False))
 def command(lazy: bool, timeout: float, mountpoint: str) -> None:
     """Unmount MOUNTPOINT and wait until the process that served it is gone.
 

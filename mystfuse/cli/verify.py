@@ -20,7 +20,7 @@ MAX_SHOWN = 1000
 @click.command("verify")
 @trust_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
 def command(
     roothashes: tuple[str, ...],
     pubkeys: tuple[str, ...],

@@ -151,7 +151,7 @@ class Session:
             return {
                 "version": __version__,
                 "pid": os.getpid(),
-                "image": self._image.source.name,
+                "image": self._options.fsname,
                 "mountpoint": self._options.mountpoint,
                 "uptime": round(time.monotonic() - self._started, 3),
                 "read_only": True,

@@ -1,0 +1,23 @@
+"""Messages for people: one line each, whatever is in them."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+
+from mystfuse.errors import ExitStatus
+
+
+def complain(message: str, status: ExitStatus) -> ExitStatus:
+    """Write one line to stderr, whatever is in the message, and return the status."""
+    with suppress(OSError):
+        print(f"mystfuse: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+def one_line(message: str) -> str:
+    """The message with every character that could end the line or drive a terminal escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in message
+    )

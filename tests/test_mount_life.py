@@ -1,0 +1,455 @@
+"""How mounts begin and end: options, permissions, signals, failures, storage that hangs, and what each one says."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pwd
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import clear_mount, mounted, mystfuse, run
+
+from mystfuse.fuse.mount_table import find_mount
+
+USER, GROUP = pwd.getpwnam("nobody")[2:4]
+"""An ordinary user; fusermount3 wants one that has a name."""
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "mount"
+    path.mkdir()
+    yield path
+    clear_mount(path)
+
+
+def daemon_pid(mountpoint: Path) -> int:
+    return int(json.loads(mystfuse("status", "--json", mountpoint).stdout)["pid"])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and not just waiting to be reaped by whatever is init here."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
+    assert result.returncode == status, result.stderr
+    assert result.stderr.startswith("mystfuse: ") and result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+# Beginnings
+
+
+def test_mounting_says_what_is_mounted_and_why_it_is_trusted(small_image: Path, mountpoint: Path) -> None:
+    root_hash = mystfuse("fssig", "--roothash", small_image).stdout.strip()
+    result = mystfuse(small_image, mountpoint, f"--roothash={root_hash}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{small_image} mounted on {mountpoint}, read-only; its root hash is a trusted one\n"
+    mount = find_mount(str(mountpoint))
+    assert mount is not None and mount.source == str(small_image)
+    assert Path(f"/proc/{daemon_pid(mountpoint)}/comm").read_text() == f"{mount.daemon_name}\n"
+
+
+def test_without_any_trust_the_image_vouches_for_itself_with_a_warning(small_image: Path, mountpoint: Path) -> None:
+    result = mystfuse(small_image, mountpoint)
+    assert_one_line(result, 0, "warning", "trusted by nobody")
+
+
+def test_fuse_and_mount_options_reach_the_mount_table(small_image: Path, mountpoint: Path) -> None:
+    with mounted(small_image, mountpoint, "-o", "allow_other,noexec,dev", "-o", "suid"):
+        (line,) = (line for line in Path("/proc/mounts").read_text().splitlines() if f" {mountpoint} " in line)
+        options = line.split()[3].split(",")
+        assert {"ro", "noexec", "noatime", "default_permissions", "allow_other"} <= set(options)
+        assert not {"nosuid", "nodev"} & set(options)
+    with mounted(small_image, mountpoint):
+        (line,) = (line for line in Path("/proc/mounts").read_text().splitlines() if f" {mountpoint} " in line)
+        assert {"ro", "nosuid", "nodev", "default_permissions"} <= set(line.split()[3].split(","))
+        assert line.split()[2] == "fuse.mystfuse"
+
+
+def test_odd_names_of_image_and_mountpoint_work(small_image: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "im,age \\ \u00e4\n.img"
+    odd.symlink_to(small_image)
+    real = tmp_path / "copy, with \\ \u00e4.img"
+    run("cp", "--sparse=always", small_image, real)
+    mountpoint = tmp_path / "a mount, \\ \u00e4"
+    for image in (odd, real):
+        with mounted(image, mountpoint) as path:
+            assert (path / "hello.txt").read_text() == "hello\n"
+            assert mystfuse("status", path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "part"),
+    [
+        (("-o", "nosuchthing"), 2, "nosuchthing"),
+        (("-o", "uid=root"), 2, "uid=root"),
+        (("-o", "rw"), 2, "read-only"),
+        (("-o", "roothash"), 2, "roothash"),
+        (("--uid", "-1"), 2, "-1"),
+        (("--io-timeout", "soon"), 2, "soon"),
+        (("--roothash", "abc"), 2, "--roothash abc"),
+        (("--pubkey", "/nowhere.pem"), 2, "/nowhere.pem"),
+        (("--ready-fd", "77"), 2, "77"),
+        (("--hash-offset", "4096"), 2, "--roothash"),
+        (("--nosuchoption",), 2, "--nosuchoption"),
+        (("--roothash", "0" * 64), 3, "not trusted"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(
+    options: tuple[str, ...], status: int, part: str, small_image: Path, mountpoint: Path
+) -> None:
+    assert_one_line(mystfuse("mount", *options, small_image, mountpoint), status, part)
+    assert find_mount(str(mountpoint)) is None
+
+
+def test_wrong_images_and_mountpoints_are_told_in_one_line(small_image: Path, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "mount"
+    assert_one_line(mystfuse(small_image, mountpoint), 7, str(mountpoint), "no such directory")
+    mountpoint.mkdir()
+    assert_one_line(mystfuse(tmp_path / "missing", mountpoint), 1, "missing", "No such file")
+    assert_one_line(mystfuse(tmp_path, mountpoint), 6, "a directory, not an image")
+    (tmp_path / "garbage").write_bytes(os.urandom(10_000))
+    assert_one_line(mystfuse(tmp_path / "garbage", mountpoint), 6, "no fssig")
+    (tmp_path / "tiny").write_bytes(b"x")
+    assert_one_line(mystfuse(tmp_path / "tiny", mountpoint), 6, "too few")
+    assert_one_line(mystfuse(small_image, tmp_path / "tiny"), 7, "not a directory")
+    (mountpoint / "something").touch()
+    assert_one_line(mystfuse(small_image, mountpoint), 7, "not empty", "nonempty")
+    assert_one_line(mystfuse("umount", mountpoint), 7, "nothing of mystfuse's is mounted")
+    assert_one_line(mystfuse("status", mountpoint), 7, "nothing of mystfuse's is mounted")
+    assert_one_line(mystfuse("nosuchcommand"), 2, "nosuchcommand")
+    with mounted(small_image, mountpoint, "-o", "nonempty"):
+        assert not (mountpoint / "something").exists()
+    assert (mountpoint / "something").exists()
+
+
+def test_a_refused_feature_is_named(tmp_path: Path) -> None:
+    image = tmp_path / "ext4"
+    run("mke2fs", "-q", "-F", "-t", "ext4", image, "8M")
+    (tmp_path / "mount").mkdir()
+    result = mystfuse("mount", "--insecure", image, tmp_path / "mount")
+    assert result.returncode == 6
+    assert "extent" in result.stderr and "metadata_csum" in result.stderr
+
+
+def test_foreground_ready_fd_and_sigusr1(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
+    receiver, sender = os.pipe()
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "mystfuse", "-f", f"--ready-fd={sender}", f"--log-file={log}"]
+    daemon = subprocess.Popen([*command, small_image, mountpoint], pass_fds=[sender], stdout=subprocess.PIPE)
+    os.close(sender)
+    try:
+        with os.fdopen(receiver, "rb") as stream:
+            assert stream.read() == b"ready\n"
+        assert (mountpoint / "hello.txt").read_text() == "hello\n"
+        daemon.send_signal(signal.SIGUSR1)
+        wait_until(lambda: "blocks_verified" in log.read_text())
+        daemon.send_signal(signal.SIGINT)
+        assert daemon.wait(10) == 0
+        assert find_mount(str(mountpoint)) is None
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
+# Status and the control directory
+
+
+def test_status_tells_what_is_mounted_and_counts(small_image: Path, mountpoint: Path) -> None:
+    with mounted(small_image, mountpoint):
+        before = json.loads(mystfuse("status", "--json", mountpoint).stdout)
+        (mountpoint / "sub/deep/data.bin").read_bytes()
+        after = json.loads((mountpoint / ".mystfuse/status.json").read_text())
+        assert after["image"] == str(small_image) and after["mountpoint"] == str(mountpoint)
+        assert after["root_hash"] == mystfuse("fssig", "--roothash", small_image).stdout.strip()
+        assert after["blocks_verified"] >= before["blocks_verified"] + 307_200 // 4096
+        assert after["blocks_failed"] == 0
+        assert os.listdir(mountpoint / ".mystfuse") == ["status.json"]
+        text = mystfuse("status", mountpoint).stdout
+        assert f"image: {small_image}" in text and "trust: self" in text
+
+
+def test_nocontrol_shows_the_images_own_directory(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / ".mystfuse").mkdir(parents=True)
+    (source / ".mystfuse/own").touch()
+    assert mystfuse("mkext2", source, tmp_path / "image").returncode == 0
+    with mounted(tmp_path / "image", tmp_path / "mount") as mountpoint:
+        assert os.listdir(mountpoint / ".mystfuse") == ["status.json"]
+        assert ".mystfuse" not in os.listdir(mountpoint)
+    with mounted(tmp_path / "image", tmp_path / "mount", "-o", "nocontrol") as mountpoint:
+        assert os.listdir(mountpoint / ".mystfuse") == ["own"]
+        assert ".mystfuse" in os.listdir(mountpoint)
+        assert mystfuse("umount", mountpoint).returncode == 0
+
+
+def as_user(function: Callable[[], Any], uid: int = USER, gid: int = GROUP) -> Any:
+    """The result of ``function``, or the errno it raised, in a child process of an ordinary user."""
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        try:
+            result = function()
+        except OSError as error:
+            result = error.errno
+        os.write(sender, json.dumps(result).encode())
+        os._exit(0)
+    os.close(sender)
+    with os.fdopen(receiver, "rb") as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    return json.loads(said)
+
+
+@pytest.fixture
+def open_tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A temporary directory that other users can get at."""
+    changed = []
+    for parent in tmp_path.parents:
+        if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
+            changed.append((parent, parent.stat().st_mode & 0o7777))
+            parent.chmod(parent.stat().st_mode & 0o7777 | 0o001)
+    tmp_path.chmod(0o755)
+    yield tmp_path
+    for parent, mode in changed:
+        parent.chmod(mode)
+
+
+def test_other_users_see_files_by_their_permissions_and_acls_but_not_the_control_directory(open_tmp_path: Path) -> None:
+    source = open_tmp_path / "source"
+    source.mkdir()
+    source.chmod(0o755)
+    for name in ("public", "private", "acl", "mask"):
+        (source / name).write_text(name)
+        (source / name).chmod(0o644 if name == "public" else 0o600)
+    run("setfacl", "-m", f"u:{USER}:r", source / "acl")
+    # The group bits of the mode show the mask here: without ACLs enforced, the group would get in.
+    run("setfacl", "-m", f"u:1:r,g:{GROUP}:-", source / "mask")
+    os.chown(source / "mask", 0, GROUP)
+    os.setxattr(source / "public", "trusted.secret", b"1")
+    os.setxattr(source / "public", "user.known", b"1")
+    assert mystfuse("mkext2", source, open_tmp_path / "image").returncode == 0
+    mountpoint = open_tmp_path / "mount"
+    with mounted(open_tmp_path / "image", mountpoint, "--allow-other"):
+        assert as_user(lambda: (mountpoint / "public").read_text()) == "public"
+        assert as_user(lambda: (mountpoint / "private").read_text()) == errno.EACCES
+        assert as_user(lambda: (mountpoint / "acl").read_text()) == "acl"
+        assert as_user(lambda: (mountpoint / "mask").read_text()) == errno.EACCES
+        assert as_user(lambda: os.listxattr(mountpoint / "public")) == ["user.known"]
+        assert sorted(os.listxattr(mountpoint / "public")) == ["trusted.secret", "user.known"]
+        assert as_user(lambda: os.listdir(mountpoint / ".mystfuse")) == errno.EACCES
+        (mountpoint / ".mystfuse/status.json").read_text()
+        assert as_user(lambda: (mountpoint / ".mystfuse/status.json").read_text()) == errno.EACCES
+    with mounted(open_tmp_path / "image", mountpoint):
+        assert as_user(lambda: (mountpoint / "public").read_text()) == errno.EACCES
+
+
+def test_owners_can_be_replaced(small_image: Path, mountpoint: Path) -> None:
+    with mounted(small_image, mountpoint, "--uid=77", "-o", "gid=88"):
+        status = (mountpoint / "sub").stat()
+        assert (status.st_uid, status.st_gid) == (77, 88)
+
+
+def test_noxattr_answers_that_there_are_none(small_image: Path, mountpoint: Path) -> None:
+    with mounted(small_image, mountpoint, "-o", "noxattr"), pytest.raises(OSError, match="not supported"):
+        os.getxattr(mountpoint / "hello.txt", "user.comment")
+
+
+@contextmanager
+def fuse_for_everybody() -> Iterator[None]:
+    """/dev/fuse as fuse3's udev rule sets it (0666), which a machine without udev lacks."""
+    mode = os.stat("/dev/fuse").st_mode & 0o777
+    os.chmod("/dev/fuse", 0o666)
+    try:
+        yield
+    finally:
+        os.chmod("/dev/fuse", mode)
+
+
+def test_an_ordinary_user_mounts_uses_and_unmounts(small_image: Path, open_tmp_path: Path) -> None:
+    image, mountpoint = open_tmp_path / "image", open_tmp_path / "mount"
+    run("cp", "--sparse=always", small_image, image)
+    image.chmod(0o644)
+    mountpoint.mkdir()
+    os.chown(mountpoint, USER, GROUP)
+    # The interpreter and the code must be within the user's reach, wherever the tests run from.
+    code = open_tmp_path / "code"
+    site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    run("cp", "-a", site_packages, code)
+    run("cp", "-a", Path(__file__).parents[1] / "mystfuse", code)
+    user = ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", "env", f"PYTHONPATH={code}",
+            "PYTHONDONTWRITEBYTECODE=1", f"HOME={open_tmp_path}", "/usr/bin/python3", "-m", "mystfuse"]  # fmt: skip
+    try:
+        with fuse_for_everybody():
+            result = run(*user, "--map-root", image, mountpoint, cwd=open_tmp_path)
+            assert "mounted on" in result.stdout
+            mount = find_mount(str(mountpoint))
+            assert mount is not None and mount.user_id == USER
+            assert as_user(lambda: (mountpoint / "hello.txt").read_text()) == "hello\n"
+            assert as_user(lambda: list(os.stat(mountpoint / "sub"))[4:6]) == [USER, GROUP]
+            with pytest.raises(PermissionError):
+                (mountpoint / "hello.txt").read_text()
+            assert "trust: self" in run(*user, "status", mountpoint, cwd=open_tmp_path).stdout
+            run(*user, "umount", mountpoint, cwd=open_tmp_path)
+            assert find_mount(str(mountpoint)) is None
+            image.chmod(0o600)
+            result = run(*user, image, mountpoint, check=False, cwd=open_tmp_path)
+            assert_one_line(result, 1, "Permission denied", str(image))
+    finally:
+        clear_mount(mountpoint)
+
+
+# Ends
+
+
+def test_umount_returns_when_the_daemon_is_gone(small_image: Path, mountpoint: Path) -> None:
+    mystfuse(small_image, mountpoint)
+    pid = daemon_pid(mountpoint)
+    assert mystfuse("umount", mountpoint).returncode == 0
+    assert not is_running(pid)
+    assert find_mount(str(mountpoint)) is None
+
+
+@pytest.mark.parametrize("command", [("umount",), ("fusermount3", "-u")])
+def test_other_unmounters_end_the_daemon_too(command: tuple[str, ...], small_image: Path, mountpoint: Path) -> None:
+    mystfuse(small_image, mountpoint)
+    pid = daemon_pid(mountpoint)
+    run(*command, mountpoint)
+    wait_until(lambda: not is_running(pid))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_end_the_mount_in_order(number: int, small_image: Path, mountpoint: Path) -> None:
+    mystfuse(small_image, mountpoint)
+    pid = daemon_pid(mountpoint)
+    os.kill(pid, number)
+    wait_until(lambda: not is_running(pid))
+    assert find_mount(str(mountpoint)) is None
+
+
+def test_a_signal_ends_a_busy_mount_lazily(small_image: Path, mountpoint: Path) -> None:
+    mystfuse(small_image, mountpoint)
+    pid = daemon_pid(mountpoint)
+    with (mountpoint / "hello.txt").open("rb"):
+        result = mystfuse("umount", mountpoint)
+        assert_one_line(result, 7, "busy")
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not is_running(pid))
+        assert find_mount(str(mountpoint)) is None
+
+
+def test_lazy_umount_of_a_busy_mount_leaves_open_files_readable(small_image: Path, mountpoint: Path) -> None:
+    mystfuse(small_image, mountpoint)
+    pid = daemon_pid(mountpoint)
+    with (mountpoint / "sub/deep/data.bin").open("rb") as file:
+        run("umount", "-l", mountpoint)
+        assert find_mount(str(mountpoint)) is None
+        assert len(file.read()) == 307_200
+    wait_until(lambda: not is_running(pid))
+
+
+def test_after_sigkill_umount_makes_the_mountpoint_usable_again(small_image: Path, mountpoint: Path) -> None:
+    mystfuse(small_image, mountpoint)
+    pid = daemon_pid(mountpoint)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_running(pid))
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(mountpoint)
+    assert_one_line(mystfuse("status", mountpoint), 7, "mystfuse umount")
+    assert_one_line(mystfuse(small_image, mountpoint), 7, "mystfuse umount")
+    assert mystfuse("umount", mountpoint).returncode == 0
+    with mounted(small_image, mountpoint):
+        assert (mountpoint / "hello.txt").exists()
+
+
+def test_the_same_image_can_be_mounted_twice(small_image: Path, tmp_path: Path) -> None:
+    with mounted(small_image, tmp_path / "one") as one, mounted(small_image, tmp_path / "two") as two:
+        assert (one / "hello.txt").read_text() == (two / "hello.txt").read_text()
+        assert_one_line(mystfuse(small_image, one), 7, "not empty")
+
+
+def test_an_idle_mount_unmounts_itself_but_not_while_it_is_in_use(small_image: Path, mountpoint: Path) -> None:
+    mystfuse("mount", "--idle-timeout=0.5", small_image, mountpoint)
+    pid = daemon_pid(mountpoint)
+    with (mountpoint / "hello.txt").open():
+        time.sleep(1.5)
+        assert find_mount(str(mountpoint)) is not None
+    wait_until(lambda: not is_running(pid))
+    assert find_mount(str(mountpoint)) is None
+
+
+def test_storage_that_hangs_gives_eio_and_works_again_when_it_answers(tmp_path: Path) -> None:
+    """The storage is a file in another mount of ours, whose daemon is stopped."""
+    source, outer_source = tmp_path / "source", tmp_path / "outer-source"
+    source.mkdir()
+    outer_source.mkdir()
+    payload = os.urandom(6 << 20)
+    (source / "payload").write_bytes(payload)
+    (source / "small").write_bytes(b"small")
+    assert mystfuse("mkext2", source, outer_source / "inner.img").returncode == 0
+    assert mystfuse("mkext2", outer_source, tmp_path / "outer.img").returncode == 0
+    with mounted(tmp_path / "outer.img", tmp_path / "outer") as outer:
+        pid = daemon_pid(outer)
+        with mounted(outer / "inner.img", tmp_path / "inner", "--io-timeout=1") as inner:
+            assert (inner / "small").read_bytes() == b"small"
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                started = time.monotonic()
+                with pytest.raises(OSError, match="Input/output error"), (inner / "payload").open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                    os.pread(file.fileno(), 4096, 5 << 20)
+                assert 0.9 < time.monotonic() - started < 8
+                assert (inner / "small").read_bytes() == b"small"
+                status = json.loads((inner / ".mystfuse/status.json").read_text())
+                assert status["read_failures"] > 0
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert (inner / "payload").read_bytes() == payload
+
+
+def test_mounting_costs_the_same_for_every_size(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_text("content")
+    images = {size: tmp_path / size for size in ("64M", "64G")}
+    for size, image in images.items():
+        result = mystfuse("mkext2", f"--size={size}", source, image)
+        assert result.returncode == 0, result.stderr
+    times: dict[str, list[float]] = {size: [] for size in images}
+    for _ in range(10):
+        for size, image in images.items():
+            started = time.monotonic()
+            with mounted(image, tmp_path / "mount") as mountpoint:
+                times[size].append(time.monotonic() - started)
+                assert (mountpoint / "file").read_text() == "content"
+                status = json.loads((mountpoint / ".mystfuse/status.json").read_text())
+                assert status["bytes_fetched"] < 1 << 20
+    medians = {size: statistics.median(values) for size, values in times.items()}
+    assert abs(medians["64G"] - medians["64M"]) < 0.05, medians
+    images["64G"].unlink()
