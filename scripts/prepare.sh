@@ -1,0 +1,64 @@
+# Sourced by the other scripts: installs what is missing, once, and puts the virtual environment first in PATH.
+#
+#   prepare "Debian packages" "pip extras"
+#
+# Debian packages are installed when root, else asked for; Python packages go into .venv beside the code.
+
+set -euo pipefail
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$project/.venv
+
+say() { printf '== %s\n' "$*" >&2; }
+fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+
+missing_packages() {
+    local package
+    for package in $1; do
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || printf '%s ' "$package"
+    done
+}
+
+install_packages() {
+    command -v dpkg-query >/dev/null || { say "not a Debian system: taking $1 for installed"; return; }
+    local missing
+    missing=$(missing_packages "$1")
+    [ -n "$missing" ] || return 0
+    [ "$(id -u)" = 0 ] || fail "these packages are missing, install them first: sudo apt-get install $missing"
+    say "installing $missing"
+    apt-get -qq update
+    # shellcheck disable=SC2086  # a list of words
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >/dev/null </dev/null
+}
+
+find_python() {
+    # The system's own first: other users can run it, which a Python in somebody's home they cannot.
+    local candidate
+    for candidate in /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.11 or later with venv is needed"
+}
+
+make_venv() {
+    local extras=$1 stamp python
+    stamp=$venv/.installed$extras
+    [ "$stamp" -nt "$project/pyproject.toml" ] && [ -x "$venv/bin/mystfuse" ] && return 0
+    python=$(find_python)
+    say "installing mystfuse$extras into $venv"
+    "$venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$venv"
+    "$venv/bin/pip" -q --disable-pip-version-check install -e "$project$extras" 2>&1 | { grep -v '^WARNING' || true; } >&2
+    [ -x "$venv/bin/mystfuse" ] || fail "pip could not install mystfuse$extras"
+    touch "$stamp"
+}
+
+prepare() {
+    [ -e /dev/fuse ] || fail "/dev/fuse is missing: this kernel or container has no FUSE (try: modprobe fuse)"
+    install_packages "fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv e2fsprogs openssl $1"
+    make_venv "$2"
+    PATH=$venv/bin:$PATH:/usr/sbin:/sbin
+    export PATH
+}
