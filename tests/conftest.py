@@ -107,7 +107,7 @@ def manifest() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def make_keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
-    """Makes RSA key pairs with openssl: ``make_keys(name, bits=3072, exponent=3)`` -> (public, private); kept a session."""
+    """Makes RSA key pairs with openssl: ``make_keys(name, bits=3072, exponent=3)`` -> (public, private)."""
     directory = tmp_path_factory.mktemp("keys")
 
     def make(name: str, bits: int = 3072, exponent: int = 3) -> tuple[Path, Path]:

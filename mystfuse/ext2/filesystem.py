@@ -14,6 +14,7 @@ from mystfuse.ext2.block_map import Run, map_runs
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory import Entry, list_entries, read_parent
+from mystfuse.ext2.group import descriptor_block
 from mystfuse.ext2.inode import Inode, locate_inode, read_inode
 from mystfuse.ext2.name_index import NameIndexes
 from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
@@ -51,13 +52,18 @@ class FileSystem:
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
         """What the entries of a directory refer to; None for what cannot be: a broken inode, or the root."""
-        located: dict[int, int] = {}
-        for ino in numbers:
+        superblock = self.superblock
+        possible = [ino for ino in numbers if 0 < ino <= superblock.s_inodes_count]
+        groups = {(ino - 1) // superblock.s_inodes_per_group for ino in possible}
+        # Name all the descriptors, then all the inodes' blocks, rather than meet them one by one.
+        blocks.all(sorted({descriptor_block(superblock, group) for group in groups}))
+        located: set[int] = set()
+        for ino in possible:
             try:
-                located[ino] = locate_inode(self.superblock, blocks, ino)[0]
+                located.add(locate_inode(superblock, blocks, ino)[0])
             except CorruptFilesystem:
                 continue
-        blocks.all(sorted(set(located.values())))
+        blocks.all(sorted(located))
         found: list[Inode | None] = []
         for ino in numbers:
             try:

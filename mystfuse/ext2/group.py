@@ -24,18 +24,27 @@ class GroupDescriptor:
     bg_used_dirs_count: int
 
 
+def descriptor_block(superblock: Superblock, group: int) -> int:
+    """The number of the block that holds the descriptor of a group; the table follows the superblock's block.
+
+    Raises:
+        CorruptFilesystem: it would be outside the file system.
+    """
+    number = superblock.s_first_data_block + 1 + group * GROUP_DESCRIPTOR_SIZE // superblock.block_size
+    if not superblock.is_data_block(number):
+        raise CorruptFilesystem(f"group {group}: its descriptor would be outside, in block {number}")
+    return number
+
+
 def read_group_descriptor(superblock: Superblock, blocks: Blocks, group: int) -> GroupDescriptor:
-    """The descriptor of group number ``group``, from the table that follows the superblock's block.
+    """The descriptor of group number ``group``.
 
     Raises:
         BlocksMissing: its block is not in memory.
         CorruptFilesystem: its inode table is not inside the file system.
     """
-    position, offset = divmod(group * GROUP_DESCRIPTOR_SIZE, superblock.block_size)
-    table_block = superblock.s_first_data_block + 1 + position
-    if not superblock.is_data_block(table_block):
-        raise CorruptFilesystem(f"group {group}: its descriptor would be outside, in block {table_block}")
-    descriptor = GroupDescriptor(*_LAYOUT.unpack_from(blocks.block(table_block), offset))
+    block = blocks.block(descriptor_block(superblock, group))
+    descriptor = GroupDescriptor(*_LAYOUT.unpack_from(block, group * GROUP_DESCRIPTOR_SIZE % superblock.block_size))
     table_blocks = -(-superblock.s_inodes_per_group * superblock.s_inode_size // superblock.block_size)
     first, last = descriptor.bg_inode_table, descriptor.bg_inode_table + table_blocks - 1
     if not (superblock.is_data_block(first) and superblock.is_data_block(last)):

@@ -9,7 +9,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pyfuse3
@@ -47,6 +47,8 @@ class Session:
         self._started = time.monotonic()
         self._exit_status = ExitStatus.DONE
         self._stop = trio.Event()
+        self._was_mounted = False
+        self._status: Callable[[], dict[str, Any]] = dict
 
     async def run(self) -> ExitStatus:
         """Mount, serve until the mount is gone, and clean up.
@@ -59,27 +61,35 @@ class Session:
             FormatError, IntegrityError, ImageReadError: the file system cannot be read.
         """
         with trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGUSR1) as signals:
-            async with run_pipeline(self._image, self._options.io_timeout) as pipeline:
-                volume = await Volume.open(pipeline.device)
-                await self._check_root(volume)
-                status = self._status_of(pipeline, volume)
-                operations = Operations(volume, self._options, status, self._corruption)
-                _mount(operations, self._options)
-                try:
-                    name_this_process(self._options.mountpoint)
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._watch_signals, signals, status)
-                        nursery.start_soon(self._watch_stop)
-                        nursery.start_soon(self._watch_idleness, operations)
-                        nursery.start_soon(self._tell_ready, operations)
-                        await pyfuse3.main(max_tasks=MAX_TASKS)
-                        nursery.cancel_scope.cancel()
-                finally:
-                    # Does nothing when the mount is gone already, else takes it away lazily.
-                    with trio.CancelScope(shield=True):
-                        await trio.to_thread.run_sync(pyfuse3.close)
-                log.info("unmounted %s", self._options.mountpoint)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_signals, signals)
+                nursery.start_soon(self._watch_stop, nursery.cancel_scope)
+                await self._mount_and_serve()
+                nursery.cancel_scope.cancel()
+        if not self._was_mounted:
+            raise MountError(f"{self._options.mountpoint}: ended by a signal before it was mounted")
+        log.info("unmounted %s", self._options.mountpoint)
         return self._exit_status
+
+    async def _mount_and_serve(self) -> None:
+        async with run_pipeline(self._image, self._options.io_timeout) as pipeline:
+            volume = await Volume.open(pipeline.device)
+            await self._check_root(volume)
+            self._status = self._status_of(pipeline, volume)
+            operations = Operations(volume, self._options, self._status, self._corruption)
+            _mount(operations, self._options)
+            self._was_mounted = True
+            try:
+                name_this_process(self._options.mountpoint)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch_idleness, operations)
+                    nursery.start_soon(self._tell_ready, operations)
+                    await pyfuse3.main(max_tasks=MAX_TASKS)
+                    nursery.cancel_scope.cancel()
+            finally:
+                # Does nothing when the mount is gone already, else takes it away lazily.
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(pyfuse3.close)
 
     async def _check_root(self, volume: Volume) -> None:
         root = await volume.inode(EXT2_ROOT_INO)
@@ -93,18 +103,21 @@ class Session:
         # init() is called while INIT is handled, without an await; that we run again means that it has been answered.
         self._on_ready()
 
-    async def _watch_signals(self, signals: Any, status: Callable[[], dict[str, Any]]) -> None:
+    async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if number == signal.SIGUSR1:
-                log.warning("status: %s", json.dumps(status()))
+                log.warning("status: %s", json.dumps(self._status()))
             else:
                 log.info("ending: %s", signal.Signals(number).name)
                 self._stop.set()
 
-    async def _watch_stop(self) -> None:
+    async def _watch_stop(self, everything: trio.CancelScope) -> None:
         await self._stop.wait()
-        await self._unmount()
-        pyfuse3.terminate()
+        if self._was_mounted:
+            await self._unmount()
+            pyfuse3.terminate()
+        else:
+            everything.cancel()
 
     async def _unmount(self) -> None:
         """Unmount from a thread, while the loop still serves."""
