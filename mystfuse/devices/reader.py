@@ -128,7 +128,7 @@ class ImageReader:
                 # Requests that were merged do not share each other's errors: each is tried again alone.
                 await self._read_cold(request.extents[index], [(request, index)])
 
-    def _deliver(self, extent: Extent, unverified: bytes, receivers: list[tuple[_Request, int]]) -> None:
+    def _deliver(self, extent: Extent, unverified: bytes | bytearray, receivers: list[tuple[_Request, int]]) -> None:
         self.bytes_read += len(unverified)
         view = memoryview(unverified)
         for request, index in receivers:

@@ -18,7 +18,7 @@ class Source(Protocol):
     size: int
     """Bytes it had when it was opened."""
 
-    def read_cached(self, offset: int, length: int) -> bytes | None:
+    def read_cached(self, offset: int, length: int) -> bytes | bytearray | None:
         """The range, if it can be had without waiting for storage; else None. Never blocks."""
         ...
 
@@ -61,7 +61,7 @@ class FileSource:
             raise
         self._has_nowait = True
 
-    def read_cached(self, offset: int, length: int) -> bytes | None:
+    def read_cached(self, offset: int, length: int) -> bytearray | None:
         if not self._has_nowait:
             return None
         buffer = bytearray(length)
@@ -73,7 +73,7 @@ class FileSource:
             # EOPNOTSUPP: this file system cannot tell. Anything else will be met again, and told, by read().
             self._has_nowait = False
             return None
-        return bytes(buffer) if count == length else None
+        return buffer if count == length else None
 
     def read(self, offset: int, length: int) -> bytes:
         parts: list[bytes] = []

@@ -7,8 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import stat
-import struct
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,16 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from mystfuse.errors import CorruptFilesystem, MystfuseError, UsageError
-from mystfuse.ext2.blocks import Blocks
-from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_ROOT_INO, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
-from mystfuse.ext2.group import read_group_descriptor
-from mystfuse.ext2.inode import locate_inode
+from mystfuse.errors import MystfuseError, UsageError
+from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 from mystfuse.image.atomic_file import AtomicFile
 from mystfuse.image.hash_tree import write_all, write_tree
+from mystfuse.image.inode_stamps import stamp_inodes
 from mystfuse.image.source_tree import SourceTree, scan
 from mystfuse.trust.signature import SigningKey
 
@@ -156,7 +152,7 @@ def _make_filesystem(
                 superblock.s_free_blocks_count - superblock.s_r_blocks_count, 0
             )
             if missing <= 0:
-                _stamp_inodes(file.fd, superblock, directory, options.epoch)
+                stamp_inodes(file.fd, superblock, directory, options.epoch)
                 return size
         else:
             missing = size // 4
@@ -216,67 +212,6 @@ def _run_mke2fs(
 
 def _read_superblock(fd: int) -> Superblock:
     return Superblock.parse(os.pread(fd, SUPERBLOCK_SIZE, SUPERBLOCK_OFFSET))
-
-
-# Offsets in an inode: kernel, fs/ext4/ext4.h, struct ext4_inode.
-_I_MODE, _I_UID, _I_GID, _L_I_UID_HIGH = 0, 2, 24, 120
-_I_ATIME, _I_CTIME, _I_MTIME = 8, 12, 16
-_I_EXTRA_ISIZE, _I_CTIME_EXTRA, _I_MTIME_EXTRA, _I_ATIME_EXTRA = 128, 132, 136, 140
-_I_CRTIME, _I_CRTIME_EXTRA = 144, 148
-
-
-def _stamp_inodes(fd: int, superblock: Superblock, directory: Path, epoch: int | None) -> None:
-    """Give the root directory what mke2fs does not: the source's mode, owner and time. With ``epoch``, take out of
-    every inode what changes from run to run: times of access and of change."""
-    block_size = superblock.block_size
-    blocks = Blocks(lambda number: os.pread(fd, block_size, number * block_size))
-    number, offset = locate_inode(superblock, blocks, EXT2_ROOT_INO)
-    position = number * block_size + offset
-    inode = bytearray(os.pread(fd, superblock.s_inode_size, position))
-    status = directory.stat()
-    struct.pack_into("<H", inode, _I_MODE, stat.S_IFDIR | stat.S_IMODE(status.st_mode))
-    struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
-    struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
-    struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
-    struct.pack_into("<I", inode, _I_MTIME, int(status.st_mtime) & 0xFFFFFFFF)
-    write_all(fd, bytes(inode), position)
-    if epoch is None:
-        return
-    inode_size = superblock.s_inode_size
-    for group in range(superblock.groups_count):
-        start = read_group_descriptor(superblock, blocks, group).bg_inode_table * block_size
-        table = bytearray(os.pread(fd, superblock.s_inodes_per_group * inode_size, start))
-        if len(table) != superblock.s_inodes_per_group * inode_size:
-            raise CorruptFilesystem(f"group {group}: its inode table is cut short")
-        for offset in range(0, len(table), inode_size):
-            if any(table[offset : offset + 2]):
-                _stamp_inode(table, offset, inode_size, epoch)
-        write_all(fd, bytes(table), start)
-
-
-def _stamp_inode(table: bytearray, offset: int, inode_size: int, epoch: int) -> None:
-    (mtime,) = struct.unpack_from("<i", table, offset + _I_MTIME)
-    (mtime_extra,) = struct.unpack_from("<I", table, offset + _I_MTIME_EXTRA) if inode_size > 128 else (0,)
-    has_extra = (
-        inode_size > EXT2_GOOD_OLD_INODE_SIZE
-        and int.from_bytes(table[offset + _I_EXTRA_ISIZE : offset + _I_EXTRA_ISIZE + 2], "little") >= 24
-    )
-    low = epoch & 0xFFFFFFFF
-    high = (epoch - (low - (1 << 32) if low >> 31 else low)) >> 32 & 3
-    if mtime + ((mtime_extra & 3) << 32 if has_extra else 0) > epoch:
-        struct.pack_into("<I", table, offset + _I_MTIME, low)
-        mtime_extra = high
-    struct.pack_into("<I", table, offset + _I_ATIME, low)
-    struct.pack_into("<I", table, offset + _I_CTIME, low)
-    if has_extra:
-        for field, value in (
-            (_I_CTIME_EXTRA, high),
-            (_I_MTIME_EXTRA, mtime_extra),
-            (_I_ATIME_EXTRA, high),
-            (_I_CRTIME, low),
-            (_I_CRTIME_EXTRA, high),
-        ):
-            struct.pack_into("<I", table, offset + field, value)
 
 
 def _truncate(file: AtomicFile, size: int) -> None:
