@@ -79,6 +79,10 @@ class ImageReadError(MystfuseError):
     """The image file could not be read: an I/O error, a truncated file, or storage that does not answer."""
 
 
+class StorageTimeout(ImageReadError):
+    """Storage did not answer in time. Asking again would only wait again."""
+
+
 class MountError(MystfuseError):
     """The file system could not be mounted or unmounted there."""
 

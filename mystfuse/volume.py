@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
-from mystfuse.errors import FormatError, ImageReadError, IntegrityError
+from mystfuse.errors import FormatError, ImageReadError, IntegrityError, StorageTimeout
 from mystfuse.ext2.block_map import Run
 from mystfuse.ext2.blocks import Blocks, BlocksMissing
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MAX_RUNS = 14
 """How often an operation may miss blocks and be run again: two inodes, each with its descriptor, three levels of
 indirection and a block, and one to spare each."""
-MAX_PINNED_BLOCKS = 8192
+MAX_PINNED_BYTES = 64 << 20
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,17 +78,7 @@ class Volume:
             The entries, and the offset to go on from: the directory's size when there are no more.
         """
         entries, next_offset = await self._run(self._filesystem.entries, ino, offset, max_entries)
-        numbers = [entry.ino for entry in entries]
-        inodes: list[Inode | None] = []
-        try:
-            inodes = await self._run(self._filesystem.inodes, numbers)
-        except (IntegrityError, ImageReadError):
-            # One damaged block of the inode table must not cost the listing: each inode for itself.
-            for number in numbers:
-                try:
-                    inodes += await self._run(self._filesystem.inodes, [number])
-                except (IntegrityError, ImageReadError):
-                    inodes.append(None)
+        inodes = await self._run(self._filesystem.inodes, [entry.ino for entry in entries])
         return list(zip(entries, inodes, strict=True)), next_offset
 
     async def target(self, ino: int) -> bytes:
@@ -157,19 +147,29 @@ class Volume:
                 missing = error
             if missing.progress:
                 blocks.pinned.clear()
+                blocks.damaged.clear()
                 runs = 0
             runs += 1
             if runs > MAX_RUNS or not missing.numbers.isdisjoint(blocks.pinned):
                 raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {runs}: it cannot end")
-            blocks.pinned.update(await self._fetch(missing))
-            if len(blocks.pinned) > MAX_PINNED_BLOCKS:
-                raise RuntimeError(f"an operation needs over {MAX_PINNED_BLOCKS} blocks")
+            await self._fetch(missing, blocks)
+            if len(blocks.pinned) * self.cache.block_size > MAX_PINNED_BYTES:
+                raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
 
-    async def _fetch(self, missing: BlocksMissing) -> dict[int, bytes]:
-        if missing.ahead:
-            try:
-                return await self.cache.fetch(missing.numbers | missing.ahead)
-            except (IntegrityError, ImageReadError):
-                # What was only wanted ahead must not fail what is needed.
-                pass
-        return await self.cache.fetch(missing.numbers)
+    async def _fetch(self, missing: BlocksMissing, blocks: Blocks) -> None:
+        """Fetch and pin what an operation missed.
+
+        A damaged block must not fail what is fetched along with it: then each is fetched by itself, and those that
+        cannot be had are noted in ``blocks.damaged``.
+        """
+        wanted = missing.numbers | missing.ahead
+        try:
+            blocks.pinned.update(await self.cache.fetch(wanted))
+        except StorageTimeout:
+            raise
+        except (IntegrityError, ImageReadError) as error:
+            if len(wanted) == 1:
+                blocks.damaged.update(dict.fromkeys(wanted, error))
+                return
+            for number in wanted:
+                await self._fetch(BlocksMissing([number]), blocks)

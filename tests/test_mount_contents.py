@@ -228,3 +228,24 @@ def test_names_too_long_and_not_directories_give_the_kernels_errnos(mount: Path)
         os.stat(mount / "sub/missing")
     with pytest.raises(OSError, match="No data available"):
         os.getxattr(mount / "hello.txt", "user.missing")
+
+
+def test_a_directory_that_was_once_large_still_lists(tmp_path: Path) -> None:
+    """EXT2 never shrinks a directory: most of its blocks are empty when its names are gone."""
+    image, kernel = tmp_path / "image", tmp_path / "kernel"
+    kernel.mkdir()
+    run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024", "-N", "30000", "-O", "^dir_index", image, "40M")
+    run("mount", "-t", "ext2", "-o", "loop", image, kernel)
+    try:
+        for number in range(20_000):
+            (kernel / f"a-rather-long-name-for-a-file-{number:06}").touch()
+        for number in range(10, 19_990):
+            (kernel / f"a-rather-long-name-for-a-file-{number:06}").unlink()
+        expected = sorted(os.listdir(kernel))
+        assert len(expected) == 21 and kernel.stat().st_size > 800_000
+    finally:
+        run("umount", kernel)
+    with mounted(image, tmp_path / "mount", "--insecure") as mountpoint:
+        assert sorted(os.listdir(mountpoint)) == expected
+        assert all((mountpoint / name).exists() for name in expected)
+        assert not (mountpoint / "a-rather-long-name-for-a-file-000500").exists()

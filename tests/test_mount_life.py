@@ -379,7 +379,7 @@ def test_after_sigkill_umount_makes_the_mountpoint_usable_again(small_image: Pat
     pid = daemon_pid(mountpoint)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_running(pid))
-    with pytest.raises(OSError, match="not connected|connection abort"):
+    with pytest.raises(OSError, match=r"not connected|connection abort"):
         os.listdir(mountpoint)
     assert_one_line(mystfuse("status", mountpoint), 7, "mystfuse umount")
     assert_one_line(mystfuse(small_image, mountpoint), 7, "mystfuse umount")
@@ -453,3 +453,118 @@ def test_mounting_costs_the_same_for_every_size(tmp_path: Path) -> None:
     medians = {size: statistics.median(values) for size, values in times.items()}
     assert abs(medians["64G"] - medians["64M"]) < 0.05, medians
     images["64G"].unlink()
+
+
+def test_a_signal_ends_a_mount_of_which_the_kernel_knows_many_inodes(tmp_path: Path, mountpoint: Path) -> None:
+    """Unmounting takes the kernel a while then, in which pyfuse3's loop ends by itself."""
+    source = tmp_path / "source"
+    for number in range(20_000):
+        if number % 1000 == 0:
+            directory = source / str(number)
+            directory.mkdir(parents=True)
+        (directory / str(number)).touch()
+    assert mystfuse("mkext2", source, tmp_path / "image").returncode == 0
+    for _ in range(2):
+        daemon = subprocess.Popen([sys.executable, "-m", "mystfuse", "-f", tmp_path / "image", mountpoint])
+        try:
+            wait_until(lambda: find_mount(str(mountpoint)) is not None)
+            run("ls", "-lR", mountpoint)
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(10) == 0
+            assert find_mount(str(mountpoint)) is None
+        finally:
+            daemon.kill()
+            daemon.wait()
+
+
+def test_a_daemon_never_unmounts_what_is_not_its_own(small_image: Path, mountpoint: Path) -> None:
+    def tmpfs_mounts() -> int:
+        return sum(f" {mountpoint} tmpfs " in line for line in Path("/proc/mounts").read_text().splitlines())
+
+    run("mount", "-t", "tmpfs", "below", mountpoint)
+    try:
+        # Below ours, while ours is in use.
+        mystfuse("mount", small_image, mountpoint)
+        pid = daemon_pid(mountpoint)
+        with (mountpoint / "hello.txt").open():
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: not is_running(pid))
+        assert find_mount(str(mountpoint)) is None
+        assert tmpfs_mounts() == 1
+        # On top of ours.
+        mystfuse("mount", small_image, mountpoint)
+        pid = daemon_pid(mountpoint)
+        run("mount", "-t", "tmpfs", "above", mountpoint)
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not is_running(pid))
+        assert tmpfs_mounts() == 2
+        run("umount", mountpoint)
+        assert find_mount(str(mountpoint)) is not None
+        assert mystfuse("umount", mountpoint).returncode == 0
+        assert tmpfs_mounts() == 1
+    finally:
+        clear_mount(mountpoint)
+        while tmpfs_mounts():
+            run("umount", "-l", mountpoint)
+
+
+def test_odd_processes_and_mountpoints_of_others_do_not_matter(small_image: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "form\x0cfeed\x85"
+    odd.mkdir()
+    run("mount", "-t", "tmpfs", "odd", odd)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "open('/proc/self/comm','wb').write(b'\\xff\\xfe\\x80'); print(flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with mounted(small_image, tmp_path / "mount") as mountpoint:
+            assert mystfuse("status", mountpoint).returncode == 0
+            assert mystfuse("umount", mountpoint).returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+        run("umount", odd)
+
+
+def test_closed_or_full_standard_descriptors_do_not_matter(small_image: Path, mountpoint: Path) -> None:
+    for redirection in ("<&- >&- 2>&-", ">&-", ">/dev/full"):
+        command = f'"{sys.executable}" -m mystfuse mount "{small_image}" "{mountpoint}" {redirection}'
+        assert run("sh", "-c", command, check=False, timeout=20).returncode == 0
+        assert (mountpoint / "hello.txt").read_text() == "hello\n"
+        assert mystfuse("umount", mountpoint).returncode == 0
+
+
+def test_a_log_file_that_cannot_be_written_is_named(small_image: Path, mountpoint: Path) -> None:
+    for options in ((), ("-f",)):
+        result = mystfuse("mount", *options, "--log-file=/nonexistent/log", small_image, mountpoint)
+        assert_one_line(result, 1, "/nonexistent/log: No such file")
+
+
+def test_hung_storage_does_not_keep_a_daemon_alive(tmp_path: Path) -> None:
+    source, outer_source = tmp_path / "source", tmp_path / "outer-source"
+    source.mkdir()
+    outer_source.mkdir()
+    (source / "payload").write_bytes(os.urandom(4 << 20))
+    assert mystfuse("mkext2", source, outer_source / "inner.img").returncode == 0
+    assert mystfuse("mkext2", outer_source, tmp_path / "outer.img").returncode == 0
+    with mounted(tmp_path / "outer.img", tmp_path / "outer") as outer:
+        outer_pid = daemon_pid(outer)
+        with mounted(outer / "inner.img", tmp_path / "inner", "--io-timeout=0") as inner:
+            inner_pid = daemon_pid(inner)
+            reader = None
+            os.kill(outer_pid, signal.SIGSTOP)
+            try:
+                reader = subprocess.Popen(
+                    ["cat", inner / "payload"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+                time.sleep(0.5)
+                os.kill(inner_pid, signal.SIGTERM)
+                wait_until(lambda: not is_running(inner_pid) and find_mount(str(inner)) is None)
+                assert reader.wait(10) != 0
+            finally:
+                os.kill(outer_pid, signal.SIGCONT)
+                if reader:
+                    reader.kill()
+                    reader.wait()

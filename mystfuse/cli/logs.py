@@ -27,8 +27,6 @@ class RateLimit(logging.Filter):
         now = time.monotonic()
         start, count = self._windows.get(place, (now, 0))
         if now - start > self.SECONDS:
-            if count > self.LINES:
-                record.msg = f"{record.msg} (and {count - self.LINES} like it left out before)"
             start, count = now, 0
         self._windows[place] = (start, count + 1)
         return count < self.LINES
@@ -60,11 +58,8 @@ def set_up_logging(foreground: bool, log_file: Path | None) -> None:
     logger = logging.getLogger("mystfuse")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    limit = RateLimit()
-    for handler in handlers:
-        logger.addHandler(handler)
-    logger.addFilter(limit)
-    # A filter on a logger does not see what its children log.
     for each in handlers:
-        each.addFilter(limit)
+        # Not on the logger, whose filters do not see what its children log; and each counts for itself.
+        each.addFilter(RateLimit())
+        logger.addHandler(each)
     logging.getLogger("pyfuse3").setLevel(logging.ERROR)

@@ -53,6 +53,14 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
+    # Descriptors 0 to 2 must be what they are taken for, even when the caller has closed them: a file opened later
+    # would get their numbers.
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     sys.exit(run(arguments))
 
 
@@ -60,7 +68,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Every error is one line on stderr."""
     try:
         result: Any = cli.main(args=arguments, prog_name="mystfuse", standalone_mode=False)
-        sys.stdout.flush()
+        if result is None:
+            sys.stdout.flush()
         return int(result or 0)
     except MystfuseError as error:
         return complain(str(error), error.exit_status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from uuid import UUID
@@ -52,6 +53,8 @@ def command(
 
     With SOURCE_DATE_EPOCH in the environment, the same directory always gives the same bytes.
     """
+    # End like ^C does, so that mke2fs is ended too and nothing is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = Mkext2Options(
         size=size,
         free=free,

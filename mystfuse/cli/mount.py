@@ -75,7 +75,7 @@ class _Job:
     type=click.Path(readable=False, path_type=Path),
     help="Log here (default: stderr with -f, else syslog).",
 )
-@click.option("--ready-fd", type=click.IntRange(3), metavar="N", help="Write a line to descriptor N when mounted.")
+@click.option("--ready-fd", type=int, metavar="N", help="Write a line to descriptor N when mounted.")
 @click.argument("image", type=click.Path(readable=False))
 @click.argument("mountpoint", type=click.Path(readable=False))
 def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given: Any) -> ExitStatus:
@@ -87,13 +87,14 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
     flags = _parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
     job = _prepare(given, flags, image, mountpoint)
     if job.foreground:
-        set_up_logging(True, job.log_file)
         return ExitStatus(_serve(job, _tell_foreground))
     keep = {job.source.fileno()} | ({job.ready_fd} if job.ready_fd is not None else set())
     status, message = run_in_background(partial(_serve, job), frozenset(keep))
     if status is not ExitStatus.DONE:
         return complain(message, status)
-    click.echo(message)
+    with suppress(OSError):
+        # It is mounted, whether anybody listens or not.
+        click.echo(message)
     return status
 
 
@@ -148,9 +149,9 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
     ready_fd: int | None = given["ready_fd"]
     if ready_fd is not None:
         try:
-            os.fstat(ready_fd)
+            os.fstat(ready_fd if 2 < ready_fd < 1 << 31 else -1)
         except OSError as error:
-            raise UsageError(f"--ready-fd {ready_fd}: {error.strerror}") from error
+            raise UsageError(f"--ready-fd {ready_fd}: not an open descriptor above 2") from error
     if {"suid", "dev"} & flags and os.geteuid():
         raise UsageError("-o suid and -o dev are for root alone")
     source = FileSource(image)
@@ -239,15 +240,16 @@ def _serve(job: _Job, report: Report) -> int:
         return await Session(image, job.options, on_ready).run()
 
     try:
-        if not job.foreground:
-            set_up_logging(False, job.log_file)
+        set_up_logging(job.foreground, job.log_file)
         return int(trio.run(serve))
     except BaseException as error:
         cause = _innermost(error)
         if isinstance(cause, MystfuseError):
             status, message = cause.exit_status, str(cause)
         elif isinstance(cause, OSError):
-            status, message = ExitStatus.FAILED, f"{job.source.name}: {cause.strerror or cause}"
+            status, message = ExitStatus.FAILED, f"{cause.filename or job.source.name}: {cause.strerror or cause}"
+        elif isinstance(cause, KeyboardInterrupt):
+            status, message = ExitStatus.FAILED, "interrupted"
         else:
             log.exception("internal error")
             status, message = ExitStatus.FAILED, f"internal error: {type(cause).__name__}: {cause}"
@@ -271,6 +273,7 @@ def _describe(job: _Job, explanation: str) -> str:
 
 def _tell_foreground(status: ExitStatus, message: str) -> None:
     if status is ExitStatus.DONE:
-        click.echo(message)
+        with suppress(OSError):
+            click.echo(message)
     else:
         complain(message, status)

@@ -105,6 +105,8 @@ def load_trust(
     if hash_offset is not None:
         if len(hashes) != 1:
             raise UsageError("--hash-offset needs the root hash of that tree: give exactly one --roothash")
+        if keys:
+            raise UsageError("--hash-offset is for an image without an fssig, which has no signer: leave out --pubkey")
         return TrustOptions(TrustPolicy(insecure=insecure), hash_offset, hashes[0])
     listed_hashes, listed_keys = _read_trust_directory(TRUST_DIRECTORY)
     policy = TrustPolicy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -11,8 +12,9 @@ from typing import Any
 import click
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.cli.text import one_line
 from mystfuse.errors import MountError
-from mystfuse.fuse.control import CONTROL_NAME, STATUS_NAME
+from mystfuse.fuse.control import CONTROL_INO, CONTROL_NAME, STATUS_NAME
 from mystfuse.fuse.mount_table import find_mount
 
 TIMEOUT = 10.0
@@ -32,7 +34,7 @@ def command(as_json: bool, mountpoint: str) -> None:
         return
     status: dict[str, Any] = json.loads(text)
     for name, value in status.items():
-        click.echo(f"{name.replace('_', ' ')}: {'none' if value is None else value}")
+        click.echo(one_line(f"{name.replace('_', ' ')}: {'none' if value is None else value}"))
 
 
 def _read_with_timeout(path: Path) -> str:
@@ -41,6 +43,8 @@ def _read_with_timeout(path: Path) -> str:
 
     def read() -> None:
         try:
+            if path.stat().st_ino < CONTROL_INO:
+                raise FileNotFoundError(errno.ENOENT, "it was mounted with nocontrol")
             result.append(path.read_text())
         except OSError as error:
             result.append(error)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import click
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.cli.options import parse_seconds
 from mystfuse.fuse.unmount import unmount_and_wait
 
 
 @click.command("umount")
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of the tree now, even if it is in use.")
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait for the daemon to end.")
+@click.option(
+    "--timeout",
+    type=parse_seconds,
+    metavar="SECONDS",
+    default="30",
+    show_default=True,
+    help="Seconds to wait for the daemon to end.",
+)
 @click.argument("mountpoint", type=click.Path(readable=False))
 def command(lazy: bool, timeout: float, mountpoint: str) -> None:
     """Unmount MOUNTPOINT and wait until the process that served it is gone.

@@ -17,7 +17,7 @@ import trio
 
 from mystfuse.devices.device import Extent, coalesce
 from mystfuse.devices.source import Source
-from mystfuse.errors import ImageReadError
+from mystfuse.errors import ImageReadError, StorageTimeout
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class ImageReader:
                 )
         except trio.TooSlowError:
             may_retry = False
-            error = ImageReadError(
+            error: ImageReadError = StorageTimeout(
                 f"{self._source.name}: no answer from storage within {self._io_timeout:g} s "
                 f"({extent.length} bytes at {extent.offset})"
             )

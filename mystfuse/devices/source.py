@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -69,9 +70,9 @@ class FileSource:
             count = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
         except BlockingIOError:
             return None
-        except OSError:
-            # EOPNOTSUPP: this file system cannot tell. Anything else will be met again, and told, by read().
-            self._has_nowait = False
+        except OSError as error:
+            # Some file systems cannot tell. Anything else will be met again, and told, by read().
+            self._has_nowait = error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
             return None
         return buffer if count == length else None
 

@@ -12,7 +12,8 @@ import hmac
 import logging
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NoReturn
 
 import trio
 
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 HASH_CACHE_BYTES = 16 << 20
 """Verified hash blocks kept: enough for 2 GiB of data at the usual 1/128."""
+
+MAX_BATCH = 8 << 20
+"""Bytes of data and hash blocks that one step of a request may need."""
 
 HashBlockKey = tuple[int, int]
 """(level, index within the level)"""
@@ -56,6 +60,8 @@ class VerityDevice:
         self.blocks_verified = 0
         self.blocks_failed = 0
         self.hash_blocks_verified = 0
+        self.on_damage: Callable[[IntegrityError], None] = lambda error: None
+        """Called for every failed check, before the error is raised."""
         self._unverified = unverified
         self._superblock = superblock
         self._geometry = geometry
@@ -78,14 +84,34 @@ class VerityDevice:
         for extent in extents:
             if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
                 raise ImageReadError(f"verity: bytes {extent.offset} to {extent.end} are outside the device")
-        runs = coalesce((_aligned(extent, block_size) for extent in extents), self.size)
-        verified = await self._read_runs(runs)
         result: list[memoryview] = []
-        for extent in extents:
-            index = bisect_right(runs, extent.offset, key=lambda run: run.offset) - 1
-            start = runs[index].offset
-            result.append(verified[index][extent.offset - start : extent.end - start])
+        for batch in self._batches(extents):
+            runs = coalesce((_aligned(extent, block_size) for extent in batch), self.size)
+            verified = await self._read_runs(runs)
+            for extent in batch:
+                index = bisect_right(runs, extent.offset, key=lambda run: run.offset) - 1
+                start, data = runs[index].offset, verified[index]
+                part = data[extent.offset - start : extent.end - start]
+                # A small part must not keep a long run in memory.
+                result.append(part if 2 * len(part) >= len(data) else memoryview(bytes(part)))
         return result
+
+    def _batches(self, extents: Sequence[Extent]) -> Iterator[Sequence[Extent]]:
+        """The extents in order, as many at a time as fill MAX_BATCH with the data and hash blocks they lie in.
+
+        With blocks of 512 KiB, a few scattered bytes can need a lot.
+        """
+        superblock = self._superblock
+        overhead = superblock.data_block_size + superblock.hash_block_size
+        first = filled = 0
+        for index, extent in enumerate(extents):
+            need = extent.length + overhead
+            if filled and filled + need > MAX_BATCH:
+                yield extents[first:index]
+                first, filled = index, 0
+            filled += need
+        if first < len(extents):
+            yield extents[first:]
 
     async def _read_runs(self, runs: list[Extent]) -> list[memoryview]:
         """Read and check runs of whole data blocks."""
@@ -110,9 +136,7 @@ class VerityDevice:
             if bad:
                 self.blocks_failed += len(bad)
                 numbers = ", ".join(str(first + index) for index in bad[:8]) + (", ..." if len(bad) > 8 else "")
-                error = f"verity: data block {numbers} ({block_size} bytes each) does not have its digest"
-                log.error("%s", error)
-                raise IntegrityError(error)
+                self._fail(f"verity: data block {numbers} ({block_size} bytes each) does not have its digest")
         return unverified
 
     async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[int, bytes], list[memoryview]]:
@@ -195,10 +219,14 @@ class VerityDevice:
             self.blocks_failed += 1
             wanted = "the root hash" if level == len(self._geometry.levels) - 1 else "its digest"
             offset = self._hash_block_extent(key).offset
-            error = f"verity: hash block {index} of level {level} (byte {offset}) does not have {wanted}"
-            log.error("%s", error)
-            raise IntegrityError(error)
+            self._fail(f"verity: hash block {index} of level {level} (byte {offset}) does not have {wanted}")
         self.hash_blocks_verified += 1
+
+    def _fail(self, what: str) -> NoReturn:
+        error = IntegrityError(what)
+        log.error("%s", error)
+        self.on_damage(error)
+        raise error
 
     def _hash_block_extent(self, key: HashBlockKey) -> Extent:
         level, index = key

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
@@ -48,19 +48,6 @@ def block_count(superblock: Superblock, inode: Inode) -> int:
             f"directory inode {inode.ino}: its size {inode.size} is not a sensible multiple of {superblock.block_size}"
         )
     return inode.size // superblock.block_size
-
-
-def directory_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[int]:
-    """Where ``count`` blocks of a directory are, from its block ``first`` on.
-
-    Raises:
-        BlocksMissing: an indirect block is not in memory.
-        CorruptFilesystem: there is a hole, or a pointer outside the file system.
-    """
-    numbers = map_blocks(superblock, blocks, inode, first, count)
-    if 0 in numbers:
-        raise CorruptFilesystem(f"directory inode {inode.ino}: block {first + numbers.index(0)} is a hole")
-    return numbers
 
 
 def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> Iterator[Entry]:
@@ -117,39 +104,50 @@ def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: i
 def list_entries(
     superblock: Superblock, blocks: Blocks, inode: Inode, offset: int, max_entries: int
 ) -> tuple[list[Entry], int]:
-    """Names from byte ``offset`` of a directory on: at least one unless the directory ends, about ``max_entries``.
+    """Names from byte ``offset`` of a directory on, at most ``max_entries``.
 
     ``offset`` may point anywhere: entries that begin before it are left out, so that a listing can go on where it
-    stopped even if the directory has changed.
+    stopped even if the directory has changed. A long stretch of empty blocks is crossed in several calls.
 
     Returns:
-        The entries, and the offset to go on from: the directory's size when there are no more.
+        Some entries, perhaps none, and the offset to go on from: the directory's size when there are no more.
 
     Raises:
         BlocksMissing, CorruptFilesystem
     """
     block_size = superblock.block_size
     count = block_count(superblock, inode)
-    ahead = max(DIRECTORY_AHEAD // block_size, 1)
     entries: list[Entry] = []
-    logical = offset // block_size
-    while logical < count and len(entries) < max_entries:
-        numbers = directory_blocks(superblock, blocks, inode, logical, min(ahead, count - logical))
-        block = blocks.block(numbers[0], numbers[1:])
-        found = parse_block(superblock, inode, block, logical)
+    first = offset // block_size
+    numbers = map_blocks(superblock, blocks, inode, first, min(max(DIRECTORY_AHEAD // block_size, 1), count - first))
+    for logical, number in enumerate(numbers, first):
         previous = logical * block_size
         try:
-            for entry in found:
+            block = directory_block(inode, blocks, logical, number, numbers)
+            for entry in parse_block(superblock, inode, block, logical):
+                if len(entries) == max_entries:
+                    return entries, previous
                 if previous >= offset:
                     entries.append(entry)
                 previous = entry.next_offset
-        except CorruptFilesystem:
+        except MystfuseError:
             if not entries:
                 raise
             # What is in front of the damage is listed; the listing fails when it comes back for more.
             return entries, entries[-1].next_offset
-        logical += 1
-    return entries, min(logical, count) * block_size
+    return entries, (first + len(numbers)) * block_size
+
+
+def directory_block(inode: Inode, blocks: Blocks, logical: int, number: int, ahead: Iterable[int] = ()) -> bytes:
+    """Block ``logical`` of a directory, which its map says is block ``number``.
+
+    Raises:
+        BlocksMissing: it is not in memory.
+        CorruptFilesystem: there is a hole.
+    """
+    if not number:
+        raise CorruptFilesystem(f"directory inode {inode.ino}: block {logical} is a hole")
+    return blocks.block(number, (other for other in ahead if other))
 
 
 def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:
@@ -160,7 +158,7 @@ def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:
         CorruptFilesystem: the directory does not begin with ``.`` and ``..``.
     """
     block_count(superblock, inode)
-    block = blocks.block(directory_blocks(superblock, blocks, inode, 0, 1)[0])
+    block = directory_block(inode, blocks, 0, map_blocks(superblock, blocks, inode, 0, 1)[0])
     ino, _, name_len, _ = _HEADER.unpack_from(block, 12)
     if not ino or name_len != 2 or block[20:22] != b"..":
         raise _corrupt(inode, 12, "there is no entry .. where it belongs")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import EISDIR, ENOTDIR
 
-from mystfuse.errors import CorruptFilesystem, FormatError
+from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_map import Run, map_runs
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
@@ -51,24 +51,25 @@ class FileSystem:
         return read_inode(self.superblock, blocks, ino)
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
-        """What the entries of a directory refer to; None for what cannot be: a broken inode, or the root."""
+        """What the entries of a directory refer to; None for what cannot be had or cannot be: a damaged or
+        broken inode, or the root."""
         superblock = self.superblock
         possible = [ino for ino in numbers if 0 < ino <= superblock.s_inodes_count]
         groups = {(ino - 1) // superblock.s_inodes_per_group for ino in possible}
         # Name all the descriptors, then all the inodes' blocks, rather than meet them one by one.
-        blocks.all(sorted({descriptor_block(superblock, group) for group in groups}))
+        blocks.want(sorted({descriptor_block(superblock, group) for group in groups}))
         located: set[int] = set()
         for ino in possible:
             try:
                 located.add(locate_inode(superblock, blocks, ino)[0])
-            except CorruptFilesystem:
+            except MystfuseError:
                 continue
-        blocks.all(sorted(located))
+        blocks.want(sorted(located))
         found: list[Inode | None] = []
         for ino in numbers:
             try:
                 found.append(self.inode(blocks, ino) if ino != EXT2_ROOT_INO else None)
-            except FormatError:
+            except MystfuseError:
                 found.append(None)
         return found
 

@@ -11,9 +11,10 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
+from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks, BlocksMissing
-from mystfuse.ext2.directory import block_count, directory_blocks, find_in_block, parse_block
+from mystfuse.ext2.directory import block_count, directory_block, find_in_block, parse_block
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
@@ -22,6 +23,8 @@ MAX_NAMES = 8_000_000
 MAX_INDEXED_NAMES = 4_000_000
 """Names kept in all indexes together (8 bytes each), unless a single directory has more."""
 _BLOCKS_AT_ONCE = 256
+_INDEX_WEIGHT = 64
+"""What an index costs besides its names, in names."""
 
 
 class NameIndex:
@@ -29,6 +32,8 @@ class NameIndex:
 
     def __init__(self) -> None:
         self.indexed = 0
+        self.damage: MystfuseError | None = None
+        """Why a name that is not found may still be there: a block that could not be read, or not to its end."""
         self._keys = array("Q")
         self._is_sorted = True
 
@@ -36,8 +41,13 @@ class NameIndex:
         return len(self._keys)
 
     def add_block(self, logical: int, names: Iterable[bytes]) -> None:
-        """Enter the names of block ``logical``, which must be the next one."""
-        self._keys.extend(_key(name) | logical for name in names)
+        """Enter the names of block ``logical``, which must be the next one; CorruptFilesystem in the middle of it is
+        noted as damage."""
+        try:
+            for name in names:
+                self._keys.append(_key(name) | logical)
+        except CorruptFilesystem as error:
+            self.damage = self.damage or error
         self._is_sorted = False
         self.indexed = logical + 1
 
@@ -59,46 +69,66 @@ def _key(name: bytes) -> int:
 
 
 class NameIndexes:
-    """The indexes of the directories looked into lately, bounded."""
+    """The indexes of the directories looked into lately, bounded by the names in them."""
 
     def __init__(self) -> None:
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
+        self._weight = 0
 
     def find(self, superblock: Superblock, blocks: Blocks, inode: Inode, name: bytes) -> int:
         """The inode number behind ``name`` in directory ``inode``, or 0.
 
+        A damaged block does not matter to names in other blocks.
+
         Raises:
             BlocksMissing: with ``progress`` while the index of a large directory is being built.
-            CorruptFilesystem: the directory is broken.
+            MystfuseError: the name was not found, and there is damage where it may be.
         """
         count = block_count(superblock, inode)
         if count == 1:
-            number = directory_blocks(superblock, blocks, inode, 0, 1)[0]
-            return find_in_block(superblock, inode, blocks.block(number), 0, name)
+            number = map_blocks(superblock, blocks, inode, 0, 1)[0]
+            return find_in_block(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
         index = self._complete_index(superblock, blocks, inode, count)
         for logical in index.candidates(name):
-            number = directory_blocks(superblock, blocks, inode, logical, 1)[0]
-            if ino := find_in_block(superblock, inode, blocks.block(number), logical, name):
+            number = map_blocks(superblock, blocks, inode, logical, 1)[0]
+            if ino := find_in_block(superblock, inode, directory_block(inode, blocks, logical, number), logical, name):
                 return ino
+        if index.damage is not None:
+            if isinstance(index.damage, ImageReadError):
+                # Storage may answer next time.
+                self._drop(inode.ino)
+            raise index.damage
         return 0
 
     def _complete_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
         index = self._indexes.get(inode.ino)
         if index is None:
             index = self._indexes[inode.ino] = NameIndex()
+            self._weight += _INDEX_WEIGHT
         self._indexes.move_to_end(inode.ino)
         while index.indexed < count:
             first = index.indexed
-            numbers = directory_blocks(superblock, blocks, inode, first, min(_BLOCKS_AT_ONCE, count - first))
+            numbers = map_blocks(superblock, blocks, inode, first, min(_BLOCKS_AT_ONCE, count - first))
             try:
-                contents = blocks.all(numbers)
+                blocks.want(number for number in numbers if number)
             except BlocksMissing as missing:
                 raise BlocksMissing(missing.numbers, progress=first > 0) from None
-            for logical, block in enumerate(contents, first):
+            names_before = len(index)
+            for logical, number in enumerate(numbers, first):
+                try:
+                    block = directory_block(inode, blocks, logical, number)
+                except MystfuseError as error:
+                    index.damage = index.damage or error
+                    index.indexed = logical + 1
+                    continue
                 index.add_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
+            self._weight += len(index) - names_before
             if len(index) > MAX_NAMES:
-                del self._indexes[inode.ino]
-                raise CorruptFilesystem(f"directory inode {inode.ino} has over {MAX_NAMES} names")
-        while len(self._indexes) > 1 and sum(map(len, self._indexes.values())) > MAX_INDEXED_NAMES:
-            self._indexes.popitem(last=False)
+                index.damage = CorruptFilesystem(f"directory inode {inode.ino} has over {MAX_NAMES} names")
+                index.indexed = count
+        while len(self._indexes) > 1 and self._weight > MAX_INDEXED_NAMES:
+            self._drop(next(iter(self._indexes)))
         return index
+
+    def _drop(self, ino: int) -> None:
+        self._weight -= _INDEX_WEIGHT + len(self._indexes.pop(ino))

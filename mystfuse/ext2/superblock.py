@@ -135,15 +135,13 @@ class Superblock:
         ) = _LAYOUT.unpack_from(data)
         if magic != EXT2_SUPER_MAGIC:
             raise FormatError(f"not an EXT2 file system: s_magic is {magic:#06x}, not {EXT2_SUPER_MAGIC:#06x}")
-        if rev_level == EXT2_GOOD_OLD_REV:
-            features: frozenset[str] = frozenset()
-            reserved_gdt_blocks = 0
-            first_ino, inode_size = EXT2_GOOD_OLD_FIRST_INO, EXT2_GOOD_OLD_INODE_SIZE
-        elif rev_level == EXT2_DYNAMIC_REV:
-            features = feature_names(compat, incompat, ro_compat)
-            check_supported(features)
-        else:
+        if rev_level not in (EXT2_GOOD_OLD_REV, EXT2_DYNAMIC_REV):
             raise UnsupportedFeature(f"EXT2 revision {rev_level}; only 0 and 1 are known")
+        # Revision 0 has no features, but like the kernel we believe flags that are set all the same.
+        features = feature_names(compat, incompat, ro_compat)
+        check_supported(features)
+        if rev_level == EXT2_GOOD_OLD_REV:
+            first_ino, inode_size = EXT2_GOOD_OLD_FIRST_INO, EXT2_GOOD_OLD_INODE_SIZE
         if log_block_size > EXT2_MAX_BLOCK_LOG_SIZE - EXT2_MIN_BLOCK_LOG_SIZE:
             raise CorruptFilesystem(f"EXT2 superblock: s_log_block_size {log_block_size} means blocks over 64 KiB")
         block_size = 1 << EXT2_MIN_BLOCK_LOG_SIZE + log_block_size

@@ -29,6 +29,12 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int]) -> t
     if child == 0:
         _run_child(serve, sender, keep)
     os.close(sender)
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     try:
         with os.fdopen(receiver, "rb") as stream:
             said = stream.read()

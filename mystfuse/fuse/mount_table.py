@@ -30,7 +30,7 @@ class Mount:
 def find_mount(mountpoint: str) -> Mount | None:
     """The topmost mount on ``mountpoint`` (absolute), if that is one of ours."""
     found: Mount | None = None
-    for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").splitlines():
+    for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
         # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
         before, _, after = line.partition(" - ")
         fields, (fstype, source, super_options) = before.split(" "), after.split(" ", 2)
@@ -42,9 +42,8 @@ def find_mount(mountpoint: str) -> Mount | None:
     return found
 
 
-def name_this_process(mountpoint: str) -> None:
+def name_this_process(mount: Mount | None) -> None:
     """Call this process after the mount it serves, so that ``find_daemon`` finds it and ps(1) tells it apart."""
-    mount = find_mount(mountpoint)
     if mount is not None:
         Path("/proc/self/comm").write_text(mount.daemon_name)
 
@@ -58,7 +57,10 @@ def find_daemon(mount: Mount) -> int | None:
         if not entry.name.isdigit():
             continue
         try:
-            if (entry / "comm").read_text().rstrip("\n") != mount.daemon_name or entry.stat().st_uid != mount.user_id:
+            # Anybody may call a process anything: bytes, not text.
+            if (entry / "comm").read_bytes() != f"{mount.daemon_name}\n".encode():
+                continue
+            if entry.stat().st_uid != mount.user_id:
                 continue
             return os.pidfd_open(int(entry.name))
         except OSError:

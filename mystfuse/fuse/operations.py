@@ -50,11 +50,10 @@ def _handler(
             return await method(self, *args, **kwargs)
         except FUSEError:
             raise
-        except IntegrityError as error:
-            self.on_corruption(error)
-            raise FUSEError(error.errno) from None
         except MystfuseError as error:
-            log.warning("%s: %s", method.__name__, error)
+            if not isinstance(error, IntegrityError):
+                # Those have been logged where they were found.
+                log.warning("%s: %s", method.__name__, error)
             raise FUSEError(error.errno) from None
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
@@ -80,8 +79,6 @@ class Operations(pyfuse3.Operations):
 
     Args:
         status: gives what ``.mystfuse/status.json`` shows.
-        on_corruption: called for every request that failed because of a block that is not what its digest says.
-        has_own_control: whether the image itself has an entry ``.mystfuse``, which ours hides.
     """
 
     supports_dot_lookup = True
@@ -92,7 +89,6 @@ class Operations(pyfuse3.Operations):
         volume: Volume,
         options: MountOptions,
         status: Callable[[], dict[str, Any]],
-        on_corruption: Callable[[IntegrityError], None],
     ) -> None:
         super().__init__()
         self.enable_acl = options.acl and options.xattr
@@ -100,7 +96,6 @@ class Operations(pyfuse3.Operations):
         """Set while the kernel's INIT is answered."""
         self.requests = 0
         self.last_request = trio.current_time()
-        self.on_corruption = on_corruption
         self._volume = volume
         self._options = options
         self._control = ControlDirectory(status) if options.control else None
@@ -109,6 +104,7 @@ class Operations(pyfuse3.Operations):
         """Open files by handle: an inode number, or the contents of a control file."""
         self._directories: dict[int, _OpenDirectory] = {}
         self._next_handle = 1
+        self._has_warned = False
 
     @property
     def open_handles(self) -> int:
@@ -255,7 +251,10 @@ class Operations(pyfuse3.Operations):
                 for entry, inode in found
                 if entry.name != hidden
             ]
-            if entries or next_offset <= offset or not found:
+            if hidden and not self._has_warned and len(entries) < len(found):
+                self._has_warned = True
+                log.warning("the image's own .mystfuse is hidden by the control directory (-o nocontrol shows it)")
+            if entries or next_offset <= offset:
                 return entries
             offset = next_offset
 

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import signal
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -18,8 +17,7 @@ import trio
 from mystfuse import __version__
 from mystfuse.errors import ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.fuse.control import CONTROL_NAME
-from mystfuse.fuse.mount_table import name_this_process
+from mystfuse.fuse.mount_table import Mount, find_mount, name_this_process
 from mystfuse.fuse.operations import Operations
 from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.fuse.unmount import BusyError, unmount
@@ -30,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MAX_TASKS = 8
 """Requests handled at once; each has a buffer of 1 MiB."""
+_GRACE = 2.0
+"""Seconds that requests under way get when the mount ends."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -47,7 +47,9 @@ class Session:
         self._started = time.monotonic()
         self._exit_status = ExitStatus.DONE
         self._stop = trio.Event()
-        self._was_mounted = False
+        self._was_mounted = self._has_ended = False
+        self._own_mount: Mount | None = None
+        self._serving = trio.CancelScope()
         self._status: Callable[[], dict[str, Any]] = dict
 
     async def run(self) -> ExitStatus:
@@ -76,27 +78,33 @@ class Session:
             volume = await Volume.open(pipeline.device)
             await self._check_root(volume)
             self._status = self._status_of(pipeline, volume)
-            operations = Operations(volume, self._options, self._status, self._corruption)
+            if pipeline.verity:
+                pipeline.verity.on_damage = self._corruption
+            operations = Operations(volume, self._options, self._status)
             _mount(operations, self._options)
             self._was_mounted = True
             try:
-                name_this_process(self._options.mountpoint)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch_idleness, operations)
-                    nursery.start_soon(self._tell_ready, operations)
-                    await pyfuse3.main(max_tasks=MAX_TASKS)
-                    nursery.cancel_scope.cancel()
+                self._own_mount = find_mount(self._options.mountpoint)
+                name_this_process(self._own_mount)
+                with self._serving:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._watch_idleness, operations)
+                        nursery.start_soon(self._tell_ready, operations)
+                        await pyfuse3.main(max_tasks=MAX_TASKS)
+                        nursery.cancel_scope.cancel()
             finally:
-                # Does nothing when the mount is gone already, else takes it away lazily.
+                # close() ends the session for good: terminate() would crash after it.
+                self._has_ended = True
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(pyfuse3.close)
+                    if self._is_mounted():
+                        await self._unmount()
+                    # Not libfuse's own unmounting: that goes by the path, whatever is mounted there by now.
+                    pyfuse3.close(unmount=False)
 
     async def _check_root(self, volume: Volume) -> None:
         root = await volume.inode(EXT2_ROOT_INO)
         if not root.is_directory:
             raise MountError("the root inode is not a directory: run e2fsck on the image it was made from")
-        if self._options.control and await volume.lookup(EXT2_ROOT_INO, CONTROL_NAME):
-            log.warning("the image's own .mystfuse is hidden by the control directory (-o nocontrol shows it)")
 
     async def _tell_ready(self, operations: Operations) -> None:
         await operations.ready.wait()
@@ -113,11 +121,20 @@ class Session:
 
     async def _watch_stop(self, everything: trio.CancelScope) -> None:
         await self._stop.wait()
-        if self._was_mounted:
-            await self._unmount()
-            pyfuse3.terminate()
-        else:
+        if not self._was_mounted:
             everything.cancel()
+            return
+        if self._is_mounted():
+            await self._unmount()
+        if not self._has_ended:
+            pyfuse3.terminate()
+            # Requests that wait for storage get a moment, then the mount ends without them.
+            await trio.sleep(_GRACE)
+            self._serving.cancel()
+
+    def _is_mounted(self) -> bool:
+        """Whether ours is what an unmount of the mountpoint would take away."""
+        return self._own_mount is not None and find_mount(self._options.mountpoint) == self._own_mount
 
     async def _unmount(self) -> None:
         """Unmount from a thread, while the loop still serves."""
@@ -143,6 +160,8 @@ class Session:
             if idle < timeout:
                 await trio.sleep(timeout - idle)
                 continue
+            if not self._is_mounted():
+                return
             try:
                 await trio.to_thread.run_sync(unmount, self._options.mountpoint)
                 log.info("unmounted after %g s without use", timeout)
@@ -189,7 +208,7 @@ class Session:
 
 def _mount(operations: Operations, options: MountOptions) -> None:
     """Mount by libfuse; what it or fusermount3 writes to stderr becomes the error's message."""
-    with tempfile.TemporaryFile() as said:
+    with os.fdopen(os.memfd_create("mystfuse"), "w+b") as said:
         stderr = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:

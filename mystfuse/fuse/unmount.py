@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import select
 import subprocess
@@ -61,7 +62,7 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
         if daemon is not None:
             poll = select.poll()
             poll.register(daemon, select.POLLIN)
-            if not poll.poll(timeout * 1000):
+            if not poll.poll(None if timeout == math.inf else timeout * 1000):
                 raise MountError(
                     f"{mountpoint}: unmounted, but still in use: its daemon has not ended after {timeout:g} s"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
@@ -36,8 +37,9 @@ class AtomicFile:
         try:
             try:
                 self.fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
-            except (IsADirectoryError, OSError) as error:
-                if not isinstance(error, IsADirectoryError) and error.errno != 95:  # EOPNOTSUPP
+            except OSError as error:
+                # What open(2) says where there are no nameless files: by the file system, or by an old kernel.
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
                     raise
                 self._temporary = self._hidden_name()
                 self.fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)

@@ -36,7 +36,10 @@ def stamp_inodes(fd: int, superblock: Superblock, directory: Path, epoch: int | 
     struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
     struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
     struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
-    struct.pack_into("<I", inode, _I_MTIME, int(status.st_mtime) & 0xFFFFFFFF)
+    low, high = _encode_time(status.st_mtime_ns // 1_000_000_000)
+    struct.pack_into("<I", inode, _I_MTIME, low)
+    if _has_extra_times(inode, 0, superblock.s_inode_size):
+        struct.pack_into("<I", inode, _I_MTIME_EXTRA, high)
     write_all(fd, bytes(inode), position)
     if epoch is None:
         return
@@ -57,14 +60,12 @@ def stamp_inodes(fd: int, superblock: Superblock, directory: Path, epoch: int | 
 
 def _stamp_inode(table: bytearray, offset: int, inode_size: int, epoch: int) -> None:
     (mtime,) = struct.unpack_from("<i", table, offset + _I_MTIME)
-    (mtime_extra,) = struct.unpack_from("<I", table, offset + _I_MTIME_EXTRA) if inode_size > 128 else (0,)
-    has_extra = (
-        inode_size > EXT2_GOOD_OLD_INODE_SIZE
-        and int.from_bytes(table[offset + _I_EXTRA_ISIZE : offset + _I_EXTRA_ISIZE + 2], "little") >= 24
-    )
-    low = epoch & 0xFFFFFFFF
-    high = (epoch - (low - (1 << 32) if low >> 31 else low)) >> 32 & 3
-    if mtime + ((mtime_extra & 3) << 32 if has_extra else 0) > epoch:
+    mtime_extra = 0
+    has_extra = _has_extra_times(table, offset, inode_size)
+    if has_extra:
+        (mtime_extra,) = struct.unpack_from("<I", table, offset + _I_MTIME_EXTRA)
+    low, high = _encode_time(epoch)
+    if mtime + ((mtime_extra & 3) << 32) > epoch:
         struct.pack_into("<I", table, offset + _I_MTIME, low)
         mtime_extra = high
     struct.pack_into("<I", table, offset + _I_ATIME, low)
@@ -78,3 +79,16 @@ def _stamp_inode(table: bytearray, offset: int, inode_size: int, epoch: int) -> 
             (_I_CRTIME_EXTRA, high),
         ):
             struct.pack_into("<I", table, offset + field, value)
+
+
+def _has_extra_times(table: bytearray, offset: int, inode_size: int) -> bool:
+    """Whether i_extra_isize covers the extra time fields up to i_crtime_extra."""
+    position = offset + _I_EXTRA_ISIZE
+    return inode_size > EXT2_GOOD_OLD_INODE_SIZE and int.from_bytes(table[position : position + 2], "little") >= 24
+
+
+def _encode_time(seconds: int) -> tuple[int, int]:
+    """Seconds since 1970 as an inode holds them: the low 32 bits (signed), and the 2 bits for the extra field."""
+    low = seconds & 0xFFFFFFFF
+    signed = low - (1 << 32) if low >> 31 else low
+    return low, (seconds - signed) >> 32 & 3

@@ -78,7 +78,7 @@ def mkext2(directory: Path, target: Path, options: Mkext2Options, force: bool, p
     if not directory.is_dir():
         raise UsageError(f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}")
     with AtomicFile(target, force) as file:
-        tree = scan(directory)
+        tree = scan(directory, reproducible=options.epoch is not None)
         salt, uuid, tree_uuid, hash_seed = _identities(tree, options)
         with progress("copying files", None):
             hash_offset = _make_filesystem(file, directory, tree, options, uuid, hash_seed)

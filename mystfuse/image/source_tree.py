@@ -36,8 +36,11 @@ class SourceTree:
         return filled + filled // (block_size // 4) + 2 * self.inodes * (block_size // 256)
 
 
-def scan(directory: Path) -> SourceTree:
+def scan(directory: Path, reproducible: bool = False) -> SourceTree:
     """Walk ``directory`` without following symbolic links.
+
+    Args:
+        reproducible: count every directory as 4096 bytes; how large one is depends on the file system it is on.
 
     Raises:
         MystfuseError: something in it cannot be read.
@@ -58,8 +61,8 @@ def scan(directory: Path) -> SourceTree:
                 pending += [os.path.join(path, name) for name in sorted(os.listdir(path), reverse=True)]
         except OSError as error:
             raise MystfuseError(f"{os.fsdecode(path)}: {error.strerror}") from error
-        is_file = stat.S_ISREG(status.st_mode)
-        size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+        is_directory = stat.S_ISDIR(status.st_mode)
+        size = 0 if is_directory else status.st_size
         identity = [path[prefix:], status.st_mode, status.st_uid, status.st_gid, size, int(status.st_mtime), target]
         digest.update(repr(identity).encode())
         key = (status.st_dev, status.st_ino)
@@ -67,9 +70,8 @@ def scan(directory: Path) -> SourceTree:
             continue
         seen.add(key)
         inodes += 1
-        apparent_size += status.st_size
-        # Holes stay holes: what is on disk counts, where that is less.
-        filled = min(size, status.st_blocks * 512) if is_file else status.st_size
+        filled = 4096 if is_directory and reproducible else status.st_size
+        apparent_size += filled
         small_blocks += -(-filled // 1024)
         blocks += -(-filled // 4096)
     return SourceTree(apparent_size, inodes, small_blocks, blocks, digest.digest())
