@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from logging.handlers import SysLogHandler
 from pathlib import Path
 
@@ -40,11 +41,27 @@ class _OneLine(logging.Formatter):
         return one_line(super().format(record)) if not record.exc_info else super().format(record)
 
 
-def set_up_logging(foreground: bool, log_file: Path | None) -> None:
+class _StartUp(logging.Filter):
+    """Keeps what the devices log off stderr until the mount stands: until then each of their errors ends the start, and
+    is told in the one line that this ends with."""
+
+    is_over = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.is_over or not record.name.startswith("mystfuse.devices")
+
+
+def set_up_logging(foreground: bool, log_file: Path | None) -> Callable[[], None]:
     """Log to stderr (a daemon: warnings only, until it lets go of the terminal) and, as a daemon, to ``log_file`` or
-    syslog."""
+    syslog.
+
+    Returns:
+        A function to call when the mount stands.
+    """
     stderr = logging.StreamHandler()
     stderr.setFormatter(_OneLine("mystfuse: %(level)s%(message)s"))
+    start_up = _StartUp()
+    stderr.addFilter(start_up)
     stderr.setLevel(logging.INFO if foreground else logging.WARNING)
     handlers: list[logging.Handler] = [stderr]
     if log_file is not None:
@@ -63,3 +80,8 @@ def set_up_logging(foreground: bool, log_file: Path | None) -> None:
         each.addFilter(RateLimit())
         logger.addHandler(each)
     logging.getLogger("pyfuse3").setLevel(logging.ERROR)
+
+    def start_up_is_over() -> None:
+        start_up.is_over = True
+
+    return start_up_is_over

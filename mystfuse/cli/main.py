@@ -30,6 +30,13 @@ class _Commands(click.Group):
         command: click.Command = importlib.import_module(f"mystfuse.cli.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            # click would put an empty line in front.
+            raise MystfuseError("interrupted") from error
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*COMMANDS, "--help", "--version", "-h"):
             if len(args) == 1 and not args[0].startswith("-") and not os.path.lexists(args[0]):

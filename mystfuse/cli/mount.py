@@ -207,10 +207,12 @@ def _serve(job: _Job, report: Report) -> int:
     from mystfuse.image.open import open_image
 
     is_ready = False
+    start_up_is_over: Callable[[], None] = lambda: None  # noqa: E731
 
     def on_ready() -> None:
         nonlocal is_ready
         is_ready = True
+        start_up_is_over()
         report(ExitStatus.DONE, _describe(job, trust_explanation))
         if job.ready_fd is not None:
             with suppress(OSError):
@@ -240,12 +242,14 @@ def _serve(job: _Job, report: Report) -> int:
         return await Session(image, job.options, on_ready).run()
 
     try:
-        set_up_logging(job.foreground, job.log_file)
+        start_up_is_over = set_up_logging(job.foreground, job.log_file)
         return int(trio.run(serve))
     except BaseException as error:
         cause = _innermost(error)
         if isinstance(cause, MystfuseError):
             status, message = cause.exit_status, str(cause)
+            if not isinstance(cause, MountError) and job.source.name not in message:
+                message = f"{job.source.name}: {message}"
         elif isinstance(cause, OSError):
             status, message = ExitStatus.FAILED, f"{cause.filename or job.source.name}: {cause.strerror or cause}"
         elif isinstance(cause, KeyboardInterrupt):

@@ -327,4 +327,7 @@ def _broken(ino: int) -> EntryAttributes:
     (fs/fuse/readdir.c, fuse_direntplus_link), and that look-up tells the error."""
     attributes = EntryAttributes()
     attributes.st_ino = ino
+    # pyfuse3 would make it a regular file.
+    attributes.st_mode = 0
+    attributes.entry_timeout = attributes.attr_timeout = 0
     return attributes

@@ -8,9 +8,10 @@ import stat
 import struct
 from pathlib import Path
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_ROOT_INO
+from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.group import read_group_descriptor
 from mystfuse.ext2.inode import locate_inode
 from mystfuse.ext2.superblock import Superblock
@@ -23,27 +24,39 @@ _I_EXTRA_ISIZE, _I_CTIME_EXTRA, _I_MTIME_EXTRA, _I_ATIME_EXTRA = 128, 132, 136, 
 _I_CRTIME, _I_CRTIME_EXTRA = 144, 148
 
 
-def stamp_inodes(fd: int, superblock: Superblock, directory: Path, epoch: int | None) -> None:
-    """Give the root directory what mke2fs does not: the source's mode, owner and time. With ``epoch``, take out of
-    every inode what changes from run to run: times of access and of change."""
-    block_size = superblock.block_size
+def stamp_inodes(
+    fd: int, superblock: Superblock, directory: Path, late_times: dict[bytes, int], epoch: int | None
+) -> None:
+    """Give the root directory what mke2fs does not: the source's mode, owner and time; and to every inode the time that
+    mke2fs cuts to 32 bits. With ``epoch``, take out of every inode what changes from run to run: times of access and of
+    change."""
+    block_size, inode_size = superblock.block_size, superblock.s_inode_size
     blocks = Blocks(lambda number: os.pread(fd, block_size, number * block_size))
-    number, offset = locate_inode(superblock, blocks, EXT2_ROOT_INO)
-    position = number * block_size + offset
-    inode = bytearray(os.pread(fd, superblock.s_inode_size, position))
+    filesystem = FileSystem(superblock)
     status = directory.stat()
-    struct.pack_into("<H", inode, _I_MODE, stat.S_IFDIR | stat.S_IMODE(status.st_mode))
-    struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
-    struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
-    struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
-    low, high = _encode_time(status.st_mtime_ns // 1_000_000_000)
-    struct.pack_into("<I", inode, _I_MTIME, low)
-    if _has_extra_times(inode, 0, superblock.s_inode_size):
-        struct.pack_into("<I", inode, _I_MTIME_EXTRA, high)
-    write_all(fd, bytes(inode), position)
+    times = {b"": status.st_mtime_ns // 1_000_000_000, **late_times}
+    for path, mtime in times.items():
+        ino = EXT2_ROOT_INO
+        for name in path.split(b"/") if path else ():
+            found = filesystem.lookup(blocks, ino, name)
+            if found is None:
+                raise MystfuseError(f"{os.fsdecode(path)}: vanished while the image was made")
+            ino = found.ino
+        number, offset = locate_inode(superblock, blocks, ino)
+        position = number * block_size + offset
+        inode = bytearray(os.pread(fd, inode_size, position))
+        if ino == EXT2_ROOT_INO:
+            struct.pack_into("<H", inode, _I_MODE, stat.S_IFDIR | stat.S_IMODE(status.st_mode))
+            struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
+            struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
+            struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
+        low, high = _encode_time(mtime)
+        struct.pack_into("<I", inode, _I_MTIME, low)
+        if _has_extra_times(inode, 0, inode_size):
+            struct.pack_into("<I", inode, _I_MTIME_EXTRA, high)
+        write_all(fd, bytes(inode), position)
     if epoch is None:
         return
-    inode_size = superblock.s_inode_size
     for group in range(superblock.groups_count):
         start = read_group_descriptor(superblock, blocks, group).bg_inode_table * block_size
         table = bytearray(os.pread(fd, superblock.s_inodes_per_group * inode_size, start))

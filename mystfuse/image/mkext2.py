@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import secrets
@@ -34,6 +35,7 @@ SALT_SIZE = 32
 SMALL_LIMIT = 512 * MIB
 """mke2fs.conf: smaller file systems get 1 KiB blocks and an inode for 4 KiB, others 4 KiB blocks and one for 16 KiB."""
 _MAX_ATTEMPTS = 12
+_PR_SET_PDEATHSIG = 1
 _RESERVED = 0.95
 """mke2fs keeps 5 % for root."""
 
@@ -152,7 +154,7 @@ def _make_filesystem(
                 superblock.s_free_blocks_count - superblock.s_r_blocks_count, 0
             )
             if missing <= 0:
-                stamp_inodes(file.fd, superblock, directory, options.epoch)
+                stamp_inodes(file.fd, superblock, directory, tree.late_times, options.epoch)
                 return size
         else:
             missing = size // 4
@@ -190,8 +192,11 @@ def _run_mke2fs(
         environment["E2FSPROGS_FAKE_TIME"] = str(max(options.epoch, 1))
     if options.trace is not None:
         options.trace(" ".join(command))
+    libc = ctypes.CDLL(None)
     result = subprocess.run(
         command,
+        # If we are killed, mke2fs must not go on for nobody.
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
         env=environment,
         pass_fds=[file.fd],
         stdin=subprocess.DEVNULL,

@@ -22,6 +22,8 @@ class SourceTree:
     """Blocks of 1 KiB that the contents fill."""
     blocks: int
     """Blocks of 4 KiB that the contents fill."""
+    late_times: dict[bytes, int]
+    """Relative path -> mtime in seconds, for times past 2038 (or before 1901) that do not fit mke2fs's 32 bits."""
     digest: bytes
     """SHA-256 over names, types, modes, owners, sizes, times and symlink targets, in a fixed order."""
 
@@ -47,6 +49,7 @@ def scan(directory: Path, reproducible: bool = False) -> SourceTree:
     """
     digest = hashlib.sha256()
     seen: set[tuple[int, int]] = set()
+    late_times: dict[bytes, int] = {}
     apparent_size = inodes = small_blocks = blocks = 0
     pending = [os.fsencode(directory)]
     prefix = len(pending[0])
@@ -63,7 +66,10 @@ def scan(directory: Path, reproducible: bool = False) -> SourceTree:
             raise MystfuseError(f"{os.fsdecode(path)}: {error.strerror}") from error
         is_directory = stat.S_ISDIR(status.st_mode)
         size = 0 if is_directory else status.st_size
-        identity = [path[prefix:], status.st_mode, status.st_uid, status.st_gid, size, int(status.st_mtime), target]
+        mtime = status.st_mtime_ns // 1_000_000_000
+        if not -(1 << 31) <= mtime < 1 << 31:
+            late_times[path[prefix:].lstrip(b"/")] = mtime
+        identity = [path[prefix:], status.st_mode, status.st_uid, status.st_gid, size, mtime, target]
         digest.update(repr(identity).encode())
         key = (status.st_dev, status.st_ino)
         if key in seen:
@@ -74,4 +80,4 @@ def scan(directory: Path, reproducible: bool = False) -> SourceTree:
         apparent_size += filled
         small_blocks += -(-filled // 1024)
         blocks += -(-filled // 4096)
-    return SourceTree(apparent_size, inodes, small_blocks, blocks, digest.digest())
+    return SourceTree(apparent_size, inodes, small_blocks, blocks, late_times, digest.digest())

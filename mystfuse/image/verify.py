@@ -118,13 +118,7 @@ class _Checker:
         return bad
 
     def _unreachable(self, level: int, index: int) -> Iterator[BadRange]:
-        """What a bad hash block leaves without anybody to vouch for it: all below it, hash blocks and data."""
-        for below in range(level - 1, -1, -1):
-            blocks_of = self._geometry.digests_per_block ** (level - below)
-            start = index * blocks_of
-            size = self._superblock.hash_block_size
-            length = min(blocks_of, self._geometry.levels[below].blocks - start) * size
-            yield BadRange(f"hash tree level {below}", self._geometry.levels[below].offset + start * size, length)
+        """What a bad hash block leaves without anybody to vouch for it."""
         span = self._geometry.digests_per_block ** (level + 1)
         first = index * span
         count = min(span, self._superblock.data_blocks - first)
