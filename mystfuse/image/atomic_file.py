@@ -69,13 +69,23 @@ class AtomicFile:
             if self._replace:
                 os.replace(self._temporary, self.target)
             else:
-                os.link(self._temporary, self.target)
-                self._temporary.unlink()
+                self._rename_without_replacing(self._temporary)
             self._temporary = None
         except FileExistsError as error:
             raise MystfuseError(f"{self.target}: already exists (--force overwrites it)") from error
         except OSError as error:
             raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
+
+    def _rename_without_replacing(self, temporary: Path) -> None:
+        try:
+            os.link(temporary, self.target)
+        except PermissionError:
+            # No hard links either (vfat): the check and the rename are two steps then.
+            if os.path.lexists(self.target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            os.rename(temporary, self.target)
+        else:
+            temporary.unlink()
 
     def _link(self, name: Path) -> None:
         # With a directory descriptor Python calls linkat(2), which can follow the link in /proc.

@@ -11,7 +11,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -35,6 +35,8 @@ SALT_SIZE = 32
 SMALL_LIMIT = 512 * MIB
 """mke2fs.conf: smaller file systems get 1 KiB blocks and an inode for 4 KiB, others 4 KiB blocks and one for 16 KiB."""
 _MAX_ATTEMPTS = 12
+_LARGER_BLOCK_SIZE = 4096
+"""What is tried when extended attributes do not fit the small blocks that mke2fs chose."""
 _PR_SET_PDEATHSIG = 1
 _RESERVED = 0.95
 """mke2fs keeps 5 % for root."""
@@ -68,6 +70,10 @@ class Mkext2Options:
             raise UsageError(f"--block-size {self.block_size} is not 1024, 2048, 4096, ... or 65536")
         if self.salt is not None and len(self.salt) > 256:
             raise UsageError(f"--salt has {len(self.salt)} bytes; dm-verity has room for 256")
+
+
+class _AttributesTooLarge(Exception):
+    """The extended attributes of some file need a larger block."""
 
 
 def mkext2(directory: Path, target: Path, options: Mkext2Options, force: bool, progress: Progress) -> Fssig:
@@ -144,6 +150,20 @@ def _make_filesystem(
     file: AtomicFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
 ) -> int:
     """Run mke2fs until the directory fits; returns the size of the file system."""
+    try:
+        return _fit_filesystem(file, directory, tree, options, uuid, hash_seed)
+    except _AttributesTooLarge as error:
+        if options.block_size is not None:
+            raise MystfuseError(
+                f"{directory}: a file's extended attributes do not fit one block of {options.block_size} bytes"
+            ) from error
+        larger = replace(options, block_size=_LARGER_BLOCK_SIZE)
+        return _make_filesystem(file, directory, tree, larger, uuid, hash_seed)
+
+
+def _fit_filesystem(
+    file: AtomicFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
+) -> int:
     size, inodes = planned_size(tree, options)
     for _ in range(_MAX_ATTEMPTS):
         _truncate(file, 0)
@@ -211,6 +231,8 @@ def _run_mke2fs(
         raise MystfuseError(f"mke2fs was ended by {signal.Signals(-result.returncode).name}")
     if "Could not allocate" in result.stdout:
         return False
+    if "Insufficient space to store extended attribute data" in result.stdout:
+        raise _AttributesTooLarge
     message = " ".join(result.stdout.split()) or f"exit status {result.returncode}"
     raise MystfuseError(f"mke2fs failed: {message}")
 

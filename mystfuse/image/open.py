@@ -88,6 +88,7 @@ def open_image(
                 f"which has {tree.superblock.digest_size}"
             )
         return TrustedImage(source, trust_root_hash(root_hash), tree, None)
+    trust = None
     try:
         fssig = read_fssig(source)
         trust = decide(fssig, policy)
@@ -97,7 +98,7 @@ def open_image(
                 f"{source.name}: a {tree.superblock.algorithm} tree does not fit the root hash of an fssig"
             )
     except FormatError as error:
-        if not policy.insecure:
+        if not policy.insecure or (trust and trust.is_vouched_for):
             raise
         log.warning("%s; loaded without any check because of --insecure", error)
         return TrustedImage(source, trust_without_tree(), None, None)

@@ -1,0 +1,19 @@
+"""The command line within the test's own process: the same code as the command, without starting Python each time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+
+from mystfuse.cli.main import run
+
+
+def in_process(*arguments: str | os.PathLike[str]) -> subprocess.CompletedProcess[str]:
+    """What ``mystfuse ARGUMENTS`` says and exits with. Not for ``mount``, which forks."""
+    given = [os.fspath(argument) for argument in arguments]
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = run(given)
+    return subprocess.CompletedProcess(given, status, output.getvalue(), errors.getvalue())
