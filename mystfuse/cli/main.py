@@ -6,13 +6,12 @@ import importlib
 import os
 import sys
 import traceback
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
 from mystfuse import __version__
-from mystfuse.cli.text import complain
+from mystfuse.cli.text import complain, discard_stdout
 from mystfuse.errors import ExitStatus, MystfuseError
 
 COMMANDS = ("mount", "umount", "status", "mkext2", "fssig", "verify")
@@ -88,11 +87,12 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return complain("interrupted", ExitStatus.FAILED)
     except BrokenPipeError:
-        # Whoever read our output has had enough (| head). Python must not try to flush the rest at exit.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read our output has had enough (| head).
+        discard_stdout()
         return ExitStatus.FAILED
     except OSError as error:
+        # It may have been stdout that could not be written.
+        discard_stdout()
         where = f"{error.filename}: " if error.filename else ""
         return complain(f"{where}{error.strerror or error}", ExitStatus.FAILED)
     except MemoryError:

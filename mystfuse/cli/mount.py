@@ -17,7 +17,7 @@ import click
 from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import TrustOptions, load_trust, parse_id, parse_seconds, parse_size, trust_options
-from mystfuse.cli.text import complain, one_line
+from mystfuse.cli.text import complain, say
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.daemon import Report, run_in_background
@@ -92,9 +92,7 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
     status, message = run_in_background(partial(_serve, job), frozenset(keep))
     if status is not ExitStatus.DONE:
         return complain(message, status)
-    with suppress(OSError):
-        # It is mounted, whether anybody listens or not.
-        click.echo(message)
+    say(message)
     return status
 
 
@@ -272,12 +270,11 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _describe(job: _Job, explanation: str) -> str:
-    return one_line(f"{job.source.name} mounted on {job.options.mountpoint}, read-only; {explanation}")
+    return f"{job.source.name} mounted on {job.options.mountpoint}, read-only; {explanation}"
 
 
 def _tell_foreground(status: ExitStatus, message: str) -> None:
     if status is ExitStatus.DONE:
-        with suppress(OSError):
-            click.echo(message)
+        say(message)
     else:
         complain(message, status)

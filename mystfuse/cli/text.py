@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 
@@ -13,6 +14,20 @@ def complain(message: str, status: ExitStatus) -> ExitStatus:
     with suppress(OSError):
         print(f"mystfuse: {one_line(message)}", file=sys.stderr)
     return status
+
+
+def say(message: str) -> None:
+    """Write one line to stdout. That nobody can read it does not matter."""
+    try:
+        print(one_line(message), flush=True)
+    except OSError:
+        discard_stdout()
+
+
+def discard_stdout() -> None:
+    """Send what is still to be written to stdout nowhere: Python would try once more at exit, and fail."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def one_line(message: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import secrets
@@ -37,7 +36,6 @@ SMALL_LIMIT = 512 * MIB
 _MAX_ATTEMPTS = 12
 _LARGER_BLOCK_SIZE = 4096
 """What is tried when extended attributes do not fit the small blocks that mke2fs chose."""
-_PR_SET_PDEATHSIG = 1
 _RESERVED = 0.95
 """mke2fs keeps 5 % for root."""
 
@@ -212,11 +210,10 @@ def _run_mke2fs(
         environment["E2FSPROGS_FAKE_TIME"] = str(max(options.epoch, 1))
     if options.trace is not None:
         options.trace(" ".join(command))
-    libc = ctypes.CDLL(None)
+    # If we are killed, mke2fs must not go on for nobody. Not by preexec_fn: Python loses a ^C that comes as it forks.
+    setpriv = shutil.which("setpriv")
     result = subprocess.run(
-        command,
-        # If we are killed, mke2fs must not go on for nobody.
-        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command,
         env=environment,
         pass_fds=[file.fd],
         stdin=subprocess.DEVNULL,
