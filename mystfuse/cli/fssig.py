@@ -11,7 +11,7 @@ from mystfuse.errors import UsageError
 from mystfuse.image.open import read_fssig
 
 
-@click.command("fssig")
+@click.command("fssig", short_help="Print the signature block of an image.")
 @click.option("--roothash", is_flag=True, help="Print the root hash alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.argument("image", type=click.Path(readable=False))

@@ -18,7 +18,7 @@ from mystfuse.image.mkext2 import Mkext2Options, mkext2
 from mystfuse.trust.signature import SigningKey
 
 
-@click.command("mkext2")
+@click.command("mkext2", short_help="Make an image from a directory.")
 @click.option(
     "--size",
     type=parse_size,

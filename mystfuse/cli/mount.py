@@ -38,10 +38,10 @@ class _Job:
     ready_fd: int | None
 
 
-@click.command("mount")
+@click.command("mount", short_help="Mount an image, every block verified.")
 @trust_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option("-o", "mount_options", multiple=True, metavar="OPT[,OPT]", help="Mount options; see below.")
+@click.option("-o", "mount_options", multiple=True, metavar="OPT[,OPT]", help="Mount options, see above.")
 @click.option("-r", "--read-only", is_flag=True, help="Mount read-only (so far every mount is).")
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--uid", type=parse_id, metavar="N", help="Show everything as owned by this user.")

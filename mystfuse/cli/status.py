@@ -20,7 +20,7 @@ from mystfuse.fuse.mount_table import find_mount
 TIMEOUT = 10.0
 
 
-@click.command("status")
+@click.command("status", short_help="Show what is mounted, why it is trusted, and counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.argument("mountpoint", type=click.Path(readable=False))
 def command(as_json: bool, mountpoint: str) -> None:

@@ -9,7 +9,7 @@ from mystfuse.cli.options import parse_seconds
 from mystfuse.fuse.unmount import unmount_and_wait
 
 
-@click.command("umount")
+@click.command("umount", short_help="Unmount, and wait until the daemon is gone.")
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of the tree now, even if it is in use.")
 @click.option(
     "--timeout",

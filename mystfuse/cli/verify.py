@@ -17,7 +17,7 @@ MAX_SHOWN = 1000
 """Bad ranges printed; the rest is counted."""
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check every block of an image.")
 @trust_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.argument("image", type=click.Path(readable=False))
