@@ -124,7 +124,7 @@ class Volume:
 
     def _map_range(self, blocks: Blocks, ino: int, offset: int, length: int) -> tuple[int, int, list[Run]]:
         """Where a byte range of a file is: the file's size, the byte that the first run starts with, and the runs."""
-        inode = self._filesystem.inode(blocks, ino)
+        inode = self._filesystem.regular_file(blocks, ino)
         block_size = self.superblock.block_size
         length = min(length, inode.size - offset)
         if length <= 0:

@@ -62,6 +62,7 @@ class ImageReader:
         self._source = source
         self._io_timeout = io_timeout
         self._send, self._receive = trio.open_memory_channel[_Request](QUEUE_DEPTH)
+        self._under_way: set[_Request] = set()
         self._threads = trio.CapacityLimiter(COLD_READS)
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
@@ -77,13 +78,24 @@ class ImageReader:
             await self._send.send(request)
         except trio.BrokenResourceError as error:
             raise ImageReadError(f"{self._source.name}: the reader has ended") from error
-        await request.done.wait()
+        self._under_way.add(request)
+        try:
+            await request.done.wait()
+        finally:
+            self._under_way.discard(request)
         if request.error is not None:
             raise request.error
         return [part for part in request.parts if part is not None]
 
     async def run(self) -> None:
-        """Serve requests until cancelled."""
+        """Serve requests until cancelled; those under way fail then."""
+        try:
+            await self._serve()
+        finally:
+            for request in self._under_way:
+                request.fail(ImageReadError(f"{self._source.name}: the reader has ended"))
+
+    async def _serve(self) -> None:
         async with trio.open_nursery() as nursery, self._receive:
             async for request in self._receive:
                 batch = [request]
@@ -94,12 +106,13 @@ class ImageReader:
                     pass
                 for extent, receivers in _merge(batch):
                     unverified = self._source.read_cached(extent.offset, extent.length)
-                    if unverified is not None:
+                    if unverified is not None and len(unverified) == extent.length:
                         self._deliver(extent, unverified, receivers)
                     else:
                         nursery.start_soon(self._read_cold, extent, receivers)
 
     async def _read_cold(self, extent: Extent, receivers: list[tuple[_Request, int]]) -> None:
+        error: ImageReadError
         try:
             with trio.fail_after(self._io_timeout):
                 unverified = await trio.to_thread.run_sync(
@@ -109,7 +122,7 @@ class ImageReader:
                 )
         except trio.TooSlowError:
             may_retry = False
-            error: ImageReadError = StorageTimeout(
+            error = StorageTimeout(
                 f"{self._source.name}: no answer from storage within {self._io_timeout:g} s "
                 f"({extent.length} bytes at {extent.offset})"
             )
@@ -117,8 +130,13 @@ class ImageReader:
             may_retry = len(receivers) > 1
             error = read_error
         else:
-            self._deliver(extent, unverified, receivers)
-            return
+            if len(unverified) == extent.length:
+                self._deliver(extent, unverified, receivers)
+                return
+            may_retry = False
+            error = ImageReadError(
+                f"{self._source.name}: {len(unverified)} bytes came for the {extent.length} at {extent.offset}"
+            )
         self.failures += 1
         log.error("reader: %s", error)
         for request, index in receivers:

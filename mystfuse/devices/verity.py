@@ -142,7 +142,7 @@ class VerityDevice:
     async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[int, bytes], list[memoryview]]:
         """The *verified* level-0 hash blocks ``parents``, and the *unverified* bytes of ``runs``, fetched together."""
         if not self._geometry.levels:
-            return {}, await self._unverified.read(runs)
+            return {}, await self._fetch([], {}, runs, None)
         held: dict[HashBlockKey, bytes] = {}
         data: list[memoryview] | None = None
         while True:
@@ -168,7 +168,11 @@ class VerityDevice:
         for key in missing:
             self._loading[key] = loaded
         try:
-            unverified = await self._unverified.read([self._hash_block_extent(key) for key in missing] + runs)
+            extents = [self._hash_block_extent(key) for key in missing] + runs
+            unverified = await self._unverified.read(extents)
+            for extent, part in zip(extents, unverified, strict=True):
+                if len(part) != extent.length:
+                    raise ImageReadError(f"verity: {len(part)} bytes came for the {extent.length} at {extent.offset}")
             for key, part in zip(missing, unverified, strict=False):
                 # A copy: the part may be a small piece of a long read, which it would keep in memory.
                 unverified_block = bytes(part)

@@ -106,15 +106,19 @@ class FileSystem:
         """
         return list_entries(self.superblock, blocks, self._directory(blocks, ino), offset, max_entries)
 
+    def regular_file(self, blocks: Blocks, ino: int) -> Inode:
+        """The inode with number ``ino``, which has to be a regular file; IsADirectoryError if it is not."""
+        inode = self.inode(blocks, ino)
+        if not inode.is_regular:
+            raise IsADirectoryError(EISDIR, f"inode {ino} is not a regular file")
+        return inode
+
     def map_file(self, blocks: Blocks, inode: Inode, first: int, count: int) -> list[Run]:
         """Where ``count`` blocks of a regular file are, from its block ``first`` on.
 
         Raises:
-            IsADirectoryError: it is not a regular file.
             CorruptFilesystem: its block map is broken.
         """
-        if not inode.is_regular:
-            raise IsADirectoryError(EISDIR, f"inode {inode.ino} is not a regular file")
         return map_runs(self.superblock, blocks, inode, first, count)
 
     def target(self, blocks: Blocks, inode: Inode) -> bytes:
@@ -132,6 +136,7 @@ class FileSystem:
         descriptor_blocks = -(-superblock.groups_count * GROUP_DESCRIPTOR_SIZE // superblock.block_size)
         overhead = superblock.s_first_data_block + superblock.groups_count * (table_blocks + 2)
         overhead += self._groups_with_superblock() * (1 + descriptor_blocks + superblock.s_reserved_gdt_blocks)
+        overhead += superblock.journal_size // superblock.block_size
         return Statistics(
             superblock.block_size,
             max(superblock.s_blocks_count - overhead, 0),

@@ -34,6 +34,7 @@ _LAYOUT = struct.Struct(
     "IHHIII"  # s_first_ino s_inode_size s_block_group_nr s_feature_compat s_feature_incompat s_feature_ro_compat
     "16s16s"  # s_uuid s_volume_name
     "64x4xBBH"  # s_last_mounted s_algorithm_usage_bitmap s_prealloc_blocks s_prealloc_dir_blocks s_reserved_gdt_blocks
+    "124xI"  # (what only ext3 and ext4 use) s_jnl_blocks[16]
 )
 
 
@@ -58,6 +59,8 @@ class Superblock:
     s_uuid: UUID
     s_volume_name: bytes
     s_reserved_gdt_blocks: int
+    journal_size: int
+    """Bytes of the journal, by the copy of its inode's size in s_jnl_blocks; 0 without has_journal."""
     block_size: int
     """Bytes: 1024 << s_log_block_size."""
     features: frozenset[str]
@@ -132,6 +135,7 @@ class Superblock:
             _prealloc_blocks,
             _prealloc_dir_blocks,
             reserved_gdt_blocks,
+            jnl_blocks_16,
         ) = _LAYOUT.unpack_from(data)
         if magic != EXT2_SUPER_MAGIC:
             raise FormatError(f"not an EXT2 file system: s_magic is {magic:#06x}, not {EXT2_SUPER_MAGIC:#06x}")
@@ -163,6 +167,7 @@ class Superblock:
             UUID(bytes=uuid),
             volume_name.rstrip(b"\0"),
             reserved_gdt_blocks,
+            jnl_blocks_16 if "has_journal" in features else 0,
             block_size,
             features,
         )

@@ -56,6 +56,7 @@ def read_xattrs(superblock: Superblock, blocks: Blocks, inode: Inode) -> dict[by
 
 def _parse_entries(inode: Inode, area: bytes, position: int, found: dict[bytes, bytes]) -> None:
     """Add the entries that start at ``position`` of ``area`` to ``found``; values are at offsets into ``area``."""
+    values_size = 0
     while position + 4 <= len(area) and area[position : position + 4] != b"\0\0\0\0":
         if position + _ENTRY.size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute is cut short")
@@ -63,6 +64,9 @@ def _parse_entries(inode: Inode, area: bytes, position: int, found: dict[bytes, 
         name_start = position + _ENTRY.size
         if name_start + name_len > len(area) or value_inum or value_offs + value_size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute lies outside its place")
+        values_size += value_size
+        if values_size > len(area):
+            raise CorruptFilesystem(f"inode {inode.ino}: extended attributes share their values")
         suffix = area[name_start : name_start + name_len]
         prefix = _NAME_INDEX.get(name_index)
         if prefix is None or b"\0" in suffix or (not suffix) == prefix.endswith(b"."):
