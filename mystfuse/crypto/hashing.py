@@ -46,6 +46,6 @@ class BlockHasher:
         size = self.digest_size
         return [
             index
-            for index in range(len(actual) // size)
+            for index in range(-(-max(len(actual), len(expected)) // size))
             if actual[index * size : (index + 1) * size] != expected[index * size : (index + 1) * size]
         ]

@@ -36,7 +36,7 @@ class Device(Protocol):
 def coalesce(extents: Iterable[Extent], max_length: int) -> list[Extent]:
     """Merge extents that touch or overlap, as long as the result is not longer than ``max_length``.
 
-    The result is sorted by offset and every given extent lies within exactly one of its members. An extent that is
+    The result is sorted by offset and every given extent lies within one of its members. An extent that is
     longer than ``max_length`` by itself stays whole.
     """
     merged: list[Extent] = []
