@@ -120,6 +120,8 @@ def list_entries(
     entries: list[Entry] = []
     first = offset // block_size
     numbers = map_blocks(superblock, blocks, inode, first, min(max(DIRECTORY_AHEAD // block_size, 1), count - first))
+    if len(set(numbers) - {0}) < len(numbers) - numbers.count(0):
+        raise CorruptFilesystem(f"directory inode {inode.ino} has a block twice")
     for logical, number in enumerate(numbers, first):
         previous = logical * block_size
         try:

@@ -18,7 +18,7 @@ from mystfuse.ext2.directory import block_count, directory_block, find_in_block,
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
-MAX_NAMES = 8_000_000
+MAX_NAMES = 4_000_000
 """Names in one directory: more are taken for a broken one."""
 MAX_INDEXED_NAMES = 4_000_000
 """Names kept in all indexes together (8 bytes each), unless a single directory has more."""
@@ -36,6 +36,7 @@ class NameIndex:
         """Why a name that is not found may still be there: a block that could not be read, or not to its end."""
         self._keys = array("Q")
         self._is_sorted = True
+        self._blocks: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -50,6 +51,21 @@ class NameIndex:
             self.damage = self.damage or error
         self._is_sorted = False
         self.indexed = logical + 1
+
+    def check_blocks(self, inode: Inode, numbers: list[int]) -> None:
+        """Raise CorruptFilesystem if a directory maps a block twice: a small image could claim to hold a huge one."""
+        new = {number for number in numbers if number}
+        if len(new) + numbers.count(0) != len(numbers) or not self._blocks.isdisjoint(new):
+            raise CorruptFilesystem(f"directory inode {inode.ino} has a block twice")
+
+    def remember_blocks(self, numbers: list[int]) -> None:
+        """Note blocks that are about to be entered, for ``check_blocks``."""
+        self._blocks.update(numbers)
+        self._blocks.discard(0)
+
+    def forget_blocks(self) -> None:
+        """What ``check_blocks`` compares with is not needed once all are in."""
+        self._blocks = set()
 
     def candidates(self, name: bytes) -> Iterator[int]:
         """The blocks that may hold ``name``, in order; nearly always none or one."""
@@ -109,10 +125,12 @@ class NameIndexes:
         while index.indexed < count:
             first = index.indexed
             numbers = map_blocks(superblock, blocks, inode, first, min(_BLOCKS_AT_ONCE, count - first))
+            index.check_blocks(inode, numbers)
             try:
                 blocks.want(number for number in numbers if number)
             except BlocksMissing as missing:
                 raise BlocksMissing(missing.numbers, progress=first > 0) from None
+            index.remember_blocks(numbers)
             names_before = len(index)
             for logical, number in enumerate(numbers, first):
                 try:
@@ -124,8 +142,9 @@ class NameIndexes:
                 index.add_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
             self._weight += len(index) - names_before
             if len(index) > MAX_NAMES:
-                index.damage = CorruptFilesystem(f"directory inode {inode.ino} has over {MAX_NAMES} names")
-                index.indexed = count
+                self._drop(inode.ino)
+                raise CorruptFilesystem(f"directory inode {inode.ino} has over {MAX_NAMES} names")
+        index.forget_blocks()
         while len(self._indexes) > 1 and self._weight > MAX_INDEXED_NAMES:
             self._drop(next(iter(self._indexes)))
         return index
