@@ -24,12 +24,6 @@ class Run(NamedTuple):
     """Blocks."""
 
 
-def max_blocks(superblock: Superblock) -> int:
-    """How many blocks the map of one inode can hold."""
-    per_block = superblock.block_size // 4
-    return EXT2_NDIR_BLOCKS + per_block + per_block**2 + per_block**3
-
-
 def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[int]:
     """The block pointers of ``count`` blocks of a file from block ``first`` on; 0 for holes.
 

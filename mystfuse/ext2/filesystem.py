@@ -7,7 +7,7 @@ is then run again from the start. File data is not read here: ``map_file`` says 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from errno import EISDIR, ENOTDIR
+from errno import EINVAL, EISDIR, ENOTDIR
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_map import Run, map_runs
@@ -122,7 +122,9 @@ class FileSystem:
         return map_runs(self.superblock, blocks, inode, first, count)
 
     def target(self, blocks: Blocks, inode: Inode) -> bytes:
-        """The target of a symbolic link."""
+        """The target of a symbolic link; OSError (EINVAL) if the inode is something else."""
+        if not inode.is_symlink:
+            raise OSError(EINVAL, f"inode {inode.ino} is not a symbolic link")
         return read_target(self.superblock, blocks, inode)
 
     def xattrs(self, blocks: Blocks, inode: Inode) -> dict[bytes, bytes]:

@@ -44,7 +44,6 @@ def _handler(
     """The one place where errors become errnos. Anything but FUSEError would take down the whole mount."""
 
     async def handle(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.requests += 1
         self.last_request = trio.current_time()
         try:
             return await method(self, *args, **kwargs)
@@ -94,7 +93,6 @@ class Operations(pyfuse3.Operations):
         self.enable_acl = options.acl and options.xattr
         self.ready = trio.Event()
         """Set while the kernel's INIT is answered."""
-        self.requests = 0
         self.last_request = trio.current_time()
         self._volume = volume
         self._options = options
