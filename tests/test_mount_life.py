@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -228,17 +229,12 @@ def as_user(function: Callable[[], Any], uid: int = USER, gid: int = GROUP) -> A
 
 
 @pytest.fixture
-def open_tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """A temporary directory that other users can get at."""
-    changed = []
-    for parent in tmp_path.parents:
-        if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
-            changed.append((parent, parent.stat().st_mode & 0o7777))
-            parent.chmod(parent.stat().st_mode & 0o7777 | 0o001)
-    tmp_path.chmod(0o755)
-    yield tmp_path
-    for parent, mode in changed:
-        parent.chmod(mode)
+def open_tmp_path() -> Iterator[Path]:
+    """A temporary directory that other users can get at: pytest's own are closed to them, by every run that starts."""
+    with tempfile.TemporaryDirectory(prefix="mystfuse-test-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
 
 
 def test_other_users_see_files_by_their_permissions_and_acls_but_not_the_control_directory(open_tmp_path: Path) -> None:
