@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,8 @@ from mystfuse.fuse.unmount import unmount
 
 DATA = Path(__file__).parent / "data"
 GOLDEN_NAMES = ("plain-1024", "plain-4096", "signed-1024", "signed-4096")
+USER, GROUP = pwd.getpwnam("nobody")[2:4]
+"""An ordinary user; fusermount3 wants one that has a name."""
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
@@ -151,3 +155,25 @@ def small_image(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     result = mystfuse("mkext2", small_tree, image)
     assert result.returncode == 0, result.stderr
     return image
+
+
+@pytest.fixture
+def open_tmp_path() -> Iterator[Path]:
+    """A temporary directory that other users can get at: pytest's own are closed to them, by every run that starts."""
+    with tempfile.TemporaryDirectory(prefix="mystfuse-test-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture(scope="session")
+def ordinary_user() -> Iterator[list[str]]:
+    """The words that run ``mystfuse`` as an ordinary user, with the code where that user can read it, wherever the tests
+    run from."""
+    with tempfile.TemporaryDirectory(prefix="mystfuse-code-") as code:
+        os.chmod(code, 0o755)
+        site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
+        run("cp", "-a", f"{site_packages}/.", code)
+        run("cp", "-a", Path(__file__).parents[1] / "mystfuse", code)
+        yield ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", "env", f"PYTHONPATH={code}",
+               "PYTHONDONTWRITEBYTECODE=1", f"HOME={code}", "/usr/bin/python3", "-m", "mystfuse"]  # fmt: skip

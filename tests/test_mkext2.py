@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from cli_in_process import in_process
-from conftest import SBIN, mounted, mystfuse, run
+from conftest import GROUP, SBIN, USER, mounted, mystfuse, run
 
 from mystfuse.errors import MystfuseError
 from mystfuse.image.atomic_file import AtomicFile
@@ -513,23 +513,18 @@ def test_sources_that_are_none_are_refused(small_tree: Path, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unreadable_source_fails_and_leaves_nothing(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        if not parent.stat().st_mode & 0o001:
-            parent.chmod(0o711)
-    source, target = tmp_path / "source", tmp_path / "target"
+def test_an_unreadable_source_fails_and_leaves_nothing(open_tmp_path: Path, ordinary_user: list[str]) -> None:
+    source, target = open_tmp_path / "source", open_tmp_path / "target"
     source.mkdir()
     target.mkdir()
-    os.chown(target, 65534, 65534)
+    os.chown(target, USER, GROUP)
     (source / "secret").write_text("root's")
     (source / "secret").chmod(0o600)
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "mystfuse")
-    result = run(*nobody, "mkext2", source, target / "image", check=False, cwd=Path(__file__).parents[1])
+    result = run(*ordinary_user, "mkext2", source, target / "image", check=False, cwd=open_tmp_path)
     assert_refused(result, 1, "Permission denied")
     assert not list(target.iterdir())
     (source / "secret").chmod(0o644)
-    run(*nobody, "mkext2", source, target / "image", cwd=Path(__file__).parents[1])
+    run(*ordinary_user, "mkext2", source, target / "image", cwd=open_tmp_path)
     assert_clean(target / "image")
 
 

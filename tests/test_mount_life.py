@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pwd
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import clear_mount, mounted, mystfuse, run
+from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run
 
 from mystfuse.fuse.mount_table import find_mount
-
-USER, GROUP = pwd.getpwnam("nobody")[2:4]
-"""An ordinary user; fusermount3 wants one that has a name."""
 
 
 @pytest.fixture
@@ -228,15 +223,6 @@ def as_user(function: Callable[[], Any], uid: int = USER, gid: int = GROUP) -> A
     return json.loads(said)
 
 
-@pytest.fixture
-def open_tmp_path() -> Iterator[Path]:
-    """A temporary directory that other users can get at: pytest's own are closed to them, by every run that starts."""
-    with tempfile.TemporaryDirectory(prefix="mystfuse-test-") as name:
-        path = Path(name)
-        path.chmod(0o755)
-        yield path
-
-
 def test_other_users_see_files_by_their_permissions_and_acls_but_not_the_control_directory(open_tmp_path: Path) -> None:
     source = open_tmp_path / "source"
     source.mkdir()
@@ -288,19 +274,15 @@ def fuse_for_everybody() -> Iterator[None]:
         os.chmod("/dev/fuse", mode)
 
 
-def test_an_ordinary_user_mounts_uses_and_unmounts(small_image: Path, open_tmp_path: Path) -> None:
+def test_an_ordinary_user_mounts_uses_and_unmounts(
+    small_image: Path, open_tmp_path: Path, ordinary_user: list[str]
+) -> None:
     image, mountpoint = open_tmp_path / "image", open_tmp_path / "mount"
     run("cp", "--sparse=always", small_image, image)
     image.chmod(0o644)
     mountpoint.mkdir()
     os.chown(mountpoint, USER, GROUP)
-    # The interpreter and the code must be within the user's reach, wherever the tests run from.
-    code = open_tmp_path / "code"
-    site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
-    run("cp", "-a", site_packages, code)
-    run("cp", "-a", Path(__file__).parents[1] / "mystfuse", code)
-    user = ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", "env", f"PYTHONPATH={code}",
-            "PYTHONDONTWRITEBYTECODE=1", f"HOME={open_tmp_path}", "/usr/bin/python3", "-m", "mystfuse"]  # fmt: skip
+    user = ordinary_user
     try:
         with fuse_for_everybody():
             result = run(*user, "--map-root", image, mountpoint, cwd=open_tmp_path)
