@@ -168,8 +168,8 @@ def open_tmp_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def ordinary_user() -> Iterator[list[str]]:
-    """The words that run ``mystfuse`` as an ordinary user, with the code where that user can read it, wherever the tests
-    run from."""
+    """The words that run ``mystfuse`` as an ordinary user, with the code where that user can read it, wherever the
+    tests run from."""
     with tempfile.TemporaryDirectory(prefix="mystfuse-code-") as code:
         os.chmod(code, 0o755)
         site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
