@@ -74,13 +74,12 @@ class ImageReader:
         if not extents:
             return []
         request = _Request(extents, [None] * len(extents), len(extents))
-        try:
-            await self._send.send(request)
-        except trio.BrokenResourceError as error:
-            raise ImageReadError(f"{self._source.name}: the reader has ended") from error
         self._under_way.add(request)
         try:
+            await self._send.send(request)
             await request.done.wait()
+        except trio.BrokenResourceError as error:
+            raise ImageReadError(f"{self._source.name}: the reader has ended") from error
         finally:
             self._under_way.discard(request)
         if request.error is not None:
