@@ -160,7 +160,6 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
         mountpoint=path,
         fsname=source.resolved_name(),
         allow_other=given["allow_other"],
-        nonempty="nonempty" in flags,
         suid="suid" in flags,
         dev="dev" in flags,
         noexec="noexec" in flags,

@@ -23,7 +23,6 @@ class MountOptions:
     fsname: str
     """What the mount table shows as the source."""
     allow_other: bool = False
-    nonempty: bool = False
     suid: bool = False
     dev: bool = False
     noexec: bool = False

@@ -40,7 +40,6 @@ class TrustedImage:
     trust: Trust
     tree: HashTree | None
     """None for a bare file system under ``insecure``: nothing is checked."""
-    fssig: Fssig | None
 
 
 def read_fssig(source: Source) -> Fssig:
@@ -87,7 +86,7 @@ def open_image(
                 f"the root hash has {len(root_hash)} bytes, but the tree is {tree.superblock.algorithm}, "
                 f"which has {tree.superblock.digest_size}"
             )
-        return TrustedImage(source, trust_root_hash(root_hash), tree, None)
+        return TrustedImage(source, trust_root_hash(root_hash), tree)
     trust = None
     try:
         fssig = read_fssig(source)
@@ -101,8 +100,8 @@ def open_image(
         if not policy.insecure or (trust and trust.is_vouched_for):
             raise
         log.warning("%s; loaded without any check because of --insecure", error)
-        return TrustedImage(source, trust_without_tree(), None, None)
-    return TrustedImage(source, trust, tree, fssig)
+        return TrustedImage(source, trust_without_tree(), None)
+    return TrustedImage(source, trust, tree)
 
 
 def _read_tree(source: Source, hash_offset: int, limit: int, exact: bool) -> HashTree:
