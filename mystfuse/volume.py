@@ -1,47 +1,72 @@
-"""The asynchronous side of the file system: runs operations of the ext2 core, fetches the blocks they miss through the
-pipeline, and reads file data. What FUSE and the API stand on.
+"""A file system on a device, with what has been written since: the asynchronous side. What FUSE and the API stand on.
+
+Operations of the ext2 core go through a ``Runner``; file data goes beside it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from errno import ENOSPC, EROFS
+from functools import partial
+from itertools import groupby
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import trio
 
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
-from mystfuse.errors import FormatError, ImageReadError, IntegrityError, StorageTimeout
+from mystfuse.devices.overlay import Overlay
+from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
+from mystfuse.ext2 import attributes, contents, names
+from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.block_map import Run
-from mystfuse.ext2.blocks import Blocks, BlocksMissing
+from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.directory import Entry
 from mystfuse.ext2.filesystem import FileSystem, Statistics
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.merged_image import MergedImage
+from mystfuse.runner import Runner
 
 log = logging.getLogger(__name__)
 
-MAX_RUNS = 14
-"""How often an operation may miss blocks and be run again: two inodes, each with its descriptor, three levels of
-indirection and a block, and one to spare each."""
-MAX_PINNED_BYTES = 64 << 20
+_READ_ATTEMPTS = 2
+"""Times that a read whose blocks change under it is tried before writers of the file are held back."""
+_RELEASE_PATIENCE = 0.05
+"""Seconds that an operation that finds no space waits for removed files that are about to be released: the kernel tells
+us a moment after close(2) or unlink(2) has returned."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Volume:
-    """A file system on a device. Use ``Volume.open``."""
+    """A file system on a device. Use ``Volume.open``.
 
-    def __init__(self, superblock: Superblock, device: Device) -> None:
+    ``release`` must be called for every inode in ``orphans`` when nobody uses it any more.
+    """
+
+    def __init__(self, superblock: Superblock, device: Device, overlay_limit: int | None) -> None:
         self.superblock = superblock
         self.cache = BlockCache(device, superblock.block_size)
+        self.overlay = None if overlay_limit is None else Overlay(superblock.block_size, overlay_limit)
+        """None when nothing can be written."""
         self._device = device
         self._filesystem = FileSystem(superblock)
+        self._runner = Runner(self.cache, self.overlay, lambda: self.overlay.room if self.overlay else 0)
+        self._moving = trio.Lock()
+        self._released = trio.Event()
+        self._deferred: set[int] = set()
 
     @classmethod
-    async def open(cls, device: Device) -> Volume:
+    async def open(cls, device: Device, overlay_limit: int | None = None) -> Volume:
         """Read the superblock.
+
+        Args:
+            overlay_limit: bytes that what is written may take up in memory; None for a read-only volume.
 
         Raises:
             FormatError: not an EXT2 file system, one with unsupported features, or a corrupt one.
@@ -57,19 +82,29 @@ class Volume:
             )
         if superblock.has_errors:
             log.warning("the file system is marked as having errors: run e2fsck on the image it was made from")
-        return cls(superblock, device)
+        return cls(superblock, device, overlay_limit)
+
+    @property
+    def orphans(self) -> set[int]:
+        """Inodes that have no name any more and wait for ``release``."""
+        return self._filesystem.orphans
+
+    @property
+    def changes(self) -> int:
+        """A number that is another one whenever something has changed."""
+        return self._runner.commits
 
     async def inode(self, ino: int) -> Inode:
         """The inode with number ``ino``; raises CorruptFilesystem, IntegrityError or ImageReadError."""
-        return await self._run(self._filesystem.inode, ino)
+        return await self._runner.run(self._filesystem.inode, ino)
 
     async def lookup(self, parent: int, name: bytes) -> Inode | None:
         """What ``name`` in directory ``parent`` refers to; None if there is no such name."""
-        return await self._run(self._filesystem.lookup, parent, name)
+        return await self._runner.run(self._filesystem.lookup, parent, name)
 
     async def parent(self, directory: Inode) -> int:
         """The inode number of the directory above."""
-        return await self._run(self._filesystem.parent, directory)
+        return await self._runner.run(self._filesystem.parent, directory)
 
     async def entries(self, ino: int, offset: int, max_entries: int) -> tuple[list[tuple[Entry, Inode | None]], int]:
         """Entries of a directory from byte ``offset`` on, each with its inode, or None where that cannot be had.
@@ -77,9 +112,7 @@ class Volume:
         Returns:
             The entries, and the offset to go on from: the directory's size when there are no more.
         """
-        entries, next_offset = await self._run(self._filesystem.entries, ino, offset, max_entries)
-        inodes = await self._run(self._filesystem.inodes, [entry.ino for entry in entries])
-        return list(zip(entries, inodes, strict=True)), next_offset
+        return await self._runner.run(self._filesystem.listing, ino, offset, max_entries)
 
     async def target(self, ino: int) -> bytes:
         """The target of a symbolic link."""
@@ -87,7 +120,7 @@ class Volume:
         def target(blocks: Blocks) -> bytes:
             return self._filesystem.target(blocks, self._filesystem.inode(blocks, ino))
 
-        return await self._run(target)
+        return await self._runner.run(target)
 
     async def xattrs(self, ino: int) -> dict[bytes, bytes]:
         """The extended attributes of an inode by full name."""
@@ -95,7 +128,11 @@ class Volume:
         def xattrs(blocks: Blocks) -> dict[bytes, bytes]:
             return self._filesystem.xattrs(blocks, self._filesystem.inode(blocks, ino))
 
-        return await self._run(xattrs)
+        return await self._runner.run(xattrs)
+
+    async def statistics(self) -> Statistics:
+        """What statfs(2) reports."""
+        return await self._runner.run(self._filesystem.statistics)
 
     async def read(self, ino: int, offset: int, length: int) -> bytes | memoryview:
         """Up to ``length`` bytes of a regular file from byte ``offset`` on; fewer only at its end.
@@ -104,72 +141,201 @@ class Volume:
             IsADirectoryError: not a regular file.
             CorruptFilesystem, IntegrityError, ImageReadError
         """
-        size, first_byte, runs = await self._run(self._map_range, ino, offset, length)
-        stop = min(offset + length, size)
-        block_size = self.superblock.block_size
-        extents: list[Extent] = []
-        parts: list[bytes | memoryview | None] = []
-        end = first_byte
-        for run in runs:
-            position, end = end, end + run.length * block_size
-            low, high = max(position, offset), min(end, stop)
-            if run.physical:
-                extents.append(Extent(run.physical * block_size + low - position, high - low))
-                parts.append(None)
+        for _ in range(_READ_ATTEMPTS):
+            data = await self._try_read(ino, offset, length)
+            if data is not None:
+                return data
+        async with self._runner.hold(ino):
+            data = await self._try_read(ino, offset, length)
+        assert data is not None
+        return data
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
+    ) -> Inode:
+        """Make a file, directory, symbolic link or special file; see ``ext2.names.create``."""
+        return await self._change(0, names.create, parent, name, mode, caller, rdev, target)
+
+    async def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
+        """Give an inode another name; see ``ext2.names.link``."""
+        return await self._change(0, names.link, ino, parent, name, caller)
+
+    async def remove(self, parent: int, name: bytes, is_rmdir: bool) -> Inode:
+        """Remove a name; see ``ext2.names.remove``. The inode may be in ``orphans`` then."""
+        return await self._change(0, names.remove, parent, name, is_rmdir)
+
+    async def rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
+    ) -> Inode | None:
+        """Rename; see ``ext2.names.rename``. The inode that was replaced may be in ``orphans`` then."""
+        if old_parent == new_parent:
+            nothing: frozenset[int] = frozenset()
+            return await self._change(
+                0, names.rename, old_parent, old_name, new_parent, new_name, flags, caller, nothing, nothing
+            )
+        # One at a time, so that what is above a directory stays so between looking and moving.
+        async with self._moving:
+            old_ancestors, new_ancestors = await self._ancestors(old_parent), await self._ancestors(new_parent)
+            return await self._change(
+                0,
+                names.rename,
+                old_parent,
+                old_name,
+                new_parent,
+                new_name,
+                flags,
+                caller,
+                old_ancestors,
+                new_ancestors,
+            )
+
+    async def write(self, ino: int, offset: int, data: bytes, caller: Caller) -> int:
+        """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written."""
+        return await self._change(ino, contents.write, ino, offset, memoryview(data), caller)
+
+    async def set_attributes(self, ino: int, changes: AttributeChanges, caller: Caller) -> Inode:
+        """Change mode, owner, times or size; see ``ext2.attributes.set_attributes``."""
+        inode, is_done = await self._change(ino, attributes.set_attributes, ino, changes, caller)
+        while not is_done:
+            rest = AttributeChanges(size=changes.size)
+            inode, is_done = await self._change(ino, attributes.set_attributes, ino, rest, caller)
+        return inode
+
+    async def set_xattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
+        """Set an extended attribute; see ``ext2.attributes.set_xattr``."""
+        await self._change(0, attributes.set_xattr, ino, name, value, caller)
+
+    async def remove_xattr(self, ino: int, name: bytes, caller: Caller) -> None:
+        """Remove an extended attribute; see ``ext2.attributes.remove_xattr``."""
+        await self._change(0, attributes.remove_xattr, ino, name, caller)
+
+    async def release(self, ino: int) -> None:
+        """Free an orphan that nobody uses any more, and all it holds.
+
+        What cannot be freed now, for want of a block of the image or of room in the overlay, is tried again later.
+        """
+        for orphan in (ino, *self._deferred):
+            self._deferred.add(orphan)
+            try:
+                while not await self._runner.change_contents(
+                    orphan, partial(contents.release, self._filesystem), orphan
+                ):
+                    await trio.lowlevel.checkpoint()
+            except CorruptFilesystem as error:
+                log.warning("removed inode %d cannot be freed: %s", orphan, error)
+                self._deferred.discard(orphan)
+            except (MystfuseError, OSError) as error:
+                log.warning("removed inode %d cannot be freed yet: %s", orphan, error)
             else:
-                parts.append(bytes(high - low))
-        data = iter(await self._device.read(extents))
-        filled = [next(data) if part is None else part for part in parts]
-        return filled[0] if len(filled) == 1 else b"".join(filled)
+                self._deferred.discard(orphan)
+        self._released.set()
+        self._released = trio.Event()
 
-    def _map_range(self, blocks: Blocks, ino: int, offset: int, length: int) -> tuple[int, int, list[Run]]:
-        """Where a byte range of a file is: the file's size, the byte that the first run starts with, and the runs."""
-        inode = self._filesystem.regular_file(blocks, ino)
-        block_size = self.superblock.block_size
-        length = min(length, inode.size - offset)
-        if length <= 0:
-            return inode.size, offset, []
-        first, last = offset // block_size, (offset + length - 1) // block_size
-        return inode.size, first * block_size, self._filesystem.map_file(blocks, inode, first, last + 1 - first)
+    async def open_image(self) -> MergedImage:
+        """The whole file system as it is now, to be read as one file; see ``MergedImage``."""
+        overlay = self.overlay or Overlay(self.superblock.block_size, 0)
+        return await MergedImage.open(self._filesystem, overlay, self.cache, self._device)
 
-    def statistics(self) -> Statistics:
-        """What statfs(2) reports."""
-        return self._filesystem.statistics()
-
-    async def _run(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation of the core, again and again until all the blocks it needs are in memory."""
-        blocks = Blocks(self.cache.get)
-        runs = 0
+    async def _change(
+        self,
+        ino: int,
+        operation: Callable[Concatenate[FileSystem, Transaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run an operation that changes something, the contents of inode ``ino`` perhaps."""
+        if self.overlay is None:
+            raise OSError(EROFS, "the volume is read-only")
+        patience = trio.CancelScope(deadline=trio.current_time() + _RELEASE_PATIENCE)
         while True:
             try:
-                return operation(blocks, *args, **kwargs)
-            except BlocksMissing as error:
-                missing = error
-            if missing.progress:
-                blocks.pinned.clear()
-                blocks.damaged.clear()
-                runs = 0
-            runs += 1
-            if runs > MAX_RUNS or not missing.numbers.isdisjoint(blocks.pinned):
-                raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {runs}: it cannot end")
-            await self._fetch(missing, blocks)
-            if len(blocks.pinned) * self.cache.block_size > MAX_PINNED_BYTES:
-                raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
+                return await self._runner.change_contents(ino, partial(operation, self._filesystem), *args, **kwargs)
+            except OSError as error:
+                if error.errno != ENOSPC or not self.orphans:
+                    raise
+                no_space = error
+            released = self._released
+            with trio.move_on_at(patience.deadline) as patience:
+                await released.wait()
+            if patience.cancelled_caught:
+                raise no_space
 
-    async def _fetch(self, missing: BlocksMissing, blocks: Blocks) -> None:
-        """Fetch and pin what an operation missed.
+    async def _ancestors(self, ino: int) -> frozenset[int]:
+        """The directories that directory ``ino`` is in, itself included, up to the root."""
+        found: set[int] = set()
+        while ino not in found:
+            found.add(ino)
+            ino = await self._runner.run(self._parent_of, ino)
+        return frozenset(found)
 
-        A damaged block must not fail what is fetched along with it: then each is fetched by itself, and those that
-        cannot be had are noted in ``blocks.damaged``.
-        """
-        wanted = missing.numbers | missing.ahead
-        try:
-            blocks.pinned.update(await self.cache.fetch(wanted))
-        except StorageTimeout:
-            raise
-        except (IntegrityError, ImageReadError) as error:
-            if len(wanted) == 1:
-                blocks.damaged.update(dict.fromkeys(wanted, error))
-                return
-            for number in wanted:
-                await self._fetch(BlocksMissing([number]), blocks)
+    def _parent_of(self, blocks: Blocks, ino: int) -> int:
+        return self._filesystem.parent(blocks, self._filesystem.directory(blocks, ino))
+
+    async def _try_read(self, ino: int, offset: int, length: int) -> bytes | memoryview | None:
+        """Read a range of a file; None if its blocks have become others while they were fetched."""
+        segments = await self._runner.run(self._locate, ino, offset, length)
+        wanted = [segment.extent for segment in segments if segment.content is None]
+        fetched: list[memoryview] = []
+        if wanted:
+            changes = self.changes
+            fetched = await self._device.read(wanted)
+            if changes != self.changes:
+                segments = await self._runner.run(self._locate, ino, offset, length)
+                now_wanted = [segment.extent for segment in segments if segment.content is None]
+                found = [_find_part(extent, wanted, fetched) for extent in now_wanted]
+                fetched = [part for part in found if part is not None]
+                if len(fetched) < len(now_wanted):
+                    return None
+        pieces = iter(fetched)
+        parts = [next(pieces) if segment.content is None else segment.content for segment in segments]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _locate(self, blocks: Blocks, ino: int, offset: int, length: int) -> list[_Segment]:
+        """Where a range of a file is, and a copy of what of it has been written, as of now."""
+        inode = self._filesystem.regular_file(blocks, ino)
+        block_size = self.superblock.block_size
+        stop = min(offset + length, inode.size)
+        if stop <= offset:
+            return []
+        first, last = offset // block_size, (stop - 1) // block_size
+        segments: list[_Segment] = []
+        end = first * block_size
+        for run in self._filesystem.map_file(blocks, inode, first, last + 1 - first):
+            for piece, content in self._split_run(run):
+                start, end = end, end + piece.length * block_size
+                low, high = max(start, offset), min(end, stop)
+                if content is not None and high - low < len(content):
+                    content = content[low - start : high - start]
+                segments.append(_Segment(Extent(piece.physical * block_size + low - start, high - low), content))
+        return segments
+
+    def _split_run(self, run: Run) -> list[tuple[Run, bytes | None]]:
+        """A run of blocks in pieces that are wholly written, with what was written, or wholly as in the image."""
+        if not run.physical:
+            return [(run, bytes(run.length * self.superblock.block_size))]
+        overlay = self.overlay
+        numbers = range(run.physical, run.physical + run.length)
+        if not overlay or not any(number in overlay for number in numbers):
+            return [(run, None)]
+        pieces: list[tuple[Run, bytes | None]] = []
+        for is_written, group in groupby(numbers, overlay.__contains__):
+            members = list(group)
+            content = b"".join(overlay.get(number) or b"" for number in members) if is_written else None
+            pieces.append((Run(members[0], len(members)), content))
+        return pieces
+
+
+class _Segment(NamedTuple):
+    """A part of a file: in the image, at ``extent``, or in memory."""
+
+    extent: Extent
+    content: bytes | None
+
+
+def _find_part(extent: Extent, wanted: list[Extent], fetched: list[memoryview]) -> memoryview | None:
+    """The bytes of an extent, if they are among those that were fetched."""
+    for other, data in zip(wanted, fetched, strict=True):
+        if other.offset <= extent.offset and extent.end <= other.end:
+            start = extent.offset - other.offset
+            return data[start : start + extent.length]
+    return None

@@ -18,12 +18,16 @@ from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import TrustOptions, load_trust, parse_id, parse_seconds, parse_size, trust_options
 from mystfuse.cli.text import complain, say
+from mystfuse.devices.memory import available_memory
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.daemon import Report, run_in_background
 from mystfuse.fuse.options import MountOptions, OnCorruption
 
 log = logging.getLogger(__name__)
+
+MIN_OVERLAY_LIMIT = 1 << 20
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,13 @@ class _Job:
 @trust_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option("-o", "mount_options", multiple=True, metavar="OPT[,OPT]", help="Mount options, see above.")
-@click.option("-r", "--read-only", is_flag=True, help="Mount read-only (so far every mount is).")
+@click.option("-r", "--read-only", is_flag=True, help="Refuse writes, rather than forget them.")
+@click.option(
+    "--overlay-limit",
+    type=parse_size,
+    metavar="SIZE",
+    help="Memory that what is written may take up, at most (default: half of what is available).",
+)
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--uid", type=parse_id, metavar="N", help="Show everything as owned by this user.")
 @click.option("--gid", type=parse_id, metavar="N", help="Show everything as owned by this group.")
@@ -97,10 +107,8 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
 
 
 _FLAGS = frozenset({"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol"})
-_IGNORED = frozenset(
-    {"ro", "read_only", "default_permissions", "noatime", "nosuid", "nodev", "exec", "async", "trust_self"}
-)
-_LONG = frozenset({"allow_other", "insecure", "map_root", "foreground"})
+_IGNORED = frozenset({"rw", "default_permissions", "noatime", "nosuid", "nodev", "exec", "async", "trust_self"})
+_LONG = frozenset({"allow_other", "insecure", "map_root", "foreground", "read_only"})
 _VALUES: dict[str, Callable[[str], Any]] = {
     "uid": parse_id,
     "gid": parse_id,
@@ -109,6 +117,7 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "idle_timeout": parse_seconds,
     "log_file": Path,
     "hash_offset": parse_size,
+    "overlay_limit": parse_size,
     "ready_fd": int,
 }
 _LISTS = {"roothash": "roothashes", "pubkey": "pubkeys"}
@@ -133,10 +142,10 @@ def _parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
                 raise UsageError(f"-o {part}: not a value that it can have") from error
         elif name in _LONG and not equals:
             given[name] = True
+        elif name == "ro" and not equals:
+            given["read_only"] = True
         elif name in _FLAGS and not equals:
             flags.add(name)
-        elif name == "rw" and not equals:
-            raise UsageError("-o rw: this version mounts read-only")
         elif name not in _IGNORED or equals:
             raise UsageError(f"-o {part}: no such mount option, or its value is missing or not wanted")
     return frozenset(flags)
@@ -159,6 +168,8 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
     options = MountOptions(
         mountpoint=path,
         fsname=source.resolved_name(),
+        read_only=given["read_only"],
+        overlay_limit=_overlay_limit(given["overlay_limit"]),
         allow_other=given["allow_other"],
         suid="suid" in flags,
         dev="dev" in flags,
@@ -174,6 +185,17 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
         on_corruption=OnCorruption(given["on_corruption"]),
     )
     return _Job(source, trust, options, given["foreground"], log_file.absolute() if log_file else None, ready_fd)
+
+
+def _overlay_limit(given: int | None) -> int:
+    if given is None:
+        return available_memory() // 2
+    if given < MIN_OVERLAY_LIMIT:
+        raise UsageError(
+            f"--overlay-limit {given}: too little to write anything; give at least {MIN_OVERLAY_LIMIT >> 20}M, "
+            "or --read-only"
+        )
+    return given
 
 
 def _check_mountpoint(path: str, name: str, may_be_filled: bool) -> None:
@@ -269,7 +291,8 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _describe(job: _Job, explanation: str) -> str:
-    return f"{job.source.name} mounted on {job.options.mountpoint}, read-only; {explanation}"
+    how = "read-only" if job.options.read_only else "writes are kept in memory and forgotten at unmount"
+    return f"{job.source.name} mounted on {job.options.mountpoint}, {how}; {explanation}"
 
 
 def _tell_foreground(status: ExitStatus, message: str) -> None:

@@ -1,11 +1,15 @@
 """POSIX ACLs: on disk in ext2's own compact form, to programs in the form of the ``system.posix_acl_*`` attributes.
 
-Sources: fs/ext2/acl.h (``ext2_acl_entry``, ``ext2_acl_entry_short``), include/uapi/linux/posix_acl_xattr.h.
+Sources: fs/ext2/acl.h (``ext2_acl_entry``, ``ext2_acl_entry_short``), include/uapi/linux/posix_acl_xattr.h; for the
+rules of chmod and inheritance fs/posix_acl.c and acl(5).
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from errno import EINVAL, EOPNOTSUPP
+from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 
@@ -13,6 +17,7 @@ EXT2_ACL_VERSION = 1
 POSIX_ACL_XATTR_VERSION = 2
 ACL_USER_OBJ, ACL_USER, ACL_GROUP_OBJ, ACL_GROUP, ACL_MASK, ACL_OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 ACL_UNDEFINED_ID = 0xFFFFFFFF
+_BASE_TAGS = (ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_OTHER)
 
 
 def acl_to_xattr(stored: bytes, ino: int) -> bytes:
@@ -40,3 +45,93 @@ def acl_to_xattr(stored: bytes, ino: int) -> bytes:
             raise CorruptFilesystem(f"inode {ino}: an ACL entry has unknown tag {tag:#x}")
         entries.append(struct.pack("<HHI", tag, permissions, identifier))
     return b"".join(entries)
+
+
+class AclEntry(NamedTuple):
+    """Who (a tag, and an id for named users and groups) may do what (three bits)."""
+
+    tag: int
+    permissions: int
+    identifier: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acl:
+    """A valid ACL: entries sorted as POSIX.1e wants, each needed one present once."""
+
+    entries: tuple[AclEntry, ...]
+
+    @classmethod
+    def parse(cls, value: bytes) -> Acl:
+        """Parse the value of a ``system.posix_acl_*`` attribute.
+
+        Raises:
+            OSError: EINVAL, not a valid ACL; EOPNOTSUPP, of an unknown version (fs/posix_acl.c, posix_acl_from_xattr).
+        """
+        if len(value) < 4 or (len(value) - 4) % 8:
+            raise OSError(EINVAL, "not an ACL")
+        if int.from_bytes(value[:4], "little") != POSIX_ACL_XATTR_VERSION:
+            raise OSError(EOPNOTSUPP, "an ACL of unknown version")
+        entries = tuple(AclEntry(*entry) for entry in struct.iter_unpack("<HHI", value[4:]))
+        tags = [entry.tag for entry in entries]
+        named = [(entry.tag, entry.identifier) for entry in entries if entry.tag in (ACL_USER, ACL_GROUP)]
+        if (
+            tags != sorted(tags)
+            or any(tags.count(tag) != 1 for tag in (ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_OTHER))
+            or tags.count(ACL_MASK) > 1
+            or (named and ACL_MASK not in tags)
+            or any(tag not in (*_BASE_TAGS, ACL_USER, ACL_GROUP, ACL_MASK) for tag in tags)
+            or any(entry.permissions > 7 for entry in entries)
+            or any(identifier == ACL_UNDEFINED_ID for _, identifier in named)
+        ):
+            raise OSError(EINVAL, "not a valid ACL")
+        return cls(entries)
+
+    def stored(self) -> bytes:
+        """As ext2 stores it."""
+        parts = [struct.pack("<I", EXT2_ACL_VERSION)]
+        for tag, permissions, identifier in self.entries:
+            has_id = tag in (ACL_USER, ACL_GROUP)
+            parts.append(
+                struct.pack("<HHI", tag, permissions, identifier) if has_id else struct.pack("<HH", tag, permissions)
+            )
+        return b"".join(parts)
+
+    @property
+    def is_minimal(self) -> bool:
+        """Whether mode bits say all of it, so that it need not be stored."""
+        return all(entry.tag in _BASE_TAGS for entry in self.entries)
+
+    @property
+    def mode(self) -> int:
+        """The nine mode bits that go with it: the group's are the mask's, if there is one."""
+        permissions = {entry.tag: entry.permissions for entry in self.entries if entry.tag not in (ACL_USER, ACL_GROUP)}
+        group = permissions.get(ACL_MASK, permissions[ACL_GROUP_OBJ])
+        return permissions[ACL_USER_OBJ] << 6 | group << 3 | permissions[ACL_OTHER]
+
+    def after_chmod(self, mode: int) -> Acl:
+        """What chmod(2) makes of it (fs/posix_acl.c, __posix_acl_chmod_masq)."""
+        return self._with(
+            {
+                ACL_USER_OBJ: mode >> 6 & 7,
+                ACL_MASK if self._has_mask else ACL_GROUP_OBJ: mode >> 3 & 7,
+                ACL_OTHER: mode & 7,
+            }
+        )
+
+    def inherited(self, mode: int) -> Acl:
+        """The access ACL of something made with ``mode`` where this is the default ACL: permissions of both
+        (fs/posix_acl.c, posix_acl_create_masq)."""
+        limits = {ACL_USER_OBJ: mode >> 6, ACL_MASK if self._has_mask else ACL_GROUP_OBJ: mode >> 3, ACL_OTHER: mode}
+        return self._with(
+            {entry.tag: entry.permissions & limits[entry.tag] for entry in self.entries if entry.tag in limits}
+        )
+
+    @property
+    def _has_mask(self) -> bool:
+        return any(entry.tag == ACL_MASK for entry in self.entries)
+
+    def _with(self, permissions: dict[int, int]) -> Acl:
+        return Acl(
+            tuple(entry._replace(permissions=permissions.get(entry.tag, entry.permissions)) for entry in self.entries)
+        )

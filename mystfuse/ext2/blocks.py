@@ -7,6 +7,7 @@ blocks through the pipeline, pins them to the operation, and runs it again from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from mystfuse.errors import MystfuseError
 
@@ -28,14 +29,37 @@ class BlocksMissing(Exception):
         super().__init__(f"{len(self.numbers)} blocks")
 
 
-class Blocks:
-    """The blocks one operation reads through. What it has seen once stays pinned to it, out of reach of eviction."""
+class WrittenBlocks(Protocol):
+    """The blocks that have been written since the mount."""
 
-    def __init__(self, cached: Callable[[int], bytes | None]) -> None:
+    def get(self, number: int) -> bytes | None:
+        """The block, or None if it is as in the image."""
+        ...
+
+    def holds(self, number: int) -> bool:
+        """Whether writing the block (again) takes up no more memory."""
+        ...
+
+
+class Blocks:
+    """The blocks one operation reads through: those written since the mount first, then the image's own.
+
+    What it has seen of the image stays pinned to it, out of reach of eviction. Written blocks are looked up anew each
+    time: another operation may have changed them between two runs of this one.
+
+    Args:
+        cached: gives a block of the image, if it is in memory.
+        written: gives a block that was written since the mount.
+    """
+
+    def __init__(
+        self, cached: Callable[[int], bytes | None], written: Callable[[int], bytes | None] = lambda number: None
+    ) -> None:
         self.pinned: dict[int, bytes] = {}
         self.damaged: dict[int, MystfuseError] = {}
         """Blocks that cannot be had, and why. An operation meets the error when it looks at the block, not before."""
         self._cached = cached
+        self._written = written
 
     def find(self, number: int) -> bytes | None:
         """The block, or None if it is not in memory.
@@ -43,7 +67,9 @@ class Blocks:
         Raises:
             MystfuseError: the block cannot be had.
         """
-        block = self.pinned.get(number)
+        block = self._written(number)
+        if block is None:
+            block = self.pinned.get(number)
         if block is None:
             if number in self.damaged:
                 raise self.damaged[number]
@@ -86,3 +112,75 @@ class Blocks:
 
     def _is_known(self, number: int) -> bool:
         return number in self.damaged or self.find(number) is not None
+
+
+class Transaction(Blocks):
+    """The blocks of an operation that changes the file system. Nothing is changed until all of it is committed.
+
+    Whoever runs the operation starts each run with ``restart``, and takes ``changed``, ``freed`` and ``on_commit`` when
+    it has come to its end.
+    """
+
+    def __init__(
+        self,
+        block_size: int,
+        cached: Callable[[int], bytes | None],
+        written: WrittenBlocks,
+        now_ns: int,
+    ) -> None:
+        super().__init__(cached, written.get)
+        self._holds = written.holds
+        self.now_ns = now_ns
+        """The time of the operation, in nanoseconds since the epoch."""
+        self.changed: dict[int, bytes | bytearray | memoryview] = {}
+        self.freed: set[int] = set()
+        self.on_commit: list[Callable[[], None]] = []
+        """What has to follow in memory when the blocks have been committed; must not fail."""
+        self.gives_back = False
+        """Whether the operation frees more than it takes: it may then use the reserve of a full overlay."""
+        self.budget = 0
+        """Blocks that file data may still take up in the overlay; the operation counts it down."""
+        self._block_size = block_size
+
+    def restart(self, budget: int) -> None:
+        """Forget the changes of a run that did not come to its end."""
+        self.changed.clear()
+        self.freed.clear()
+        self.on_commit.clear()
+        self.gives_back = False
+        self.budget = budget
+
+    def find(self, number: int) -> bytes | None:
+        block = self.changed.get(number)
+        return super().find(number) if block is None else bytes(block)
+
+    def change(self, number: int) -> bytearray:
+        """The block, to be changed in place.
+
+        Raises:
+            BlocksMissing, MystfuseError: as ``block``.
+        """
+        block = self.changed.get(number)
+        if not isinstance(block, bytearray):
+            block = self.changed[number] = bytearray(self.block(number) if block is None else block)
+        return block
+
+    def create(self, number: int) -> bytearray:
+        """A block that was free so far: zeros, to be filled in place. What the image holds there is never read."""
+        block = self.changed[number] = bytearray(self._block_size)
+        self.freed.discard(number)
+        return block
+
+    def put(self, number: int, content: bytes | memoryview) -> None:
+        """Replace the whole block. ``content`` must not change before the commit."""
+        self.changed[number] = content
+        self.freed.discard(number)
+
+    def discard(self, number: int) -> None:
+        """The block has become free."""
+        self.changed.pop(number, None)
+        self.freed.add(number)
+
+    def holds_written(self, number: int) -> bool:
+        """Whether the block takes up no more memory when it is changed."""
+        return number in self.changed or self._holds(number)

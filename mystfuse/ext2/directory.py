@@ -26,6 +26,7 @@ DIRECTORY_AHEAD = 32 * 1024
 """Bytes of a directory that are fetched together while it is listed."""
 _MIN_REC_LEN = 12
 _HEADER = struct.Struct("<IHBB")
+_REC_LEN = struct.Struct("<4xH")
 
 
 class Entry(NamedTuple):
@@ -60,19 +61,11 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
         CorruptFilesystem: an entry's length cannot be, so that what follows cannot be found. Everything in front of it
             has been given by then.
     """
-    block_size = superblock.block_size
     has_filetype = superblock.has_filetype
-    base = logical * block_size
-    offset = 0
+    base = logical * superblock.block_size
     unpack = _HEADER.unpack_from
-    while offset < block_size:
-        if offset + _MIN_REC_LEN > block_size:
-            raise _corrupt(inode, base + offset, "an entry does not fit its block")
-        ino, rec_len, name_len, file_type = unpack(block, offset)
-        if block_size == 65536 and rec_len in (65535, 0):
-            rec_len = 65536
-        if rec_len < _MIN_REC_LEN or rec_len % 4 or offset + rec_len > block_size:
-            raise _corrupt(inode, base + offset, f"rec_len {rec_len} cannot be")
+    for offset, rec_len in rec_lengths(superblock, inode, block, logical):
+        ino, _, name_len, file_type = unpack(block, offset)
         if ino:
             if not has_filetype:
                 name_len |= file_type << 8
@@ -84,6 +77,27 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
                 yield Entry(name, ino, base + offset + rec_len)
             elif not (logical == 0 and (offset, name) in ((0, b"."), (12, b".."))):
                 log.warning("directory inode %d, byte %d: skipped impossible name %r", inode.ino, base + offset, name)
+
+
+def rec_lengths(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> Iterator[tuple[int, int]]:
+    """The entries of a directory's block, free ones included: (byte offset in the block, rec_len).
+
+    Raises:
+        CorruptFilesystem: a length cannot be. Everything in front of it has been given by then.
+    """
+    block_size = superblock.block_size
+    base = logical * block_size
+    offset = 0
+    unpack = _REC_LEN.unpack_from
+    while offset < block_size:
+        if offset + _MIN_REC_LEN > block_size:
+            raise _corrupt(inode, base + offset, "an entry does not fit its block")
+        (rec_len,) = unpack(block, offset)
+        if block_size == 65536 and rec_len in (65535, 0):
+            rec_len = 65536
+        if rec_len < _MIN_REC_LEN or rec_len % 4 or offset + rec_len > block_size:
+            raise _corrupt(inode, base + offset, f"rec_len {rec_len} cannot be")
+        yield offset, rec_len
         offset += rec_len
 
 

@@ -1,15 +1,19 @@
-"""The operations of the file system, as plain functions of blocks in memory.
+"""A file system: what all operations share, and the operations that change nothing, as plain functions of blocks.
 
 Every method takes the ``Blocks`` of the operation it is part of first, and may raise ``BlocksMissing`` at any point; it
-is then run again from the start. File data is not read here: ``map_file`` says where it is.
+is then run again from the start. File data is not read here: ``map_file`` says where it is. The operations that change
+something are in ``names``, ``attributes`` and ``contents``.
 """
 
 from __future__ import annotations
 
+import secrets
+from collections import OrderedDict
 from dataclasses import dataclass
 from errno import EINVAL, EISDIR, ENOTDIR
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
+from mystfuse.ext2.allocation import Allocator
 from mystfuse.ext2.block_map import Run, map_runs
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
@@ -17,7 +21,7 @@ from mystfuse.ext2.directory import Entry, list_entries, read_parent
 from mystfuse.ext2.group import descriptor_block
 from mystfuse.ext2.inode import Inode, locate_inode, read_inode
 from mystfuse.ext2.name_index import NameIndexes
-from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
+from mystfuse.ext2.superblock import Superblock, read_free_counts
 from mystfuse.ext2.symlink import read_target
 from mystfuse.ext2.xattr import read_xattrs
 
@@ -35,12 +39,53 @@ class Statistics:
     free_inodes: int
 
 
+_MAX_GOALS = 1024
+
+
 class FileSystem:
-    """An EXT2 file system whose superblock has been read."""
+    """An EXT2 file system whose superblock has been read, and what is known of it besides its blocks.
+
+    That is in memory alone, and changes only when a transaction is committed.
+    """
 
     def __init__(self, superblock: Superblock) -> None:
         self.superblock = superblock
-        self._name_indexes = NameIndexes()
+        self.allocator = Allocator(superblock)
+        self.name_indexes = NameIndexes()
+        self.orphans: set[int] = set()
+        """Inodes without a name that are still in use, because they are open or the kernel knows them."""
+        self._next_generation = secrets.randbits(32)
+        self._goals: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._overhead = self._count_overhead()
+
+    def fork(self) -> FileSystem:
+        """The same file system for a snapshot of its blocks."""
+        twin = FileSystem(self.superblock)
+        twin.orphans = set(self.orphans)
+        return twin
+
+    def next_generation(self) -> int:
+        """An i_generation for a new inode, so that a number that is used again is not taken for the old file."""
+        self._next_generation = self._next_generation + 1 & 0xFFFFFFFF
+        return self._next_generation
+
+    def goal(self, ino: int, logical: int) -> int:
+        """The block where a file should go on that was last written just in front of ``logical``, or 0."""
+        end, physical = self._goals.get(ino, (-1, 0))
+        return physical if end == logical else 0
+
+    def set_goal(self, ino: int, logical: int, physical: int) -> None:
+        """A file was written up to block ``logical``: it should go on at block number ``physical``."""
+        self._goals[ino] = logical, physical
+        self._goals.move_to_end(ino)
+        if len(self._goals) > _MAX_GOALS:
+            self._goals.popitem(last=False)
+
+    def forget(self, ino: int) -> None:
+        """The inode is free now."""
+        self.orphans.discard(ino)
+        self.name_indexes.forget(ino)
+        self._goals.pop(ino, None)
 
     def inode(self, blocks: Blocks, ino: int) -> Inode:
         """The inode with number ``ino``.
@@ -48,7 +93,7 @@ class FileSystem:
         Raises:
             CorruptFilesystem: there is none, or it is broken.
         """
-        return read_inode(self.superblock, blocks, ino)
+        return read_inode(self.superblock, blocks, ino, self.orphans)
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
         """What the entries of a directory refer to; None for what cannot be had or cannot be: a damaged or
@@ -80,14 +125,15 @@ class FileSystem:
             NotADirectoryError: ``parent`` is something else.
             CorruptFilesystem: the directory or the inode is broken, or a name leads back to the root.
         """
-        directory = self._directory(blocks, parent)
+        directory = self.directory(blocks, parent)
         if name == b".":
             return directory
         if name == b"..":
-            return self._directory(blocks, self.parent(blocks, directory))
-        ino = self._name_indexes.find(self.superblock, blocks, directory, name)
-        if not ino:
+            return self.directory(blocks, self.parent(blocks, directory))
+        found = self.name_indexes.find(self.superblock, blocks, directory, name)
+        if not found:
             return None
+        ino, _ = found
         if ino == EXT2_ROOT_INO:
             raise CorruptFilesystem(f"directory inode {parent}: an entry refers to the root directory")
         return self.inode(blocks, ino)
@@ -104,7 +150,15 @@ class FileSystem:
         Raises:
             NotADirectoryError, CorruptFilesystem
         """
-        return list_entries(self.superblock, blocks, self._directory(blocks, ino), offset, max_entries)
+        return list_entries(self.superblock, blocks, self.directory(blocks, ino), offset, max_entries)
+
+    def listing(
+        self, blocks: Blocks, ino: int, offset: int, max_entries: int
+    ) -> tuple[list[tuple[Entry, Inode | None]], int]:
+        """The same with what each entry refers to, or None where that cannot be had."""
+        entries, next_offset = self.entries(blocks, ino, offset, max_entries)
+        inodes = self.inodes(blocks, [entry.ino for entry in entries])
+        return list(zip(entries, inodes, strict=True)), next_offset
 
     def regular_file(self, blocks: Blocks, ino: int) -> Inode:
         """The inode with number ``ino``, which has to be a regular file; IsADirectoryError if it is not."""
@@ -131,37 +185,29 @@ class FileSystem:
         """The extended attributes of an inode by full name."""
         return read_xattrs(self.superblock, blocks, inode)
 
-    def statistics(self) -> Statistics:
-        """Sizes and free space, by the rules of the kernel's ext4_calculate_overhead (fs/ext4/super.c)."""
+    def statistics(self, blocks: Blocks) -> Statistics:
+        """Sizes and present free space, by the rules of the kernel's ext4_statfs (fs/ext4/super.c)."""
         superblock = self.superblock
-        table_blocks = -(-superblock.s_inodes_per_group * superblock.s_inode_size // superblock.block_size)
-        descriptor_blocks = -(-superblock.groups_count * GROUP_DESCRIPTOR_SIZE // superblock.block_size)
-        overhead = superblock.s_first_data_block + superblock.groups_count * (table_blocks + 2)
-        overhead += self._groups_with_superblock() * (1 + descriptor_blocks + superblock.s_reserved_gdt_blocks)
-        overhead += superblock.journal_size // superblock.block_size
+        free_blocks, free_inodes = read_free_counts(superblock, blocks)
         return Statistics(
             superblock.block_size,
-            max(superblock.s_blocks_count - overhead, 0),
-            superblock.s_free_blocks_count,
-            max(superblock.s_free_blocks_count - superblock.s_r_blocks_count, 0),
+            max(superblock.s_blocks_count - self._overhead, 0),
+            free_blocks,
+            max(free_blocks - superblock.s_r_blocks_count, 0),
             superblock.s_inodes_count,
-            superblock.s_free_inodes_count,
+            free_inodes,
         )
 
-    def _groups_with_superblock(self) -> int:
-        """How many groups hold a superblock and descriptors: with sparse_super 0, 1, and powers of 3, 5 and 7."""
-        count = self.superblock.groups_count
-        if "sparse_super" not in self.superblock.features:
-            return count
-        groups = {0, 1}
-        for base in (3, 5, 7):
-            power = base
-            while power < count:
-                groups.add(power)
-                power *= base
-        return sum(group < count for group in groups)
+    def _count_overhead(self) -> int:
+        """Blocks that can never hold files (fs/ext4/super.c, ext4_calculate_overhead)."""
+        superblock = self.superblock
+        overhead = superblock.s_first_data_block + superblock.groups_count * (superblock.table_blocks + 2)
+        copies = sum(map(superblock.group_has_superblock, range(superblock.groups_count)))
+        overhead += copies * (1 + superblock.descriptor_blocks + superblock.s_reserved_gdt_blocks)
+        return overhead + superblock.journal_size // superblock.block_size
 
-    def _directory(self, blocks: Blocks, ino: int) -> Inode:
+    def directory(self, blocks: Blocks, ino: int) -> Inode:
+        """The inode with number ``ino``, which has to be a directory; NotADirectoryError if it is not."""
         inode = self.inode(blocks, ino)
         if not inode.is_directory:
             raise NotADirectoryError(ENOTDIR, f"inode {ino} is not a directory")

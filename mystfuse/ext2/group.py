@@ -1,15 +1,19 @@
-"""Block groups: the descriptor table, and where the inode tables are."""
+"""Block groups: the descriptor table, and where a group's own metadata is."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
 
 _LAYOUT = struct.Struct("<IIIHHH14x")
+_COUNTS = struct.Struct("<HHH")  # bg_free_blocks_count bg_free_inodes_count bg_used_dirs_count
+_COUNTS_OFFSET = 12
+_COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,25 @@ class GroupDescriptor:
     bg_free_blocks_count: int
     bg_free_inodes_count: int
     bg_used_dirs_count: int
+
+
+class GroupCounts(NamedTuple):
+    """What is free in a group, and how many directories have their inode there."""
+
+    free_blocks: int
+    free_inodes: int
+    used_dirs: int
+
+
+def group_first_block(superblock: Superblock, group: int) -> int:
+    """The number of a group's first block."""
+    return superblock.s_first_data_block + group * superblock.s_blocks_per_group
+
+
+def group_size(superblock: Superblock, group: int) -> int:
+    """How many blocks a group has; the last one may be shorter."""
+    first = group_first_block(superblock, group)
+    return min(superblock.s_blocks_per_group, superblock.s_blocks_count - first)
 
 
 def descriptor_block(superblock: Superblock, group: int) -> int:
@@ -45,8 +68,57 @@ def read_group_descriptor(superblock: Superblock, blocks: Blocks, group: int) ->
     """
     block = blocks.block(descriptor_block(superblock, group))
     descriptor = GroupDescriptor(*_LAYOUT.unpack_from(block, group * GROUP_DESCRIPTOR_SIZE % superblock.block_size))
-    table_blocks = -(-superblock.s_inodes_per_group * superblock.s_inode_size // superblock.block_size)
-    first, last = descriptor.bg_inode_table, descriptor.bg_inode_table + table_blocks - 1
+    first, last = descriptor.bg_inode_table, descriptor.bg_inode_table + superblock.table_blocks - 1
     if not (superblock.is_data_block(first) and superblock.is_data_block(last)):
         raise CorruptFilesystem(f"group {group}: bg_inode_table {first} to {last} is outside the file system")
     return descriptor
+
+
+def read_all_counts(superblock: Superblock, blocks: Blocks) -> list[GroupCounts]:
+    """The counts of every group, in order.
+
+    Raises:
+        BlocksMissing: naming every block of the descriptor table that is not in memory.
+    """
+    first = descriptor_block(superblock, 0)
+    descriptor_block(superblock, superblock.groups_count - 1)
+    table = b"".join(blocks.all(range(first, first + superblock.descriptor_blocks)))
+    table = table[: superblock.groups_count * GROUP_DESCRIPTOR_SIZE]
+    return [GroupCounts(*counts) for counts in _COUNTS_OF_DESCRIPTOR.iter_unpack(table)]
+
+
+def change_group_counts(
+    superblock: Superblock, transaction: Transaction, group: int, blocks: int = 0, inodes: int = 0, directories: int = 0
+) -> None:
+    """Add ``blocks`` and ``inodes`` to what is free in a group, and ``directories`` to what it has of them.
+
+    Raises:
+        CorruptFilesystem: a count would leave its range.
+    """
+    block = transaction.change(descriptor_block(superblock, group))
+    offset = group * GROUP_DESCRIPTOR_SIZE % superblock.block_size + _COUNTS_OFFSET
+    free_blocks, free_inodes, used_dirs = _COUNTS.unpack_from(block, offset)
+    free_blocks, free_inodes, used_dirs = free_blocks + blocks, free_inodes + inodes, used_dirs + directories
+    if not (
+        0 <= free_blocks <= group_size(superblock, group)
+        and 0 <= free_inodes <= superblock.s_inodes_per_group
+        and 0 <= used_dirs <= superblock.s_inodes_per_group
+    ):
+        raise CorruptFilesystem(
+            f"group {group}: its counts would be {free_blocks} blocks, {free_inodes} inodes, {used_dirs} directories"
+        )
+    _COUNTS.pack_into(block, offset, free_blocks, free_inodes, used_dirs)
+
+
+def metadata_runs(superblock: Superblock, group: int, descriptor: GroupDescriptor) -> list[tuple[int, int]]:
+    """Where a group's own metadata is: (first bit in its block bitmap, count), for what lies inside the group."""
+    first = group_first_block(superblock, group)
+    size = group_size(superblock, group)
+    runs = [
+        (descriptor.bg_block_bitmap - first, 1),
+        (descriptor.bg_inode_bitmap - first, 1),
+        (descriptor.bg_inode_table - first, superblock.table_blocks),
+    ]
+    if superblock.group_has_superblock(group):
+        runs.append((0, 1 + superblock.descriptor_blocks + superblock.s_reserved_gdt_blocks))
+    return [(start, min(count, size - start)) for start, count in runs if 0 <= start < size]

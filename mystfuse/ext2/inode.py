@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
-from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.constants import (
+    EXT2_APPEND_FL,
     EXT2_GOOD_OLD_INODE_SIZE,
+    EXT2_IMMUTABLE_FL,
     EXT2_ROOT_INO,
     EXT4_EA_INODE_FL,
     EXT4_ENCRYPT_FL,
@@ -29,8 +32,20 @@ _LAYOUT = struct.Struct(
     "60sIIII"  # i_block i_generation i_file_acl i_size_high i_faddr
     "4xHH"  # (l_i_frag, l_i_fsize, i_pad1) l_i_uid_high l_i_gid_high
 )
+_HEAD = struct.Struct("<HHIiiiIHHII")  # as above, up to i_flags
+_BODY = struct.Struct("<60sIII")  # i_block i_generation i_file_acl i_size_high
+_BODY_OFFSET = 40
+_HIGH_IDS = struct.Struct("<HH")  # l_i_uid_high l_i_gid_high
+_HIGH_IDS_OFFSET = 120
+_EXTRA_ISIZE_OFFSET = 128
 _EXTRA_TIMES = struct.Struct("<III")  # i_ctime_extra i_mtime_extra i_atime_extra
 _EXTRA_TIMES_OFFSET = 132  # behind i_extra_isize u16 and i_checksum_hi u16
+_CRTIME = struct.Struct("<iI")  # i_crtime i_crtime_extra
+_CRTIME_OFFSET = 144
+EXTRA_ISIZE = 32
+"""The i_extra_isize of new inodes, if there is room: up to and with i_projid (fs/ext4/super.c, s_want_extra_isize)."""
+_TIME_MIN, _TIME_MAX, _EXTRA_TIME_MAX = -(1 << 31), (1 << 31) - 1, 0x37FFFFFFF
+"""Seconds that a time can hold, without and with its extra field (fs/ext4/ext4.h, EXT4_EXTRA_TIMESTAMP_MAX)."""
 _NEEDED_FLAGS = {
     EXT4_ENCRYPT_FL: "encrypt",
     EXT4_EXTENTS_FL: "extent",
@@ -65,6 +80,10 @@ class Inode:
     """Block with extended attributes; 0 for none."""
     extra: bytes
     """The inode's body behind i_extra_isize, where extended attributes may be; empty for 128-byte inodes."""
+    i_extra_isize: int
+    """Bytes in use behind the first 128; 0 for 128-byte inodes."""
+    i_dtime: int = 0
+    """When it was deleted, in seconds since the epoch; 0 while it is in use."""
 
     @property
     def is_directory(self) -> bool:
@@ -77,6 +96,14 @@ class Inode:
     @property
     def is_symlink(self) -> bool:
         return stat.S_ISLNK(self.i_mode)
+
+    @property
+    def is_immutable(self) -> bool:
+        return bool(self.i_flags & EXT2_IMMUTABLE_FL)
+
+    @property
+    def is_append_only(self) -> bool:
+        return bool(self.i_flags & EXT2_APPEND_FL)
 
     @property
     def rdev(self) -> int:
@@ -106,7 +133,7 @@ class Inode:
             i_atime,
             i_ctime,
             i_mtime,
-            _i_dtime,
+            i_dtime,
             i_gid,
             i_links_count,
             i_blocks,
@@ -130,6 +157,7 @@ class Inode:
         if size >= 1 << 63:
             raise CorruptFilesystem(f"inode {ino}: its size {size} cannot be")
         extra = b""
+        i_extra_isize = 0
         ctime_extra = mtime_extra = atime_extra = 0
         if len(data) > EXT2_GOOD_OLD_INODE_SIZE:
             i_extra_isize = int.from_bytes(data[128:130], "little")
@@ -159,7 +187,53 @@ class Inode:
             i_generation,
             i_file_acl,
             extra,
+            i_extra_isize,
+            i_dtime,
         )
+
+    def pack_into(self, block: bytearray, offset: int) -> None:
+        """Write the inode to ``offset`` of a block of the inode table. Fields that are not ours are left as they are.
+
+        Times are cut to what the inode can hold: whole seconds up to 2038 in 128 bytes, nanoseconds up to 2446 in more.
+        """
+        covered = (self.i_extra_isize - 4) // 4
+        (atime, atime_extra), (ctime, ctime_extra), (mtime, mtime_extra) = (
+            _pack_time(time_ns, covered > field)
+            for time_ns, field in ((self.atime_ns, 2), (self.ctime_ns, 0), (self.mtime_ns, 1))
+        )
+        _HEAD.pack_into(
+            block,
+            offset,
+            self.i_mode,
+            self.uid & 0xFFFF,
+            self.size & 0xFFFFFFFF,
+            atime,
+            ctime,
+            mtime,
+            self.i_dtime,
+            self.gid & 0xFFFF,
+            self.i_links_count,
+            self.i_blocks,
+            self.i_flags,
+        )
+        _BODY.pack_into(block, offset + _BODY_OFFSET, self.i_block, self.i_generation, self.i_file_acl, self.size >> 32)
+        _HIGH_IDS.pack_into(block, offset + _HIGH_IDS_OFFSET, self.uid >> 16, self.gid >> 16)
+        if self.i_extra_isize:
+            extras = struct.pack("<III", ctime_extra, mtime_extra, atime_extra)[: max(covered, 0) * 4]
+            start = offset + _EXTRA_TIMES_OFFSET
+            block[start : start + len(extras)] = extras
+            start = offset + EXT2_GOOD_OLD_INODE_SIZE + self.i_extra_isize
+            block[start : start + len(self.extra)] = self.extra
+
+
+def _pack_time(time_ns: int, has_extra: bool) -> tuple[int, int]:
+    """Encode a time: (the 32-bit field, its extra field), cut to what they can hold."""
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    limit = _EXTRA_TIME_MAX if has_extra else _TIME_MAX
+    if not _TIME_MIN <= seconds <= limit:
+        seconds, nanoseconds = min(max(seconds, _TIME_MIN), limit), 0
+    low = (seconds + (1 << 31) & 0xFFFFFFFF) - (1 << 31)
+    return low, (seconds - low) >> 32 & 3 | nanoseconds << 2
 
 
 def _time_ns(seconds: int, extra: int) -> int:
@@ -183,8 +257,11 @@ def locate_inode(superblock: Superblock, blocks: Blocks, ino: int) -> tuple[int,
     return descriptor.bg_inode_table + position, offset
 
 
-def read_inode(superblock: Superblock, blocks: Blocks, ino: int) -> Inode:
+def read_inode(superblock: Superblock, blocks: Blocks, ino: int, orphans: Container[int] = ()) -> Inode:
     """Read an inode that something refers to.
+
+    Args:
+        orphans: inode numbers that are in use though no name is left.
 
     Raises:
         BlocksMissing: naming its block, and its neighbours in the inode table.
@@ -198,9 +275,36 @@ def read_inode(superblock: Superblock, blocks: Blocks, ino: int) -> Inode:
     if block is None:
         block = blocks.block(number, _ahead(superblock, number))
     inode = Inode.parse(memoryview(block)[offset : offset + superblock.s_inode_size], ino)
-    if not inode.i_links_count:
+    if not inode.i_links_count and ino not in orphans:
         raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
     return inode
+
+
+def write_inode(superblock: Superblock, transaction: Transaction, inode: Inode) -> None:
+    """Write an inode that was read before.
+
+    Raises:
+        BlocksMissing, CorruptFilesystem: as ``locate_inode``.
+    """
+    number, offset = locate_inode(superblock, transaction, inode.ino)
+    inode.pack_into(transaction.change(number), offset)
+
+
+def write_new_inode(superblock: Superblock, transaction: Transaction, inode: Inode) -> None:
+    """Write an inode whose number was free so far; nothing of what was there before is left.
+
+    Raises:
+        BlocksMissing, CorruptFilesystem: as ``locate_inode``.
+    """
+    number, offset = locate_inode(superblock, transaction, inode.ino)
+    block = transaction.change(number)
+    size = superblock.s_inode_size
+    block[offset : offset + size] = bytes(size)
+    if size > EXT2_GOOD_OLD_INODE_SIZE:
+        struct.pack_into("<H", block, offset + _EXTRA_ISIZE_OFFSET, inode.i_extra_isize)
+        if inode.i_extra_isize >= _CRTIME_OFFSET + _CRTIME.size - EXT2_GOOD_OLD_INODE_SIZE:
+            _CRTIME.pack_into(block, offset + _CRTIME_OFFSET, *_pack_time(inode.ctime_ns, True))
+    inode.pack_into(block, offset)
 
 
 def _ahead(superblock: Superblock, number: int) -> range:

@@ -1,19 +1,23 @@
-"""In memory, which block of a directory holds which name: built once for a directory of more than one block.
+"""In memory, which block of a directory holds which name: built once for a directory of more than one block, and kept
+up to date when names come and go.
 
 Eight bytes a name: a sorted array of (hash of the name << 32 | block), so that a look-up is a bisection and a directory
-of a million names takes 8 MB.
+of a million names takes 8 MB. A byte a block says how much room for another entry there is at most.
 """
 
 from __future__ import annotations
 
+import re
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from errno import ENOSPC
+from functools import cache, partial
 
 from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
 from mystfuse.ext2.block_map import map_blocks
-from mystfuse.ext2.blocks import Blocks, BlocksMissing
+from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.directory import block_count, directory_block, find_in_block, parse_block
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -25,6 +29,13 @@ MAX_INDEXED_NAMES = 4_000_000
 _BLOCKS_AT_ONCE = 256
 _INDEX_WEIGHT = 64
 """What an index costs besides its names, in names."""
+_RECENT = 4096
+"""Names that were added are merged into the sorted array when they are so many, and a sixteenth of it."""
+_UNKNOWN_ROOM = 255
+_MOST_ROOM = 254
+"""In units of 4 bytes; an entry needs 67 at most, so more need not be told apart."""
+_PROBED_BLOCKS = 8
+"""Blocks of unknown room that one insertion looks into before the directory is made longer."""
 
 
 class NameIndex:
@@ -36,10 +47,19 @@ class NameIndex:
         """Why a name that is not found may still be there: a block that could not be read, or not to its end."""
         self._keys = array("Q")
         self._is_sorted = True
+        self._recent: dict[int, list[int]] = {}
+        self._recent_count = 0
+        self._removed = 0
+        self._room = bytearray()
         self._blocks: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._keys) + self._recent_count
+
+    @property
+    def is_mostly_stale(self) -> bool:
+        """Whether most of its names have been removed since."""
+        return self._removed > len(self) // 2 + _RECENT
 
     def add_block(self, logical: int, names: Iterable[bytes]) -> None:
         """Enter the names of block ``logical``, which must be the next one; CorruptFilesystem in the middle of it is
@@ -50,7 +70,48 @@ class NameIndex:
         except CorruptFilesystem as error:
             self.damage = self.damage or error
         self._is_sorted = False
+        self.end_block(logical)
+
+    def end_block(self, logical: int) -> None:
+        """Block ``logical``, the next one, is done with, whatever could be read of it."""
         self.indexed = logical + 1
+        self._room.append(_UNKNOWN_ROOM)
+
+    def add_name(self, name: bytes, logical: int) -> None:
+        """Enter a name that was put into block ``logical``, which is in already."""
+        self._recent.setdefault(_key(name), []).append(logical)
+        self._recent_count += 1
+        if self._recent_count >= max(_RECENT, len(self._keys) // 16):
+            self._keys.extend(key | block for key, blocks in self._recent.items() for block in blocks)
+            self._recent.clear()
+            self._recent_count = 0
+            self._is_sorted = False
+
+    def remove_name(self, name: bytes, logical: int) -> None:
+        """A name was taken out of block ``logical``. In the sorted array it stays, which costs a look in vain."""
+        blocks = self._recent.get(_key(name), [])
+        if logical in blocks:
+            blocks.remove(logical)
+            self._recent_count -= 1
+            if not blocks:
+                del self._recent[_key(name)]
+        else:
+            self._removed += 1
+
+    def set_room(self, logical: int, length: int) -> None:
+        """The longest entry that fits block ``logical`` has ``length`` bytes, or fewer."""
+        self._room[logical] = min(length // 4, _MOST_ROOM)
+
+    def blocks_with_room(self, length: int) -> list[int]:
+        """Blocks to try for an entry of ``length`` bytes; if none has room, the directory needs another block."""
+        known = _room_pattern(length // 4).search(self._room)
+        if known:
+            return [known.start()]
+        blocks: list[int] = []
+        end = len(self._room)
+        while len(blocks) < _PROBED_BLOCKS and (end := self._room.rfind(_UNKNOWN_ROOM, 0, end)) >= 0:
+            blocks.append(end)
+        return blocks
 
     def check_blocks(self, inode: Inode, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if a directory maps a block twice: a small image could claim to hold a huge one."""
@@ -76,8 +137,14 @@ class NameIndex:
         for position in range(bisect_left(self._keys, key), len(self._keys)):
             found = self._keys[position]
             if found >> 32 != key >> 32:
-                return
+                break
             yield found & 0xFFFFFFFF
+        yield from self._recent.get(key, ())
+
+
+@cache
+def _room_pattern(units: int) -> re.Pattern[bytes]:
+    return re.compile(b"[%b-%b]" % (re.escape(bytes([units])), re.escape(bytes([_MOST_ROOM]))), re.DOTALL)
 
 
 def _key(name: bytes) -> int:
@@ -91,8 +158,8 @@ class NameIndexes:
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
         self._weight = 0
 
-    def find(self, superblock: Superblock, blocks: Blocks, inode: Inode, name: bytes) -> int:
-        """The inode number behind ``name`` in directory ``inode``, or 0.
+    def find(self, superblock: Superblock, blocks: Blocks, inode: Inode, name: bytes) -> tuple[int, int] | None:
+        """Where ``name`` in directory ``inode`` is: (the inode number behind it, the directory's block), or None.
 
         A damaged block does not matter to names in other blocks.
 
@@ -103,18 +170,81 @@ class NameIndexes:
         count = block_count(superblock, inode)
         if count == 1:
             number = map_blocks(superblock, blocks, inode, 0, 1)[0]
-            return find_in_block(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
+            ino = find_in_block(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
+            return (ino, 0) if ino else None
         index = self._complete_index(superblock, blocks, inode, count)
         for logical in index.candidates(name):
             number = map_blocks(superblock, blocks, inode, logical, 1)[0]
             if ino := find_in_block(superblock, inode, directory_block(inode, blocks, logical, number), logical, name):
-                return ino
+                return ino, logical
         if index.damage is not None:
             if isinstance(index.damage, ImageReadError):
                 # Storage may answer next time.
                 self._drop(inode.ino)
             raise index.damage
-        return 0
+        return None
+
+    def blocks_with_room(self, superblock: Superblock, blocks: Blocks, inode: Inode, length: int) -> list[int]:
+        """Blocks of a directory to try for an entry of ``length`` bytes, in memory by then.
+
+        Raises:
+            OSError: ENOSPC, the directory has as many names as one may have.
+            BlocksMissing, MystfuseError
+        """
+        count = block_count(superblock, inode)
+        if count == 1:
+            return [0]
+        index = self._complete_index(superblock, blocks, inode, count)
+        if len(index) >= MAX_NAMES:
+            raise OSError(ENOSPC, f"directory inode {inode.ino} has {MAX_NAMES} names")
+        chosen = index.blocks_with_room(length)
+        blocks.want(map_blocks(superblock, blocks, inode, logical, 1)[0] for logical in chosen)
+        return chosen
+
+    def set_room(self, ino: int, logical: int, length: int) -> None:
+        """See ``NameIndex.set_room``."""
+        index = self._indexes.get(ino)
+        if index is not None and logical < index.indexed:
+            index.set_room(logical, length)
+
+    def note_insertion(
+        self, transaction: Transaction, ino: int, logical: int, name: bytes, room: int, is_new_block: bool = False
+    ) -> None:
+        """When the transaction is committed, ``name`` is in block ``logical``, which has ``room`` bytes left."""
+        transaction.on_commit.append(partial(self._insert, ino, logical, name, room, is_new_block))
+
+    def note_removal(self, transaction: Transaction, ino: int, logical: int, name: bytes, room: int) -> None:
+        """When the transaction is committed, ``name`` is gone from block ``logical``, which has ``room`` bytes left."""
+        transaction.on_commit.append(partial(self._remove, ino, logical, name, room))
+
+    def forget(self, ino: int) -> None:
+        """The inode is no directory any more."""
+        if ino in self._indexes:
+            self._drop(ino)
+
+    def _insert(self, ino: int, logical: int, name: bytes, room: int, is_new_block: bool) -> None:
+        index = self._indexes.get(ino)
+        if index is None or logical >= index.indexed + is_new_block:
+            # Still being built: it will come to this block.
+            return
+        before = len(index)
+        if is_new_block:
+            index.add_block(logical, [name])
+        else:
+            index.add_name(name, logical)
+        index.set_room(logical, room)
+        self._weight += len(index) - before
+
+    def _remove(self, ino: int, logical: int, name: bytes, room: int) -> None:
+        index = self._indexes.get(ino)
+        if index is None or logical >= index.indexed:
+            return
+        before = len(index)
+        index.remove_name(name, logical)
+        index.set_room(logical, room)
+        self._weight += len(index) - before
+        if index.is_mostly_stale:
+            self._drop(ino)
 
     def _complete_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
         index = self._indexes.get(inode.ino)
@@ -137,7 +267,7 @@ class NameIndexes:
                     block = directory_block(inode, blocks, logical, number)
                 except MystfuseError as error:
                     index.damage = index.damage or error
-                    index.indexed = logical + 1
+                    index.end_block(logical)
                     continue
                 index.add_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
             self._weight += len(index) - names_before

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
+from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.constants import (
     EXT2_DYNAMIC_REV,
     EXT2_ERROR_FS,
+    EXT2_FEATURE_RO_COMPAT_LARGE_FILE,
     EXT2_GOOD_OLD_FIRST_INO,
     EXT2_GOOD_OLD_INODE_SIZE,
     EXT2_GOOD_OLD_REV,
     EXT2_MAX_BLOCK_LOG_SIZE,
     EXT2_MIN_BLOCK_LOG_SIZE,
+    EXT2_NDIR_BLOCKS,
     EXT2_SUPER_MAGIC,
+    SUPERBLOCK_OFFSET,
     SUPERBLOCK_SIZE,
 )
 from mystfuse.ext2.features import check_supported, feature_names
@@ -38,9 +42,19 @@ _LAYOUT = struct.Struct(
 )
 
 
+_FREE_COUNTS = struct.Struct("<II")  # s_free_blocks_count s_free_inodes_count
+_FREE_COUNTS_OFFSET = 12
+_REV_LEVEL_OFFSET = 76
+_FIRST_INO_OFFSET = 84
+_FEATURE_RO_COMPAT_OFFSET = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """What the file system says about itself, checked against what the format allows."""
+    """What the file system says about itself, checked against what the format allows.
+
+    The free counts are those of the image; for the present ones see ``read_free_counts``.
+    """
 
     s_inodes_count: int
     s_blocks_count: int
@@ -82,6 +96,34 @@ class Superblock:
     @property
     def has_filetype(self) -> bool:
         return "filetype" in self.features
+
+    @property
+    def descriptor_blocks(self) -> int:
+        """Blocks of the group descriptor table."""
+        return -(-self.groups_count * GROUP_DESCRIPTOR_SIZE // self.block_size)
+
+    @property
+    def table_blocks(self) -> int:
+        """Blocks of a group's inode table."""
+        return -(-self.s_inodes_per_group * self.s_inode_size // self.block_size)
+
+    @property
+    def max_file_size(self) -> int:
+        """Bytes of the largest file: what the map reaches, and what i_blocks can count, whichever is less.
+
+        Source: fs/ext4/super.c, ext4_max_bitmap_size, without huge_file.
+        """
+        per_block = self.block_size // 4
+        reached = EXT2_NDIR_BLOCKS + per_block + per_block**2 + per_block**3
+        countable = (2**32 - 1) // (self.block_size // 512)
+        indirect = 1 + (1 + per_block) + (1 + per_block + per_block**2)
+        return min(reached, countable - indirect) * self.block_size
+
+    def group_has_superblock(self, group: int) -> bool:
+        """Whether a group holds a copy of superblock and descriptors: with sparse_super 0, 1, and powers of 3, 5, 7."""
+        if group <= 1 or "sparse_super" not in self.features:
+            return True
+        return any(_is_power(group, base) for base in (3, 5, 7))
 
     def is_data_block(self, number: int) -> bool:
         """Whether a block pointer can be right: inside the file system, behind the superblock."""
@@ -193,6 +235,52 @@ class Superblock:
                 f"EXT2 superblock: s_inodes_count {self.s_inodes_count} is not {self.groups_count} groups "
                 f"of {self.s_inodes_per_group}"
             )
+
+
+def _is_power(number: int, base: int) -> bool:
+    while number % base == 0:
+        number //= base
+    return number == 1
+
+
+def read_free_counts(superblock: Superblock, blocks: Blocks) -> tuple[int, int]:
+    """The present s_free_blocks_count and s_free_inodes_count.
+
+    Raises:
+        BlocksMissing: the superblock's block is not in memory.
+    """
+    number, offset = _location(superblock)
+    free_blocks, free_inodes = _FREE_COUNTS.unpack_from(blocks.block(number), offset + _FREE_COUNTS_OFFSET)
+    return free_blocks, free_inodes
+
+
+def change_free_counts(superblock: Superblock, transaction: Transaction, blocks: int, inodes: int) -> None:
+    """Add ``blocks`` and ``inodes`` (negative: taken) to the superblock's counts."""
+    number, offset = _location(superblock)
+    block = transaction.change(number)
+    offset += _FREE_COUNTS_OFFSET
+    free_blocks, free_inodes = _FREE_COUNTS.unpack_from(block, offset)
+    free_blocks = min(max(free_blocks + blocks, 0), superblock.s_blocks_count)
+    free_inodes = min(max(free_inodes + inodes, 0), superblock.s_inodes_count)
+    _FREE_COUNTS.pack_into(block, offset, free_blocks, free_inodes)
+
+
+def note_large_file(superblock: Superblock, transaction: Transaction) -> None:
+    """Set large_file, and with it revision 1: there is a file over 2 GiB (fs/ext2/inode.c, __ext2_write_inode)."""
+    number, offset = _location(superblock)
+    position = offset + _FEATURE_RO_COMPAT_OFFSET
+    (ro_compat,) = struct.unpack_from("<I", transaction.block(number), position)
+    if ro_compat & EXT2_FEATURE_RO_COMPAT_LARGE_FILE:
+        return
+    block = transaction.change(number)
+    struct.pack_into("<I", block, position, ro_compat | EXT2_FEATURE_RO_COMPAT_LARGE_FILE)
+    if superblock.s_rev_level == EXT2_GOOD_OLD_REV:
+        struct.pack_into("<I", block, offset + _REV_LEVEL_OFFSET, EXT2_DYNAMIC_REV)
+        struct.pack_into("<IH", block, offset + _FIRST_INO_OFFSET, EXT2_GOOD_OLD_FIRST_INO, EXT2_GOOD_OLD_INODE_SIZE)
+
+
+def _location(superblock: Superblock) -> tuple[int, int]:
+    return divmod(SUPERBLOCK_OFFSET, superblock.block_size)
 
 
 def _is_inode_size(size: int, block_size: int) -> bool:

@@ -13,20 +13,23 @@ from mystfuse.ext2.superblock import Superblock
 def read_target(superblock: Superblock, blocks: Blocks, inode: Inode) -> bytes:
     """The target of a symbolic link.
 
-    A link is fast when it has no block of its own (fs/ext2/inode.c, ext2_inode_is_fast_symlink).
-
     Raises:
         BlocksMissing: the target's block is not in memory.
         CorruptFilesystem: its length cannot be.
     """
-    xattr_sectors = superblock.block_size // 512 if inode.i_file_acl else 0
-    is_fast = inode.i_blocks <= xattr_sectors
-    longest = len(inode.i_block) - 1 if is_fast else min(superblock.block_size, PATH_MAX) - 1
+    fast = is_fast(superblock, inode)
+    longest = len(inode.i_block) - 1 if fast else min(superblock.block_size, PATH_MAX) - 1
     if not 0 < inode.size <= longest:
         raise CorruptFilesystem(f"symlink inode {inode.ino}: its target cannot have {inode.size} bytes")
-    if is_fast:
+    if fast:
         return inode.i_block[: inode.size]
     (number,) = map_blocks(superblock, blocks, inode, 0, 1)
     if not number:
         raise CorruptFilesystem(f"symlink inode {inode.ino}: its target is in a hole")
     return blocks.block(number)[: inode.size]
+
+
+def is_fast(superblock: Superblock, inode: Inode) -> bool:
+    """Whether a symbolic link has no block of its own (fs/ext2/inode.c, ext2_inode_is_fast_symlink)."""
+    xattr_sectors = superblock.block_size // 512 if inode.i_file_acl else 0
+    return inode.i_blocks <= xattr_sectors

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import acl_to_xattr
@@ -20,16 +21,26 @@ log = logging.getLogger(__name__)
 POSIX_ACL_ACCESS = b"system.posix_acl_access"
 POSIX_ACL_DEFAULT = b"system.posix_acl_default"
 
+INDEX_ACL_ACCESS, INDEX_ACL_DEFAULT, INDEX_SYSTEM = 2, 3, 7
 _NAME_INDEX = {
     1: b"user.",
-    2: POSIX_ACL_ACCESS,
-    3: POSIX_ACL_DEFAULT,
+    INDEX_ACL_ACCESS: POSIX_ACL_ACCESS,
+    INDEX_ACL_DEFAULT: POSIX_ACL_DEFAULT,
     4: b"trusted.",
     6: b"security.",
-    7: b"system.",
+    INDEX_SYSTEM: b"system.",
 }
-_ENTRY = struct.Struct("<BBHIII")  # e_name_len e_name_index e_value_offs e_value_inum e_value_size e_hash
-_BLOCK_HEADER = struct.Struct("<IIIII12x")  # h_magic h_refcount h_blocks h_hash h_checksum
+ENTRY = struct.Struct("<BBHIII")  # e_name_len e_name_index e_value_offs e_value_inum e_value_size e_hash
+BLOCK_HEADER = struct.Struct("<IIIII12x")  # h_magic h_refcount h_blocks h_hash h_checksum
+
+
+class Attribute(NamedTuple):
+    """An extended attribute as it is stored."""
+
+    name_index: int
+    suffix: bytes
+    """The name without the prefix that the index stands for."""
+    value: bytes
 
 
 def read_xattrs(superblock: Superblock, blocks: Blocks, inode: Inode) -> dict[bytes, bytes]:
@@ -40,40 +51,84 @@ def read_xattrs(superblock: Superblock, blocks: Blocks, inode: Inode) -> dict[by
         CorruptFilesystem: entries that lie outside their place.
     """
     found: dict[bytes, bytes] = {}
-    if len(inode.extra) > 4 and int.from_bytes(inode.extra[:4], "little") == EXT2_XATTR_MAGIC:
-        # Value offsets in the body count from behind the magic number.
-        _parse_entries(inode, inode.extra[4:], 0, found)
-    if inode.i_file_acl:
-        if not superblock.is_data_block(inode.i_file_acl):
-            raise CorruptFilesystem(f"inode {inode.ino}: i_file_acl {inode.i_file_acl} is outside the file system")
-        block = blocks.block(inode.i_file_acl)
-        h_magic, _, h_blocks, _, _ = _BLOCK_HEADER.unpack_from(block)
-        if h_magic != EXT2_XATTR_MAGIC or h_blocks != 1:
-            raise CorruptFilesystem(f"inode {inode.ino}: block {inode.i_file_acl} does not hold extended attributes")
-        _parse_entries(inode, block, _BLOCK_HEADER.size, found)
+    for attribute in (*read_body(inode), *read_block(superblock, blocks, inode)):
+        name = full_name(attribute)
+        if name is None:
+            log.warning(
+                "inode %d: skipped impossible extended attribute %d %r",
+                inode.ino,
+                attribute.name_index,
+                attribute.suffix,
+            )
+        elif attribute.name_index in (INDEX_ACL_ACCESS, INDEX_ACL_DEFAULT):
+            found.setdefault(name, acl_to_xattr(attribute.value, inode.ino))
+        else:
+            found.setdefault(name, attribute.value)
     return found
 
 
-def _parse_entries(inode: Inode, area: bytes, position: int, found: dict[bytes, bytes]) -> None:
-    """Add the entries that start at ``position`` of ``area`` to ``found``; values are at offsets into ``area``."""
+def full_name(attribute: Attribute) -> bytes | None:
+    """The attribute's name as programs know it; None if it cannot have one."""
+    prefix = _NAME_INDEX.get(attribute.name_index)
+    suffix = attribute.suffix
+    if prefix is None or b"\0" in suffix or (not suffix) == prefix.endswith(b"."):
+        return None
+    return prefix + suffix
+
+
+def split_name(name: bytes) -> tuple[int, bytes] | None:
+    """The index and suffix that a full name is stored under; None if no attribute can have it."""
+    for index, prefix in _NAME_INDEX.items():
+        if prefix.endswith(b"."):
+            if name.startswith(prefix) and len(name) > len(prefix) and index != INDEX_SYSTEM:
+                return index, name[len(prefix) :]
+        elif name == prefix:
+            return index, b""
+    return None
+
+
+def read_body(inode: Inode) -> list[Attribute]:
+    """The attributes in the inode's own body."""
+    if len(inode.extra) <= 4 or int.from_bytes(inode.extra[:4], "little") != EXT2_XATTR_MAGIC:
+        return []
+    # Value offsets in the body count from behind the magic number.
+    return _parse_entries(inode, inode.extra[4:], 0)
+
+
+def read_block(superblock: Superblock, blocks: Blocks, inode: Inode) -> list[Attribute]:
+    """The attributes in the inode's attribute block; none if it has no such block."""
+    if not inode.i_file_acl:
+        return []
+    block = blocks.block(check_xattr_block(superblock, inode))
+    h_magic, _, h_blocks, _, _ = BLOCK_HEADER.unpack_from(block)
+    if h_magic != EXT2_XATTR_MAGIC or h_blocks != 1:
+        raise CorruptFilesystem(f"inode {inode.ino}: block {inode.i_file_acl} does not hold extended attributes")
+    return _parse_entries(inode, block, BLOCK_HEADER.size)
+
+
+def check_xattr_block(superblock: Superblock, inode: Inode) -> int:
+    """The number of the inode's attribute block; CorruptFilesystem if it cannot be."""
+    if not superblock.is_data_block(inode.i_file_acl):
+        raise CorruptFilesystem(f"inode {inode.ino}: i_file_acl {inode.i_file_acl} is outside the file system")
+    return inode.i_file_acl
+
+
+def _parse_entries(inode: Inode, area: bytes, position: int) -> list[Attribute]:
+    """The entries that start at ``position`` of ``area``; values are at offsets into ``area``."""
+    found: list[Attribute] = []
     values_size = 0
     while position + 4 <= len(area) and area[position : position + 4] != b"\0\0\0\0":
-        if position + _ENTRY.size > len(area):
+        if position + ENTRY.size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute is cut short")
-        name_len, name_index, value_offs, value_inum, value_size, _ = _ENTRY.unpack_from(area, position)
-        name_start = position + _ENTRY.size
+        name_len, name_index, value_offs, value_inum, value_size, _ = ENTRY.unpack_from(area, position)
+        name_start = position + ENTRY.size
         if name_start + name_len > len(area) or value_inum or value_offs + value_size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute lies outside its place")
         values_size += value_size
         if values_size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: extended attributes share their values")
-        suffix = area[name_start : name_start + name_len]
-        prefix = _NAME_INDEX.get(name_index)
-        if prefix is None or b"\0" in suffix or (not suffix) == prefix.endswith(b"."):
-            log.warning("inode %d: skipped impossible extended attribute %d %r", inode.ino, name_index, suffix)
-        else:
-            value = area[value_offs : value_offs + value_size]
-            if name_index in (2, 3):
-                value = acl_to_xattr(value, inode.ino)
-            found.setdefault(prefix + suffix, value)
+        found.append(
+            Attribute(name_index, area[name_start : name_start + name_len], area[value_offs : value_offs + value_size])
+        )
         position = name_start + (name_len + 3 & ~3)
+    return found

@@ -1,5 +1,7 @@
 """The control directory ``.mystfuse`` at the root of the mount: hidden from listings, for the mounting user and root.
 
+``status.json`` tells how the mount is; ``image`` is the whole file system as one file, as of when it was opened.
+
 Its inode numbers begin at 2^32, where no inode of the image can be.
 """
 
@@ -17,6 +19,9 @@ CONTROL_NAME = b".mystfuse"
 CONTROL_INO = 1 << 32
 STATUS_NAME = b"status.json"
 STATUS_INO = CONTROL_INO + 1
+IMAGE_NAME = b"image"
+IMAGE_INO = CONTROL_INO + 2
+_FILES = {STATUS_NAME: STATUS_INO, IMAGE_NAME: IMAGE_INO}
 
 
 class ControlDirectory:
@@ -24,10 +29,12 @@ class ControlDirectory:
 
     Args:
         status: gives the present status, to be shown as JSON.
+        image_size: bytes of the file system.
     """
 
-    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, status: Callable[[], dict[str, Any]], image_size: int) -> None:
         self._status = status
+        self._image_size = image_size
         self._uid, self._gid = os.getuid(), os.getgid()
 
     def owns(self, ino: int) -> bool:
@@ -40,9 +47,8 @@ class ControlDirectory:
 
     def lookup(self, name: bytes) -> EntryAttributes | None:
         """What ``name`` in the control directory is."""
-        if name == STATUS_NAME:
-            return self.attributes(STATUS_INO)
-        return self.attributes(CONTROL_INO) if name == b"." else None
+        ino = CONTROL_INO if name == b"." else _FILES.get(name)
+        return self.attributes(ino) if ino else None
 
     def attributes(self, ino: int) -> EntryAttributes:
         """The attributes of the control directory or of a file in it; never cached."""
@@ -51,14 +57,15 @@ class ControlDirectory:
         attributes.st_mode = stat.S_IFDIR | 0o500 if ino == CONTROL_INO else stat.S_IFREG | 0o400
         attributes.st_nlink = 2 if ino == CONTROL_INO else 1
         attributes.st_uid, attributes.st_gid = self._uid, self._gid
+        # The status is made when it is opened, so its size is not known: it is read to its end.
+        attributes.st_size = self._image_size if ino == IMAGE_INO else 0
         attributes.entry_timeout = attributes.attr_timeout = 0
         return attributes
 
     def entries(self) -> list[tuple[bytes, EntryAttributes]]:
         """What a listing of the control directory shows, without ``.`` and ``..``."""
-        return [(STATUS_NAME, self.attributes(STATUS_INO))]
+        return [(name, self.attributes(ino)) for name, ino in _FILES.items()]
 
-    def contents(self, ino: int) -> bytes:
-        """The contents of a file in the control directory, as of now."""
-        assert ino == STATUS_INO
+    def status(self) -> bytes:
+        """The contents of ``status.json``, as of now."""
         return (json.dumps(self._status(), indent=2) + "\n").encode()

@@ -1,7 +1,7 @@
 """pyfuse3's requests, translated into calls to the volume, and errors into errnos.
 
 The kernel calls the root inode 1, EXT2 calls it 2; all other inode numbers are the same on both sides. The kernel may
-keep what it is told for a day, since nobody else changes the file system.
+keep what it is told for a day, since nobody changes the file system but through it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,26 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
 
 from mystfuse.errors import IntegrityError, MystfuseError
+from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
-from mystfuse.fuse.control import CONTROL_INO, CONTROL_NAME, ControlDirectory
+from mystfuse.ext2.xattr import split_name
+from mystfuse.fuse.control import CONTROL_INO, CONTROL_NAME, IMAGE_INO, ControlDirectory
 from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.references import References
+from mystfuse.merged_image import MergedImage
 from mystfuse.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -64,11 +77,20 @@ def _handler(
     return handle
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    ino: int
+    caller: Caller
+    """Who opened it: a write does not say who writes."""
+
+
 @dataclass(slots=True)
 class _OpenDirectory:
     ino: int
     position: int = -1
     """Where ``prepared`` begins."""
+    changes: int = 0
+    """``Volume.changes`` when it was made: what has changed since must not be handed over."""
     prepared: list[tuple[bytes, EntryAttributes, int]] = field(default_factory=list)
     """Entries with the position behind each, made but not yet handed over."""
 
@@ -96,11 +118,13 @@ class Operations(pyfuse3.Operations):
         self.last_request = trio.current_time()
         self._volume = volume
         self._options = options
-        self._control = ControlDirectory(status) if options.control else None
+        self._control = ControlDirectory(status, volume.superblock.size) if options.control else None
         self._own = os.getuid(), os.getgid()
-        self._files: dict[int, int | bytes] = {}
-        """Open files by handle: an inode number, or the contents of a control file."""
+        self._references = References()
+        self._files: dict[int, _OpenFile | MergedImage | bytes] = {}
+        """Open files by handle: of the file system, its merged image, or the contents of a control file."""
         self._directories: dict[int, _OpenDirectory] = {}
+        self._releasing: set[int] = set()
         self._next_handle = 1
         self._has_warned = False
 
@@ -126,10 +150,16 @@ class Operations(pyfuse3.Operations):
         inode = await self._volume.lookup(_ext2_ino(parent_inode), name)
         if inode is None:
             return _absent(CACHE_SECONDS)
-        attributes = self._attributes(inode)
+        attributes = self._entry(inode)
         if inode.ino == EXT2_ROOT_INO:
             attributes.st_ino = pyfuse3.ROOT_INODE
         return attributes
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, count in inode_list:
+            ino = _ext2_ino(number)
+            self._references.forgotten(ino, count)
+            await self._release_unused(ino)
 
     @_handler
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
@@ -142,30 +172,144 @@ class Operations(pyfuse3.Operations):
         return await self._volume.target(_ext2_ino(inode))
 
     @_handler
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        self._check_ours(inode)
+        changes = AttributeChanges(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=self._stored_uid(attr.st_uid) if fields.update_uid else None,
+            gid=self._stored_gid(attr.st_gid) if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._attributes(await self._volume.set_attributes(_ext2_ino(inode), changes, self._caller(ctx)))
+
+    @_handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        caller = self._caller(ctx)
+        inode = await self._make(parent_inode, name, mode, caller)
+        # Not after another await: the kernel counts both or neither.
+        return self._open_file(inode.ino, caller), self._entry(inode)
+
+    @_handler
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._make(parent_inode, name, mode, self._caller(ctx), rdev))
+
+    @_handler
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._make(parent_inode, name, mode, self._caller(ctx)))
+
+    @_handler
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        mode = stat.S_IFLNK | 0o777
+        return self._entry(await self._make(parent_inode, name, mode, self._caller(ctx), target=target))
+
+    @_handler
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        self._check_ours(inode)
+        self._check_name(new_parent_inode, new_name)
+        parent = _ext2_ino(new_parent_inode)
+        return self._entry(await self._volume.link(_ext2_ino(inode), parent, new_name, self._caller(ctx)))
+
+    @_handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._remove(parent_inode, name, is_rmdir=False)
+
+    @_handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._remove(parent_inode, name, is_rmdir=True)
+
+    @_handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        self._check_name(parent_inode_old, name_old)
+        self._check_name(parent_inode_new, name_new)
+        replaced = await self._volume.rename(
+            _ext2_ino(parent_inode_old),
+            name_old,
+            _ext2_ino(parent_inode_new),
+            name_new,
+            flags,
+            self._caller(ctx),
+        )
+        if replaced is not None:
+            await self._release_unused(replaced.ino)
+
+    @_handler
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-            raise FUSEError(errno.EROFS)
+        is_writing = flags & os.O_ACCMODE != os.O_RDONLY
         if self._control and self._control.owns(inode):
             self._check_control(ctx)
-            return FileInfo(fh=self._add(self._files, self._control.contents(inode)), direct_io=True)
-        return FileInfo(fh=self._add(self._files, _ext2_ino(inode)), keep_cache=True)
+            if is_writing or flags & os.O_TRUNC:
+                raise FUSEError(errno.EPERM)
+            content = await self._volume.open_image() if inode == IMAGE_INO else self._control.status()
+            return FileInfo(fh=self._add(self._files, content), direct_io=True)
+        caller = self._caller(ctx)
+        ino = _ext2_ino(inode)
+        if is_writing or flags & os.O_TRUNC:
+            if self._options.read_only:
+                raise FUSEError(errno.EROFS)
+            found = await self._volume.inode(ino)
+            # Source: fs/namei.c, may_open and inode_permission.
+            if found.is_immutable or (found.is_append_only and (not flags & os.O_APPEND or flags & os.O_TRUNC)):
+                raise FUSEError(errno.EPERM)
+        if flags & os.O_TRUNC:
+            await self._volume.set_attributes(ino, AttributeChanges(size=0), caller)
+        return self._open_file(ino, caller)
 
     @_handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
         file = self._files[fh]
         if isinstance(file, bytes):
             return file[off : off + size]
-        return await self._volume.read(file, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+        if isinstance(file, MergedImage):
+            return await file.read(off, size)
+        return await self._volume.read(file.ino, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+
+    @_handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        file = self._files[fh]
+        assert isinstance(file, _OpenFile)
+        return await self._volume.write(file.ino, off, buf, file.caller)
+
+    @_handler
+    async def flush(self, fh: int) -> None:
+        """Nothing to do: nothing is kept back. Answering ENOSYS would end the request for good."""
+
+    @_handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Nothing to do: what is written is as safe as it will ever be."""
+
+    @_handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """As ``fsync``."""
 
     @_handler
     async def release(self, fh: int) -> None:
-        del self._files[fh]
+        file = self._files.pop(fh)
+        if isinstance(file, MergedImage):
+            file.close()
+        elif isinstance(file, _OpenFile):
+            self._references.closed(file.ino)
+            await self._release_unused(file.ino)
 
     @_handler
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         if self._control and self._control.owns(inode):
             self._check_control(ctx)
             return self._add(self._directories, _OpenDirectory(inode))
+        self._references.opened(_ext2_ino(inode))
         return self._add(self._directories, _OpenDirectory(_ext2_ino(inode)))
 
     @_handler
@@ -174,9 +318,11 @@ class Operations(pyfuse3.Operations):
         position = start_id
         replied = False
         while True:
-            if not directory.prepared or directory.position != position:
+            if not directory.prepared or directory.position != position or directory.changes != self._volume.changes:
                 try:
                     directory.prepared = await self._prepare(directory.ino, position)
+                    # No await since they were made: this is the state that they show.
+                    directory.changes = self._volume.changes
                 except MystfuseError:
                     if replied:
                         # What was listed so far is handed over; the next request meets the error again.
@@ -190,17 +336,24 @@ class Operations(pyfuse3.Operations):
                     del directory.prepared[:index]
                     directory.position = position
                     return
+                if next_id > _AFTER_DOTDOT and not self._is_control(directory.ino):
+                    self._references.known(attributes.st_ino)
                 position, replied = next_id, True
             directory.prepared = []
 
     @_handler
     async def releasedir(self, fh: int) -> None:
-        del self._directories[fh]
+        directory = self._directories.pop(fh)
+        if not self._is_control(directory.ino):
+            self._references.closed(directory.ino)
+            await self._release_unused(directory.ino)
 
     @_handler
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         if not self._options.xattr:
             raise FUSEError(errno.ENOSYS)
+        if not self._is_control(inode) and split_name(name) is None:
+            raise FUSEError(errno.EOPNOTSUPP)
         value = (await self._xattrs(inode)).get(name)
         if value is None:
             raise FUSEError(pyfuse3.ENOATTR)
@@ -215,8 +368,22 @@ class Operations(pyfuse3.Operations):
         return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
 
     @_handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if not self._options.xattr:
+            raise FUSEError(errno.ENOSYS)
+        self._check_ours(inode)
+        await self._volume.set_xattr(_ext2_ino(inode), name, value, self._caller(ctx))
+
+    @_handler
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        if not self._options.xattr:
+            raise FUSEError(errno.ENOSYS)
+        self._check_ours(inode)
+        await self._volume.remove_xattr(_ext2_ino(inode), name, self._caller(ctx))
+
+    @_handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        statistics = self._volume.statistics()
+        statistics = await self._volume.statistics()
         data = StatvfsData()
         data.f_bsize = data.f_frsize = statistics.block_size
         data.f_blocks = statistics.blocks
@@ -256,6 +423,28 @@ class Operations(pyfuse3.Operations):
                 return entries
             offset = next_offset
 
+    async def _make(
+        self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
+    ) -> Inode:
+        self._check_name(parent, name)
+        return await self._volume.create(_ext2_ino(parent), name, mode, caller, rdev, target)
+
+    async def _remove(self, parent: int, name: bytes, is_rmdir: bool) -> None:
+        self._check_name(parent, name)
+        inode = await self._volume.remove(_ext2_ino(parent), name, is_rmdir)
+        await self._release_unused(inode.ino)
+
+    async def _release_unused(self, ino: int) -> None:
+        """Free an inode that has no name and that nobody uses any more."""
+        if ino in self._volume.orphans and not self._references.has(ino) and ino not in self._releasing:
+            self._releasing.add(ino)
+            try:
+                await self._volume.release(ino)
+            except Exception:
+                log.exception("releasing inode %d: internal error", ino)
+            finally:
+                self._releasing.discard(ino)
+
     async def _xattrs(self, inode: int) -> dict[bytes, bytes]:
         if self._control and self._control.owns(inode):
             return {}
@@ -265,6 +454,11 @@ class Operations(pyfuse3.Operations):
         attributes = self._attributes(await self._volume.inode(EXT2_ROOT_INO))
         attributes.st_ino = pyfuse3.ROOT_INODE
         return attributes
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        """Attributes for an answer by which the kernel comes to know the inode."""
+        self._references.known(inode.ino)
+        return self._attributes(inode)
 
     def _attributes(self, inode: Inode) -> EntryAttributes:
         attributes = EntryAttributes()
@@ -289,6 +483,35 @@ class Operations(pyfuse3.Operations):
             uid = self._own[0] if uid == 0 else uid
             gid = self._own[1] if gid == 0 else gid
         return uid if options.uid is None else options.uid, gid if options.gid is None else options.gid
+
+    def _stored_uid(self, uid: int) -> int:
+        return 0 if self._options.map_root and uid == self._own[0] else uid
+
+    def _stored_gid(self, gid: int) -> int:
+        return 0 if self._options.map_root and gid == self._own[1] else gid
+
+    def _caller(self, ctx: RequestContext) -> Caller:
+        groups = functools.partial(pyfuse3.get_sup_groups, ctx.pid)
+        return Caller(self._stored_uid(ctx.uid), self._stored_gid(ctx.gid), groups)
+
+    def _open_file(self, ino: int, caller: Caller) -> FileInfo:
+        self._references.opened(ino)
+        return FileInfo(fh=self._add(self._files, _OpenFile(ino, caller)), keep_cache=True)
+
+    def _is_control(self, ino: int) -> bool:
+        return self._control is not None and self._control.owns(ino)
+
+    def _check_ours(self, ino: int) -> None:
+        """In the control directory nothing can be changed."""
+        if self._is_control(ino):
+            raise FUSEError(errno.EPERM)
+
+    def _check_name(self, parent: int, name: bytes) -> None:
+        self._check_ours(parent)
+        if len(name) > EXT2_NAME_LEN:
+            raise FUSEError(errno.ENAMETOOLONG)
+        if self._control and parent == pyfuse3.ROOT_INODE and name == CONTROL_NAME:
+            raise FUSEError(errno.EPERM)
 
     def _check_control(self, ctx: RequestContext) -> None:
         if self._control and not self._control.may_use(ctx.uid):

@@ -22,6 +22,9 @@ class MountOptions:
     """Absolute."""
     fsname: str
     """What the mount table shows as the source."""
+    read_only: bool = False
+    overlay_limit: int = 0
+    """Bytes that what is written may take up in memory."""
     allow_other: bool = False
     suid: bool = False
     dev: bool = False
@@ -43,7 +46,7 @@ class MountOptions:
     def fuse_options(self) -> set[str]:
         """The options for libfuse, in the ASCII it takes."""
         options = {
-            "ro",
+            "ro" if self.read_only else "rw",
             "noatime",
             "default_permissions",
             "subtype=mystfuse",

@@ -75,7 +75,8 @@ class Session:
 
     async def _mount_and_serve(self) -> None:
         async with run_pipeline(self._image, self._options.io_timeout) as pipeline:
-            volume = await Volume.open(pipeline.device)
+            limit = None if self._options.read_only else self._options.overlay_limit
+            volume = await Volume.open(pipeline.device, limit)
             await self._check_root(volume)
             self._status = self._status_of(pipeline, volume)
             if pipeline.verity:
@@ -178,6 +179,7 @@ class Session:
 
     def _status_of(self, pipeline: Pipeline, volume: Volume) -> Callable[[], dict[str, Any]]:
         trust, verity, reader, cache = self._image.trust, pipeline.verity, pipeline.reader, volume.cache
+        overlay = volume.overlay
 
         def status() -> dict[str, Any]:
             return {
@@ -186,7 +188,7 @@ class Session:
                 "image": self._options.fsname,
                 "mountpoint": self._options.mountpoint,
                 "uptime": round(time.monotonic() - self._started, 3),
-                "read_only": True,
+                "read_only": overlay is None,
                 "root_hash": trust.root_hash.hex() if trust.root_hash else None,
                 "trust": trust.reason.value,
                 "trust_explanation": trust.explanation,
@@ -201,6 +203,9 @@ class Session:
                 "blocks_failed": verity.blocks_failed if verity else 0,
                 "cache_hits": cache.hits,
                 "cache_misses": cache.misses,
+                "overlay_used": overlay.used if overlay else 0,
+                "overlay_limit": overlay.limit if overlay else 0,
+                "unlinked_inodes": len(volume.orphans),
             }
 
         return status

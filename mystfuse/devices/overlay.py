@@ -1,0 +1,207 @@
+"""The blocks written since the mount: in memory, bounded, forgotten at unmount; and snapshots of them.
+
+A snapshot costs nothing when it is taken. From then on the first change of a block leaves the old version to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from errno import EBUSY, ENOSPC
+
+from mystfuse.devices.arena import Arenas
+
+MAX_SNAPSHOTS = 4
+_BOOKKEEPING = 128
+"""Bytes that the tables cost for a block."""
+_RESERVE = 16
+"""One part in this many of the limit is kept for operations that free more than they take."""
+
+Content = bytes | bytearray | memoryview
+
+
+class Overlay:
+    """Written blocks by number. What it holds never exceeds ``limit`` bytes, tables included.
+
+    Not for more than one thread.
+    """
+
+    def __init__(self, block_size: int, limit: int) -> None:
+        self.limit = limit
+        self._cost = block_size + _BOOKKEEPING
+        self._most = limit // self._cost
+        self._reserve = max(self._most // _RESERVE, min(self._most // 2, 16))
+        self._arenas = Arenas(block_size)
+        self._slots: dict[int, int] = {}
+        self._snapshots: list[Snapshot] = []
+        self._keepers: dict[int, int] = {}
+        """How many snapshots keep a slot that is not in ``_slots`` any more."""
+
+    @property
+    def used(self) -> int:
+        """Bytes held, by the present state and by snapshots."""
+        return self._arenas.used * self._cost
+
+    @property
+    def room(self) -> int:
+        """How many more blocks can be written, besides those kept for operations that free more than they take."""
+        return max(self._most - self._reserve - self._arenas.used, 0)
+
+    def __len__(self) -> int:
+        """How many blocks the present state has."""
+        return len(self._slots)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._slots
+
+    def get(self, number: int) -> bytes | None:
+        """A copy of the block, or None if it has not been written."""
+        slot = self._slots.get(number)
+        return None if slot is None else self._arenas.load(slot)
+
+    def holds(self, number: int) -> bool:
+        """Whether writing the block (again) takes up no more memory."""
+        return number in self._slots and not any(snapshot.shares(number) for snapshot in self._snapshots)
+
+    def commit(self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool) -> None:
+        """Store blocks, and drop those that are free now: all of it or nothing.
+
+        Args:
+            use_reserve: whether the last part of the limit may be used.
+
+        Raises:
+            OSError: ENOSPC, the limit would be exceeded, or the system has no memory left.
+        """
+        new = sum(not self.holds(number) for number in changed)
+        dropped = sum(self.holds(number) for number in freed)
+        most = self._most if use_reserve else self._most - self._reserve
+        if new > 0 and self._arenas.used + new - dropped > most:
+            raise OSError(ENOSPC, f"the overlay is full ({self.used} of {self.limit} bytes)")
+        stored: dict[int, int] = {}
+        try:
+            for number, content in changed.items():
+                if not self.holds(number):
+                    stored[number] = self._arenas.store(content)
+        except MemoryError:
+            self._arenas.free(stored.values())
+            raise OSError(ENOSPC, "no memory left for the overlay") from None
+        self._drop(freed)
+        for number, content in changed.items():
+            if number not in stored:
+                self._arenas.overwrite(self._slots[number], content)
+        for number, slot in stored.items():
+            if self._snapshots:
+                self._leave_to_snapshots(number)
+            self._slots[number] = slot
+
+    def snapshot(self) -> Snapshot:
+        """The present state, as long as the snapshot is not closed.
+
+        Raises:
+            OSError: EBUSY, there are as many snapshots as there may be.
+        """
+        if len(self._snapshots) >= MAX_SNAPSHOTS:
+            raise OSError(EBUSY, f"{MAX_SNAPSHOTS} snapshots are open already")
+        snapshot = Snapshot(self, self._arenas)
+        self._snapshots.append(snapshot)
+        return snapshot
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._slots.clear()
+        self._arenas.close()
+
+    def _drop(self, numbers: Collection[int]) -> None:
+        free: list[int] = []
+        for number in numbers:
+            if number in self._slots:
+                kept = self._leave_to_snapshots(number) if self._snapshots else False
+                slot = self._slots.pop(number)
+                if not kept:
+                    free.append(slot)
+        if free:
+            self._arenas.free(free)
+
+    def _leave_to_snapshots(self, number: int) -> bool:
+        """The block is about to change: whoever shares it keeps the present version. False if nobody does."""
+        slot = self._slots.get(number)
+        keepers = sum(snapshot.keep(number, slot) for snapshot in self._snapshots)
+        if keepers and slot is not None:
+            self._keepers[slot] = keepers
+        return keepers > 0
+
+    def _close_snapshot(self, snapshot: Snapshot, kept: Collection[int], own: Collection[int]) -> None:
+        self._snapshots.remove(snapshot)
+        free = list(own)
+        for slot in kept:
+            self._keepers[slot] -= 1
+            if not self._keepers[slot]:
+                del self._keepers[slot]
+                free.append(slot)
+        self._arenas.free(free)
+
+    def _slot(self, number: int) -> int | None:
+        return self._slots.get(number)
+
+    def _check_room(self, new: int) -> None:
+        if self._arenas.used + new > self._most - self._reserve:
+            raise OSError(ENOSPC, f"the overlay is full ({self.used} of {self.limit} bytes)")
+
+
+class Snapshot:
+    """The overlay as it was at one moment. It can be written to as well, which nobody else sees.
+
+    Made by ``Overlay.snapshot``; what it holds counts against the overlay's limit until ``close``.
+    """
+
+    def __init__(self, overlay: Overlay, arenas: Arenas) -> None:
+        self._overlay = overlay
+        self._arenas = arenas
+        self._kept: dict[int, int | None] = {}
+        """Blocks that have changed since: the slot of the old version, None for what was not written then."""
+        self._own: dict[int, int | None] = {}
+        """Blocks written to the snapshot itself; None for what was freed in it."""
+
+    def get(self, number: int) -> bytes | None:
+        """A copy of the block, or None if it had not been written."""
+        if number in self._own:
+            slot = self._own[number]
+        elif number in self._kept:
+            slot = self._kept[number]
+        else:
+            slot = self._overlay._slot(number)
+        return None if slot is None else self._arenas.load(slot)
+
+    def holds(self, number: int) -> bool:
+        """Whether writing the block (again) takes up no more memory."""
+        return self._own.get(number) is not None
+
+    def commit(self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool) -> None:
+        """Store blocks in the snapshot alone; raises OSError (ENOSPC) when the overlay's limit would be exceeded."""
+        self._overlay._check_room(sum(not self.holds(number) for number in changed))
+        self._arenas.free(slot for number in freed if (slot := self._own.pop(number, None)) is not None)
+        self._own.update(dict.fromkeys(freed))
+        for number, content in changed.items():
+            slot = self._own.get(number)
+            if slot is None:
+                self._own[number] = self._arenas.store(content)
+            else:
+                self._arenas.overwrite(slot, content)
+
+    def shares(self, number: int) -> bool:
+        """Whether the block's present version is also the snapshot's."""
+        return number not in self._kept
+
+    def keep(self, number: int, slot: int | None) -> bool:
+        """The block is about to change: keep its present version, if it has not changed before. True if kept."""
+        if number in self._kept:
+            return False
+        self._kept[number] = slot
+        return True
+
+    def close(self) -> None:
+        """Give back what only the snapshot holds."""
+        self._overlay._close_snapshot(
+            self,
+            [slot for slot in self._kept.values() if slot is not None],
+            [slot for slot in self._own.values() if slot is not None],
+        )

@@ -1,0 +1,335 @@
+"""Which blocks and inodes are free, and taking and giving them back: bitmaps, group counts and superblock together.
+
+Where things are put follows fs/ext2/balloc.c and ialloc.c: blocks in runs near a goal, files in their directory's
+group, directories spread over the groups.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from errno import ENOSPC
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.bitmap import Bitmap
+from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT2_TOPDIR_FL
+from mystfuse.ext2.group import (
+    GroupCounts,
+    change_group_counts,
+    descriptor_block,
+    group_first_block,
+    group_size,
+    metadata_runs,
+    read_all_counts,
+    read_group_descriptor,
+)
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock, change_free_counts, read_free_counts
+
+log = logging.getLogger(__name__)
+
+_NEAR_GROUPS = 8
+"""Groups whose bitmaps are looked at before the whole descriptor table is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf an operation is done."""
+
+    uid: int
+    gid: int
+    groups: Callable[[], Collection[int]] = frozenset
+    """Gives the supplementary groups, when they matter."""
+
+    @property
+    def is_root(self) -> bool:
+        return self.uid == 0
+
+    def is_in_group(self, gid: int) -> bool:
+        return gid == self.gid or gid in self.groups()
+
+    def may_use_reserved(self, superblock: Superblock) -> bool:
+        """Whether the reserved blocks are for them too (fs/ext2/balloc.c, ext2_has_free_blocks)."""
+        return (
+            self.is_root
+            or self.uid == superblock.s_def_resuid
+            or (superblock.s_def_resgid != 0 and self.is_in_group(superblock.s_def_resgid))
+        )
+
+
+class Allocator:
+    """Takes and frees blocks and inodes of a file system.
+
+    A group whose bitmaps contradict its own metadata is left alone and logged, as the kernel does.
+    """
+
+    def __init__(self, superblock: Superblock) -> None:
+        self._superblock = superblock
+        self._sound: set[int] = set()
+        self._broken: set[int] = set()
+
+    def available_blocks(self, transaction: Transaction, caller: Caller) -> int:
+        """How many blocks ``caller`` may take."""
+        free, _ = read_free_counts(self._superblock, transaction)
+        return max(free if caller.may_use_reserved(self._superblock) else free - self._superblock.s_r_blocks_count, 0)
+
+    def take_blocks(self, transaction: Transaction, caller: Caller, goal: int, count: int) -> list[int]:
+        """Take up to ``count`` blocks, in runs, near block ``goal``; fewer only when no more are free.
+
+        They hold what they held: the caller fills them by ``transaction.create`` or ``put``.
+        """
+        superblock = self._superblock
+        count = min(count, self.available_blocks(transaction, caller))
+        if not superblock.is_data_block(goal):
+            goal = superblock.s_first_data_block + 1
+        taken: list[int] = []
+        home, bit = divmod(goal - superblock.s_first_data_block, superblock.s_blocks_per_group)
+        for group in self._groups_with_blocks(transaction, home, count):
+            taken += self._take_in_group(transaction, group, bit if group == home else 0, count - len(taken))
+            if len(taken) == count:
+                break
+        if taken:
+            change_free_counts(superblock, transaction, -len(taken), 0)
+        return taken
+
+    def take_block(self, transaction: Transaction, caller: Caller, goal: int) -> int:
+        """Take one block; OSError (ENOSPC) if there is none."""
+        taken = self.take_blocks(transaction, caller, goal, 1)
+        if not taken:
+            raise OSError(ENOSPC, "no free block")
+        return taken[0]
+
+    def _groups_with_blocks(self, transaction: Transaction, home: int, count: int) -> Iterator[int]:
+        """Groups to look for ``count`` free blocks in, ``home`` first; their bitmaps are in memory by then."""
+        superblock = self._superblock
+        groups = superblock.groups_count
+        near = [(home + step) % groups for step in range(min(_NEAR_GROUPS, groups))]
+        chosen: list[int] = []
+        found = 0
+        for group in near:
+            free = read_group_descriptor(superblock, transaction, group).bg_free_blocks_count
+            if free and group not in self._broken:
+                chosen.append(group)
+                found += free
+                if found >= count:
+                    break
+        if found < count and groups > len(near):
+            counts = read_all_counts(superblock, transaction)
+            for step in range(len(near), groups):
+                group = (home + step) % groups
+                if counts[group].free_blocks and group not in self._broken:
+                    chosen.append(group)
+                    found += counts[group].free_blocks
+                    if found >= count:
+                        break
+        bitmaps = [read_group_descriptor(superblock, transaction, group).bg_block_bitmap for group in chosen]
+        transaction.want(number for number in bitmaps if superblock.is_data_block(number))
+        yield from chosen
+        # Reached only if a group had less than its count says.
+        if count:
+            yield from (group for group in range(groups) if group not in chosen and group not in self._broken)
+
+    def _take_in_group(self, transaction: Transaction, group: int, start: int, count: int) -> list[int]:
+        superblock = self._superblock
+        descriptor = read_group_descriptor(superblock, transaction, group)
+        count = min(count, descriptor.bg_free_blocks_count)
+        if not count or not self._is_sound(transaction, group):
+            return []
+        first_block = group_first_block(superblock, group)
+        bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
+        taken: list[int] = []
+        for position in (start, 0) if start else (0,):
+            while len(taken) < count:
+                first, length = bitmap.find_free_run(position, count - len(taken))
+                if not length:
+                    break
+                bitmap.set(first, length)
+                taken += range(first_block + first, first_block + first + length)
+                position = first + length
+        if taken:
+            transaction.put(descriptor.bg_block_bitmap, bitmap.pack())
+            change_group_counts(superblock, transaction, group, blocks=-len(taken))
+        return taken
+
+    def free_blocks(self, transaction: Transaction, numbers: Iterable[int]) -> None:
+        """Give blocks back.
+
+        Raises:
+            CorruptFilesystem: one of them is free already, or holds the file system's own metadata.
+        """
+        superblock = self._superblock
+        by_group: dict[int, list[int]] = {}
+        for number in sorted(numbers):
+            if not superblock.is_data_block(number):
+                raise CorruptFilesystem(f"block {number} cannot be freed: it is outside the file system")
+            by_group.setdefault((number - superblock.s_first_data_block) // superblock.s_blocks_per_group, []).append(
+                number
+            )
+        transaction.want(descriptor_block(superblock, group) for group in by_group)
+        transaction.want(read_group_descriptor(superblock, transaction, group).bg_block_bitmap for group in by_group)
+        freed = 0
+        for group, members in by_group.items():
+            descriptor = read_group_descriptor(superblock, transaction, group)
+            if not self._is_sound(transaction, group):
+                raise CorruptFilesystem(f"group {group}: its bitmap contradicts its metadata")
+            first_block = group_first_block(superblock, group)
+            runs = list(_runs(number - first_block for number in members))
+            if _overlap(runs, metadata_runs(superblock, group, descriptor)):
+                raise CorruptFilesystem(f"group {group}: a block of a file is the file system's own")
+            bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
+            if not bitmap.clear(runs):
+                raise CorruptFilesystem(f"group {group}: a block of a file is free, or belongs to it twice")
+            transaction.put(descriptor.bg_block_bitmap, bitmap.pack())
+            change_group_counts(superblock, transaction, group, blocks=len(members))
+            freed += len(members)
+            for number in members:
+                transaction.discard(number)
+        if freed:
+            change_free_counts(superblock, transaction, freed, 0)
+
+    def check_writable(self, transaction: Transaction, numbers: Sequence[int]) -> None:
+        """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
+        superblock = self._superblock
+        for start, length in _runs(numbers):
+            for number in {start, start + length - 1}:
+                group = (number - superblock.s_first_data_block) // superblock.s_blocks_per_group
+                descriptor = read_group_descriptor(superblock, transaction, group)
+                first = group_first_block(superblock, group)
+                if _overlap([(start - first, length)], metadata_runs(superblock, group, descriptor)):
+                    raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
+
+    def take_inode(self, transaction: Transaction, directory: Inode, mode: int) -> int:
+        """Take an inode number for something new in ``directory``; OSError (ENOSPC) if there is none."""
+        superblock = self._superblock
+        is_directory = stat.S_ISDIR(mode)
+        _, free_inodes = read_free_counts(superblock, transaction)
+        if not free_inodes:
+            raise OSError(ENOSPC, "no free inode")
+        for group in self._groups_for_inode(transaction, directory, is_directory):
+            if group in self._broken:
+                continue
+            descriptor = read_group_descriptor(superblock, transaction, group)
+            if not descriptor.bg_free_inodes_count or not self._is_sound(transaction, group):
+                continue
+            bitmap = Bitmap(transaction.block(descriptor.bg_inode_bitmap), superblock.s_inodes_per_group)
+            reserved = superblock.s_first_ino - 1 if group == 0 else 0
+            index, length = bitmap.find_free_run(reserved, 1)
+            if not length:
+                continue
+            bitmap.set(index, 1)
+            transaction.put(descriptor.bg_inode_bitmap, bitmap.pack())
+            change_group_counts(superblock, transaction, group, inodes=-1, directories=int(is_directory))
+            change_free_counts(superblock, transaction, 0, -1)
+            return group * superblock.s_inodes_per_group + index + 1
+        raise OSError(ENOSPC, "no free inode")
+
+    def free_inode(self, transaction: Transaction, inode: Inode) -> None:
+        """Give an inode number back.
+
+        Raises:
+            CorruptFilesystem: it is free already, or reserved.
+        """
+        superblock = self._superblock
+        group, index = divmod(inode.ino - 1, superblock.s_inodes_per_group)
+        descriptor = read_group_descriptor(superblock, transaction, group)
+        bitmap = Bitmap(transaction.block(descriptor.bg_inode_bitmap), superblock.s_inodes_per_group)
+        if inode.ino < superblock.s_first_ino or not bitmap.clear([(index, 1)]):
+            raise CorruptFilesystem(f"inode {inode.ino} cannot be freed: it is reserved, or free already")
+        transaction.put(descriptor.bg_inode_bitmap, bitmap.pack())
+        change_group_counts(superblock, transaction, group, inodes=1, directories=-int(inode.is_directory))
+        change_free_counts(superblock, transaction, 0, 1)
+
+    def _groups_for_inode(self, transaction: Transaction, directory: Inode, is_directory: bool) -> Iterator[int]:
+        """Groups to look for a free inode in, the best first; every group in the end."""
+        superblock = self._superblock
+        groups = superblock.groups_count
+        parent = (directory.ino - 1) // superblock.s_inodes_per_group
+        if not is_directory:
+            own = read_group_descriptor(superblock, transaction, parent)
+            if own.bg_free_inodes_count and own.bg_free_blocks_count:
+                yield parent
+        counts = read_all_counts(superblock, transaction)
+        if is_directory:
+            top = directory.ino == EXT2_ROOT_INO or bool(directory.i_flags & EXT2_TOPDIR_FL)
+            best = _least_used(counts) if top else _not_too_full(superblock, counts, parent)
+            if best is not None:
+                yield best
+        else:
+            # ext2's find_group_other: hash by the directory, so that its files stay together elsewhere.
+            group, step = (parent + directory.ino) % groups, 1
+            while step < groups:
+                group = (group + step) % groups
+                if counts[group].free_inodes and counts[group].free_blocks:
+                    yield group
+                step *= 2
+        yield from (group % groups for group in range(parent, parent + groups) if counts[group % groups].free_inodes)
+
+    def _is_sound(self, transaction: Transaction, group: int) -> bool:
+        """Whether a group's block bitmap covers the group's metadata, checked once."""
+        if group in self._sound:
+            return True
+        if group in self._broken:
+            return False
+        superblock = self._superblock
+        descriptor = read_group_descriptor(superblock, transaction, group)
+        runs = metadata_runs(superblock, group, descriptor)
+        places = (descriptor.bg_block_bitmap, descriptor.bg_inode_bitmap)
+        if all(map(superblock.is_data_block, places)) and len(set(places)) == 2:
+            transaction.want(places)
+            bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
+            if len(runs) == 3 + superblock.group_has_superblock(group) and all(
+                bitmap.are_set(first, count) for first, count in runs
+            ):
+                self._sound.add(group)
+                return True
+        log.warning("group %d: its bitmap contradicts its metadata: nothing will be written there", group)
+        self._broken.add(group)
+        return False
+
+
+def _least_used(counts: list[GroupCounts]) -> int | None:
+    """Orlov's rule for directories in the root: a group with more than average free, and the fewest directories."""
+    inodes = sum(group.free_inodes for group in counts) // len(counts)
+    blocks = sum(group.free_blocks for group in counts) // len(counts)
+    fitting = [
+        index
+        for index, group in enumerate(counts)
+        if group.free_inodes and group.free_inodes >= inodes and group.free_blocks >= blocks
+    ]
+    return min(fitting, key=lambda index: counts[index].used_dirs, default=None)
+
+
+def _not_too_full(superblock: Superblock, counts: list[GroupCounts], parent: int) -> int | None:
+    """Orlov's rule for other directories: near their parent, in a group that is not much fuller than the average."""
+    groups = len(counts)
+    average_inodes = sum(group.free_inodes for group in counts) // groups
+    average_blocks = sum(group.free_blocks for group in counts) // groups
+    most_dirs = sum(group.used_dirs for group in counts) // groups + superblock.s_inodes_per_group // 16
+    least_inodes = max(average_inodes - superblock.s_inodes_per_group // 4, 1)
+    least_blocks = average_blocks - superblock.s_blocks_per_group // 4
+    order = [(parent + step) % groups for step in range(groups)]
+    for index in order:
+        group = counts[index]
+        if group.used_dirs < most_dirs and group.free_inodes >= least_inodes and group.free_blocks >= least_blocks:
+            return index
+    return next((index for index in order if counts[index].free_inodes >= max(average_inodes, 1)), None)
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive numbers as (first, count)."""
+    first = end = -1
+    for number in numbers:
+        if number != end:
+            if first >= 0:
+                yield first, end - first
+            first = number
+        end = number + 1
+    if first >= 0:
+        yield first, end - first
+
+
+def _overlap(runs: Iterable[tuple[int, int]], others: Sequence[tuple[int, int]]) -> bool:
+    return any(first < other + length and other < first + count for first, count in runs for other, length in others)

@@ -1,0 +1,284 @@
+"""Changing the block map of an inode: blocks for what is written, and none for what has been cut off."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.allocation import Allocator, Caller
+from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.group import group_first_block
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
+
+_ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+
+
+class Mapped(NamedTuple):
+    """The outcome of ``map_for_writing``."""
+
+    inode: Inode
+    pointers: list[int]
+    """Block numbers, as many as could be had."""
+    new: frozenset[int]
+    """Which of them were free so far."""
+
+
+def map_for_writing(
+    superblock: Superblock,
+    allocator: Allocator,
+    transaction: Transaction,
+    inode: Inode,
+    first: int,
+    count: int,
+    caller: Caller,
+    goal: int = 0,
+) -> Mapped:
+    """Block pointers for ``count`` blocks of a file from block ``first`` on; holes get blocks.
+
+    Fewer pointers come back when the file system, or ``transaction.budget``, has room for fewer.
+
+    Args:
+        goal: the block number to be near to, when the map itself does not tell.
+
+    Raises:
+        BlocksMissing, CorruptFilesystem
+    """
+    mapped = map_blocks(superblock, transaction, inode, first, count)
+    allocator.check_writable(transaction, [pointer for pointer in mapped if pointer])
+    if all(mapped):
+        return Mapped(inode, _within_budget(transaction, mapped), frozenset())
+    roots = list(_ROOTS.unpack(inode.i_block))
+    pointers: list[int] = []
+    new: set[int] = set()
+    sectors = 0
+    for leaf in _leaves(superblock.block_size // 4, first, count):
+        present = mapped[leaf.logical - first : leaf.logical - first + leaf.length]
+        for pointer in present:
+            if pointer and not transaction.holds_written(pointer):
+                transaction.budget -= 1
+        nodes = _path_nodes(transaction, roots, leaf)
+        missing_nodes = nodes.count(0)
+        holes = present.count(0)
+        if holes:
+            near = _goal(superblock, inode, pointers, nodes, goal)
+            wanted = min(holes, transaction.budget - 2 * len(nodes) - 2)
+            taken = allocator.take_blocks(transaction, caller, near, wanted + missing_nodes) if wanted > 0 else []
+            if len(taken) <= missing_nodes:
+                # Not even one block of data: give back what would be indirect blocks of nothing.
+                allocator.free_blocks(transaction, taken)
+                taken = []
+            else:
+                sectors += len(taken)
+                nodes = _link_nodes(transaction, roots, leaf, nodes, taken[:missing_nodes])
+                del taken[:missing_nodes]
+                transaction.budget -= len(taken) + missing_nodes
+            new.update(taken)
+            filler = iter(taken)
+            present = [pointer or next(filler, 0) for pointer in present]
+            if taken:
+                _store(transaction, roots, nodes, leaf, present)
+        if 0 in present:
+            pointers += present[: present.index(0)]
+            new.intersection_update(pointers)
+            break
+        pointers += present
+        if transaction.budget < 0:
+            break
+    i_blocks = inode.i_blocks + sectors * (superblock.block_size // 512)
+    return Mapped(replace(inode, i_block=_ROOTS.pack(*roots), i_blocks=i_blocks), pointers, frozenset(new))
+
+
+def _within_budget(transaction: Transaction, pointers: list[int]) -> list[int]:
+    """As many of the pointers as may be written without taking up more than the budget."""
+    for index, pointer in enumerate(pointers):
+        if not transaction.holds_written(pointer):
+            if transaction.budget <= 0:
+                return pointers[:index]
+            transaction.budget -= 1
+    return pointers
+
+
+class _Leaf(NamedTuple):
+    """A range of a file whose pointers are next to each other: in i_block, or in one indirect block."""
+
+    path: tuple[int, ...]
+    """The index in i_block of the root, then the index in each indirect block on the way to the leaf's own."""
+    slot: int
+    """The place in the leaf of the first pointer."""
+    logical: int
+    length: int
+
+
+def _leaves(per_block: int, first: int, count: int) -> Iterator[_Leaf]:
+    """The leaves of ``count`` blocks from block ``first`` on. Source: fs/ext2/inode.c, ext2_block_to_path."""
+    end = first + count
+    while first < end:
+        if first < EXT2_NDIR_BLOCKS:
+            path: tuple[int, ...] = ()
+            index, room = first, EXT2_NDIR_BLOCKS - first
+        else:
+            relative, depth = first - EXT2_NDIR_BLOCKS, 1
+            while relative >= per_block**depth:
+                relative -= per_block**depth
+                depth += 1
+            path = (
+                EXT2_NDIR_BLOCKS + depth - 1,
+                *(relative // per_block**level % per_block for level in range(depth - 1, 0, -1)),
+            )
+            index = relative % per_block
+            room = per_block - index
+        length = min(room, end - first)
+        yield _Leaf(path, index, first, length)
+        first += length
+
+
+def _path_nodes(transaction: Transaction, roots: list[int], leaf: _Leaf) -> list[int]:
+    """The indirect blocks on the way to a leaf, its own last; 0 where there is none."""
+    nodes: list[int] = []
+    for depth, index in enumerate(leaf.path):
+        if depth == 0:
+            nodes.append(roots[index])
+        elif nodes[-1]:
+            nodes.append(struct.unpack_from("<I", transaction.block(nodes[-1]), index * 4)[0])
+        else:
+            nodes.append(0)
+    return nodes
+
+
+def _link_nodes(
+    transaction: Transaction, roots: list[int], leaf: _Leaf, nodes: list[int], taken: list[int]
+) -> list[int]:
+    """Put new, empty indirect blocks where there are none; returns the path without gaps."""
+    filler = iter(taken)
+    linked: list[int] = []
+    for depth, (index, node) in enumerate(zip(leaf.path, nodes, strict=True)):
+        if not node:
+            node = next(filler)
+            transaction.create(node)
+            if depth == 0:
+                roots[index] = node
+            else:
+                struct.pack_into("<I", transaction.change(linked[-1]), index * 4, node)
+        linked.append(node)
+    return linked
+
+
+def _store(transaction: Transaction, roots: list[int], nodes: list[int], leaf: _Leaf, pointers: list[int]) -> None:
+    if nodes:
+        struct.pack_into(f"<{len(pointers)}I", transaction.change(nodes[-1]), leaf.slot * 4, *pointers)
+    else:
+        roots[leaf.slot : leaf.slot + len(pointers)] = pointers
+
+
+def _goal(superblock: Superblock, inode: Inode, pointers: list[int], nodes: list[int], goal: int) -> int:
+    """Where the next block should be: behind the one before, else behind its indirect block, else in its group
+    (fs/ext2/inode.c, ext2_find_goal and ext2_find_near)."""
+    if pointers:
+        return pointers[-1] + 1
+    if goal:
+        return goal
+    if nodes and nodes[-1]:
+        return nodes[-1] + 1
+    return group_first_block(superblock, (inode.ino - 1) // superblock.s_inodes_per_group)
+
+
+class Trimmed(NamedTuple):
+    """The outcome of ``trim_blocks``."""
+
+    inode: Inode
+    end: int
+    """Every block of the file from here on is a hole now."""
+
+
+def trim_blocks(
+    superblock: Superblock, allocator: Allocator, transaction: Transaction, inode: Inode, keep: int, most: int
+) -> Trimmed:
+    """Free blocks of a file from its end, down to its first ``keep`` blocks or until about ``most`` are freed.
+
+    Raises:
+        BlocksMissing, CorruptFilesystem
+    """
+    per_block = superblock.block_size // 4
+    roots = list(_ROOTS.unpack(inode.i_block))
+    trimmer = _Trimmer(superblock, transaction, inode, most)
+    end = keep
+    for depth in (3, 2, 1):
+        base = EXT2_NDIR_BLOCKS + sum(per_block**level for level in range(1, depth))
+        slot = EXT2_NDIR_BLOCKS + depth - 1
+        if roots[slot] and keep < base + per_block**depth and not trimmer.is_full:
+            roots[slot], reached = trimmer.trim(roots[slot], depth, max(keep - base, 0))
+            if trimmer.is_full:
+                end = max(base + reached, keep)
+    if not trimmer.is_full:
+        for index in range(EXT2_NDIR_BLOCKS - 1, keep - 1, -1):
+            if roots[index]:
+                trimmer.freed.append(roots[index])
+                roots[index] = 0
+    if len(set(trimmer.freed)) != len(trimmer.freed):
+        raise CorruptFilesystem(f"inode {inode.ino} has a block twice")
+    allocator.free_blocks(transaction, trimmer.freed)
+    i_blocks = max(inode.i_blocks - len(trimmer.freed) * (superblock.block_size // 512), 0)
+    return Trimmed(replace(inode, i_block=_ROOTS.pack(*roots), i_blocks=i_blocks), end)
+
+
+class _Trimmer:
+    """Walks subtrees of a block map from their end, collecting what is to be freed."""
+
+    def __init__(self, superblock: Superblock, transaction: Transaction, inode: Inode, most: int) -> None:
+        self.freed: list[int] = []
+        self._superblock = superblock
+        self._transaction = transaction
+        self._inode = inode
+        self._most = most
+        self._per_block = superblock.block_size // 4
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.freed) >= self._most
+
+    def trim(self, node: int, depth: int, keep: int) -> tuple[int, int]:
+        """Free what is under indirect block ``node`` behind its first ``keep`` data blocks, the last first.
+
+        Returns:
+            What the pointer to the node has to become, and the first data block that is free now, counted from the
+            node's own first.
+        """
+        if not self._superblock.is_data_block(node):
+            raise CorruptFilesystem(f"inode {self._inode.ino}: block pointer {node} is outside the file system")
+        span = self._per_block ** (depth - 1)
+        pointers = list(struct.unpack(f"<{self._per_block}I", self._transaction.block(node)))
+        first = keep // span
+        if depth > 1:
+            present = [pointer for pointer in pointers[first:] if pointer and self._superblock.is_data_block(pointer)]
+            self._transaction.want(present[-(self._most // self._per_block + 2) :])
+        lowest = self._per_block
+        for index in range(self._per_block - 1, first - 1, -1):
+            pointer = pointers[index]
+            if pointer:
+                if self.is_full:
+                    lowest = index + 1
+                    break
+                if depth == 1:
+                    self.freed.append(pointer)
+                    pointers[index] = 0
+                else:
+                    pointers[index], reached = self.trim(pointer, depth - 1, max(keep - index * span, 0))
+                    if self.is_full and pointers[index]:
+                        self._store(node, pointers)
+                        return node, index * span + reached
+            lowest = index
+        reached = max(lowest * span, keep)
+        if reached == 0 or not any(pointers):
+            self.freed.append(node)
+            return 0, reached
+        self._store(node, pointers)
+        return node, reached
+
+    def _store(self, node: int, pointers: list[int]) -> None:
+        struct.pack_into(f"<{self._per_block}I", self._transaction.change(node), 0, *pointers)

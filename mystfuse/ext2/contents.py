@@ -1,0 +1,175 @@
+"""Changing what is in regular files: writing, truncating, and giving back what a removed inode held."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from errno import EFBIG, EINVAL, EISDIR, ENOSPC
+
+from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.block_map_changes import map_for_writing, trim_blocks
+from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.inode import Inode, write_inode
+from mystfuse.ext2.superblock import note_large_file
+from mystfuse.ext2.symlink import is_fast
+from mystfuse.ext2.xattr_changes import drop_block
+
+MAX_TRIMMED = 4096
+"""Blocks freed in one transaction: more are freed in several, each of which leaves the file system consistent."""
+_LARGE_FILE_SIZE = 0x7FFFFFFF
+
+
+def write(
+    filesystem: FileSystem,
+    transaction: Transaction,
+    ino: int,
+    offset: int,
+    data: memoryview,
+    caller: Caller,
+) -> int:
+    """Write ``data`` to a regular file from byte ``offset`` on.
+
+    Args:
+        caller: who opened the file; the reserved blocks, and keeping set-user-ID on a write, are for root.
+
+    Returns:
+        How many bytes were written: fewer than given when there is room for fewer.
+
+    Raises:
+        OSError: ENOSPC, there is room for none; EFBIG, past the largest file size.
+        BlocksMissing, MystfuseError
+    """
+    superblock = filesystem.superblock
+    inode = filesystem.regular_file(transaction, ino)
+    length = min(len(data), superblock.max_file_size - offset)
+    if length <= 0:
+        if not len(data):
+            return 0
+        raise OSError(EFBIG, f"byte {offset} is past the largest file size {superblock.max_file_size}")
+    block_size = superblock.block_size
+    if offset > inode.size:
+        _zero_tail(filesystem, transaction, inode)
+    first, last = offset // block_size, (offset + length - 1) // block_size
+    inode, pointers, new = map_for_writing(
+        superblock,
+        filesystem.allocator,
+        transaction,
+        inode,
+        first,
+        last + 1 - first,
+        caller,
+        filesystem.goal(ino, first),
+    )
+    length = min(length, (first + len(pointers)) * block_size - offset)
+    if length <= 0:
+        raise OSError(ENOSPC, "no free block, or the overlay is full")
+    end = offset + length
+    edges = {index for index, byte in ((0, offset), (len(pointers) - 1, end)) if byte % block_size}
+    transaction.want(pointers[index] for index in edges if pointers[index] not in new)
+    for index, number in enumerate(pointers):
+        start = (first + index) * block_size
+        low, high = max(offset - start, 0), min(end - start, block_size)
+        part = data[start + low - offset : start + high - offset]
+        if high - low == block_size:
+            transaction.put(number, part)
+        else:
+            block = transaction.create(number) if number in new else transaction.change(number)
+            block[low:high] = part
+    now = transaction.now_ns
+    inode = replace(inode, mtime_ns=now, ctime_ns=now, i_mode=mode_after_write(inode, caller))
+    if end > inode.size:
+        inode = replace(inode, size=end)
+        if end > _LARGE_FILE_SIZE:
+            note_large_file(superblock, transaction)
+    write_inode(superblock, transaction, inode)
+    if new:
+        transaction.on_commit.append(lambda: filesystem.set_goal(ino, first + len(pointers), pointers[-1] + 1))
+    return length
+
+
+def mode_after_write(inode: Inode, caller: Caller) -> int:
+    """i_mode after somebody has changed the contents: set-user-ID and set-group-ID are lost, unless it was root
+    (fs/attr.c, setattr_should_drop_suidgid)."""
+    mode = inode.i_mode
+    if caller.is_root or not stat.S_ISREG(mode):
+        return mode
+    mode &= ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        mode &= ~stat.S_ISGID
+    return mode
+
+
+def truncate(filesystem: FileSystem, transaction: Transaction, inode: Inode, size: int) -> tuple[Inode, bool]:
+    """Change the size of a regular file.
+
+    Returns:
+        The inode, not written, and whether the size is reached: a long file is cut in several steps.
+
+    Raises:
+        OSError: EFBIG, past the largest file size; EISDIR or EINVAL, not a regular file.
+        BlocksMissing, MystfuseError
+    """
+    superblock = filesystem.superblock
+    if not inode.is_regular:
+        raise OSError(EISDIR if inode.is_directory else EINVAL, f"inode {inode.ino} is not a regular file")
+    if size > superblock.max_file_size:
+        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {superblock.max_file_size}")
+    now = transaction.now_ns
+    is_reached = True
+    if size >= inode.size:
+        _zero_tail(filesystem, transaction, inode)
+        if size > _LARGE_FILE_SIZE:
+            note_large_file(superblock, transaction)
+        reached = size
+    else:
+        transaction.gives_back = True
+        keep = -(-size // superblock.block_size)
+        inode, end = trim_blocks(superblock, filesystem.allocator, transaction, inode, keep, MAX_TRIMMED)
+        is_reached = end <= keep
+        reached = size if is_reached else min(end * superblock.block_size, inode.size)
+    inode = replace(inode, size=reached, mtime_ns=now, ctime_ns=now)
+    if is_reached:
+        _zero_tail(filesystem, transaction, inode)
+    return inode, is_reached
+
+
+def release(filesystem: FileSystem, transaction: Transaction, ino: int) -> bool:
+    """Give back what an orphan holds; True when all of it, the inode included, is free.
+
+    Raises:
+        BlocksMissing, MystfuseError
+    """
+    superblock = filesystem.superblock
+    transaction.gives_back = True
+    inode = filesystem.inode(transaction, ino)
+    if inode.i_links_count:
+        transaction.on_commit.append(lambda: filesystem.orphans.discard(ino))
+        return True
+    has_map = inode.is_regular or inode.is_directory or (inode.is_symlink and not is_fast(superblock, inode))
+    if has_map:
+        inode, end = trim_blocks(superblock, filesystem.allocator, transaction, inode, 0, MAX_TRIMMED)
+        if end:
+            size = min(inode.size, end * superblock.block_size)
+            write_inode(superblock, transaction, replace(inode, size=size))
+            return False
+    inode = drop_block(superblock, filesystem.allocator, transaction, inode)
+    filesystem.allocator.free_inode(transaction, inode)
+    seconds = transaction.now_ns // 1_000_000_000
+    inode = replace(inode, size=0, i_blocks=0, i_dtime=seconds & 0x7FFFFFFF)
+    write_inode(superblock, transaction, inode)
+    transaction.on_commit.append(lambda: filesystem.forget(ino))
+    return True
+
+
+def _zero_tail(filesystem: FileSystem, transaction: Transaction, inode: Inode) -> None:
+    """Make what is behind the end of the file in its last block zeros, so that a file that grows shows no old bytes."""
+    block_size = filesystem.superblock.block_size
+    logical, used = divmod(inode.size, block_size)
+    if not used:
+        return
+    (number,) = map_blocks(filesystem.superblock, transaction, inode, logical, 1)
+    if number and any(transaction.block(number)[used:]):
+        filesystem.allocator.check_writable(transaction, [number])
+        transaction.change(number)[used:] = bytes(block_size - used)

@@ -1,0 +1,228 @@
+"""Changing directories: entries put into free room, taken out again, and pointed elsewhere. Always linear: a directory
+that was hash-indexed loses EXT2_INDEX_FL when a name is added, since its index no longer finds everything.
+
+Source: fs/ext2/dir.c (ext2_add_link, ext2_delete_entry, ext2_make_empty).
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from errno import ENOSPC
+from typing import NamedTuple
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.allocation import Allocator, Caller
+from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.block_map_changes import map_for_writing
+from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_INDEX_FL
+from mystfuse.ext2.directory import (
+    MAX_DIRECTORY_SIZE,
+    block_count,
+    directory_block,
+    parse_block,
+    rec_lengths,
+)
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.name_index import NameIndexes
+from mystfuse.ext2.superblock import Superblock
+
+_HEADER = struct.Struct("<IHBB")
+_FILE_TYPES = {
+    stat.S_IFREG: 1,
+    stat.S_IFDIR: 2,
+    stat.S_IFCHR: 3,
+    stat.S_IFBLK: 4,
+    stat.S_IFIFO: 5,
+    stat.S_IFSOCK: 6,
+    stat.S_IFLNK: 7,
+}
+_DOTDOT_OFFSET = 12
+
+
+class Place(NamedTuple):
+    """Where a name is in a directory."""
+
+    ino: int
+    logical: int
+    number: int
+    offset: int
+    """In its block."""
+    previous: int
+    """Offset of the entry in front of it; -1 for the first of a block."""
+
+
+def find_place(
+    superblock: Superblock, indexes: NameIndexes, transaction: Transaction, directory: Inode, name: bytes
+) -> Place | None:
+    """Where ``name`` is in ``directory``; None if it is not there.
+
+    Raises:
+        BlocksMissing, MystfuseError: as ``NameIndexes.find``.
+    """
+    found = indexes.find(superblock, transaction, directory, name)
+    if found is None:
+        return None
+    ino, logical = found
+    (number,) = map_blocks(superblock, transaction, directory, logical, 1)
+    block = directory_block(directory, transaction, logical, number)
+    previous = -1
+    for offset, _, entry_ino, entry_name in _raw_entries(superblock, directory, block, logical):
+        if entry_ino == ino and entry_name == name:
+            return Place(ino, logical, number, offset, previous)
+        previous = offset
+    raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} was there, and is not")
+
+
+def new_directory_block(superblock: Superblock, block: bytearray, ino: int, parent: int) -> None:
+    """Fill the first block of a new directory: ``.`` and ``..``."""
+    file_type = _FILE_TYPES[stat.S_IFDIR] if superblock.has_filetype else 0
+    _put_entry(block, 0, ino, 12, b".", file_type)
+    _put_entry(block, _DOTDOT_OFFSET, parent, superblock.block_size - 12, b"..", file_type)
+
+
+def insert_entry(
+    superblock: Superblock,
+    allocator: Allocator,
+    indexes: NameIndexes,
+    transaction: Transaction,
+    directory: Inode,
+    name: bytes,
+    ino: int,
+    mode: int,
+    caller: Caller,
+) -> Inode:
+    """Enter ``name`` for inode ``ino`` into ``directory``; returns the directory's inode, perhaps grown, not written.
+
+    Raises:
+        OSError: ENOSPC, no room for another block.
+        BlocksMissing, MystfuseError
+    """
+    needed = _entry_length(name)
+    file_type = _FILE_TYPES[stat.S_IFMT(mode)] if superblock.has_filetype else 0
+    count = block_count(superblock, directory)
+    for logical in indexes.blocks_with_room(superblock, transaction, directory, needed):
+        (number,) = map_blocks(superblock, transaction, directory, logical, 1)
+        block = directory_block(directory, transaction, logical, number)
+        room = _find_room(superblock, directory, block, logical, needed)
+        if room is None:
+            # The index only knows an upper bound; this is the truth.
+            indexes.set_room(directory.ino, logical, _most_room(superblock, directory, block, logical))
+            continue
+        offset, used, rec_len = room
+        changed = transaction.change(number)
+        if used:
+            _set_rec_len(superblock, changed, offset, used)
+        _put_entry(changed, offset + used, ino, rec_len - used, name, file_type)
+        allocator.check_writable(transaction, [number])
+        left = _most_room(superblock, directory, bytes(changed), logical)
+        indexes.note_insertion(transaction, directory.ino, logical, name, left)
+        return replace(directory, i_flags=directory.i_flags & ~EXT2_INDEX_FL)
+    if directory.size + superblock.block_size > MAX_DIRECTORY_SIZE:
+        raise OSError(ENOSPC, f"directory inode {directory.ino} is full")
+    transaction.budget = max(transaction.budget, 16)
+    grown, pointers, _ = map_for_writing(superblock, allocator, transaction, directory, count, 1, caller)
+    if not pointers:
+        raise OSError(ENOSPC, "no free block")
+    _put_entry(transaction.create(pointers[0]), 0, ino, superblock.block_size, name, file_type)
+    indexes.note_insertion(transaction, directory.ino, count, name, superblock.block_size - needed, True)
+    return replace(grown, size=grown.size + superblock.block_size, i_flags=grown.i_flags & ~EXT2_INDEX_FL)
+
+
+def remove_entry(
+    superblock: Superblock, indexes: NameIndexes, transaction: Transaction, directory: Inode, name: bytes, place: Place
+) -> None:
+    """Take an entry out: its room goes to the one in front of it, or, at the front of a block, it becomes free."""
+    block = transaction.change(place.number)
+    if place.previous < 0:
+        struct.pack_into("<I", block, place.offset, 0)
+    else:
+        _, rec_len, _, _ = _HEADER.unpack_from(block, place.offset)
+        joined = place.offset - place.previous + _decode_rec_len(superblock, rec_len)
+        _set_rec_len(superblock, block, place.previous, joined)
+        # No stale names for whoever reads the raw block.
+        block[place.offset : place.offset + _HEADER.size] = bytes(_HEADER.size)
+    left = _most_room(superblock, directory, bytes(block), place.logical)
+    indexes.note_removal(transaction, directory.ino, place.logical, name, left)
+
+
+def point_entry(superblock: Superblock, transaction: Transaction, place: Place, ino: int, mode: int) -> None:
+    """Make an entry refer to another inode."""
+    block = transaction.change(place.number)
+    struct.pack_into("<I", block, place.offset, ino)
+    if superblock.has_filetype:
+        block[place.offset + 7] = _FILE_TYPES[stat.S_IFMT(mode)]
+
+
+def set_parent(superblock: Superblock, transaction: Transaction, directory: Inode, parent: int) -> None:
+    """Point ``..`` elsewhere. Whoever calls has read it by ``read_parent``, which checks that it is in its place."""
+    (number,) = map_blocks(superblock, transaction, directory, 0, 1)
+    struct.pack_into("<I", transaction.change(number), _DOTDOT_OFFSET, parent)
+
+
+def is_empty(superblock: Superblock, transaction: Transaction, directory: Inode) -> bool:
+    """Whether a directory holds nothing but ``.`` and ``..``."""
+    count = block_count(superblock, directory)
+    numbers = map_blocks(superblock, transaction, directory, 0, count)
+    step = 256
+    for first in range(0, count, step):
+        part = numbers[first : first + step]
+        transaction.want(number for number in part if number)
+        for logical, number in enumerate(part, first):
+            block = directory_block(directory, transaction, logical, number)
+            if any(True for _ in parse_block(superblock, directory, block, logical)):
+                return False
+    return True
+
+
+def _raw_entries(
+    superblock: Superblock, directory: Inode, block: bytes, logical: int
+) -> Iterator[tuple[int, int, int, bytes]]:
+    """Every entry of a block, free ones and dots included: (offset, rec_len, inode number, name)."""
+    has_filetype = superblock.has_filetype
+    for offset, rec_len in rec_lengths(superblock, directory, block, logical):
+        ino, _, name_len, file_type = _HEADER.unpack_from(block, offset)
+        if not has_filetype:
+            name_len |= file_type << 8
+        start = offset + EXT2_DIR_ENTRY_HEADER
+        yield offset, rec_len, ino, block[start : start + name_len]
+
+
+def _find_room(
+    superblock: Superblock, directory: Inode, block: bytes, logical: int, needed: int
+) -> tuple[int, int, int] | None:
+    """The first entry with room behind it: (offset, bytes it uses itself, its rec_len)."""
+    for offset, rec_len, ino, name in _raw_entries(superblock, directory, block, logical):
+        used = _entry_length(name) if ino else 0
+        if rec_len - used >= needed:
+            return offset, used, rec_len
+    return None
+
+
+def _most_room(superblock: Superblock, directory: Inode, block: bytes, logical: int) -> int:
+    return max(
+        rec_len - (_entry_length(name) if ino else 0)
+        for _, rec_len, ino, name in _raw_entries(superblock, directory, block, logical)
+    )
+
+
+def _entry_length(name: bytes) -> int:
+    return EXT2_DIR_ENTRY_HEADER + len(name) + 3 & ~3
+
+
+def _put_entry(block: bytearray, offset: int, ino: int, rec_len: int, name: bytes, file_type: int) -> None:
+    # 65536 does not fit: 65535 stands for it (fs/ext4/ext4.h, ext4_rec_len_to_disk).
+    _HEADER.pack_into(block, offset, ino, min(rec_len, 65535), len(name), file_type)
+    start = offset + EXT2_DIR_ENTRY_HEADER
+    block[start : start + len(name)] = name
+
+
+def _set_rec_len(superblock: Superblock, block: bytearray, offset: int, rec_len: int) -> None:
+    struct.pack_into("<H", block, offset + 4, min(rec_len, 65535))
+
+
+def _decode_rec_len(superblock: Superblock, rec_len: int) -> int:
+    return 65536 if superblock.block_size == 65536 and rec_len in (65535, 0) else rec_len

@@ -1,0 +1,204 @@
+"""Changing extended attributes: into the inode's body while there is room, else into the inode's attribute block.
+
+A block that several inodes share is copied before it is changed. Source: fs/ext4/xattr.c (ext4_xattr_set_handle,
+ext4_xattr_hash_entry, ext4_xattr_rehash).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from errno import ENODATA, ENOSPC, EOPNOTSUPP, ERANGE
+
+from mystfuse.ext2.allocation import Allocator, Caller
+from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_XATTR_MAGIC
+from mystfuse.ext2.group import group_first_block
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
+from mystfuse.ext2.xattr import (
+    BLOCK_HEADER,
+    ENTRY,
+    Attribute,
+    check_xattr_block,
+    read_block,
+    read_body,
+    split_name,
+)
+
+_REFCOUNT_OFFSET = 4
+
+
+def set_attribute(
+    superblock: Superblock,
+    allocator: Allocator,
+    transaction: Transaction,
+    inode: Inode,
+    name: bytes,
+    value: bytes,
+    caller: Caller,
+) -> Inode:
+    """Give an inode an extended attribute, as it is to be stored; returns the inode, not written.
+
+    Raises:
+        OSError: ENOSPC, it does not fit; ERANGE, its name is too long; EOPNOTSUPP, no attribute has such a name.
+        BlocksMissing, MystfuseError
+    """
+    index, suffix = _split(name)
+    attribute = Attribute(index, suffix, value)
+    body = _without(read_body(inode), index, suffix)
+    in_block = read_block(superblock, transaction, inode)
+    packed = _pack_body(inode, [*body, attribute])
+    if packed is not None:
+        return _store_block(
+            superblock,
+            allocator,
+            transaction,
+            replace(inode, extra=packed),
+            in_block,
+            _without(in_block, index, suffix),
+            caller,
+        )
+    without = replace(inode, extra=_pack_body(inode, body) or inode.extra)
+    wanted = [*_without(in_block, index, suffix), attribute]
+    return _store_block(superblock, allocator, transaction, without, in_block, wanted, caller)
+
+
+def remove_attribute(
+    superblock: Superblock,
+    allocator: Allocator,
+    transaction: Transaction,
+    inode: Inode,
+    name: bytes,
+    caller: Caller,
+) -> Inode:
+    """Take an extended attribute from an inode; returns the inode, not written.
+
+    Raises:
+        OSError: ENODATA, it has none of that name; EOPNOTSUPP, ERANGE as ``set_attribute``.
+        BlocksMissing, MystfuseError
+    """
+    index, suffix = _split(name)
+    body, in_block = read_body(inode), read_block(superblock, transaction, inode)
+    body_left, block_left = _without(body, index, suffix), _without(in_block, index, suffix)
+    if len(body_left) == len(body) and len(block_left) == len(in_block):
+        raise OSError(ENODATA, f"inode {inode.ino} has no attribute {name!r}")
+    if len(body_left) != len(body):
+        inode = replace(inode, extra=_pack_body(inode, body_left) or inode.extra)
+    return _store_block(superblock, allocator, transaction, inode, in_block, block_left, caller)
+
+
+def drop_block(superblock: Superblock, allocator: Allocator, transaction: Transaction, inode: Inode) -> Inode:
+    """Let go of the inode's attribute block, which is freed if no other inode shares it."""
+    if not inode.i_file_acl:
+        return inode
+    number = check_xattr_block(superblock, inode)
+    read_block(superblock, transaction, inode)
+    (refcount,) = struct.unpack_from("<I", transaction.block(number), _REFCOUNT_OFFSET)
+    if refcount > 1:
+        allocator.check_writable(transaction, [number])
+        struct.pack_into("<I", transaction.change(number), _REFCOUNT_OFFSET, refcount - 1)
+    else:
+        allocator.free_blocks(transaction, [number])
+    i_blocks = max(inode.i_blocks - superblock.block_size // 512, 0)
+    return replace(inode, i_file_acl=0, i_blocks=i_blocks)
+
+
+def _split(name: bytes) -> tuple[int, bytes]:
+    found = split_name(name)
+    if found is None:
+        raise OSError(EOPNOTSUPP, f"no extended attribute can be called {name!r}")
+    if len(found[1]) > EXT2_NAME_LEN:
+        raise OSError(ERANGE, f"the name of an extended attribute has {len(found[1])} bytes")
+    return found
+
+
+def _without(attributes: Sequence[Attribute], index: int, suffix: bytes) -> list[Attribute]:
+    return [attribute for attribute in attributes if (attribute.name_index, attribute.suffix) != (index, suffix)]
+
+
+def _store_block(
+    superblock: Superblock,
+    allocator: Allocator,
+    transaction: Transaction,
+    inode: Inode,
+    present: list[Attribute],
+    wanted: list[Attribute],
+    caller: Caller,
+) -> Inode:
+    """Make ``wanted`` what the inode's attribute block holds, if that differs from what it does."""
+    if wanted == present:
+        return inode
+    if not wanted:
+        return drop_block(superblock, allocator, transaction, inode)
+    packed = _pack_block(superblock, wanted)
+    if inode.i_file_acl:
+        (refcount,) = struct.unpack_from("<I", transaction.block(inode.i_file_acl), _REFCOUNT_OFFSET)
+        if refcount <= 1:
+            allocator.check_writable(transaction, [inode.i_file_acl])
+            transaction.put(inode.i_file_acl, packed)
+            return inode
+        inode = drop_block(superblock, allocator, transaction, inode)
+    goal = group_first_block(superblock, (inode.ino - 1) // superblock.s_inodes_per_group)
+    number = allocator.take_block(transaction, caller, goal)
+    transaction.put(number, packed)
+    return replace(inode, i_file_acl=number, i_blocks=inode.i_blocks + superblock.block_size // 512)
+
+
+def _pack_body(inode: Inode, attributes: list[Attribute]) -> bytes | None:
+    """The inode's body holding these attributes; None if they do not fit."""
+    if len(inode.extra) <= 4:
+        return None if attributes else inode.extra
+    area = _pack_entries(attributes, len(inode.extra) - 4, 0, hashed=False)
+    if area is None:
+        return None
+    # Without attributes there is no magic number either, as in a new inode.
+    return EXT2_XATTR_MAGIC.to_bytes(4, "little") + area if attributes else bytes(len(inode.extra))
+
+
+def _pack_block(superblock: Superblock, attributes: list[Attribute]) -> bytes:
+    ordered = sorted(attributes, key=lambda attribute: (attribute.name_index, len(attribute.suffix), attribute.suffix))
+    area = _pack_entries(ordered, superblock.block_size, BLOCK_HEADER.size, hashed=True)
+    if area is None:
+        raise OSError(ENOSPC, "the extended attributes do not fit one block")
+    block_hash = 0
+    for attribute in ordered:
+        block_hash = _rotate(block_hash, 16) ^ entry_hash(attribute)
+    return BLOCK_HEADER.pack(EXT2_XATTR_MAGIC, 1, 1, block_hash, 0) + area[BLOCK_HEADER.size :]
+
+
+def _pack_entries(attributes: Sequence[Attribute], size: int, position: int, hashed: bool) -> bytes | None:
+    """Entries from ``position`` of ``size`` bytes on, values from the end down; None if they do not fit."""
+    area = bytearray(size)
+    end = size
+    for attribute in attributes:
+        name_index, suffix, value = attribute
+        length = ENTRY.size + len(suffix) + 3 & ~3
+        end -= len(value) + 3 & ~3
+        # Four zero bytes end the list.
+        if position + length + 4 > end:
+            return None
+        offset = end if value else 0
+        ENTRY.pack_into(
+            area, position, len(suffix), name_index, offset, 0, len(value), entry_hash(attribute) if hashed else 0
+        )
+        area[position + ENTRY.size : position + ENTRY.size + len(suffix)] = suffix
+        area[end : end + len(value)] = value
+        position += length
+    return bytes(area)
+
+
+def entry_hash(attribute: Attribute) -> int:
+    """The e_hash of an entry: over its name, then over its value in words of 4 bytes."""
+    result = 0
+    for byte in attribute.suffix:
+        result = _rotate(result, 5) ^ byte
+    value = attribute.value + bytes(-len(attribute.value) % 4)
+    for (word,) in struct.iter_unpack("<I", value):
+        result = _rotate(result, 16) ^ word
+    return result
+
+
+def _rotate(value: int, bits: int) -> int:
+    return (value << bits | value >> 32 - bits) & 0xFFFFFFFF

@@ -1,0 +1,44 @@
+"""Which inodes the kernel still knows or has open: an inode without a name lives on until it does not."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+
+_PAGE = 4096
+
+
+class References:
+    """Look-up counts by inode number, in arrays rather than objects, and open handles."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, array[int]] = {}
+        self._open: Counter[int] = Counter()
+
+    def known(self, ino: int) -> None:
+        """The kernel was told of the inode once more (a look-up, a new name, an entry of a listing)."""
+        page = self._pages.get(ino // _PAGE)
+        if page is None:
+            page = self._pages[ino // _PAGE] = array("Q", bytes(8 * _PAGE))
+        page[ino % _PAGE] += 1
+
+    def forgotten(self, ino: int, count: int) -> None:
+        """The kernel has forgotten ``count`` of those."""
+        page = self._pages.get(ino // _PAGE)
+        if page is not None:
+            page[ino % _PAGE] -= min(count, page[ino % _PAGE])
+
+    def opened(self, ino: int) -> None:
+        """A handle of the inode was opened."""
+        self._open[ino] += 1
+
+    def closed(self, ino: int) -> None:
+        """A handle of the inode was released."""
+        self._open[ino] -= 1
+        if not self._open[ino]:
+            del self._open[ino]
+
+    def has(self, ino: int) -> bool:
+        """Whether the kernel knows the inode, or has it open."""
+        page = self._pages.get(ino // _PAGE)
+        return ino in self._open or (page is not None and page[ino % _PAGE] != 0)

@@ -1,0 +1,119 @@
+"""The merged file system, image and overlay together, as one run of bytes: as it was when it was opened."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+
+from mystfuse.devices.cache import BlockCache
+from mystfuse.devices.device import Device, Extent
+from mystfuse.devices.overlay import Overlay, Snapshot
+from mystfuse.errors import MystfuseError
+from mystfuse.ext2 import contents
+from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.group import group_first_block, group_size, read_group_descriptor
+from mystfuse.runner import Runner
+
+log = logging.getLogger(__name__)
+
+_BITMAPS_KEPT = 64
+
+
+class MergedImage:
+    """A snapshot of a volume. Use ``MergedImage.open``, and ``close`` when done.
+
+    In it every inode without a name has been released, so that e2fsck has nothing to say; free blocks are zeros.
+    """
+
+    def __init__(self, filesystem: FileSystem, snapshot: Snapshot, cache: BlockCache, device: Device) -> None:
+        self.size = filesystem.superblock.size
+        """Bytes."""
+        self._filesystem = filesystem
+        self._snapshot = snapshot
+        self._device = device
+        self._runner = Runner(cache, snapshot, lambda: 0)
+        self._bitmaps: OrderedDict[int, bytes] = OrderedDict()
+
+    @classmethod
+    async def open(cls, filesystem: FileSystem, overlay: Overlay, cache: BlockCache, device: Device) -> MergedImage:
+        """The present state; nothing that is written from the call on shows.
+
+        Raises:
+            OSError: EBUSY, too many are open; ENOSPC, the overlay has no room for what differs.
+            MystfuseError: blocks of an orphan cannot be had.
+        """
+        image = cls(filesystem.fork(), overlay.snapshot(), cache, device)
+        try:
+            await image._release_orphans()
+        except BaseException:
+            image.close()
+            raise
+        return image
+
+    def close(self) -> None:
+        """Give back what only this snapshot holds."""
+        self._snapshot.close()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from byte ``offset`` on; fewer only at the end.
+
+        Raises:
+            MystfuseError: blocks cannot be had.
+        """
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
+        block_size = self._filesystem.superblock.block_size
+        first, end = offset // block_size, -(-(offset + length) // block_size)
+        parts: list[bytes | memoryview | None] = []
+        extents: list[Extent] = []
+        for number in range(first, end):
+            part = self._snapshot.get(number)
+            if part is None and not await self._is_in_use(number):
+                part = bytes(block_size)
+            parts.append(part)
+            if part is None:
+                if extents and extents[-1].end == number * block_size and parts[-2:] == [None, None]:
+                    extents[-1] = Extent(extents[-1].offset, extents[-1].length + block_size)
+                else:
+                    extents.append(Extent(number * block_size, block_size))
+        fetched = (
+            data[start : start + block_size]
+            for data in await self._device.read(extents)
+            for start in range(0, len(data), block_size)
+        )
+        whole = b"".join(next(fetched) if part is None else part for part in parts)
+        return whole[offset - first * block_size :][:length]
+
+    async def _is_in_use(self, number: int) -> bool:
+        superblock = self._filesystem.superblock
+        if number < superblock.s_first_data_block:
+            return True
+        group, bit = divmod(number - superblock.s_first_data_block, superblock.s_blocks_per_group)
+        bitmap = self._bitmaps.get(group)
+        if bitmap is None:
+            bitmap = self._bitmaps[group] = await self._runner.run(self._read_bitmap, group)
+            if len(self._bitmaps) > _BITMAPS_KEPT:
+                self._bitmaps.popitem(last=False)
+        return bool(bitmap[bit // 8] >> bit % 8 & 1)
+
+    def _read_bitmap(self, blocks: Blocks, group: int) -> bytes:
+        """A group's block bitmap; all ones where it cannot be right, so that nothing is taken for free."""
+        superblock = self._filesystem.superblock
+        number = read_group_descriptor(superblock, blocks, group).bg_block_bitmap
+        first = group_first_block(superblock, group)
+        if not first <= number < first + group_size(superblock, group):
+            return b"\xff" * superblock.block_size
+        return blocks.block(number)
+
+    async def _release_orphans(self) -> None:
+        for ino in sorted(self._filesystem.orphans):
+            try:
+                while not await self._runner.change(self._release, ino):
+                    pass
+            except MystfuseError as error:
+                log.warning("a removed file stays in the merged image: %s", error)
+
+    def _release(self, transaction: Transaction, ino: int) -> bool:
+        return contents.release(self._filesystem, transaction, ino)

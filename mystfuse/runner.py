@@ -1,0 +1,165 @@
+"""Runs operations of the ext2 core: fetches the blocks they miss, runs them again, commits what they change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import trio
+
+from mystfuse.devices.cache import BlockCache
+from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
+from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
+
+MAX_RUNS = 40
+"""How often an operation may miss blocks and be run again. A rename can meet five inodes, each with its descriptor and
+table block, three levels of indirection and a block of its own, and the bitmaps; a look-up needs a third of that."""
+MAX_PINNED_BYTES = 64 << 20
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WrittenStore(Protocol):
+    """Where written blocks are: an ``Overlay`` or a ``Snapshot`` of one."""
+
+    def get(self, number: int) -> bytes | None: ...
+
+    def holds(self, number: int) -> bool: ...
+
+    def commit(
+        self, changed: Mapping[int, bytes | bytearray | memoryview], freed: Collection[int], use_reserve: bool
+    ) -> None: ...
+
+
+class Runner:
+    """Runs operations over the image's blocks and those written since.
+
+    Args:
+        room: how many blocks of data may still be written.
+    """
+
+    def __init__(self, cache: BlockCache, written: WrittenStore | None, room: Callable[[], int]) -> None:
+        self.commits = 0
+        """Transactions that changed something."""
+        self._cache = cache
+        self._written = written
+        self._room = room
+        self._held: dict[int, trio.Event] = {}
+
+    @asynccontextmanager
+    async def hold(self, ino: int) -> AsyncIterator[None]:
+        """Let nobody change the contents of inode ``ino`` for the time of the block."""
+        while ino in self._held:
+            await self._held[ino].wait()
+        self._held[ino] = trio.Event()
+        try:
+            yield
+        finally:
+            self._held.pop(ino).set()
+
+    async def run(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation that changes nothing. It comes to its end, and this returns, without an await between.
+
+        Raises:
+            OSError, MystfuseError: as the operation does.
+        """
+        blocks = Blocks(self._cache.get, self._written.get) if self._written else Blocks(self._cache.get)
+        misses = _Misses(self._cache, blocks)
+        while True:
+            try:
+                return operation(blocks, *args, **kwargs)
+            except BlocksMissing as error:
+                missing = error
+            await misses.fetch(missing)
+
+    async def change(
+        self,
+        operation: Callable[Concatenate[Transaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """``change_contents`` for an operation that changes no file's contents."""
+        return await self.change_contents(0, operation, *args, **kwargs)
+
+    async def change_contents(
+        self,
+        ino: int,
+        operation: Callable[Concatenate[Transaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run an operation that changes something, and commit what it changed: all of it or nothing.
+
+        Args:
+            ino: whose contents it changes; it waits while somebody holds them.
+
+        Cancellation, like any error, comes before the commit or not at all.
+
+        Raises:
+            OSError: as the operation does; ENOSPC when the overlay is full.
+            MystfuseError: as the operation does.
+        """
+        assert self._written is not None
+        transaction = Transaction(self._cache.block_size, self._cache.get, self._written, time.time_ns())
+        misses = _Misses(self._cache, transaction)
+        while True:
+            while ino in self._held:
+                await self._held[ino].wait()
+            transaction.restart(self._room())
+            try:
+                result = operation(transaction, *args, **kwargs)
+            except BlocksMissing as error:
+                missing = error
+            else:
+                self._written.commit(transaction.changed, transaction.freed, transaction.gives_back)
+                if transaction.changed or transaction.freed:
+                    self.commits += 1
+                for action in transaction.on_commit:
+                    action()
+                return result
+            await misses.fetch(missing)
+
+
+class _Misses:
+    """Fetches what one operation misses, and sees to it that this ends."""
+
+    def __init__(self, cache: BlockCache, blocks: Blocks) -> None:
+        self._cache = cache
+        self._blocks = blocks
+        self._runs = 0
+
+    async def fetch(self, missing: BlocksMissing) -> None:
+        """Fetch and pin the blocks that the operation missed.
+
+        Raises:
+            StorageTimeout: storage does not answer.
+            RuntimeError: the operation would never end.
+        """
+        blocks = self._blocks
+        if missing.progress:
+            blocks.pinned.clear()
+            blocks.damaged.clear()
+            self._runs = 0
+        self._runs += 1
+        if self._runs > MAX_RUNS or not missing.numbers.isdisjoint(blocks.pinned):
+            raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {self._runs}: it cannot end")
+        await self._fetch(missing.numbers | missing.ahead)
+        if len(blocks.pinned) * self._cache.block_size > MAX_PINNED_BYTES:
+            raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
+
+    async def _fetch(self, wanted: frozenset[int]) -> None:
+        """A damaged block must not fail what is fetched along with it: then each is fetched by itself, and those that
+        cannot be had are noted in ``blocks.damaged``."""
+        try:
+            self._blocks.pinned.update(await self._cache.fetch(wanted))
+        except StorageTimeout:
+            raise
+        except (IntegrityError, ImageReadError) as error:
+            if len(wanted) == 1:
+                self._blocks.damaged.update(dict.fromkeys(wanted, error))
+                return
+            for number in wanted:
+                await self._fetch(frozenset([number]))
