@@ -486,7 +486,7 @@ async def test_statfs_is_what_the_kernel_says(tmp_path: Path, size: str, options
     image = make_image(tmp_path / "image", *options, size=size, tree=tmp_path / "tree")
     with kernel_mount(image, tmp_path / "mnt", "ro,noload" if "has_journal" in options else "ro") as mount:
         kernel = os.statvfs(mount)
-    ours = (await Volume.open(FileDevice(image))).statistics()
+    ours = await (await Volume.open(FileDevice(image))).statistics()
     assert (ours.block_size, ours.blocks, ours.free_blocks, ours.available_blocks, ours.inodes, ours.free_inodes) == (
         kernel.f_bsize,
         kernel.f_blocks,

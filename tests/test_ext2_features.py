@@ -65,7 +65,7 @@ async def test_revision_0_ignores_the_fields_that_it_does_not_have(tree: Path, t
 async def test_every_block_size_is_read(tree: Path, tmp_path: Path, block_size: int) -> None:
     image = make_image(tmp_path / "image", "-b", str(block_size), "-N", "64", size="8M", tree=tree)
     volume = await open_image(image)
-    assert volume.superblock.block_size == volume.statistics().block_size == block_size
+    assert volume.superblock.block_size == (await volume.statistics()).block_size == block_size
     await assert_contents(volume)
 
 

@@ -208,18 +208,25 @@ def test_large_directories_list_and_look_up(tmp_path: Path) -> None:
         assert not (mountpoint / "missing").exists()
 
 
-def test_writing_is_refused_as_on_a_read_only_file_system(mount: Path) -> None:
-    for attempt in (
-        lambda: (mount / "new").touch(),
-        lambda: (mount / "hello.txt").write_text("x"),
-        lambda: (mount / "hello.txt").unlink(),
-        lambda: (mount / "directory").mkdir(),
-        lambda: os.setxattr(mount / "hello.txt", "user.x", b"1"),
-        lambda: (mount / "hello.txt").chmod(0o600),
-        lambda: os.truncate(mount / "hello.txt", 0),
-    ):
-        with pytest.raises(OSError, match="Read-only file system"):
-            attempt()
+@pytest.mark.parametrize("option", ["--read-only", "-oro", "-r"])
+def test_a_read_only_mount_refuses_every_change(small_image: Path, tmp_path: Path, option: str) -> None:
+    with mounted(small_image, tmp_path / "mount", option) as mount:
+        for attempt in (
+            lambda: (mount / "new").touch(),
+            lambda: (mount / "hello.txt").write_text("x"),
+            lambda: (mount / "hello.txt").unlink(),
+            lambda: (mount / "directory").mkdir(),
+            lambda: os.setxattr(mount / "hello.txt", "user.x", b"1"),
+            lambda: (mount / "hello.txt").chmod(0o600),
+            lambda: os.truncate(mount / "hello.txt", 0),
+            lambda: os.rename(mount / "hello.txt", mount / "other"),
+            lambda: os.link(mount / "hello.txt", mount / "other"),
+            lambda: os.symlink("x", mount / "other"),
+            lambda: os.utime(mount / "hello.txt"),
+        ):
+            with pytest.raises(OSError, match="Read-only file system"):
+                attempt()
+        assert (mount / ".mystfuse/image").stat().st_size == len((mount / ".mystfuse/image").read_bytes())
 
 
 def test_names_too_long_and_not_directories_give_the_kernels_errnos(mount: Path) -> None:

@@ -62,7 +62,8 @@ def test_mounting_says_what_is_mounted_and_why_it_is_trusted(small_image: Path, 
     root_hash = mystfuse("fssig", "--roothash", small_image).stdout.strip()
     result = mystfuse(small_image, mountpoint, f"--roothash={root_hash}")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{small_image} mounted on {mountpoint}, read-only; its root hash is a trusted one\n"
+    how = "writes are kept in memory and forgotten at unmount"
+    assert result.stdout == f"{small_image} mounted on {mountpoint}, {how}; its root hash is a trusted one\n"
     mount = find_mount(str(mountpoint))
     assert mount is not None and mount.source == str(small_image)
     assert Path(f"/proc/{daemon_pid(mountpoint)}/comm").read_text() == f"{mount.daemon_name}\n"
@@ -74,14 +75,14 @@ def test_without_any_trust_the_image_vouches_for_itself_with_a_warning(small_ima
 
 
 def test_fuse_and_mount_options_reach_the_mount_table(small_image: Path, mountpoint: Path) -> None:
-    with mounted(small_image, mountpoint, "-o", "allow_other,noexec,dev", "-o", "suid"):
+    with mounted(small_image, mountpoint, "-o", "ro,allow_other,noexec,dev", "-o", "suid"):
         (line,) = (line for line in Path("/proc/mounts").read_text().splitlines() if f" {mountpoint} " in line)
         options = line.split()[3].split(",")
         assert {"ro", "noexec", "noatime", "default_permissions", "allow_other"} <= set(options)
         assert not {"nosuid", "nodev"} & set(options)
     with mounted(small_image, mountpoint):
         (line,) = (line for line in Path("/proc/mounts").read_text().splitlines() if f" {mountpoint} " in line)
-        assert {"ro", "nosuid", "nodev", "default_permissions"} <= set(line.split()[3].split(","))
+        assert {"rw", "nosuid", "nodev", "default_permissions"} <= set(line.split()[3].split(","))
         assert line.split()[2] == "fuse.mystfuse"
 
 
@@ -102,7 +103,7 @@ def test_odd_names_of_image_and_mountpoint_work(small_image: Path, tmp_path: Pat
     [
         (("-o", "nosuchthing"), 2, "nosuchthing"),
         (("-o", "uid=root"), 2, "uid=root"),
-        (("-o", "rw"), 2, "read-only"),
+        (("--overlay-limit", "100k"), 2, "read-only"),
         (("-o", "roothash"), 2, "roothash"),
         (("--uid", "-1"), 2, "-1"),
         (("--io-timeout", "soon"), 2, "soon"),
@@ -183,7 +184,7 @@ def test_status_tells_what_is_mounted_and_counts(small_image: Path, mountpoint: 
         assert after["root_hash"] == mystfuse("fssig", "--roothash", small_image).stdout.strip()
         assert after["blocks_verified"] >= before["blocks_verified"] + 307_200 // 4096
         assert after["blocks_failed"] == 0
-        assert os.listdir(mountpoint / ".mystfuse") == ["status.json"]
+        assert os.listdir(mountpoint / ".mystfuse") == ["status.json", "image"]
         text = mystfuse("status", mountpoint).stdout
         assert f"image: {small_image}" in text and "trust: self" in text
 
@@ -194,7 +195,7 @@ def test_nocontrol_shows_the_images_own_directory(tmp_path: Path) -> None:
     (source / ".mystfuse/own").touch()
     assert mystfuse("mkext2", source, tmp_path / "image").returncode == 0
     with mounted(tmp_path / "image", tmp_path / "mount") as mountpoint:
-        assert os.listdir(mountpoint / ".mystfuse") == ["status.json"]
+        assert os.listdir(mountpoint / ".mystfuse") == ["status.json", "image"]
         assert ".mystfuse" not in os.listdir(mountpoint)
     with mounted(tmp_path / "image", tmp_path / "mount", "-o", "nocontrol") as mountpoint:
         assert os.listdir(mountpoint / ".mystfuse") == ["own"]

@@ -61,14 +61,15 @@ def command(
         block_size=block_size,
         salt=_parse_salt(salt) if salt is not None else None,
         uuid=_parse_uuid(uuid) if uuid is not None else None,
-        signing_key=_read_signing_key(sign) if sign is not None else None,
+        signing_key=read_signing_key(sign) if sign is not None else None,
         epoch=_parse_epoch(os.environ.get("SOURCE_DATE_EPOCH", "")),
         trace=(lambda line: print(f"+ {line}", file=sys.stderr)) if trace else None,
     )
     mkext2(directory, image, options, force, progress)
 
 
-def _read_signing_key(value: str) -> SigningKey:
+def read_signing_key(value: str) -> SigningKey:
+    """The key pair that ``--sign PUB:PRIV`` names; raises UsageError if it is none."""
     public, separator, private = value.partition(":")
     if not separator or not public or not private:
         raise UsageError(f"--sign {value}: must be PUBLIC.pem:PRIVATE.pem")

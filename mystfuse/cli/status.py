@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def command(as_json: bool, mountpoint: str) -> None:
     path = resolve_mountpoint(mountpoint)
     if find_mount(path) is None:
         raise MountError(f"{mountpoint}: nothing of mystfuse's is mounted there")
-    text = _read_with_timeout(Path(path) / os.fsdecode(CONTROL_NAME) / os.fsdecode(STATUS_NAME))
+    status_file = Path(path) / os.fsdecode(CONTROL_NAME) / os.fsdecode(STATUS_NAME)
+    text = _with_timeout(status_file, status_file.read_text)
     if as_json:
         click.echo(text, nl=False)
         return
@@ -37,15 +39,26 @@ def command(as_json: bool, mountpoint: str) -> None:
         click.echo(one_line(f"{name.replace('_', ' ')}: {'none' if value is None else value}"))
 
 
-def _read_with_timeout(path: Path) -> str:
-    """Read a file of a mount whose daemon may hang or be gone."""
+def check_control(mountpoint: str, path: Path) -> None:
+    """See that ``path`` is a file of ours in a mount that answers.
+
+    Raises:
+        MountError: it is not, or no answer comes.
+    """
+    if find_mount(resolve_mountpoint(mountpoint)) is None:
+        raise MountError(f"{mountpoint}: nothing of mystfuse's is mounted there")
+    _with_timeout(path, lambda: "")
+
+
+def _with_timeout(path: Path, action: Callable[[], str]) -> str:
+    """Do something with a control file of a mount whose daemon may hang or be gone."""
     result: list[str | OSError] = []
 
     def read() -> None:
         try:
             if path.stat().st_ino < CONTROL_INO:
                 raise FileNotFoundError(errno.ENOENT, "it was mounted with nocontrol")
-            result.append(path.read_text())
+            result.append(action())
         except OSError as error:
             result.append(error)
 

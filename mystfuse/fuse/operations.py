@@ -98,6 +98,9 @@ class _OpenDirectory:
 class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
+    There is none for ``flush`` and ``fsync``: nothing is kept back that they could push on. The kernel takes pyfuse3's
+    ENOSYS for success, and does not ask again.
+
     Args:
         status: gives what ``.mystfuse/status.json`` shows.
     """
@@ -282,18 +285,6 @@ class Operations(pyfuse3.Operations):
         file = self._files[fh]
         assert isinstance(file, _OpenFile)
         return await self._volume.write(file.ino, off, buf, file.caller)
-
-    @_handler
-    async def flush(self, fh: int) -> None:
-        """Nothing to do: nothing is kept back. Answering ENOSYS would end the request for good."""
-
-    @_handler
-    async def fsync(self, fh: int, datasync: bool) -> None:
-        """Nothing to do: what is written is as safe as it will ever be."""
-
-    @_handler
-    async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        """As ``fsync``."""
 
     @_handler
     async def release(self, fh: int) -> None:

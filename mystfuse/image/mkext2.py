@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -17,20 +16,16 @@ from uuid import UUID, uuid4
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.formats.fssig import FSSIG_SIZE, Fssig
-from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
+from mystfuse.formats.fssig import Fssig
 from mystfuse.image.atomic_file import AtomicFile
-from mystfuse.image.hash_tree import write_all, write_tree
 from mystfuse.image.inode_stamps import stamp_inodes
+from mystfuse.image.seal import SALT_SIZE, VERITY_BLOCK_SIZE, Progress, seal, truncate
 from mystfuse.image.source_tree import SourceTree, scan
 from mystfuse.trust.signature import SigningKey
 
 MIN_SIZE = 8 << 20
 """The original's smallest file system."""
 MIB = 1 << 20
-VERITY_BLOCK_SIZE = 4096
-SALT_SIZE = 32
-"""The original reads no other."""
 SMALL_LIMIT = 512 * MIB
 """mke2fs.conf: smaller file systems get 1 KiB blocks and an inode for 4 KiB, others 4 KiB blocks and one for 16 KiB."""
 _MAX_ATTEMPTS = 12
@@ -38,9 +33,6 @@ _LARGER_BLOCK_SIZE = 4096
 """What is tried when extended attributes do not fit the small blocks that mke2fs chose."""
 _RESERVED = 0.95
 """mke2fs keeps 5 % for root."""
-
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-"""Called with what is being done and how many bytes that is (None: unknown); gives the function to advance it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +80,7 @@ def mkext2(directory: Path, target: Path, options: Mkext2Options, force: bool, p
         salt, uuid, tree_uuid, hash_seed = _identities(tree, options)
         with progress("copying files", None):
             hash_offset = _make_filesystem(file, directory, tree, options, uuid, hash_seed)
-        superblock = VeritySuperblock(
-            hash_offset // VERITY_BLOCK_SIZE,
-            salt,
-            tree_uuid.bytes,
-            data_block_size=VERITY_BLOCK_SIZE,
-            hash_block_size=VERITY_BLOCK_SIZE,
-        )
-        with progress("hashing", hash_offset) as advance:
-            root_hash = write_tree(file.fd, superblock, hash_offset, advance)
-        fssig = Fssig(hash_offset, root_hash)
-        if options.signing_key is not None:
-            fssig = Fssig(hash_offset, root_hash, options.signing_key.signer, options.signing_key.sign(root_hash))
-        end = TreeGeometry.of(superblock, hash_offset).end
-        write_all(file.fd, fssig.pack(), end)
-        _truncate(file, end + FSSIG_SIZE)
+        fssig = seal(file, hash_offset, options.signing_key, progress, salt, tree_uuid)
         file.commit()
     return fssig
 
@@ -164,8 +142,8 @@ def _fit_filesystem(
 ) -> int:
     size, inodes = planned_size(tree, options)
     for _ in range(_MAX_ATTEMPTS):
-        _truncate(file, 0)
-        _truncate(file, size)
+        truncate(file, 0)
+        truncate(file, size)
         if _run_mke2fs(file, directory, size, inodes, options, uuid, hash_seed):
             superblock = _read_superblock(file.fd)
             missing = options.free - superblock.block_size * max(
@@ -236,13 +214,6 @@ def _run_mke2fs(
 
 def _read_superblock(fd: int) -> Superblock:
     return Superblock.parse(os.pread(fd, SUPERBLOCK_SIZE, SUPERBLOCK_OFFSET))
-
-
-def _truncate(file: AtomicFile, size: int) -> None:
-    try:
-        os.ftruncate(file.fd, size)
-    except OSError as error:
-        raise MystfuseError(f"{file.target}: {size} bytes: {error.strerror}") from error
 
 
 def _round_up(value: int, multiple: int) -> int:

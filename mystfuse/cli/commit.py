@@ -1,0 +1,35 @@
+"""``mystfuse commit``: make a new image of a mount's present state."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import click
+
+from mystfuse.cli.mkext2 import read_signing_key
+from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.cli.progress import progress
+from mystfuse.cli.status import check_control
+from mystfuse.fuse.control import CONTROL_NAME, IMAGE_NAME
+from mystfuse.image.commit import commit
+
+
+@click.command("commit", short_help="Make a new image of a mount's present state.")
+@click.option("--sign", metavar="PUB:PRIV", help="Sign the root hash with this key pair (two PEM files).")
+@click.option("--force", is_flag=True, help="Overwrite NEWIMAGE.")
+@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("newimage", type=click.Path(readable=False, path_type=Path))
+def command(sign: str | None, force: bool, mountpoint: str, newimage: Path) -> None:
+    """Make NEWIMAGE of what is on MOUNTPOINT now: the image, and all that was written since it was mounted.
+
+    The mount goes on as before, and may be written to meanwhile: that does not show. The new image has its own hash
+    tree and fssig; whoever trusted the old one does not trust it before you tell them to, or sign it.
+    """
+    # End like ^C does, so that nothing is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signing_key = read_signing_key(sign) if sign is not None else None
+    merged = Path(resolve_mountpoint(mountpoint)) / os.fsdecode(CONTROL_NAME) / os.fsdecode(IMAGE_NAME)
+    check_control(mountpoint, merged)
+    commit(merged, newimage, signing_key, force, progress)

@@ -1,0 +1,73 @@
+"""Making a new image from the present state of a mount, as ``.mystfuse/image`` shows it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mystfuse.errors import MystfuseError
+from mystfuse.formats.fssig import Fssig
+from mystfuse.image.atomic_file import AtomicFile
+from mystfuse.image.hash_tree import write_all
+from mystfuse.image.seal import VERITY_BLOCK_SIZE, Progress, seal, truncate
+from mystfuse.trust.signature import SigningKey
+
+_CHUNK = 1 << 20
+_HOLE = 64 << 10
+"""Bytes: runs of zeros that are this long and aligned become holes."""
+
+
+def commit(merged: Path, target: Path, signing_key: SigningKey | None, force: bool, progress: Progress) -> Fssig:
+    """Make image ``target`` of the file system that ``merged`` shows; it appears only when it is complete.
+
+    What is written to the mount from the call on is not in it.
+
+    Raises:
+        MystfuseError: the mount's state cannot be read, or the image not written; nothing is left behind.
+    """
+    with AtomicFile(target, force) as file:
+        try:
+            source = os.open(merged, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise MystfuseError(f"{merged}: {_explain(error)}") from error
+        try:
+            size = os.fstat(source).st_size
+            with progress("copying the file system", size) as advance:
+                _copy(source, merged, file, size, advance)
+        finally:
+            os.close(source)
+        hash_offset = -(-size // VERITY_BLOCK_SIZE) * VERITY_BLOCK_SIZE
+        truncate(file, hash_offset)
+        fssig = seal(file, hash_offset, signing_key, progress)
+        file.commit()
+    return fssig
+
+
+def _copy(source: int, name: Path, file: AtomicFile, size: int, advance: Callable[[int], None]) -> None:
+    zeros = bytes(_HOLE)
+    position = 0
+    while position < size:
+        try:
+            data = os.pread(source, min(_CHUNK, size - position), position)
+        except OSError as error:
+            raise MystfuseError(
+                f"{name}: byte {position}: {error.strerror} (damaged? the mount's log names the block)"
+            ) from error
+        if not data:
+            raise MystfuseError(f"{name}: ends at byte {position} of {size}")
+        for start in range(0, len(data), _HOLE):
+            piece = data[start : start + _HOLE]
+            if piece != zeros[: len(piece)]:
+                write_all(file.fd, piece, position + start)
+        position += len(data)
+        advance(len(data))
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return "too many copies of it are being read: try again later"
+    if error.errno == errno.ENOSPC:
+        return "no room left in the overlay to keep the present state: delete something, or mount with a larger limit"
+    return error.strerror or str(error)
