@@ -66,7 +66,7 @@ class Runner:
         Raises:
             OSError, MystfuseError: as the operation does.
         """
-        blocks = Blocks(self._cache.get, self._written.get) if self._written else Blocks(self._cache.get)
+        blocks = Blocks(self._cache.get) if self._written is None else Blocks(self._cache.get, self._written.get)
         misses = _Misses(self._cache, blocks)
         while True:
             try:

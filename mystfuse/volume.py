@@ -56,7 +56,7 @@ class Volume:
         """None when nothing can be written."""
         self._device = device
         self._filesystem = FileSystem(superblock)
-        self._runner = Runner(self.cache, self.overlay, lambda: self.overlay.room if self.overlay else 0)
+        self._runner = Runner(self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room)
         self._moving = trio.Lock()
         self._released = trio.Event()
         self._deferred: set[int] = set()
@@ -233,7 +233,7 @@ class Volume:
 
     async def open_image(self) -> MergedImage:
         """The whole file system as it is now, to be read as one file; see ``MergedImage``."""
-        overlay = self.overlay or Overlay(self.superblock.block_size, 0)
+        overlay = Overlay(self.superblock.block_size, 0) if self.overlay is None else self.overlay
         return await MergedImage.open(self._filesystem, overlay, self.cache, self._device)
 
     async def _change(
@@ -315,7 +315,7 @@ class Volume:
             return [(run, bytes(run.length * self.superblock.block_size))]
         overlay = self.overlay
         numbers = range(run.physical, run.physical + run.length)
-        if not overlay or not any(number in overlay for number in numbers):
+        if overlay is None or not overlay.blocks or not any(number in overlay for number in numbers):
             return [(run, None)]
         pieces: list[tuple[Run, bytes | None]] = []
         for is_written, group in groupby(numbers, overlay.__contains__):

@@ -620,7 +620,7 @@ async def test_no_random_damage_gets_out_anything_but_an_error_of_ours(pristine:
             opened += 1
             try:
                 _, failures = await walk(volume)
-                volume.statistics()
+                await volume.statistics()
             except Exception as error:
                 error.add_note(f"seed {seed}")
                 raise

@@ -46,7 +46,8 @@ class Overlay:
         """How many more blocks can be written, besides those kept for operations that free more than they take."""
         return max(self._most - self._reserve - self._arenas.used, 0)
 
-    def __len__(self) -> int:
+    @property
+    def blocks(self) -> int:
         """How many blocks the present state has."""
         return len(self._slots)
 

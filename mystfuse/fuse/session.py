@@ -203,8 +203,8 @@ class Session:
                 "blocks_failed": verity.blocks_failed if verity else 0,
                 "cache_hits": cache.hits,
                 "cache_misses": cache.misses,
-                "overlay_used": overlay.used if overlay else 0,
-                "overlay_limit": overlay.limit if overlay else 0,
+                "overlay_used": 0 if overlay is None else overlay.used,
+                "overlay_limit": 0 if overlay is None else overlay.limit,
                 "unlinked_inodes": len(volume.orphans),
             }
 
