@@ -69,6 +69,7 @@ class Runner:
         blocks = Blocks(self._cache.get) if self._written is None else Blocks(self._cache.get, self._written.get)
         misses = _Misses(self._cache, blocks)
         while True:
+            blocks.restart()
             try:
                 return operation(blocks, *args, **kwargs)
             except BlocksMissing as error:
@@ -103,12 +104,13 @@ class Runner:
             MystfuseError: as the operation does.
         """
         assert self._written is not None
-        transaction = Transaction(self._cache.block_size, self._cache.get, self._written, time.time_ns())
-        misses = _Misses(self._cache, transaction)
+        cache = self._cache
+        transaction = Transaction(cache.block_size, cache.get, self._written, self._room, time.time_ns())
+        misses = _Misses(cache, transaction)
         while True:
             while ino in self._held:
                 await self._held[ino].wait()
-            transaction.restart(self._room())
+            transaction.restart()
             try:
                 result = operation(transaction, *args, **kwargs)
             except BlocksMissing as error:

@@ -465,6 +465,22 @@ async def test_names_come_and_go_in_a_large_directory_as_in_a_dictionary(image: 
     assert_clean(await merged(volume), tmp_path)
 
 
+async def test_renaming_makes_a_directory_longer_and_leaves_it_usable(image: bytes, tmp_path: Path) -> None:
+    """Found once: the new block was entered into the name index twice, before the commit and after it."""
+    volume, _ = await open_volume(image)
+    many = await find(volume, b"many")
+    size = many.size
+    for number in range(400):
+        old = b"a-name-of-some-length-%04d" % number
+        await volume.rename(many.ino, old, many.ino, b"%0200d" % number, 0, ROOT)
+        await volume.create(many.ino, b"%0100d" % number, stat.S_IFREG | 0o644, ROOT)
+    assert (await volume.inode(many.ino)).size > 2 * size
+    for number in range(400):
+        assert await volume.lookup(many.ino, b"%0200d" % number)
+        assert not await volume.lookup(many.ino, b"a-name-of-some-length-%04d" % number)
+    assert_clean(await merged(volume), tmp_path)
+
+
 async def test_reserved_blocks_are_for_root_alone(image: bytes) -> None:
     volume, _ = await open_volume(image)
     user = Caller(1000, 1000)

@@ -60,6 +60,12 @@ class Blocks:
         """Blocks that cannot be had, and why. An operation meets the error when it looks at the block, not before."""
         self._cached = cached
         self._written = written
+        self._seen: dict[int, bytes | None] = {}
+        """Written blocks as this run has seen them: nothing else happens while it runs."""
+
+    def restart(self) -> None:
+        """A new run begins."""
+        self._seen.clear()
 
     def find(self, number: int) -> bytes | None:
         """The block, or None if it is not in memory.
@@ -67,7 +73,10 @@ class Blocks:
         Raises:
             MystfuseError: the block cannot be had.
         """
-        block = self._written(number)
+        if number in self._seen:
+            block = self._seen[number]
+        else:
+            block = self._seen[number] = self._written(number)
         if block is None:
             block = self.pinned.get(number)
         if block is None:
@@ -126,6 +135,7 @@ class Transaction(Blocks):
         block_size: int,
         cached: Callable[[int], bytes | None],
         written: WrittenBlocks,
+        room: Callable[[], int],
         now_ns: int,
     ) -> None:
         super().__init__(cached, written.get)
@@ -141,14 +151,16 @@ class Transaction(Blocks):
         self.budget = 0
         """Blocks that file data may still take up in the overlay; the operation counts it down."""
         self._block_size = block_size
+        self._room = room
 
-    def restart(self, budget: int) -> None:
-        """Forget the changes of a run that did not come to its end."""
+    def restart(self) -> None:
+        """A new run begins: forget the changes of one that did not come to its end."""
+        super().restart()
         self.changed.clear()
         self.freed.clear()
         self.on_commit.clear()
         self.gives_back = False
-        self.budget = budget
+        self.budget = self._room()
 
     def find(self, number: int) -> bytes | None:
         block = self.changed.get(number)

@@ -79,15 +79,17 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
                 log.warning("directory inode %d, byte %d: skipped impossible name %r", inode.ino, base + offset, name)
 
 
-def rec_lengths(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> Iterator[tuple[int, int]]:
-    """The entries of a directory's block, free ones included: (byte offset in the block, rec_len).
+def rec_lengths(
+    superblock: Superblock, inode: Inode, block: bytes, logical: int, offset: int = 0
+) -> Iterator[tuple[int, int]]:
+    """The entries of a directory's block, free ones included, from the one at ``offset`` on: (byte offset in the block,
+    rec_len).
 
     Raises:
         CorruptFilesystem: a length cannot be. Everything in front of it has been given by then.
     """
     block_size = superblock.block_size
     base = logical * block_size
-    offset = 0
     unpack = _REC_LEN.unpack_from
     while offset < block_size:
         if offset + _MIN_REC_LEN > block_size:
@@ -101,18 +103,40 @@ def rec_lengths(superblock: Superblock, inode: Inode, block: bytes, logical: int
         offset += rec_len
 
 
-def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: int, name: bytes) -> int:
-    """The inode number behind ``name`` in one block of a directory, or 0.
+class Found(NamedTuple):
+    """A name in a block of a directory."""
+
+    ino: int
+    offset: int
+    """Of its entry, in the block."""
+    previous: int
+    """Of the entry in front of it; -1 for the first of a block."""
+
+
+def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: int, name: bytes) -> Found | None:
+    """Where ``name`` is in one block of a directory; None if it is not there.
 
     Raises:
-        CorruptFilesystem: as ``parse_block``, when the block may hold the name.
+        CorruptFilesystem: as ``rec_lengths``, when the block may hold the name.
     """
-    if name not in block:
-        return 0
-    for entry in parse_block(superblock, inode, block, logical):
-        if entry.name == name:
-            return entry.ino
-    return 0
+    position = block.find(name)
+    previous = -1
+    if position < 0:
+        return None
+    for offset, rec_len in rec_lengths(superblock, inode, block, logical):
+        # An entry need not be looked at but where these bytes are.
+        while position < offset + EXT2_DIR_ENTRY_HEADER:
+            position = block.find(name, position + 1)
+            if position < 0:
+                return None
+        if position == offset + EXT2_DIR_ENTRY_HEADER:
+            ino, _, name_len, file_type = _HEADER.unpack_from(block, offset)
+            if not superblock.has_filetype:
+                name_len |= file_type << 8
+            if ino and name_len == len(name) <= rec_len - EXT2_DIR_ENTRY_HEADER:
+                return Found(ino, offset, previous)
+        previous = offset
+    return None
 
 
 def list_entries(

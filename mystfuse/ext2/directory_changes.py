@@ -13,7 +13,6 @@ from dataclasses import replace
 from errno import ENOSPC
 from typing import NamedTuple
 
-from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import Allocator, Caller
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.block_map_changes import map_for_writing
@@ -23,6 +22,7 @@ from mystfuse.ext2.directory import (
     MAX_DIRECTORY_SIZE,
     block_count,
     directory_block,
+    find_in_block,
     parse_block,
     rec_lengths,
 )
@@ -58,7 +58,7 @@ class Place(NamedTuple):
 def find_place(
     superblock: Superblock, indexes: NameIndexes, transaction: Transaction, directory: Inode, name: bytes
 ) -> Place | None:
-    """Where ``name`` is in ``directory``; None if it is not there.
+    """Where ``name`` is in ``directory``, which the transaction has not changed yet; None if it is not there.
 
     Raises:
         BlocksMissing, MystfuseError: as ``NameIndexes.find``.
@@ -66,15 +66,23 @@ def find_place(
     found = indexes.find(superblock, transaction, directory, name)
     if found is None:
         return None
-    ino, logical = found
+    (ino, offset, previous), logical = found
     (number,) = map_blocks(superblock, transaction, directory, logical, 1)
-    block = directory_block(directory, transaction, logical, number)
-    previous = -1
-    for offset, _, entry_ino, entry_name in _raw_entries(superblock, directory, block, logical):
-        if entry_ino == ino and entry_name == name:
-            return Place(ino, logical, number, offset, previous)
-        previous = offset
-    raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} was there, and is not")
+    return Place(ino, logical, number, offset, previous)
+
+
+def find_place_again(
+    superblock: Superblock, transaction: Transaction, directory: Inode, name: bytes, place: Place
+) -> Place:
+    """Where a name is that was at ``place`` before the transaction changed the directory: in the same block still.
+
+    The name indexes know committed directories alone, and must not be asked about one that has been changed.
+    """
+    block = directory_block(directory, transaction, place.logical, place.number)
+    found = find_in_block(superblock, directory, block, place.logical, name)
+    if found is None:
+        raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} was there, and is not")
+    return Place(found.ino, place.logical, place.number, found.offset, found.previous)
 
 
 def new_directory_block(superblock: Superblock, block: bytearray, ino: int, parent: int) -> None:
@@ -107,7 +115,11 @@ def insert_entry(
     for logical in indexes.blocks_with_room(superblock, transaction, directory, needed):
         (number,) = map_blocks(superblock, transaction, directory, logical, 1)
         block = directory_block(directory, transaction, logical, number)
-        room = _find_room(superblock, directory, block, logical, needed)
+        latest = indexes.latest(directory.ino, logical)
+        room = _find_room(superblock, directory, block, logical, needed, latest)
+        if room is None and latest:
+            latest = 0
+            room = _find_room(superblock, directory, block, logical, needed)
         if room is None:
             # The index only knows an upper bound; this is the truth.
             indexes.set_room(directory.ino, logical, _most_room(superblock, directory, block, logical))
@@ -118,8 +130,9 @@ def insert_entry(
             _set_rec_len(superblock, changed, offset, used)
         _put_entry(changed, offset + used, ino, rec_len - used, name, file_type)
         allocator.check_writable(transaction, [number])
-        left = _most_room(superblock, directory, bytes(changed), logical)
-        indexes.note_insertion(transaction, directory.ino, logical, name, left)
+        # Names that are added one behind the other need not be looked through each time.
+        left = None if latest else _most_room(superblock, directory, bytes(changed), logical)
+        indexes.note_insertion(transaction, directory.ino, logical, offset + used, name, left)
         return replace(directory, i_flags=directory.i_flags & ~EXT2_INDEX_FL)
     if directory.size + superblock.block_size > MAX_DIRECTORY_SIZE:
         raise OSError(ENOSPC, f"directory inode {directory.ino} is full")
@@ -128,7 +141,8 @@ def insert_entry(
     if not pointers:
         raise OSError(ENOSPC, "no free block")
     _put_entry(transaction.create(pointers[0]), 0, ino, superblock.block_size, name, file_type)
-    indexes.note_insertion(transaction, directory.ino, count, name, superblock.block_size - needed, True)
+    left = superblock.block_size - needed
+    indexes.note_insertion(transaction, directory.ino, count, 0, name, left, is_new_block=True)
     return replace(grown, size=grown.size + superblock.block_size, i_flags=grown.i_flags & ~EXT2_INDEX_FL)
 
 
@@ -137,16 +151,16 @@ def remove_entry(
 ) -> None:
     """Take an entry out: its room goes to the one in front of it, or, at the front of a block, it becomes free."""
     block = transaction.change(place.number)
+    _, rec_len, _, _ = _HEADER.unpack_from(block, place.offset)
+    joined = _decode_rec_len(superblock, rec_len)
     if place.previous < 0:
         struct.pack_into("<I", block, place.offset, 0)
     else:
-        _, rec_len, _, _ = _HEADER.unpack_from(block, place.offset)
-        joined = place.offset - place.previous + _decode_rec_len(superblock, rec_len)
+        joined += place.offset - place.previous
         _set_rec_len(superblock, block, place.previous, joined)
         # No stale names for whoever reads the raw block.
         block[place.offset : place.offset + _HEADER.size] = bytes(_HEADER.size)
-    left = _most_room(superblock, directory, bytes(block), place.logical)
-    indexes.note_removal(transaction, directory.ino, place.logical, name, left)
+    indexes.note_removal(transaction, directory.ino, place.logical, name, joined)
 
 
 def point_entry(superblock: Superblock, transaction: Transaction, place: Place, ino: int, mode: int) -> None:
@@ -179,34 +193,29 @@ def is_empty(superblock: Superblock, transaction: Transaction, directory: Inode)
 
 
 def _raw_entries(
-    superblock: Superblock, directory: Inode, block: bytes, logical: int
-) -> Iterator[tuple[int, int, int, bytes]]:
-    """Every entry of a block, free ones and dots included: (offset, rec_len, inode number, name)."""
+    superblock: Superblock, directory: Inode, block: bytes, logical: int, start: int = 0
+) -> Iterator[tuple[int, int, int]]:
+    """Every entry of a block, free ones and dots included: (offset, rec_len, bytes of it in use)."""
     has_filetype = superblock.has_filetype
-    for offset, rec_len in rec_lengths(superblock, directory, block, logical):
+    for offset, rec_len in rec_lengths(superblock, directory, block, logical, start):
         ino, _, name_len, file_type = _HEADER.unpack_from(block, offset)
         if not has_filetype:
             name_len |= file_type << 8
-        start = offset + EXT2_DIR_ENTRY_HEADER
-        yield offset, rec_len, ino, block[start : start + name_len]
+        yield offset, rec_len, EXT2_DIR_ENTRY_HEADER + name_len + 3 & ~3 if ino else 0
 
 
 def _find_room(
-    superblock: Superblock, directory: Inode, block: bytes, logical: int, needed: int
+    superblock: Superblock, directory: Inode, block: bytes, logical: int, needed: int, start: int = 0
 ) -> tuple[int, int, int] | None:
-    """The first entry with room behind it: (offset, bytes it uses itself, its rec_len)."""
-    for offset, rec_len, ino, name in _raw_entries(superblock, directory, block, logical):
-        used = _entry_length(name) if ino else 0
+    """The first entry from ``start`` on with room behind it: (offset, bytes it uses itself, its rec_len)."""
+    for offset, rec_len, used in _raw_entries(superblock, directory, block, logical, start):
         if rec_len - used >= needed:
             return offset, used, rec_len
     return None
 
 
 def _most_room(superblock: Superblock, directory: Inode, block: bytes, logical: int) -> int:
-    return max(
-        rec_len - (_entry_length(name) if ino else 0)
-        for _, rec_len, ino, name in _raw_entries(superblock, directory, block, logical)
-    )
+    return max(rec_len - used for _, rec_len, used in _raw_entries(superblock, directory, block, logical))
 
 
 def _entry_length(name: bytes) -> int:

@@ -133,7 +133,7 @@ class FileSystem:
         found = self.name_indexes.find(self.superblock, blocks, directory, name)
         if not found:
             return None
-        ino, _ = found
+        ino = found[0].ino
         if ino == EXT2_ROOT_INO:
             raise CorruptFilesystem(f"directory inode {parent}: an entry refers to the root directory")
         return self.inode(blocks, ino)

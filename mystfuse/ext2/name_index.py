@@ -14,11 +14,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from errno import ENOSPC
 from functools import cache, partial
+from itertools import islice
 
 from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
-from mystfuse.ext2.directory import block_count, directory_block, find_in_block, parse_block
+from mystfuse.ext2.directory import Found, block_count, directory_block, find_in_block, parse_block
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
@@ -34,8 +35,10 @@ _RECENT = 4096
 _UNKNOWN_ROOM = 255
 _MOST_ROOM = 254
 """In units of 4 bytes; an entry needs 67 at most, so more need not be told apart."""
+_MAX_LATEST = 1024
 _PROBED_BLOCKS = 8
-"""Blocks of unknown room that one insertion looks into before the directory is made longer."""
+"""Blocks that one insertion looks into, whose room is known only as an upper bound or not at all, before the directory
+is made longer."""
 
 
 class NameIndex:
@@ -102,12 +105,17 @@ class NameIndex:
         """The longest entry that fits block ``logical`` has ``length`` bytes, or fewer."""
         self._room[logical] = min(length // 4, _MOST_ROOM)
 
+    def raise_room(self, logical: int, length: int) -> None:
+        """Block ``logical`` may now have room for an entry of ``length`` bytes."""
+        if self._room[logical] != _UNKNOWN_ROOM:
+            self._room[logical] = max(self._room[logical], min(length // 4, _MOST_ROOM))
+
     def blocks_with_room(self, length: int) -> list[int]:
         """Blocks to try for an entry of ``length`` bytes; if none has room, the directory needs another block."""
-        known = _room_pattern(length // 4).search(self._room)
-        if known:
-            return [known.start()]
-        blocks: list[int] = []
+        matches = _room_pattern(length // 4).finditer(self._room)
+        blocks = [match.start() for match in islice(matches, _PROBED_BLOCKS)]
+        if blocks:
+            return blocks
         end = len(self._room)
         while len(blocks) < _PROBED_BLOCKS and (end := self._room.rfind(_UNKNOWN_ROOM, 0, end)) >= 0:
             blocks.append(end)
@@ -157,9 +165,11 @@ class NameIndexes:
     def __init__(self) -> None:
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
         self._weight = 0
+        self._latest: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        """Where the latest entry of a directory was put: block and offset. The next one fits behind it, most often."""
 
-    def find(self, superblock: Superblock, blocks: Blocks, inode: Inode, name: bytes) -> tuple[int, int] | None:
-        """Where ``name`` in directory ``inode`` is: (the inode number behind it, the directory's block), or None.
+    def find(self, superblock: Superblock, blocks: Blocks, inode: Inode, name: bytes) -> tuple[Found, int] | None:
+        """Where ``name`` in directory ``inode`` is: (its place in a block, the number of the block in the directory).
 
         A damaged block does not matter to names in other blocks.
 
@@ -170,13 +180,14 @@ class NameIndexes:
         count = block_count(superblock, inode)
         if count == 1:
             number = map_blocks(superblock, blocks, inode, 0, 1)[0]
-            ino = find_in_block(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
-            return (ino, 0) if ino else None
+            found = find_in_block(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
+            return (found, 0) if found else None
         index = self._complete_index(superblock, blocks, inode, count)
         for logical in index.candidates(name):
             number = map_blocks(superblock, blocks, inode, logical, 1)[0]
-            if ino := find_in_block(superblock, inode, directory_block(inode, blocks, logical, number), logical, name):
-                return ino, logical
+            block = directory_block(inode, blocks, logical, number)
+            if found := find_in_block(superblock, inode, block, logical, name):
+                return found, logical
         if index.damage is not None:
             if isinstance(index.damage, ImageReadError):
                 # Storage may answer next time.
@@ -207,22 +218,40 @@ class NameIndexes:
         if index is not None and logical < index.indexed:
             index.set_room(logical, length)
 
+    def latest(self, ino: int, logical: int) -> int:
+        """The offset of an entry in block ``logical`` of a directory to look for room from; 0 if none is known."""
+        block, offset = self._latest.get(ino, (-1, 0))
+        return offset if block == logical else 0
+
     def note_insertion(
-        self, transaction: Transaction, ino: int, logical: int, name: bytes, room: int, is_new_block: bool = False
+        self,
+        transaction: Transaction,
+        ino: int,
+        logical: int,
+        offset: int,
+        name: bytes,
+        room: int | None,
+        is_new_block: bool = False,
     ) -> None:
-        """When the transaction is committed, ``name`` is in block ``logical``, which has ``room`` bytes left."""
-        transaction.on_commit.append(partial(self._insert, ino, logical, name, room, is_new_block))
+        """When the transaction is committed, there is an entry for ``name`` at ``offset`` of block ``logical``, which
+        has ``room`` bytes left, or (None) no more than before."""
+        transaction.on_commit.append(partial(self._insert, ino, logical, offset, name, room, is_new_block))
 
     def note_removal(self, transaction: Transaction, ino: int, logical: int, name: bytes, room: int) -> None:
-        """When the transaction is committed, ``name`` is gone from block ``logical``, which has ``room`` bytes left."""
+        """When the transaction is committed, ``name`` is gone from block ``logical``, leaving up to ``room`` bytes."""
         transaction.on_commit.append(partial(self._remove, ino, logical, name, room))
 
     def forget(self, ino: int) -> None:
         """The inode is no directory any more."""
+        self._latest.pop(ino, None)
         if ino in self._indexes:
             self._drop(ino)
 
-    def _insert(self, ino: int, logical: int, name: bytes, room: int, is_new_block: bool) -> None:
+    def _insert(self, ino: int, logical: int, offset: int, name: bytes, room: int | None, is_new_block: bool) -> None:
+        self._latest[ino] = logical, offset
+        self._latest.move_to_end(ino)
+        if len(self._latest) > _MAX_LATEST:
+            self._latest.popitem(last=False)
         index = self._indexes.get(ino)
         if index is None or logical >= index.indexed + is_new_block:
             # Still being built: it will come to this block.
@@ -232,16 +261,18 @@ class NameIndexes:
             index.add_block(logical, [name])
         else:
             index.add_name(name, logical)
-        index.set_room(logical, room)
+        if room is not None:
+            index.set_room(logical, room)
         self._weight += len(index) - before
 
     def _remove(self, ino: int, logical: int, name: bytes, room: int) -> None:
+        self._latest.pop(ino, None)
         index = self._indexes.get(ino)
         if index is None or logical >= index.indexed:
             return
         before = len(index)
         index.remove_name(name, logical)
-        index.set_room(logical, room)
+        index.raise_room(logical, room)
         self._weight += len(index) - before
         if index.is_mostly_stale:
             self._drop(ino)

@@ -44,6 +44,7 @@ from mystfuse.ext2.directory import read_parent
 from mystfuse.ext2.directory_changes import (
     Place,
     find_place,
+    find_place_again,
     insert_entry,
     is_empty,
     new_directory_block,
@@ -292,7 +293,7 @@ def rename(
     if old_parent == new_parent:
         old_directory = new_directory
     # The new entry may have been put between the old one and the one in front of it.
-    old_place = _existing(filesystem, transaction, old_directory, old_name)
+    old_place = find_place_again(superblock, transaction, old_directory, old_name, old_place)
     remove_entry(superblock, filesystem.name_indexes, transaction, old_directory, old_name, old_place)
     write_inode(superblock, transaction, replace(inode, ctime_ns=transaction.now_ns))
     if moves:
