@@ -13,6 +13,7 @@ from dataclasses import replace
 from errno import ENOSPC
 from typing import NamedTuple
 
+from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import Allocator, Caller
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.block_map_changes import map_for_writing
