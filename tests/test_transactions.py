@@ -401,7 +401,7 @@ async def test_a_snapshot_is_as_of_its_opening(image: bytes, tmp_path: Path) -> 
 
 
 async def test_free_blocks_read_as_zeros_in_the_merged_image(image: bytes) -> None:
-    volume, device = await open_volume(image)
+    volume, _ = await open_volume(image)
     superblock = volume.superblock
     data = bytearray(image)
     # The last blocks of the last group are free: garbage there must not show.

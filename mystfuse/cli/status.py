@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
@@ -57,7 +56,7 @@ def _with_timeout(path: Path, action: Callable[[], str]) -> str:
     def read() -> None:
         try:
             if path.stat().st_ino < CONTROL_INO:
-                raise FileNotFoundError(errno.ENOENT, "it was mounted with nocontrol")
+                raise FileNotFoundError
             result.append(action())
         except OSError as error:
             result.append(error)
@@ -68,6 +67,8 @@ def _with_timeout(path: Path, action: Callable[[], str]) -> str:
     thread.join(TIMEOUT)
     if not result:
         raise MountError(f"{path}: no answer within {TIMEOUT:g} s")
+    if isinstance(result[0], FileNotFoundError):
+        raise MountError(f"{path}: is not there: it was mounted with nocontrol")
     if isinstance(result[0], OSError):
         raise MountError(
             f"{path}: {result[0].strerror} (is the daemon alive? mystfuse umount clears a dead mount away)"
