@@ -91,6 +91,8 @@ def map_for_writing(
         if transaction.budget < 0:
             break
     i_blocks = inode.i_blocks + sectors * (superblock.block_size // 512)
+    if i_blocks >> 32:
+        raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
     return Mapped(replace(inode, i_block=_ROOTS.pack(*roots), i_blocks=i_blocks), pointers, frozenset(new))
 
 

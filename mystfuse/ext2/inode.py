@@ -37,6 +37,7 @@ _BODY = struct.Struct("<60sIII")  # i_block i_generation i_file_acl i_size_high
 _BODY_OFFSET = 40
 _HIGH_IDS = struct.Struct("<HH")  # l_i_uid_high l_i_gid_high
 _HIGH_IDS_OFFSET = 120
+_LINKS_COUNT_OFFSET = 26
 _EXTRA_ISIZE_OFFSET = 128
 _EXTRA_TIMES = struct.Struct("<III")  # i_ctime_extra i_mtime_extra i_atime_extra
 _EXTRA_TIMES_OFFSET = 132  # behind i_extra_isize u16 and i_checksum_hi u16
@@ -294,11 +295,14 @@ def write_new_inode(superblock: Superblock, transaction: Transaction, inode: Ino
     """Write an inode whose number was free so far; nothing of what was there before is left.
 
     Raises:
-        BlocksMissing, CorruptFilesystem: as ``locate_inode``.
+        BlocksMissing: the inode's block is not in memory.
+        CorruptFilesystem: as ``locate_inode``; or the inode is in use, whatever the bitmap says.
     """
     number, offset = locate_inode(superblock, transaction, inode.ino)
     block = transaction.change(number)
     size = superblock.s_inode_size
+    if block[offset + _LINKS_COUNT_OFFSET] or block[offset + _LINKS_COUNT_OFFSET + 1]:
+        raise CorruptFilesystem(f"inode {inode.ino} is in use, but the inode bitmap says that it is free")
     block[offset : offset + size] = bytes(size)
     if size > EXT2_GOOD_OLD_INODE_SIZE:
         struct.pack_into("<H", block, offset + _EXTRA_ISIZE_OFFSET, inode.i_extra_isize)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from errno import ENODATA, ENOSPC, EOPNOTSUPP, ERANGE
 
+from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import Allocator, Caller
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_XATTR_MAGIC
@@ -143,7 +144,10 @@ def _store_block(
     goal = group_first_block(superblock, (inode.ino - 1) // superblock.s_inodes_per_group)
     number = allocator.take_block(transaction, caller, goal)
     transaction.put(number, packed)
-    return replace(inode, i_file_acl=number, i_blocks=inode.i_blocks + superblock.block_size // 512)
+    i_blocks = inode.i_blocks + superblock.block_size // 512
+    if i_blocks >> 32:
+        raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
+    return replace(inode, i_file_acl=number, i_blocks=i_blocks)
 
 
 def _pack_body(inode: Inode, attributes: list[Attribute]) -> bytes | None:
