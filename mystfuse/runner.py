@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 import trio
 
 from mystfuse.devices.cache import BlockCache
+from mystfuse.devices.overlay import OverlayFull
 from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 
@@ -107,16 +108,24 @@ class Runner:
         cache = self._cache
         transaction = Transaction(cache.block_size, cache.get, self._written, self._room, time.time_ns())
         misses = _Misses(cache, transaction)
+        budget: int | None = None
         while True:
             while ino in self._held:
                 await self._held[ino].wait()
-            transaction.restart()
+            transaction.restart(budget)
             try:
                 result = operation(transaction, *args, **kwargs)
             except BlocksMissing as error:
                 missing = error
             else:
-                self._written.commit(transaction.changed, transaction.freed, transaction.gives_back)
+                try:
+                    self._written.commit(transaction.changed, transaction.freed, transaction.gives_back)
+                except OverlayFull as error:
+                    # What the metadata takes up is known only now.
+                    budget = transaction.spent - error.missing
+                    if not transaction.is_divisible or budget <= 0:
+                        raise
+                    continue
                 if transaction.changed or transaction.freed:
                     self.commits += 1
                 for action in transaction.on_commit:

@@ -59,7 +59,9 @@ class Volume:
         self._runner = Runner(self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room)
         self._moving = trio.Lock()
         self._released = trio.Event()
+        self._being_released: set[int] = set()
         self._deferred: set[int] = set()
+        """Orphans that nobody uses, and that could not be released."""
 
     @classmethod
     async def open(cls, device: Device, overlay_limit: int | None = None) -> Volume:
@@ -147,7 +149,8 @@ class Volume:
                 return data
         async with self._runner.hold(ino):
             data = await self._try_read(ino, offset, length)
-        assert data is not None
+        if data is None:
+            raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
         return data
 
     async def create(
@@ -214,22 +217,28 @@ class Volume:
 
         What cannot be freed now, for want of a block of the image or of room in the overlay, is tried again later.
         """
-        for orphan in (ino, *self._deferred):
-            self._deferred.add(orphan)
-            try:
-                while not await self._runner.change_contents(
-                    orphan, partial(contents.release, self._filesystem), orphan
-                ):
-                    await trio.lowlevel.checkpoint()
-            except CorruptFilesystem as error:
-                log.warning("removed inode %d cannot be freed: %s", orphan, error)
-                self._deferred.discard(orphan)
-            except (MystfuseError, OSError) as error:
-                log.warning("removed inode %d cannot be freed yet: %s", orphan, error)
-            else:
-                self._deferred.discard(orphan)
-        self._released.set()
-        self._released = trio.Event()
+        await self._release(ino)
+        for orphan in list(self._deferred):
+            if orphan in self._deferred:
+                self._deferred.remove(orphan)
+                await self._release(orphan)
+
+    async def _release(self, ino: int) -> None:
+        if ino in self._being_released:
+            return
+        self._being_released.add(ino)
+        try:
+            while not await self._runner.change_contents(ino, partial(contents.release, self._filesystem), ino):
+                await trio.lowlevel.checkpoint()
+        except CorruptFilesystem as error:
+            log.warning("removed inode %d cannot be freed: %s", ino, error)
+        except (MystfuseError, OSError) as error:
+            log.warning("removed inode %d cannot be freed yet: %s", ino, error)
+            self._deferred.add(ino)
+        finally:
+            self._being_released.remove(ino)
+            self._released.set()
+            self._released = trio.Event()
 
     async def open_image(self) -> MergedImage:
         """The whole file system as it is now, to be read as one file; see ``MergedImage``."""

@@ -168,10 +168,9 @@ async def test_no_inode_in_use_is_given_away(image: Editor) -> None:
     image.put("<H", 2048 + 14, image.get("<H", 2048 + 14) + 1)
     volume = await open_volume(image)
     assert (await volume.inode(ino)).size == 1200
-    with pytest.raises((CorruptFilesystem, OSError)):
-        for number in range(200):
-            made = await volume.create(ROOT, b"n%d" % number, stat.S_IFREG | 0o644, ADMIN)
-            assert made.ino != ino
+    for number in range(200):
+        made = await volume.create(ROOT, b"n%d" % number, stat.S_IFREG | 0o644, ADMIN)
+        assert made.ino != ino
     assert (await volume.inode(ino)).size == 1200
 
 

@@ -19,6 +19,14 @@ _RESERVE = 16
 Content = bytes | bytearray | memoryview
 
 
+class OverlayFull(OSError):
+    """The limit would be exceeded, by ``missing`` blocks."""
+
+    def __init__(self, message: str, missing: int) -> None:
+        super().__init__(ENOSPC, message)
+        self.missing = missing
+
+
 class Overlay:
     """Written blocks by number. What it holds never exceeds ``limit`` bytes, tables included.
 
@@ -70,13 +78,15 @@ class Overlay:
             use_reserve: whether the last part of the limit may be used.
 
         Raises:
-            OSError: ENOSPC, the limit would be exceeded, or the system has no memory left.
+            OverlayFull: the limit would be exceeded.
+            OSError: ENOSPC, the system has no memory left.
         """
         new = sum(not self.holds(number) for number in changed)
         dropped = sum(self.holds(number) for number in freed)
         most = self._most if use_reserve else self._most - self._reserve
-        if new > 0 and self._arenas.used + new - dropped > most:
-            raise OSError(ENOSPC, f"the overlay is full ({self.used} of {self.limit} bytes)")
+        missing = self._arenas.used + new - dropped - most
+        if new and missing > 0:
+            raise OverlayFull(f"the overlay is full ({self.used} of {self.limit} bytes)", missing)
         stored: dict[int, int] = {}
         try:
             for number, content in changed.items():
@@ -144,8 +154,9 @@ class Overlay:
         return self._slots.get(number)
 
     def _check_room(self, new: int) -> None:
-        if self._arenas.used + new > self._most - self._reserve:
-            raise OSError(ENOSPC, f"the overlay is full ({self.used} of {self.limit} bytes)")
+        missing = self._arenas.used + new - (self._most - self._reserve)
+        if new and missing > 0:
+            raise OverlayFull(f"the overlay is full ({self.used} of {self.limit} bytes)", missing)
 
 
 class Snapshot:

@@ -11,13 +11,16 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
+from itertools import islice
+from operator import attrgetter
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, ImageReadError, IntegrityError
 from mystfuse.ext2.bitmap import Bitmap
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT2_TOPDIR_FL
 from mystfuse.ext2.group import (
     GroupCounts,
+    GroupDescriptor,
     change_group_counts,
     descriptor_block,
     group_first_block,
@@ -26,13 +29,15 @@ from mystfuse.ext2.group import (
     read_all_counts,
     read_group_descriptor,
 )
-from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.inode import Inode, is_inode_in_use
 from mystfuse.ext2.superblock import Superblock, change_free_counts, read_free_counts
 
 log = logging.getLogger(__name__)
 
 _NEAR_GROUPS = 8
 """Groups whose bitmaps are looked at before the whole descriptor table is."""
+_MAX_GROUPS_SEARCHED = 4096
+"""Groups to look for room in one by one, when those that should have it have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class Allocator:
         self._superblock = superblock
         self._sound: set[int] = set()
         self._broken: set[int] = set()
+        self._misleading: set[int] = set()
+        """Groups whose inode bitmap has been found wrong."""
 
     def available_blocks(self, transaction: Transaction, caller: Caller) -> int:
         """How many blocks ``caller`` may take."""
@@ -125,18 +132,29 @@ class Allocator:
                     found += counts[group].free_blocks
                     if found >= count:
                         break
-        bitmaps = [read_group_descriptor(superblock, transaction, group).bg_block_bitmap for group in chosen]
-        transaction.want(number for number in bitmaps if superblock.is_data_block(number))
+        transaction.want(read_group_descriptor(superblock, transaction, group).bg_block_bitmap for group in chosen)
         yield from chosen
-        # Reached only if a group had less than its count says.
+        # Reached only if a group had less than its count says, or cannot be used.
         if count:
-            yield from (group for group in range(groups) if group not in chosen and group not in self._broken)
+            rest = (group for group in range(groups) if group not in chosen and group not in self._broken)
+            yield from self._in_steps(transaction, rest, attrgetter("bg_block_bitmap"))
+
+    def _in_steps(
+        self, transaction: Transaction, groups: Iterable[int], bitmap: Callable[[GroupDescriptor], int]
+    ) -> Iterator[int]:
+        """The groups, their bitmaps fetched in ever larger steps, so that many groups are few misses."""
+        remaining, step = islice(groups, _MAX_GROUPS_SEARCHED), 1
+        while chunk := list(islice(remaining, step)):
+            transaction.want(descriptor_block(self._superblock, group) for group in chunk)
+            transaction.want(bitmap(read_group_descriptor(self._superblock, transaction, group)) for group in chunk)
+            yield from chunk
+            step *= 4
 
     def _take_in_group(self, transaction: Transaction, group: int, start: int, count: int) -> list[int]:
         superblock = self._superblock
         descriptor = read_group_descriptor(superblock, transaction, group)
         count = min(count, descriptor.bg_free_blocks_count)
-        if not count or not self._is_sound(transaction, group):
+        if not count or not self._is_usable(transaction, group):
             return []
         first_block = group_first_block(superblock, group)
         bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
@@ -194,8 +212,9 @@ class Allocator:
         """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
         superblock = self._superblock
         for start, length in _runs(numbers):
-            for number in {start, start + length - 1}:
-                group = (number - superblock.s_first_data_block) // superblock.s_blocks_per_group
+            groups = ((number - superblock.s_first_data_block) for number in (start, start + length - 1))
+            low, high = (number // superblock.s_blocks_per_group for number in groups)
+            for group in range(low, high + 1):
                 descriptor = read_group_descriptor(superblock, transaction, group)
                 first = group_first_block(superblock, group)
                 if _overlap([(start - first, length)], metadata_runs(superblock, group, descriptor)):
@@ -208,23 +227,40 @@ class Allocator:
         _, free_inodes = read_free_counts(superblock, transaction)
         if not free_inodes:
             raise OSError(ENOSPC, "no free inode")
-        for group in self._groups_for_inode(transaction, directory, is_directory):
-            if group in self._broken:
-                continue
-            descriptor = read_group_descriptor(superblock, transaction, group)
-            if not descriptor.bg_free_inodes_count or not self._is_sound(transaction, group):
-                continue
-            bitmap = Bitmap(transaction.block(descriptor.bg_inode_bitmap), superblock.s_inodes_per_group)
-            reserved = superblock.s_first_ino - 1 if group == 0 else 0
-            index, length = bitmap.find_free_run(reserved, 1)
-            if not length:
-                continue
-            bitmap.set(index, 1)
-            transaction.put(descriptor.bg_inode_bitmap, bitmap.pack())
-            change_group_counts(superblock, transaction, group, inodes=-1, directories=int(is_directory))
-            change_free_counts(superblock, transaction, 0, -1)
-            return group * superblock.s_inodes_per_group + index + 1
+        # Each group once, in the order of the first mention.
+        groups = dict.fromkeys(self._groups_for_inode(transaction, directory, is_directory))
+        for group in self._in_steps(transaction, groups, attrgetter("bg_inode_bitmap")):
+            index = self._find_free_inode(transaction, group)
+            if index is not None:
+                number = read_group_descriptor(superblock, transaction, group).bg_inode_bitmap
+                bitmap = Bitmap(transaction.block(number), superblock.s_inodes_per_group)
+                bitmap.set(index, 1)
+                transaction.put(number, bitmap.pack())
+                change_group_counts(superblock, transaction, group, inodes=-1, directories=int(is_directory))
+                change_free_counts(superblock, transaction, 0, -1)
+                return group * superblock.s_inodes_per_group + index + 1
         raise OSError(ENOSPC, "no free inode")
+
+    def _find_free_inode(self, transaction: Transaction, group: int) -> int | None:
+        """The index of a free inode in a group; None if there is none, or the group's bitmap is of no use."""
+        superblock = self._superblock
+        descriptor = read_group_descriptor(superblock, transaction, group)
+        if not descriptor.bg_free_inodes_count or group in self._misleading:
+            return None
+        try:
+            block = transaction.block(descriptor.bg_inode_bitmap)
+        except (IntegrityError, ImageReadError):
+            # Logged where it was found; other groups have room.
+            return None
+        reserved = superblock.s_first_ino - 1 if group == 0 else 0
+        index, length = Bitmap(block, superblock.s_inodes_per_group).find_free_run(reserved, 1)
+        if not length:
+            return None
+        if is_inode_in_use(superblock, transaction, group * superblock.s_inodes_per_group + index + 1):
+            log.warning("group %d: its inode bitmap has an inode in use for free: no inode is taken there", group)
+            self._misleading.add(group)
+            return None
+        return index
 
     def free_inode(self, transaction: Transaction, inode: Inode) -> None:
         """Give an inode number back.
@@ -267,6 +303,14 @@ class Allocator:
                 step *= 2
         yield from (group % groups for group in range(parent, parent + groups) if counts[group % groups].free_inodes)
 
+    def _is_usable(self, transaction: Transaction, group: int) -> bool:
+        """Whether blocks can be taken from a group: its bitmap can be had, and is right about the group's metadata."""
+        try:
+            return self._is_sound(transaction, group)
+        except (IntegrityError, ImageReadError):
+            # Logged where it was found; other groups have room.
+            return False
+
     def _is_sound(self, transaction: Transaction, group: int) -> bool:
         """Whether a group's block bitmap covers the group's metadata, checked once."""
         if group in self._sound:
@@ -275,16 +319,13 @@ class Allocator:
             return False
         superblock = self._superblock
         descriptor = read_group_descriptor(superblock, transaction, group)
+        bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
         runs = metadata_runs(superblock, group, descriptor)
-        places = (descriptor.bg_block_bitmap, descriptor.bg_inode_bitmap)
-        if all(map(superblock.is_data_block, places)) and len(set(places)) == 2:
-            transaction.want(places)
-            bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
-            if len(runs) == 3 + superblock.group_has_superblock(group) and all(
-                bitmap.are_set(first, count) for first, count in runs
-            ):
-                self._sound.add(group)
-                return True
+        if descriptor.bg_block_bitmap != descriptor.bg_inode_bitmap and all(
+            bitmap.are_set(first, count) for first, count in runs
+        ):
+            self._sound.add(group)
+            return True
         log.warning("group %d: its bitmap contradicts its metadata: nothing will be written there", group)
         self._broken.add(group)
         return False

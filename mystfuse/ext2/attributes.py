@@ -9,7 +9,7 @@ from errno import EACCES, ENODATA, EPERM
 from mystfuse.ext2.acl import Acl, acl_to_xattr
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.blocks import Transaction
-from mystfuse.ext2.contents import mode_after_write, truncate
+from mystfuse.ext2.contents import mode_after_write, truncate, without_sgid
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode, write_inode
 from mystfuse.ext2.xattr import (
@@ -49,7 +49,7 @@ def set_attributes(
     """
     superblock = filesystem.superblock
     inode = filesystem.inode(transaction, ino)
-    if inode.is_immutable or inode.is_append_only:
+    if inode.is_immutable or (inode.is_append_only and changes != AttributeChanges()):
         raise OSError(EPERM, f"inode {ino} is immutable or append-only")
     is_reached = True
     if changes.size is not None:
@@ -60,7 +60,7 @@ def set_attributes(
             inode,
             uid=inode.uid if changes.uid is None else changes.uid,
             gid=inode.gid if changes.gid is None else changes.gid,
-            i_mode=_mode_after_chown(inode),
+            i_mode=_mode_after_chown(inode, caller),
         )
     if changes.mode is not None:
         inode = replace(inode, i_mode=stat.S_IFMT(inode.i_mode) | stat.S_IMODE(changes.mode))
@@ -135,16 +135,13 @@ def _changeable(filesystem: FileSystem, transaction: Transaction, ino: int) -> I
     return inode
 
 
-def _mode_after_chown(inode: Inode) -> int:
-    """i_mode after the owner was changed: set-user-ID is lost, and set-group-ID of a file that the group may execute
-    (chown(2); fs/attr.c, setattr_should_drop_suidgid)."""
+def _mode_after_chown(inode: Inode, caller: Caller) -> int:
+    """i_mode after the owner was changed: set-user-ID is lost, and set-group-ID of a file that the group may execute,
+    whoever does it (chown(2); fs/open.c, chown_common)."""
     mode = inode.i_mode
     if stat.S_ISDIR(mode):
         return mode
-    mode &= ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        mode &= ~stat.S_ISGID
-    return mode
+    return without_sgid(inode, mode & ~stat.S_ISUID, caller)
 
 
 def _chmod_acl(filesystem: FileSystem, transaction: Transaction, inode: Inode, caller: Caller) -> Inode:

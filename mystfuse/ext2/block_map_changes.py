@@ -51,24 +51,25 @@ def map_for_writing(
     """
     mapped = map_blocks(superblock, transaction, inode, first, count)
     allocator.check_writable(transaction, [pointer for pointer in mapped if pointer])
+    for index, pointer in enumerate(mapped):
+        if not (pointer and transaction.holds_written(pointer)) and not transaction.spend():
+            del mapped[index:]
+            break
     if all(mapped):
-        return Mapped(inode, _within_budget(transaction, mapped), frozenset())
+        return Mapped(inode, mapped, frozenset())
     roots = list(_ROOTS.unpack(inode.i_block))
     pointers: list[int] = []
     new: set[int] = set()
     sectors = 0
-    for leaf in _leaves(superblock.block_size // 4, first, count):
+    for leaf in _leaves(superblock.block_size // 4, first, len(mapped)):
         present = mapped[leaf.logical - first : leaf.logical - first + leaf.length]
-        for pointer in present:
-            if pointer and not transaction.holds_written(pointer):
-                transaction.budget -= 1
-        nodes = _path_nodes(transaction, roots, leaf)
-        missing_nodes = nodes.count(0)
         holes = present.count(0)
         if holes:
+            nodes = _path_nodes(transaction, roots, leaf)
+            allocator.check_writable(transaction, [node for node in nodes if node])
+            missing_nodes = nodes.count(0)
             near = _goal(superblock, inode, pointers, nodes, goal)
-            wanted = min(holes, transaction.budget - 2 * len(nodes) - 2)
-            taken = allocator.take_blocks(transaction, caller, near, wanted + missing_nodes) if wanted > 0 else []
+            taken = allocator.take_blocks(transaction, caller, near, holes + missing_nodes)
             if len(taken) <= missing_nodes:
                 # Not even one block of data: give back what would be indirect blocks of nothing.
                 allocator.free_blocks(transaction, taken)
@@ -77,7 +78,6 @@ def map_for_writing(
                 sectors += len(taken)
                 nodes = _link_nodes(transaction, roots, leaf, nodes, taken[:missing_nodes])
                 del taken[:missing_nodes]
-                transaction.budget -= len(taken) + missing_nodes
             new.update(taken)
             filler = iter(taken)
             present = [pointer or next(filler, 0) for pointer in present]
@@ -88,22 +88,10 @@ def map_for_writing(
             new.intersection_update(pointers)
             break
         pointers += present
-        if transaction.budget < 0:
-            break
     i_blocks = inode.i_blocks + sectors * (superblock.block_size // 512)
     if i_blocks >> 32:
         raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
     return Mapped(replace(inode, i_block=_ROOTS.pack(*roots), i_blocks=i_blocks), pointers, frozenset(new))
-
-
-def _within_budget(transaction: Transaction, pointers: list[int]) -> list[int]:
-    """As many of the pointers as may be written without taking up more than the budget."""
-    for index, pointer in enumerate(pointers):
-        if not transaction.holds_written(pointer):
-            if transaction.budget <= 0:
-                return pointers[:index]
-            transaction.budget -= 1
-    return pointers
 
 
 class _Leaf(NamedTuple):
@@ -208,7 +196,7 @@ def trim_blocks(
     """
     per_block = superblock.block_size // 4
     roots = list(_ROOTS.unpack(inode.i_block))
-    trimmer = _Trimmer(superblock, transaction, inode, most)
+    trimmer = _Trimmer(superblock, allocator, transaction, inode, most)
     end = keep
     for depth in (3, 2, 1):
         base = EXT2_NDIR_BLOCKS + sum(per_block**level for level in range(1, depth))
@@ -232,9 +220,12 @@ def trim_blocks(
 class _Trimmer:
     """Walks subtrees of a block map from their end, collecting what is to be freed."""
 
-    def __init__(self, superblock: Superblock, transaction: Transaction, inode: Inode, most: int) -> None:
+    def __init__(
+        self, superblock: Superblock, allocator: Allocator, transaction: Transaction, inode: Inode, most: int
+    ) -> None:
         self.freed: list[int] = []
         self._superblock = superblock
+        self._allocator = allocator
         self._transaction = transaction
         self._inode = inode
         self._most = most
@@ -283,4 +274,5 @@ class _Trimmer:
         return node, reached
 
     def _store(self, node: int, pointers: list[int]) -> None:
+        self._allocator.check_writable(self._transaction, [node])
         struct.pack_into(f"<{self._per_block}I", self._transaction.change(node), 0, *pointers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from mystfuse.errors import MystfuseError
+from mystfuse.errors import CorruptFilesystem, MystfuseError
 
 
 class BlocksMissing(Exception):
@@ -149,18 +149,36 @@ class Transaction(Blocks):
         self.gives_back = False
         """Whether the operation frees more than it takes: it may then use the reserve of a full overlay."""
         self.budget = 0
-        """Blocks that file data may still take up in the overlay; the operation counts it down."""
+        """Blocks of file data that may still be added to the overlay; the operation counts it down."""
+        self.spent = 0
+        """Those that it has counted."""
+        self.is_divisible = False
+        """Whether the operation can do less than it was asked for, when the budget is smaller."""
         self._block_size = block_size
         self._room = room
 
-    def restart(self) -> None:
-        """A new run begins: forget the changes of one that did not come to its end."""
+    def restart(self, budget: int | None = None) -> None:
+        """A new run begins: forget the changes of one that did not come to its end.
+
+        Args:
+            budget: of file data; all the room that the overlay has if None.
+        """
         super().restart()
         self.changed.clear()
         self.freed.clear()
         self.on_commit.clear()
         self.gives_back = False
-        self.budget = self._room()
+        self.is_divisible = False
+        self.budget = self._room() if budget is None else budget
+        self.spent = 0
+
+    def spend(self) -> bool:
+        """Count one block of file data; False if the budget is spent."""
+        if self.budget <= 0:
+            return False
+        self.budget -= 1
+        self.spent += 1
+        return True
 
     def find(self, number: int) -> bytes | None:
         block = self.changed.get(number)
@@ -173,6 +191,8 @@ class Transaction(Blocks):
             BlocksMissing, MystfuseError: as ``block``.
         """
         block = self.changed.get(number)
+        if number in self.freed:
+            raise CorruptFilesystem(f"block {number} is freed as a file's, and the file system's own")
         if not isinstance(block, bytearray):
             block = self.changed[number] = bytearray(self.block(number) if block is None else block)
         return block

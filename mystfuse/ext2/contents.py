@@ -42,6 +42,7 @@ def write(
         BlocksMissing, MystfuseError
     """
     superblock = filesystem.superblock
+    transaction.is_divisible = True
     inode = filesystem.regular_file(transaction, ino)
     length = min(len(data), superblock.max_file_size - offset)
     if length <= 0:
@@ -95,8 +96,13 @@ def mode_after_write(inode: Inode, caller: Caller) -> int:
     mode = inode.i_mode
     if caller.is_root or not stat.S_ISREG(mode):
         return mode
-    mode &= ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
+    return without_sgid(inode, mode & ~stat.S_ISUID, caller)
+
+
+def without_sgid(inode: Inode, mode: int, caller: Caller) -> int:
+    """``mode`` without set-group-ID if the group may execute the file, or ``caller`` is not in it (fs/attr.c,
+    setattr_should_drop_sgid; without execution the bit once meant mandatory locking)."""
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not (caller.is_root or caller.is_in_group(inode.gid))):
         mode &= ~stat.S_ISGID
     return mode
 

@@ -121,7 +121,7 @@ def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: i
     """
     position = block.find(name)
     previous = -1
-    if position < 0:
+    if position < 0 or not _is_possible(name):
         return None
     for offset, rec_len in rec_lengths(superblock, inode, block, logical):
         # An entry need not be looked at but where these bytes are.

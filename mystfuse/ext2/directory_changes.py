@@ -24,7 +24,6 @@ from mystfuse.ext2.directory import (
     block_count,
     directory_block,
     find_in_block,
-    parse_block,
     rec_lengths,
 )
 from mystfuse.ext2.inode import Inode
@@ -137,7 +136,7 @@ def insert_entry(
         return replace(directory, i_flags=directory.i_flags & ~EXT2_INDEX_FL)
     if directory.size + superblock.block_size > MAX_DIRECTORY_SIZE:
         raise OSError(ENOSPC, f"directory inode {directory.ino} is full")
-    transaction.budget = max(transaction.budget, 16)
+    transaction.budget = max(transaction.budget, 1)
     grown, pointers, _ = map_for_writing(superblock, allocator, transaction, directory, count, 1, caller)
     if not pointers:
         raise OSError(ENOSPC, "no free block")
@@ -176,21 +175,6 @@ def set_parent(superblock: Superblock, transaction: Transaction, directory: Inod
     """Point ``..`` elsewhere. Whoever calls has read it by ``read_parent``, which checks that it is in its place."""
     (number,) = map_blocks(superblock, transaction, directory, 0, 1)
     struct.pack_into("<I", transaction.change(number), _DOTDOT_OFFSET, parent)
-
-
-def is_empty(superblock: Superblock, transaction: Transaction, directory: Inode) -> bool:
-    """Whether a directory holds nothing but ``.`` and ``..``."""
-    count = block_count(superblock, directory)
-    numbers = map_blocks(superblock, transaction, directory, 0, count)
-    step = 256
-    for first in range(0, count, step):
-        part = numbers[first : first + step]
-        transaction.want(number for number in part if number)
-        for logical, number in enumerate(part, first):
-            block = directory_block(directory, transaction, logical, number)
-            if any(True for _ in parse_block(superblock, directory, block, logical)):
-                return False
-    return True
 
 
 def _raw_entries(

@@ -64,13 +64,20 @@ def read_group_descriptor(superblock: Superblock, blocks: Blocks, group: int) ->
 
     Raises:
         BlocksMissing: its block is not in memory.
-        CorruptFilesystem: its inode table is not inside the file system.
+        CorruptFilesystem: its bitmaps or its inode table are not inside the group.
     """
     block = blocks.block(descriptor_block(superblock, group))
     descriptor = GroupDescriptor(*_LAYOUT.unpack_from(block, group * GROUP_DESCRIPTOR_SIZE % superblock.block_size))
-    first, last = descriptor.bg_inode_table, descriptor.bg_inode_table + superblock.table_blocks - 1
-    if not (superblock.is_data_block(first) and superblock.is_data_block(last)):
-        raise CorruptFilesystem(f"group {group}: bg_inode_table {first} to {last} is outside the file system")
+    first = group_first_block(superblock, group)
+    end = first + group_size(superblock, group)
+    # Without flex_bg they are in the group itself (fs/ext4/super.c, ext4_check_descriptors).
+    for name, number, count in (
+        ("bg_block_bitmap", descriptor.bg_block_bitmap, 1),
+        ("bg_inode_bitmap", descriptor.bg_inode_bitmap, 1),
+        ("bg_inode_table", descriptor.bg_inode_table, superblock.table_blocks),
+    ):
+        if not (first <= number and number + count <= end and superblock.is_data_block(number)):
+            raise CorruptFilesystem(f"group {group}: {name} {number} is not inside the group, {first} to {end - 1}")
     return descriptor
 
 
@@ -111,9 +118,8 @@ def change_group_counts(
 
 
 def metadata_runs(superblock: Superblock, group: int, descriptor: GroupDescriptor) -> list[tuple[int, int]]:
-    """Where a group's own metadata is: (first bit in its block bitmap, count), for what lies inside the group."""
+    """Where a group's own metadata is: (first bit in its block bitmap, count)."""
     first = group_first_block(superblock, group)
-    size = group_size(superblock, group)
     runs = [
         (descriptor.bg_block_bitmap - first, 1),
         (descriptor.bg_inode_bitmap - first, 1),
@@ -121,4 +127,4 @@ def metadata_runs(superblock: Superblock, group: int, descriptor: GroupDescripto
     ]
     if superblock.group_has_superblock(group):
         runs.append((0, 1 + superblock.descriptor_blocks + superblock.s_reserved_gdt_blocks))
-    return [(start, min(count, size - start)) for start, count in runs if 0 <= start < size]
+    return runs

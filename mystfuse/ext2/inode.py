@@ -281,6 +281,17 @@ def read_inode(superblock: Superblock, blocks: Blocks, ino: int, orphans: Contai
     return inode
 
 
+def is_inode_in_use(superblock: Superblock, blocks: Blocks, ino: int) -> bool:
+    """Whether the inode table has links for an inode, whatever the bitmap says.
+
+    Raises:
+        BlocksMissing, MystfuseError: the inode's block cannot be had.
+    """
+    number, offset = locate_inode(superblock, blocks, ino)
+    block = blocks.block(number, _ahead(superblock, number))
+    return block[offset + _LINKS_COUNT_OFFSET : offset + _LINKS_COUNT_OFFSET + 2] != b"\0\0"
+
+
 def write_inode(superblock: Superblock, transaction: Transaction, inode: Inode) -> None:
     """Write an inode that was read before.
 
@@ -296,13 +307,11 @@ def write_new_inode(superblock: Superblock, transaction: Transaction, inode: Ino
 
     Raises:
         BlocksMissing: the inode's block is not in memory.
-        CorruptFilesystem: as ``locate_inode``; or the inode is in use, whatever the bitmap says.
+        CorruptFilesystem: as ``locate_inode``.
     """
     number, offset = locate_inode(superblock, transaction, inode.ino)
     block = transaction.change(number)
     size = superblock.s_inode_size
-    if block[offset + _LINKS_COUNT_OFFSET] or block[offset + _LINKS_COUNT_OFFSET + 1]:
-        raise CorruptFilesystem(f"inode {inode.ino} is in use, but the inode bitmap says that it is free")
     block[offset : offset + size] = bytes(size)
     if size > EXT2_GOOD_OLD_INODE_SIZE:
         struct.pack_into("<H", block, offset + _EXTRA_ISIZE_OFFSET, inode.i_extra_isize)

@@ -26,7 +26,7 @@ from mystfuse.ext2.superblock import Superblock
 MAX_NAMES = 4_000_000
 """Names in one directory: more are taken for a broken one."""
 MAX_INDEXED_NAMES = 4_000_000
-"""Names kept in all indexes together (8 bytes each), unless a single directory has more."""
+"""Names kept in all indexes together (8 bytes each), unless the two latest directories have more."""
 _BLOCKS_AT_ONCE = 256
 _INDEX_WEIGHT = 64
 """What an index costs besides its names, in names."""
@@ -121,6 +121,13 @@ class NameIndex:
             blocks.append(end)
         return blocks
 
+    def blocks_with_names(self) -> list[int]:
+        """The blocks that hold names, or did when the index was built."""
+        found = {key & 0xFFFFFFFF for key in self._keys}
+        for blocks in self._recent.values():
+            found.update(blocks)
+        return sorted(found)
+
     def check_blocks(self, inode: Inode, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if a directory maps a block twice: a small image could claim to hold a huge one."""
         new = {number for number in numbers if number}
@@ -194,6 +201,28 @@ class NameIndexes:
                 self._drop(inode.ino)
             raise index.damage
         return None
+
+    def is_empty(self, superblock: Superblock, blocks: Blocks, inode: Inode) -> bool:
+        """Whether directory ``inode`` holds nothing but ``.`` and ``..``.
+
+        Raises:
+            BlocksMissing: with ``progress`` while the index of a large directory is being built.
+            MystfuseError: there is damage, so nobody can tell.
+        """
+        count = block_count(superblock, inode)
+        if count == 1:
+            logicals: Iterable[int] = (0,)
+        else:
+            index = self._complete_index(superblock, blocks, inode, count)
+            if index.damage is not None:
+                raise index.damage
+            logicals = index.blocks_with_names()
+        for logical in logicals:
+            (number,) = map_blocks(superblock, blocks, inode, logical, 1)
+            block = directory_block(inode, blocks, logical, number)
+            if any(True for _ in parse_block(superblock, inode, block, logical)):
+                return False
+        return True
 
     def blocks_with_room(self, superblock: Superblock, blocks: Blocks, inode: Inode, length: int) -> list[int]:
         """Blocks of a directory to try for an entry of ``length`` bytes, in memory by then.
@@ -306,7 +335,8 @@ class NameIndexes:
                 self._drop(inode.ino)
                 raise CorruptFilesystem(f"directory inode {inode.ino} has over {MAX_NAMES} names")
         index.forget_blocks()
-        while len(self._indexes) > 1 and self._weight > MAX_INDEXED_NAMES:
+        # Those of the two directories that a rename works on stay: it would build them in turns for ever.
+        while len(self._indexes) > 2 and self._weight > MAX_INDEXED_NAMES:
             self._drop(next(iter(self._indexes)))
         return index
 

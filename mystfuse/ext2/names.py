@@ -46,7 +46,6 @@ from mystfuse.ext2.directory_changes import (
     find_place,
     find_place_again,
     insert_entry,
-    is_empty,
     new_directory_block,
     point_entry,
     remove_entry,
@@ -150,7 +149,7 @@ def create(
         caller,
     )
     _write_directory(filesystem, transaction, directory, links=int(is_directory))
-    transaction.on_commit.append(lambda: filesystem.orphans.discard(ino))
+    transaction.on_commit.append(lambda: filesystem.forget(ino))
     return inode
 
 
@@ -206,7 +205,7 @@ def remove(filesystem: FileSystem, transaction: Transaction, parent: int, name: 
     _check_removable(directory, inode)
     if is_rmdir != inode.is_directory:
         raise OSError(ENOTDIR if is_rmdir else EISDIR, f"{name!r} is {'not ' if is_rmdir else ''}a directory")
-    if is_rmdir and not is_empty(superblock, transaction, inode):
+    if is_rmdir and not filesystem.name_indexes.is_empty(superblock, transaction, inode):
         raise OSError(ENOTEMPTY, f"{name!r} is not empty")
     remove_entry(superblock, filesystem.name_indexes, transaction, directory, name, place)
     inode = _drop_link(filesystem, transaction, inode)
@@ -384,7 +383,7 @@ def _check_replaceable(
         raise OSError(ENOTDIR, "a directory cannot replace something else")
     if replaced.is_directory and not inode.is_directory:
         raise OSError(EISDIR, "only a directory can replace a directory")
-    if replaced.is_directory and not is_empty(filesystem.superblock, transaction, replaced):
+    if replaced.is_directory and not filesystem.name_indexes.is_empty(filesystem.superblock, transaction, replaced):
         raise OSError(ENOTEMPTY, "the directory to be replaced is not empty")
 
 
@@ -417,7 +416,7 @@ def _first_block(
     filesystem: FileSystem, transaction: Transaction, inode: Inode, caller: Caller
 ) -> tuple[Inode, bytearray]:
     """Give a new inode one block; returns it and the block, to be filled."""
-    transaction.budget = max(transaction.budget, 16)
+    transaction.budget = max(transaction.budget, 1)
     inode, pointers, _ = map_for_writing(filesystem.superblock, filesystem.allocator, transaction, inode, 0, 1, caller)
     if not pointers:
         raise OSError(ENOSPC, "no free block")

@@ -109,15 +109,23 @@ class Superblock:
 
     @property
     def max_file_size(self) -> int:
-        """Bytes of the largest file: what the map reaches, and what i_blocks can count, whichever is less.
+        """Bytes of the largest file: what the map reaches, or what i_blocks can count, indirect blocks included.
 
-        Source: fs/ext4/super.c, ext4_max_bitmap_size, without huge_file.
+        Source: fs/ext4/super.c (Linux 6.18), ext4_max_bitmap_size, without huge_file.
         """
         per_block = self.block_size // 4
         reached = EXT2_NDIR_BLOCKS + per_block + per_block**2 + per_block**3
         countable = (2**32 - 1) // (self.block_size // 512)
-        indirect = 1 + (1 + per_block) + (1 + per_block + per_block**2)
-        return min(reached, countable - indirect) * self.block_size
+        if reached + 1 + (1 + per_block) + (1 + per_block + per_block**2) <= countable:
+            return reached * self.block_size
+        left = countable - EXT2_NDIR_BLOCKS - per_block
+        indirect = 1
+        if left < per_block**2:
+            indirect += 1 + -(-left // per_block)
+        else:
+            left -= per_block**2
+            indirect += (1 + per_block) + 1 + -(-left // per_block) + -(-left // per_block**2)
+        return (countable - indirect) * self.block_size
 
     def group_has_superblock(self, group: int) -> bool:
         """Whether a group holds a copy of superblock and descriptors: with sparse_super 0, 1, and powers of 3, 5, 7."""

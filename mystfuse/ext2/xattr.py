@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from errno import EINVAL, EOPNOTSUPP
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
@@ -76,15 +77,22 @@ def full_name(attribute: Attribute) -> bytes | None:
     return prefix + suffix
 
 
-def split_name(name: bytes) -> tuple[int, bytes] | None:
-    """The index and suffix that a full name is stored under; None if no attribute can have it."""
+def split_name(name: bytes) -> tuple[int, bytes]:
+    """The index and suffix that a full name is stored under.
+
+    Raises:
+        OSError: EOPNOTSUPP, no attribute can be called that; EINVAL, there is nothing behind the prefix (fs/xattr.c,
+            xattr_resolve_name).
+    """
     for index, prefix in _NAME_INDEX.items():
         if prefix.endswith(b"."):
-            if name.startswith(prefix) and len(name) > len(prefix) and index != INDEX_SYSTEM:
+            if name.startswith(prefix) and index != INDEX_SYSTEM:
+                if name == prefix:
+                    raise OSError(EINVAL, f"{name!r} is only the beginning of a name")
                 return index, name[len(prefix) :]
         elif name == prefix:
             return index, b""
-    return None
+    raise OSError(EOPNOTSUPP, f"no extended attribute can be called {name!r}")
 
 
 def read_body(inode: Inode) -> list[Attribute]:

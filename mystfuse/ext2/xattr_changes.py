@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
-from errno import ENODATA, ENOSPC, EOPNOTSUPP, ERANGE
+from errno import ENODATA, ENOSPC, ERANGE
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import Allocator, Caller
@@ -107,12 +107,10 @@ def drop_block(superblock: Superblock, allocator: Allocator, transaction: Transa
 
 
 def _split(name: bytes) -> tuple[int, bytes]:
-    found = split_name(name)
-    if found is None:
-        raise OSError(EOPNOTSUPP, f"no extended attribute can be called {name!r}")
-    if len(found[1]) > EXT2_NAME_LEN:
-        raise OSError(ERANGE, f"the name of an extended attribute has {len(found[1])} bytes")
-    return found
+    index, suffix = split_name(name)
+    if len(suffix) > EXT2_NAME_LEN:
+        raise OSError(ERANGE, f"the name of an extended attribute has {len(suffix)} bytes")
+    return index, suffix
 
 
 def _without(attributes: Sequence[Attribute], index: int, suffix: bytes) -> list[Attribute]:

@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -327,7 +327,8 @@ class Operations(pyfuse3.Operations):
                     del directory.prepared[:index]
                     directory.position = position
                     return
-                if next_id > _AFTER_DOTDOT and not self._is_control(directory.ino):
+                # The kernel forgets at once what it is told without a type.
+                if next_id > _AFTER_DOTDOT and attributes.st_mode and not self._is_control(directory.ino):
                     self._references.known(attributes.st_ino)
                 position, replied = next_id, True
             directory.prepared = []
@@ -343,8 +344,7 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         if not self._options.xattr:
             raise FUSEError(errno.ENOSYS)
-        if not self._is_control(inode) and split_name(name) is None:
-            raise FUSEError(errno.EOPNOTSUPP)
+        split_name(name)
         value = (await self._xattrs(inode)).get(name)
         if value is None:
             raise FUSEError(pyfuse3.ENOATTR)
@@ -482,11 +482,15 @@ class Operations(pyfuse3.Operations):
         return 0 if self._options.map_root and gid == self._own[1] else gid
 
     def _caller(self, ctx: RequestContext) -> Caller:
-        groups = functools.partial(pyfuse3.get_sup_groups, ctx.pid)
+        groups = functools.partial(_groups_of, ctx.pid)
         return Caller(self._stored_uid(ctx.uid), self._stored_gid(ctx.gid), groups)
 
     def _open_file(self, ino: int, caller: Caller) -> FileInfo:
         self._references.opened(ino)
+        if not caller.is_root:
+            # Whoever opened it may be gone when it is written to.
+            groups = caller.groups()
+            caller = replace(caller, groups=lambda: groups)
         return FileInfo(fh=self._add(self._files, _OpenFile(ino, caller)), keep_cache=True)
 
     def _is_control(self, ino: int) -> bool:
@@ -512,6 +516,14 @@ class Operations(pyfuse3.Operations):
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         handles[handle] = value
         return handle
+
+
+def _groups_of(pid: int) -> frozenset[int]:
+    """The supplementary groups of a process; none if it has ended."""
+    try:
+        return frozenset(pyfuse3.get_sup_groups(pid))
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def _ext2_ino(inode: int) -> int:

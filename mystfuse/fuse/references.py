@@ -13,20 +13,31 @@ class References:
 
     def __init__(self) -> None:
         self._pages: dict[int, array[int]] = {}
+        self._in_page: Counter[int] = Counter()
+        """How many inodes of a page have a count: a page without one is dropped."""
         self._open: Counter[int] = Counter()
 
     def known(self, ino: int) -> None:
         """The kernel was told of the inode once more (a look-up, a new name, an entry of a listing)."""
-        page = self._pages.get(ino // _PAGE)
+        number, index = divmod(ino, _PAGE)
+        page = self._pages.get(number)
         if page is None:
-            page = self._pages[ino // _PAGE] = array("Q", bytes(8 * _PAGE))
-        page[ino % _PAGE] += 1
+            page = self._pages[number] = array("Q", bytes(8 * _PAGE))
+        if not page[index]:
+            self._in_page[number] += 1
+        page[index] += 1
 
     def forgotten(self, ino: int, count: int) -> None:
         """The kernel has forgotten ``count`` of those."""
-        page = self._pages.get(ino // _PAGE)
-        if page is not None:
-            page[ino % _PAGE] -= min(count, page[ino % _PAGE])
+        number, index = divmod(ino, _PAGE)
+        page = self._pages.get(number)
+        if page is None or not page[index]:
+            return
+        page[index] -= min(count, page[index])
+        if not page[index]:
+            self._in_page[number] -= 1
+            if not self._in_page[number]:
+                del self._in_page[number], self._pages[number]
 
     def opened(self, ino: int) -> None:
         """A handle of the inode was opened."""
