@@ -1151,7 +1151,7 @@ ACLS: Final = {
         (OTHER, 5, NO_ID),
     ),
     "too many": acl(
-        (OWNER, 7, NO_ID), *((USER, 4, number) for number in range(600)), (GROUP, 5, NO_ID), (MASK, 7, NO_ID),
+        (OWNER, 7, NO_ID), *((USER, 4, number) for number in range(500)), (GROUP, 5, NO_ID), (MASK, 7, NO_ID),
         (OTHER, 5, NO_ID),
     ),
     "none": acl(),
