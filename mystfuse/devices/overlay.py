@@ -16,6 +16,8 @@ _BOOKKEEPING = 128
 _RESERVE = 16
 """One part in this many of the limit is kept for operations that free more than they take."""
 
+_SMALL_TABLE = 10_000
+
 Content = bytes | bytearray | memoryview
 
 
@@ -40,6 +42,7 @@ class Overlay:
         self._reserve = max(self._most // _RESERVE, min(self._most // 2, 16))
         self._arenas = Arenas(block_size)
         self._slots: dict[int, int] = {}
+        self._largest = 0
         self._snapshots: list[Snapshot] = []
         self._keepers: dict[int, int] = {}
         """How many snapshots keep a slot that is not in ``_slots`` any more."""
@@ -103,6 +106,7 @@ class Overlay:
             if self._snapshots:
                 self._leave_to_snapshots(number)
             self._slots[number] = slot
+        self._largest = max(self._largest, len(self._slots))
 
     def snapshot(self) -> Snapshot:
         """The present state, as long as the snapshot is not closed.
@@ -131,6 +135,10 @@ class Overlay:
                     free.append(slot)
         if free:
             self._arenas.free(free)
+        if self._largest > 4 * len(self._slots) + _SMALL_TABLE:
+            # A dictionary never gives back what it was once as large as.
+            self._slots = dict(self._slots)
+            self._largest = len(self._slots)
 
     def _leave_to_snapshots(self, number: int) -> bool:
         """The block is about to change: whoever shares it keeps the present version. False if nobody does."""
@@ -153,8 +161,8 @@ class Overlay:
     def _slot(self, number: int) -> int | None:
         return self._slots.get(number)
 
-    def _check_room(self, new: int) -> None:
-        missing = self._arenas.used + new - (self._most - self._reserve)
+    def _check_room(self, new: int, use_reserve: bool) -> None:
+        missing = self._arenas.used + new - (self._most if use_reserve else self._most - self._reserve)
         if new and missing > 0:
             raise OverlayFull(f"the overlay is full ({self.used} of {self.limit} bytes)", missing)
 
@@ -189,7 +197,7 @@ class Snapshot:
 
     def commit(self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool) -> None:
         """Store blocks in the snapshot alone; raises OSError (ENOSPC) when the overlay's limit would be exceeded."""
-        self._overlay._check_room(sum(not self.holds(number) for number in changed))
+        self._overlay._check_room(sum(not self.holds(number) for number in changed), use_reserve)
         self._arenas.free(slot for number in freed if (slot := self._own.pop(number, None)) is not None)
         self._own.update(dict.fromkeys(freed))
         for number, content in changed.items():

@@ -127,7 +127,6 @@ class Operations(pyfuse3.Operations):
         self._files: dict[int, _OpenFile | MergedImage | bytes] = {}
         """Open files by handle: of the file system, its merged image, or the contents of a control file."""
         self._directories: dict[int, _OpenDirectory] = {}
-        self._releasing: set[int] = set()
         self._next_handle = 1
         self._has_warned = False
 
@@ -427,14 +426,11 @@ class Operations(pyfuse3.Operations):
 
     async def _release_unused(self, ino: int) -> None:
         """Free an inode that has no name and that nobody uses any more."""
-        if ino in self._volume.orphans and not self._references.has(ino) and ino not in self._releasing:
-            self._releasing.add(ino)
+        if ino in self._volume.orphans and not self._references.has(ino):
             try:
                 await self._volume.release(ino)
             except Exception:
                 log.exception("releasing inode %d: internal error", ino)
-            finally:
-                self._releasing.discard(ino)
 
     async def _xattrs(self, inode: int) -> dict[bytes, bytes]:
         if self._control and self._control.owns(inode):
