@@ -16,7 +16,12 @@ def available_memory(proc: Path = Path("/proc"), cgroup_root: Path = _CGROUP_ROO
     """
     match = re.search(r"^MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
     available = int(match[1]) * 1024 if match else 1 << 30
-    for line in (proc / "self/cgroup").read_text().splitlines():
+    try:
+        groups = (proc / "self/cgroup").read_text()
+    except OSError:
+        # A kernel without control groups.
+        return available
+    for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             directory, names = cgroup_root, ("memory.max", "memory.current")
