@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from mystfuse.devices.device import Extent, coalesce
-from mystfuse.devices.reader import COLD_READS, MAX_READ, ImageReader
+from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, MAX_READ, ImageReader
 from mystfuse.devices.source import FileSource, Source
 from mystfuse.errors import FormatError, ImageReadError, StorageTimeout
 
@@ -307,6 +307,33 @@ async def test_timed_out_request_is_not_tried_again() -> None:
         results = await read_all(reader, [Extent(0, 10), Extent(10, 10)])
         assert [type(result) for result in results] == [StorageTimeout] * 2
         assert source.calls == [Extent(0, 20)]
+
+
+async def test_slow_storage_that_answers_each_read_in_time_fails_nobody_however_many_wait() -> None:
+    source = MemorySource(delay=0.05)
+    async with running(source, io_timeout=0.25) as reader:
+        extents = [Extent(8192 * index, 100) for index in range(8 * COLD_READS)]
+        assert await read_all(reader, extents) == [slice_of(extent) for extent in extents]
+
+
+async def test_hanging_reads_give_their_places_back_until_there_are_too_many() -> None:
+    source = MemorySource(hanging=(range(100 * 8192),))
+    async with running(source, io_timeout=0.1) as reader:
+        hanging = [Extent(8192 * index, 10) for index in range(COLD_READS)]
+        assert all(isinstance(result, StorageTimeout) for result in await read_all(reader, hanging))
+        # Other places of the image are read as before.
+        beyond = Extent(100 * 8192, 10)
+        assert bytes((await reader.read([beyond]))[0]) == slice_of(beyond)
+        many = [Extent(8192 * index, 10) for index in range(60)]
+        started = trio.current_time()
+        assert all(isinstance(result, StorageTimeout) for result in await read_all(reader, many))
+        assert trio.current_time() - started < 1
+        assert source.most_at_once <= COLD_READS + MAX_ABANDONED
+        with pytest.raises(StorageTimeout):
+            await reader.read([beyond])
+        source.release.set()
+        await trio.sleep(0.1)
+        assert bytes((await reader.read([beyond]))[0]) == slice_of(beyond)
 
 
 async def test_answer_after_the_time_out_is_dropped() -> None:

@@ -27,6 +27,8 @@ MAX_READ = 1 << 20
 """Bytes: neighbouring requests are merged up to here."""
 COLD_READS = 8
 """Reads from storage under way at once, each on a thread."""
+MAX_ABANDONED = 24
+"""Threads that wait for storage after their read has timed out; with so many, further reads fail at once."""
 
 
 @dataclass(eq=False, slots=True)
@@ -63,7 +65,8 @@ class ImageReader:
         self._io_timeout = io_timeout
         self._send, self._receive = trio.open_memory_channel[_Request](QUEUE_DEPTH)
         self._under_way: set[_Request] = set()
-        self._threads = trio.CapacityLimiter(COLD_READS)
+        self._slots = trio.Semaphore(COLD_READS)
+        self._threads = trio.CapacityLimiter(COLD_READS + MAX_ABANDONED)
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
         """The *unverified* bytes of each extent, in the order asked for.
@@ -113,12 +116,16 @@ class ImageReader:
     async def _read_cold(self, extent: Extent, receivers: list[tuple[_Request, int]]) -> None:
         error: ImageReadError
         try:
-            with trio.fail_after(self._io_timeout):
-                unverified = await trio.to_thread.run_sync(
-                    partial(self._source.read, extent.offset, extent.length),
-                    limiter=self._threads,
-                    abandon_on_cancel=True,
-                )
+            # The clock runs from here on, not while others keep the slots: storage that is slow has not failed.
+            async with self._slots:
+                if not self._threads.available_tokens:
+                    raise trio.TooSlowError
+                with trio.fail_after(self._io_timeout):
+                    unverified = await trio.to_thread.run_sync(
+                        partial(self._source.read, extent.offset, extent.length),
+                        limiter=self._threads,
+                        abandon_on_cancel=True,
+                    )
         except trio.TooSlowError:
             may_retry = False
             error = StorageTimeout(
