@@ -1734,7 +1734,7 @@ def test_full_overlay() -> None:
         arguments = ("--insecure", "--overlay-limit", "2M")
         with mounted(image, directory / "ours", *arguments) as root:
             (root / "directory").mkdir()
-            size, is_short = fill_up(root, 1024)
+            size, is_short = fill(root / "filler", 1024)
             assert 1 << 20 < size < 2 << 20
             assert is_short
             # What a block of a file and its indirect blocks find no room for still is room for a directory.
