@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -432,8 +433,6 @@ async def test_a_linear_change_takes_the_index_flag_from_a_directory(image: byte
 
 async def test_names_come_and_go_in_a_large_directory_as_in_a_dictionary(image: bytes, tmp_path: Path) -> None:
     """The in-memory index and the room it knows of, through growth, removal and reuse."""
-    import random
-
     chance = random.Random(1)
     volume, _ = await open_volume(image)
     many = await find(volume, b"many")
@@ -479,6 +478,26 @@ async def test_renaming_makes_a_directory_longer_and_leaves_it_usable(image: byt
         assert await volume.lookup(many.ino, b"%0200d" % number)
         assert not await volume.lookup(many.ino, b"a-name-of-some-length-%04d" % number)
     assert_clean(await merged(volume), tmp_path)
+
+
+@pytest.mark.parametrize("step", [1, 2, 7])
+async def test_a_listing_shows_each_name_once_whatever_is_removed_meanwhile(image: bytes, step: int) -> None:
+    volume, _ = await open_volume(image)
+    many = await find(volume, b"many")
+    chance = random.Random(step)
+    names = {b"a-name-of-some-length-%04d" % number for number in range(400)}
+    seen: list[bytes] = []
+    removed: set[bytes] = set()
+    offset = 0
+    while offset < many.size:
+        entries, offset = await volume.entries(many.ino, offset, step)
+        seen += [entry.name for entry, _ in entries]
+        # What was just listed, and something else.
+        left = sorted(names - removed)
+        for name in {*(entry.name for entry, _ in entries), *chance.sample(left, min(len(left), 1))} - removed:
+            await volume.remove(many.ino, name, False)
+            removed.add(name)
+    assert len(seen) == len(set(seen)) and removed == names
 
 
 async def test_reserved_blocks_are_for_root_alone(image: bytes) -> None:

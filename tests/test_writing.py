@@ -292,6 +292,22 @@ def test_listings_show_what_is_there_now(mount: Path) -> None:
     assert len(names(directory)) == 910
 
 
+def test_removing_what_is_listed_while_it_is_listed_leaves_nothing(mount: Path) -> None:
+    """Found once, by bonnie++: behind an entry at the front of a block that was removed, the next was left out."""
+    directory = mount / "many"
+    directory.mkdir()
+    for count, length in ((3000, 8), (500, 200)):
+        for number in range(count):
+            (directory / f"{number:0{length}}").touch()
+        removed = 0
+        with os.scandir(directory) as listing:
+            for entry in listing:
+                os.unlink(entry.path)
+                removed += 1
+        assert removed == count and names(directory) == []
+    directory.rmdir()
+
+
 def test_default_acls_are_inherited_and_chmod_changes_the_mask(mount: Path) -> None:
     directory = mount / "shared"
     directory.mkdir()

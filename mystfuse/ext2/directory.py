@@ -34,8 +34,10 @@ class Entry(NamedTuple):
 
     name: bytes
     ino: int
+    offset: int
+    """Byte offset in the directory at which it begins."""
     next_offset: int
-    """Byte offset in the directory of the entry behind it: where a listing goes on."""
+    """That of the entry behind it: where a listing goes on."""
 
 
 def block_count(superblock: Superblock, inode: Inode) -> int:
@@ -74,7 +76,7 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
                 raise _corrupt(inode, base + offset, f"name_len {name_len} does not fit rec_len {rec_len}")
             name = block[start : start + name_len]
             if _is_possible(name):
-                yield Entry(name, ino, base + offset + rec_len)
+                yield Entry(name, ino, base + offset, base + offset + rec_len)
             elif not (logical == 0 and (offset, name) in ((0, b"."), (12, b".."))):
                 log.warning("directory inode %d, byte %d: skipped impossible name %r", inode.ino, base + offset, name)
 
@@ -161,15 +163,13 @@ def list_entries(
     if len(set(numbers) - {0}) < len(numbers) - numbers.count(0):
         raise CorruptFilesystem(f"directory inode {inode.ino} has a block twice")
     for logical, number in enumerate(numbers, first):
-        previous = logical * block_size
         try:
             block = directory_block(inode, blocks, logical, number, numbers)
             for entry in parse_block(superblock, inode, block, logical):
                 if len(entries) == max_entries:
-                    return entries, previous
-                if previous >= offset:
+                    return entries, entry.offset
+                if entry.offset >= offset:
                     entries.append(entry)
-                previous = entry.next_offset
         except MystfuseError:
             if not entries:
                 raise
