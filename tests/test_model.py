@@ -136,7 +136,20 @@ PRELUDE: list[Operation] = [
     Symlink("c", "d/a"),
 ]
 
-REGRESSIONS: list[Sequence] = []
+REGRESSIONS: list[Sequence] = [
+    # A rename made the directory longer; after that, no name could be added to it.
+    Sequence(
+        "empty",
+        [
+            Mkdir("d"),
+            Fill("d", 200, 20),
+            *(Rename(f"d/{numbered_name(number, 20)}", f"d/{numbered_name(number, 200)}", 0) for number in range(60)),
+            Create("d/a"),
+            Mkdir("d/e"),
+            Drain("d", 200, 20, 1),
+        ],
+    ),
+]
 """Sequences that failed once, as the failures print them. They run always, in every configuration."""
 
 
