@@ -532,9 +532,11 @@ class Model:
             raise failure(errno.EEXIST)
         return self._add(parent, name, kind, mode)
 
-    @staticmethod
-    def _add(parent: Node, name: str, kind: int, mode: int) -> Node:
+    def _add(self, parent: Node, name: str, kind: int, mode: int) -> Node:
         """A new node in a directory, with the owner and mode that its ways of inheritance give."""
+        if parent.default_acl and self.observed == Failed("ENOSPC"):
+            # The ACLs to be inherited do not fit the place for attributes.
+            self._adopt()
         node = Node(kind, mode)
         if isinstance(parent.permissions, Unknown):
             node.gid = UNKNOWN

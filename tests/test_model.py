@@ -149,6 +149,16 @@ REGRESSIONS: list[Sequence] = [
             Drain("d", 200, 20, 1),
         ],
     ),
+    # The first and the last second that an inode can hold have no nanoseconds.
+    Sequence(
+        "empty",
+        [
+            *(Create(name) for name in "abc"),
+            Utime("a", -2147483647_000000001),
+            Utime("b", 15032385535_999999999),
+            Utime("c", 2147483647_999999999),
+        ],
+    ),
 ]
 """Sequences that failed once, as the failures print them. They run always, in every configuration."""
 

@@ -231,7 +231,8 @@ def _pack_time(time_ns: int, has_extra: bool) -> tuple[int, int]:
     """Encode a time: (the 32-bit field, its extra field), cut to what they can hold."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
     limit = _EXTRA_TIME_MAX if has_extra else _TIME_MAX
-    if not _TIME_MIN <= seconds <= limit:
+    if not _TIME_MIN < seconds < limit:
+        # No nanoseconds in the first and last second either (fs/inode.c, timestamp_truncate).
         seconds, nanoseconds = min(max(seconds, _TIME_MIN), limit), 0
     low = (seconds + (1 << 31) & 0xFFFFFFFF) - (1 << 31)
     return low, (seconds - low) >> 32 & 3 | nanoseconds << 2
