@@ -6,6 +6,7 @@ Operations of the ext2 core go through a ``Runner``; file data goes beside it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from errno import ENOSPC, EROFS
 from functools import partial
@@ -229,6 +230,7 @@ class Volume:
         self._being_released.add(ino)
         try:
             while not await self._runner.change_contents(ino, partial(contents.release, self._filesystem), ino):
+                self._tell_released()
                 await trio.lowlevel.checkpoint()
         except CorruptFilesystem as error:
             log.warning("removed inode %d cannot be freed: %s", ino, error)
@@ -237,8 +239,11 @@ class Volume:
             self._deferred.add(ino)
         finally:
             self._being_released.remove(ino)
-            self._released.set()
-            self._released = trio.Event()
+            self._tell_released()
+
+    def _tell_released(self) -> None:
+        self._released.set()
+        self._released = trio.Event()
 
     async def open_image(self) -> MergedImage:
         """The whole file system as it is now, to be read as one file; see ``MergedImage``."""
@@ -255,7 +260,7 @@ class Volume:
         """Run an operation that changes something, the contents of inode ``ino`` perhaps."""
         if self.overlay is None:
             raise OSError(EROFS, "the volume is read-only")
-        patience = trio.CancelScope(deadline=trio.current_time() + _RELEASE_PATIENCE)
+        patience = trio.current_time() + _RELEASE_PATIENCE
         while True:
             try:
                 return await self._runner.change_contents(ino, partial(operation, self._filesystem), *args, **kwargs)
@@ -263,10 +268,11 @@ class Volume:
                 if error.errno != ENOSPC or not self.orphans:
                     raise
                 no_space = error
+            # A release that is under way gives something back with every step.
             released = self._released
-            with trio.move_on_at(patience.deadline) as patience:
+            with trio.move_on_at(math.inf if self._being_released else patience) as waiting:
                 await released.wait()
-            if patience.cancelled_caught:
+            if waiting.cancelled_caught:
                 raise no_space
 
     async def _ancestors(self, ino: int) -> frozenset[int]:
