@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from functools import partial
 
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.devices.overlay import Overlay, Snapshot
 from mystfuse.errors import MystfuseError
 from mystfuse.ext2 import contents
-from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.group import group_first_block, group_size, read_group_descriptor
+from mystfuse.ext2.group import read_group_descriptor
 from mystfuse.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -99,21 +100,12 @@ class MergedImage:
         return bool(bitmap[bit // 8] >> bit % 8 & 1)
 
     def _read_bitmap(self, blocks: Blocks, group: int) -> bytes:
-        """A group's block bitmap; all ones where it cannot be right, so that nothing is taken for free."""
-        superblock = self._filesystem.superblock
-        number = read_group_descriptor(superblock, blocks, group).bg_block_bitmap
-        first = group_first_block(superblock, group)
-        if not first <= number < first + group_size(superblock, group):
-            return b"\xff" * superblock.block_size
-        return blocks.block(number)
+        return blocks.block(read_group_descriptor(self._filesystem.superblock, blocks, group).bg_block_bitmap)
 
     async def _release_orphans(self) -> None:
         for ino in sorted(self._filesystem.orphans):
             try:
-                while not await self._runner.change(self._release, ino):
+                while not await self._runner.change(ino, partial(contents.release, self._filesystem), ino):
                     pass
             except MystfuseError as error:
                 log.warning("a removed file stays in the merged image: %s", error)
-
-    def _release(self, transaction: Transaction, ino: int) -> bool:
-        return contents.release(self._filesystem, transaction, ino)

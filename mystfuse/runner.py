@@ -79,15 +79,6 @@ class Runner:
 
     async def change(
         self,
-        operation: Callable[Concatenate[Transaction, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        """``change_contents`` for an operation that changes no file's contents."""
-        return await self.change_contents(0, operation, *args, **kwargs)
-
-    async def change_contents(
-        self,
         ino: int,
         operation: Callable[Concatenate[Transaction, P], T],
         *args: P.args,
@@ -96,7 +87,7 @@ class Runner:
         """Run an operation that changes something, and commit what it changed: all of it or nothing.
 
         Args:
-            ino: whose contents it changes; it waits while somebody holds them.
+            ino: whose contents it changes, 0 for nobody's; it waits while somebody holds them.
 
         Cancellation, like any error, comes before the commit or not at all.
 

@@ -229,7 +229,7 @@ class Volume:
             return
         self._being_released.add(ino)
         try:
-            while not await self._runner.change_contents(ino, partial(contents.release, self._filesystem), ino):
+            while not await self._runner.change(ino, partial(contents.release, self._filesystem), ino):
                 self._tell_released()
                 await trio.lowlevel.checkpoint()
         except CorruptFilesystem as error:
@@ -263,7 +263,7 @@ class Volume:
         patience = trio.current_time() + _RELEASE_PATIENCE
         while True:
             try:
-                return await self._runner.change_contents(ino, partial(operation, self._filesystem), *args, **kwargs)
+                return await self._runner.change(ino, partial(operation, self._filesystem), *args, **kwargs)
             except OSError as error:
                 if error.errno != ENOSPC or not self.orphans:
                     raise

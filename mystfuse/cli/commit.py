@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from mystfuse.cli.mkext2 import read_signing_key
 from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.cli.options import read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.cli.status import check_control
 from mystfuse.fuse.control import CONTROL_NAME, IMAGE_NAME

@@ -11,11 +11,10 @@ from uuid import UUID
 
 import click
 
-from mystfuse.cli.options import parse_size, read_small_file
+from mystfuse.cli.options import parse_size, read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.errors import UsageError
 from mystfuse.image.mkext2 import Mkext2Options, mkext2
-from mystfuse.trust.signature import SigningKey
 
 
 @click.command("mkext2", short_help="Make an image from a directory.")
@@ -66,16 +65,6 @@ def command(
         trace=(lambda line: print(f"+ {line}", file=sys.stderr)) if trace else None,
     )
     mkext2(directory, image, options, force, progress)
-
-
-def read_signing_key(value: str) -> SigningKey:
-    """The key pair that ``--sign PUB:PRIV`` names; raises UsageError if it is none."""
-    public, separator, private = value.partition(":")
-    if not separator or not public or not private:
-        raise UsageError(f"--sign {value}: must be PUBLIC.pem:PRIVATE.pem")
-    return SigningKey.from_pem_pair(
-        read_small_file(public, "--sign"), read_small_file(private, "--sign"), public, private
-    )
 
 
 def _parse_salt(value: str) -> bytes:

@@ -13,7 +13,7 @@ import click
 
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.trust.policy import TrustPolicy
-from mystfuse.trust.signature import PublicKey
+from mystfuse.trust.signature import PublicKey, SigningKey
 
 TRUST_DIRECTORY = Path("/etc/mystfuse/trust.d")
 MAX_SMALL_FILE = 64 * 1024
@@ -162,3 +162,13 @@ def _read_trust_directory(directory: Path) -> tuple[list[bytes], list[PublicKey]
         elif name.endswith(".pem"):
             keys.append(PublicKey.from_pem(read_small_file(path, "trusted key"), path))
     return hashes, keys
+
+
+def read_signing_key(value: str) -> SigningKey:
+    """The key pair that ``--sign PUB:PRIV`` names; raises UsageError if it is none."""
+    public, separator, private = value.partition(":")
+    if not separator or not public or not private:
+        raise UsageError(f"--sign {value}: must be PUBLIC.pem:PRIVATE.pem")
+    return SigningKey.from_pem_pair(
+        read_small_file(public, "--sign"), read_small_file(private, "--sign"), public, private
+    )

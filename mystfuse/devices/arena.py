@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable
+from errno import ENOSPC
 from itertools import pairwise
 
 ARENA_SIZE = 4 << 20
@@ -34,7 +35,7 @@ class Arenas:
         """Take a slot and fill it; returns its number.
 
         Raises:
-            MemoryError: the system has no memory left.
+            OSError: ENOSPC, the system has no memory left.
         """
         if not self._with_room:
             self._add_arena()
@@ -82,17 +83,11 @@ class Arenas:
             else:
                 self._give_back(arena, sorted(empty))
 
-    def close(self) -> None:
-        """Give everything back."""
-        for arena in self._arenas.values():
-            arena.close()
-        self._arenas.clear()
-
     def _add_arena(self) -> None:
         try:
             memory = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            raise MemoryError("no memory for another arena") from error
+            raise OSError(ENOSPC, "no memory left for the overlay") from error
         arena, self._next_arena = self._next_arena, self._next_arena + 1
         self._arenas[arena] = memory
         # Taken from the end: the first slots first.

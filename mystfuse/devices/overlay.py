@@ -86,18 +86,16 @@ class Overlay:
         """
         new = sum(not self.holds(number) for number in changed)
         dropped = sum(self.holds(number) for number in freed)
-        most = self._most if use_reserve else self._most - self._reserve
-        missing = self._arenas.used + new - dropped - most
-        if new and missing > 0:
-            raise OverlayFull(f"the overlay is full ({self.used} of {self.limit} bytes)", missing)
+        if new:
+            self._check_room(new - dropped, use_reserve)
         stored: dict[int, int] = {}
         try:
             for number, content in changed.items():
                 if not self.holds(number):
                     stored[number] = self._arenas.store(content)
-        except MemoryError:
+        except OSError:
             self._arenas.free(stored.values())
-            raise OSError(ENOSPC, "no memory left for the overlay") from None
+            raise
         self._drop(freed)
         for number, content in changed.items():
             if number not in stored:
@@ -119,11 +117,6 @@ class Overlay:
         snapshot = Snapshot(self, self._arenas)
         self._snapshots.append(snapshot)
         return snapshot
-
-    def close(self) -> None:
-        """Forget everything."""
-        self._slots.clear()
-        self._arenas.close()
 
     def _drop(self, numbers: Collection[int]) -> None:
         free: list[int] = []
@@ -163,7 +156,7 @@ class Overlay:
 
     def _check_room(self, new: int, use_reserve: bool) -> None:
         missing = self._arenas.used + new - (self._most if use_reserve else self._most - self._reserve)
-        if new and missing > 0:
+        if missing > 0:
             raise OverlayFull(f"the overlay is full ({self.used} of {self.limit} bytes)", missing)
 
 
@@ -197,7 +190,9 @@ class Snapshot:
 
     def commit(self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool) -> None:
         """Store blocks in the snapshot alone; raises OSError (ENOSPC) when the overlay's limit would be exceeded."""
-        self._overlay._check_room(sum(not self.holds(number) for number in changed), use_reserve)
+        new = sum(not self.holds(number) for number in changed)
+        if new:
+            self._overlay._check_room(new, use_reserve)
         self._arenas.free(slot for number in freed if (slot := self._own.pop(number, None)) is not None)
         self._own.update(dict.fromkeys(freed))
         for number, content in changed.items():

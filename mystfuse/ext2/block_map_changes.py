@@ -13,7 +13,7 @@ from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.group import group_first_block
-from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.inode import Inode, with_blocks
 from mystfuse.ext2.superblock import Superblock
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
@@ -60,7 +60,7 @@ def map_for_writing(
     roots = list(_ROOTS.unpack(inode.i_block))
     pointers: list[int] = []
     new: set[int] = set()
-    sectors = 0
+    added = 0
     for leaf in _leaves(superblock.block_size // 4, first, len(mapped)):
         present = mapped[leaf.logical - first : leaf.logical - first + leaf.length]
         holes = present.count(0)
@@ -75,7 +75,7 @@ def map_for_writing(
                 allocator.free_blocks(transaction, taken)
                 taken = []
             else:
-                sectors += len(taken)
+                added += len(taken)
                 nodes = _link_nodes(transaction, roots, leaf, nodes, taken[:missing_nodes])
                 del taken[:missing_nodes]
             new.update(taken)
@@ -88,10 +88,8 @@ def map_for_writing(
             new.intersection_update(pointers)
             break
         pointers += present
-    i_blocks = inode.i_blocks + sectors * (superblock.block_size // 512)
-    if i_blocks >> 32:
-        raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
-    return Mapped(replace(inode, i_block=_ROOTS.pack(*roots), i_blocks=i_blocks), pointers, frozenset(new))
+    inode = with_blocks(superblock, replace(inode, i_block=_ROOTS.pack(*roots)), added)
+    return Mapped(inode, pointers, frozenset(new))
 
 
 class _Leaf(NamedTuple):
@@ -213,8 +211,8 @@ def trim_blocks(
     if len(set(trimmer.freed)) != len(trimmer.freed):
         raise CorruptFilesystem(f"inode {inode.ino} has a block twice")
     allocator.free_blocks(transaction, trimmer.freed)
-    i_blocks = max(inode.i_blocks - len(trimmer.freed) * (superblock.block_size // 512), 0)
-    return Trimmed(replace(inode, i_block=_ROOTS.pack(*roots), i_blocks=i_blocks), end)
+    inode = with_blocks(superblock, replace(inode, i_block=_ROOTS.pack(*roots)), -len(trimmer.freed))
+    return Trimmed(inode, end)
 
 
 class _Trimmer:

@@ -82,7 +82,7 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
 
 
 def rec_lengths(
-    superblock: Superblock, inode: Inode, block: bytes, logical: int, offset: int = 0
+    superblock: Superblock, inode: Inode, block: bytes | bytearray, logical: int, offset: int = 0
 ) -> Iterator[tuple[int, int]]:
     """The entries of a directory's block, free ones included, from the one at ``offset`` on: (byte offset in the block,
     rec_len).

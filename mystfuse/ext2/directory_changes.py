@@ -127,7 +127,7 @@ def insert_entry(
         offset, used, rec_len = room
         changed = transaction.change(number)
         if used:
-            _set_rec_len(superblock, changed, offset, used)
+            _set_rec_len(changed, offset, used)
         _put_entry(changed, offset + used, ino, rec_len - used, name, file_type)
         allocator.check_writable(transaction, [number])
         # Names that are added one behind the other need not be looked through each time.
@@ -151,13 +151,12 @@ def remove_entry(
 ) -> None:
     """Take an entry out: its room goes to the one in front of it, or, at the front of a block, it becomes free."""
     block = transaction.change(place.number)
-    _, rec_len, _, _ = _HEADER.unpack_from(block, place.offset)
-    joined = _decode_rec_len(superblock, rec_len)
+    _, joined = next(rec_lengths(superblock, directory, block, place.logical, place.offset))
     if place.previous < 0:
         struct.pack_into("<I", block, place.offset, 0)
     else:
         joined += place.offset - place.previous
-        _set_rec_len(superblock, block, place.previous, joined)
+        _set_rec_len(block, place.previous, joined)
         # No stale names for whoever reads the raw block.
         block[place.offset : place.offset + _HEADER.size] = bytes(_HEADER.size)
     indexes.note_removal(transaction, directory.ino, place.logical, name, joined)
@@ -214,9 +213,5 @@ def _put_entry(block: bytearray, offset: int, ino: int, rec_len: int, name: byte
     block[start : start + len(name)] = name
 
 
-def _set_rec_len(superblock: Superblock, block: bytearray, offset: int, rec_len: int) -> None:
+def _set_rec_len(block: bytearray, offset: int, rec_len: int) -> None:
     struct.pack_into("<H", block, offset + 4, min(rec_len, 65535))
-
-
-def _decode_rec_len(superblock: Superblock, rec_len: int) -> int:
-    return 65536 if superblock.block_size == 65536 and rec_len in (65535, 0) else rec_len

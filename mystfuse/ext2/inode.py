@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
 from mystfuse.ext2.blocks import Blocks, Transaction
@@ -280,6 +280,18 @@ def read_inode(superblock: Superblock, blocks: Blocks, ino: int, orphans: Contai
     if not inode.i_links_count and ino not in orphans:
         raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
     return inode
+
+
+def with_blocks(superblock: Superblock, inode: Inode, count: int) -> Inode:
+    """The inode having ``count`` blocks more (negative: fewer), indirect and attribute blocks included, in i_blocks.
+
+    Raises:
+        CorruptFilesystem: i_blocks cannot count them.
+    """
+    i_blocks = max(inode.i_blocks + count * (superblock.block_size // 512), 0)
+    if i_blocks >> 32:
+        raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
+    return replace(inode, i_blocks=i_blocks)
 
 
 def is_inode_in_use(superblock: Superblock, blocks: Blocks, ino: int) -> bool:

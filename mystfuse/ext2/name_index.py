@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from errno import ENOSPC
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 
 from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
 from mystfuse.ext2.block_map import map_blocks
@@ -121,12 +121,13 @@ class NameIndex:
             blocks.append(end)
         return blocks
 
-    def blocks_with_names(self) -> list[int]:
-        """The blocks that hold names, or did when the index was built."""
-        found = {key & 0xFFFFFFFF for key in self._keys}
-        for blocks in self._recent.values():
-            found.update(blocks)
-        return sorted(found)
+    def blocks_with_names(self) -> Iterator[int]:
+        """The blocks that hold names, or did when the index was built, each once."""
+        seen: set[int] = set()
+        for logical in chain((key & 0xFFFFFFFF for key in self._keys), *self._recent.values()):
+            if logical not in seen:
+                seen.add(logical)
+                yield logical
 
     def check_blocks(self, inode: Inode, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if a directory maps a block twice: a small image could claim to hold a huge one."""

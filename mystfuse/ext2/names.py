@@ -137,17 +137,7 @@ def create(
         inode = _with_target(filesystem, transaction, inode, target, caller)
     inode = _inherit_acl(filesystem, transaction, directory, inode, caller)
     write_new_inode(superblock, transaction, inode)
-    directory = insert_entry(
-        superblock,
-        filesystem.allocator,
-        filesystem.name_indexes,
-        transaction,
-        directory,
-        name,
-        ino,
-        mode,
-        caller,
-    )
+    directory = _enter(filesystem, transaction, directory, name, inode, caller)
     _write_directory(filesystem, transaction, directory, links=int(is_directory))
     transaction.on_commit.append(lambda: filesystem.forget(ino))
     return inode
@@ -175,17 +165,7 @@ def link(filesystem: FileSystem, transaction: Transaction, ino: int, parent: int
         raise OSError(EMLINK, f"inode {ino} has {inode.i_links_count} links")
     inode = replace(inode, i_links_count=inode.i_links_count + 1, ctime_ns=transaction.now_ns)
     write_inode(superblock, transaction, inode)
-    directory = insert_entry(
-        superblock,
-        filesystem.allocator,
-        filesystem.name_indexes,
-        transaction,
-        directory,
-        name,
-        ino,
-        inode.i_mode,
-        caller,
-    )
+    directory = _enter(filesystem, transaction, directory, name, inode, caller)
     _write_directory(filesystem, transaction, directory)
     return inode
 
@@ -278,17 +258,7 @@ def rename(
         point_entry(superblock, transaction, new_place, inode.ino, inode.i_mode)
         replaced = _drop_link(filesystem, transaction, replaced)
     else:
-        new_directory = insert_entry(
-            superblock,
-            filesystem.allocator,
-            filesystem.name_indexes,
-            transaction,
-            new_directory,
-            new_name,
-            inode.ino,
-            inode.i_mode,
-            caller,
-        )
+        new_directory = _enter(filesystem, transaction, new_directory, new_name, inode, caller)
     if old_parent == new_parent:
         old_directory = new_directory
     # The new entry may have been put between the old one and the one in front of it.
@@ -361,6 +331,23 @@ def _existing(filesystem: FileSystem, transaction: Transaction, directory: Inode
     if place is None:
         raise OSError(ENOENT, f"there is no {name!r}")
     return place
+
+
+def _enter(
+    filesystem: FileSystem, transaction: Transaction, directory: Inode, name: bytes, inode: Inode, caller: Caller
+) -> Inode:
+    """Put a name for an inode into a directory; returns the directory, perhaps grown, not written."""
+    return insert_entry(
+        filesystem.superblock,
+        filesystem.allocator,
+        filesystem.name_indexes,
+        transaction,
+        directory,
+        name,
+        inode.ino,
+        inode.i_mode,
+        caller,
+    )
 
 
 def _referred(filesystem: FileSystem, transaction: Transaction, directory: Inode, place: Place) -> Inode:

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from errno import ENODATA, ENOSPC, ERANGE
 
-from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import Allocator, Caller
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_XATTR_MAGIC
 from mystfuse.ext2.group import group_first_block
-from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.inode import Inode, with_blocks
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.xattr import (
     BLOCK_HEADER,
@@ -102,8 +101,7 @@ def drop_block(superblock: Superblock, allocator: Allocator, transaction: Transa
         struct.pack_into("<I", transaction.change(number), _REFCOUNT_OFFSET, refcount - 1)
     else:
         allocator.free_blocks(transaction, [number])
-    i_blocks = max(inode.i_blocks - superblock.block_size // 512, 0)
-    return replace(inode, i_file_acl=0, i_blocks=i_blocks)
+    return with_blocks(superblock, replace(inode, i_file_acl=0), -1)
 
 
 def _split(name: bytes) -> tuple[int, bytes]:
@@ -142,10 +140,7 @@ def _store_block(
     goal = group_first_block(superblock, (inode.ino - 1) // superblock.s_inodes_per_group)
     number = allocator.take_block(transaction, caller, goal)
     transaction.put(number, packed)
-    i_blocks = inode.i_blocks + superblock.block_size // 512
-    if i_blocks >> 32:
-        raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
-    return replace(inode, i_file_acl=number, i_blocks=i_blocks)
+    return with_blocks(superblock, replace(inode, i_file_acl=number), 1)
 
 
 def _pack_body(inode: Inode, attributes: list[Attribute]) -> bytes | None:
