@@ -59,6 +59,12 @@ class IntegrityError(MystfuseError):
     exit_status = ExitStatus.INTEGRITY
 
 
+class WrongKey(MystfuseError):
+    """The key or passphrase is missing, cannot be one, or does not open the image."""
+
+    exit_status = ExitStatus.KEY
+
+
 class FormatError(MystfuseError):
     """The bytes are not an image, or an impossible one."""
 

@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
 
 import click
 
+from mystfuse.cli.keys import encryption_options, load_encryption
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import read_signing_key
 from mystfuse.cli.progress import progress
-from mystfuse.cli.status import check_control
+from mystfuse.cli.status import read_status
+from mystfuse.errors import UsageError
 from mystfuse.fuse.control import CONTROL_NAME, IMAGE_NAME
 from mystfuse.image.commit import commit
 
 
 @click.command("commit", short_help="Make a new image of a mount's present state.")
 @click.option("--sign", metavar="PUB:PRIV", help="Sign the root hash with this key pair (two PEM files).")
+@encryption_options
+@click.option("--decrypt", is_flag=True, help="Make a plain image of an encrypted one.")
 @click.option("--force", is_flag=True, help="Overwrite NEWIMAGE.")
 @click.argument("mountpoint", type=click.Path(readable=False))
 @click.argument("newimage", type=click.Path(readable=False, path_type=Path))
-def command(sign: str | None, force: bool, mountpoint: str, newimage: Path) -> None:
+def command(
+    sign: str | None,
+    encrypt: str | None,
+    passphrase_file: str | None,
+    passphrase: str | None,
+    luks2: bool,
+    decrypt: bool,
+    force: bool,
+    mountpoint: str,
+    newimage: Path,
+) -> None:
     """Make NEWIMAGE of what is on MOUNTPOINT now: the image, and all that was written since it was mounted.
 
     The mount goes on as before, and may be written to meanwhile: that does not show. The new image has its own hash
-    tree and fssig; whoever trusted the old one does not trust it before you tell them to, or sign it.
+    tree and fssig; whoever trusted the old one does not trust it before you tell them to, or sign it. What an encrypted
+    image holds is written unencrypted only if you say so.
     """
     # End like ^C does, so that nothing is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signing_key = read_signing_key(sign) if sign is not None else None
     merged = Path(resolve_mountpoint(mountpoint)) / os.fsdecode(CONTROL_NAME) / os.fsdecode(IMAGE_NAME)
-    check_control(mountpoint, merged)
-    commit(merged, newimage, signing_key, force, progress)
+    encryption = load_encryption(encrypt, passphrase_file, passphrase, luks2)
+    if encryption is not None and decrypt:
+        raise UsageError("--encrypt and --decrypt exclude each other")
+    status = json.loads(read_status(mountpoint))
+    if status["cipher"] is not None and encryption is None and not decrypt:
+        raise UsageError(
+            f"{mountpoint} is an encrypted image: --encrypt KEYFILE makes another one, --decrypt a plain one"
+        )
+    commit(merged, newimage, signing_key, encryption, force, progress)

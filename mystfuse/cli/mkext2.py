@@ -11,6 +11,7 @@ from uuid import UUID
 
 import click
 
+from mystfuse.cli.keys import encryption_options, load_encryption
 from mystfuse.cli.options import parse_size, read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.errors import UsageError
@@ -30,6 +31,7 @@ from mystfuse.image.mkext2 import Mkext2Options, mkext2
     "--block-size", type=parse_size, metavar="BYTES", help="EXT2 block size, 1024 to 65536 (default: mke2fs's choice)."
 )
 @click.option("--sign", metavar="PUB:PRIV", help="Sign the root hash with this key pair (two PEM files).")
+@encryption_options
 @click.option("--salt", metavar="HEX", help="Salt of the hash tree, 0 to 256 bytes (default: 32 random ones).")
 @click.option("--uuid", help="UUID of the file system (default: random).")
 @click.option("--force", is_flag=True, help="Overwrite IMAGE.")
@@ -41,6 +43,10 @@ def command(
     free: int,
     block_size: int | None,
     sign: str | None,
+    encrypt: str | None,
+    passphrase_file: str | None,
+    passphrase: str | None,
+    luks2: bool,
     salt: str | None,
     uuid: str | None,
     force: bool,
@@ -61,6 +67,7 @@ def command(
         salt=_parse_salt(salt) if salt is not None else None,
         uuid=_parse_uuid(uuid) if uuid is not None else None,
         signing_key=read_signing_key(sign) if sign is not None else None,
+        encryption=load_encryption(encrypt, passphrase_file, passphrase, luks2),
         epoch=_parse_epoch(os.environ.get("SOURCE_DATE_EPOCH", "")),
         trace=(lambda line: print(f"+ {line}", file=sys.stderr)) if trace else None,
     )

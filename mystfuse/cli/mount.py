@@ -14,15 +14,18 @@ from typing import Any
 
 import click
 
+from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import TrustOptions, load_trust, parse_id, parse_seconds, parse_size, trust_options
+from mystfuse.cli.progress import progress
 from mystfuse.cli.text import complain, say
 from mystfuse.devices.memory import available_memory
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.daemon import Report, run_in_background
 from mystfuse.fuse.options import MountOptions, OnCorruption
+from mystfuse.image.keys import Keys
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class _Job:
 
     source: FileSource
     trust: TrustOptions
+    keys: Keys
     options: MountOptions
     foreground: bool
     log_file: Path | None
@@ -44,6 +48,7 @@ class _Job:
 
 @click.command("mount", short_help="Mount an image, every block verified.")
 @trust_options
+@key_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option("-o", "mount_options", multiple=True, metavar="OPT[,OPT]", help="Mount options, see above.")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes, rather than forget them.")
@@ -116,10 +121,14 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "io_timeout": parse_seconds,
     "idle_timeout": parse_seconds,
     "log_file": Path,
+    "keyfile": str,
+    "passphrase_file": str,
     "hash_offset": parse_size,
     "overlay_limit": parse_size,
     "ready_fd": int,
 }
+_NAMES = {"keyfile": "key_file"}
+"""The one option that is spelled otherwise, as crypttab(5) and mount(8) users write it."""
 _LISTS = {"roothash": "roothashes", "pubkey": "pubkeys"}
 
 
@@ -137,7 +146,7 @@ def _parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
             given[_LISTS[name]] = (*given[_LISTS[name]], value)
         elif name in _VALUES and equals:
             try:
-                given[name] = _VALUES[name](value)
+                given[_NAMES.get(name, name)] = _VALUES[name](value)
             except (click.BadParameter, ValueError) as error:
                 raise UsageError(f"-o {part}: not a value that it can have") from error
         elif name in _LONG and not equals:
@@ -164,6 +173,7 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
     source = FileSource(image)
     path = resolve_mountpoint(mountpoint)
     _check_mountpoint(path, mountpoint, "nonempty" in flags)
+    keys = load_keys(given["key_file"], given["passphrase_file"], source)
     log_file: Path | None = given["log_file"]
     options = MountOptions(
         mountpoint=path,
@@ -184,7 +194,7 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
         idle_timeout=given["idle_timeout"],
         on_corruption=OnCorruption(given["on_corruption"]),
     )
-    return _Job(source, trust, options, given["foreground"], log_file.absolute() if log_file else None, ready_fd)
+    return _Job(source, trust, keys, options, given["foreground"], log_file.absolute() if log_file else None, ready_fd)
 
 
 def _overlay_limit(given: int | None) -> int:
@@ -258,9 +268,10 @@ def _serve(job: _Job, report: Report) -> int:
         trust_explanation = image.trust.explanation
         if not image.trust.is_vouched_for:
             log.warning("%s is %s", job.source.name, trust_explanation)
-        return await Session(image, job.options, on_ready).run()
+        return await Session(image, job.keys, job.options, on_ready, progress).run()
 
     try:
+        job.keys.lock()
         start_up_is_over = set_up_logging(job.foreground, job.log_file)
         return int(trio.run(serve))
     except BaseException as error:

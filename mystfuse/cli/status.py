@@ -25,11 +25,7 @@ TIMEOUT = 10.0
 @click.argument("mountpoint", type=click.Path(readable=False))
 def command(as_json: bool, mountpoint: str) -> None:
     """Show what is mounted on MOUNTPOINT, why it is trusted, and what has been read and verified."""
-    path = resolve_mountpoint(mountpoint)
-    if find_mount(path) is None:
-        raise MountError(f"{mountpoint}: nothing of mystfuse's is mounted there")
-    status_file = Path(path) / os.fsdecode(CONTROL_NAME) / os.fsdecode(STATUS_NAME)
-    text = _with_timeout(status_file, status_file.read_text)
+    text = read_status(mountpoint)
     if as_json:
         click.echo(text, nl=False)
         return
@@ -38,15 +34,17 @@ def command(as_json: bool, mountpoint: str) -> None:
         click.echo(one_line(f"{name.replace('_', ' ')}: {'none' if value is None else value}"))
 
 
-def check_control(mountpoint: str, path: Path) -> None:
-    """See that ``path`` is a file of ours in a mount that answers.
+def read_status(mountpoint: str) -> str:
+    """The JSON text of the status of a mount of ours that answers.
 
     Raises:
-        MountError: it is not, or no answer comes.
+        MountError: it is none, or no answer comes.
     """
-    if find_mount(resolve_mountpoint(mountpoint)) is None:
+    path = resolve_mountpoint(mountpoint)
+    if find_mount(path) is None:
         raise MountError(f"{mountpoint}: nothing of mystfuse's is mounted there")
-    _with_timeout(path, lambda: "")
+    status_file = Path(path) / os.fsdecode(CONTROL_NAME) / os.fsdecode(STATUS_NAME)
+    return _with_timeout(status_file, status_file.read_text)
 
 
 def _with_timeout(path: Path, action: Callable[[], str]) -> str:

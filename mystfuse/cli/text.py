@@ -16,6 +16,11 @@ def complain(message: str, status: ExitStatus) -> ExitStatus:
     return status
 
 
+def warn(message: str) -> None:
+    """Write one line of warning to stderr."""
+    complain(f"warning: {message}", ExitStatus.DONE)
+
+
 def say(message: str) -> None:
     """Write one line to stdout. That nobody can read it does not matter."""
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 FSTYPE = "fuse.mystfuse"
+_PR_SET_NAME = 15
+"""<linux/prctl.h>"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ def find_mount(mountpoint: str) -> Mount | None:
 def name_this_process(mount: Mount | None) -> None:
     """Call this process after the mount it serves, so that ``find_daemon`` finds it and ps(1) tells it apart."""
     if mount is not None:
-        Path("/proc/self/comm").write_text(mount.daemon_name)
+        # Not through /proc/self/comm, which belongs to root in a process that is not dumpable.
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, mount.daemon_name.encode(), 0, 0, 0)
 
 
 def find_daemon(mount: Mount) -> int | None:

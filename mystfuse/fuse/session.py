@@ -21,7 +21,9 @@ from mystfuse.fuse.mount_table import Mount, find_mount, name_this_process
 from mystfuse.fuse.operations import Operations
 from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.fuse.unmount import BusyError, unmount
+from mystfuse.image.keys import Keys
 from mystfuse.image.open import Pipeline, TrustedImage, run_pipeline
+from mystfuse.image.progress import Progress
 from mystfuse.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -37,11 +39,22 @@ class Session:
     """One mount of one image.
 
     Args:
+        keys: for an encrypted image; wiped as soon as it is open.
+        progress: shown while a passphrase is tried.
         on_ready: called once, when the kernel's INIT has been answered: from then on the mount answers.
     """
 
-    def __init__(self, image: TrustedImage, options: MountOptions, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        image: TrustedImage,
+        keys: Keys,
+        options: MountOptions,
+        on_ready: Callable[[], None],
+        progress: Progress,
+    ) -> None:
         self._image = image
+        self._keys = keys
+        self._progress = progress
         self._options = options
         self._on_ready = on_ready
         self._started = time.monotonic()
@@ -60,7 +73,8 @@ class Session:
 
         Raises:
             MountError: it could not be mounted.
-            FormatError, IntegrityError, ImageReadError: the file system cannot be read.
+            WrongKey: the image is encrypted, and the keys do not open it.
+        FormatError, IntegrityError, ImageReadError: the file system cannot be read.
         """
         with trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGUSR1) as signals:
             async with trio.open_nursery() as nursery:
@@ -74,7 +88,7 @@ class Session:
         return self._exit_status
 
     async def _mount_and_serve(self) -> None:
-        async with run_pipeline(self._image, self._options.io_timeout) as pipeline:
+        async with run_pipeline(self._image, self._keys, self._options.io_timeout, self._progress) as pipeline:
             limit = None if self._options.read_only else self._options.overlay_limit
             volume = await Volume.open(pipeline.device, limit)
             await self._check_root(volume)
@@ -179,7 +193,7 @@ class Session:
 
     def _status_of(self, pipeline: Pipeline, volume: Volume) -> Callable[[], dict[str, Any]]:
         trust, verity, reader, cache = self._image.trust, pipeline.verity, pipeline.reader, volume.cache
-        overlay = volume.overlay
+        overlay, unlocked = volume.overlay, pipeline.unlocked
 
         def status() -> dict[str, Any]:
             return {
@@ -193,7 +207,8 @@ class Session:
                 "trust": trust.reason.value,
                 "trust_explanation": trust.explanation,
                 "signer": trust.signer.hex() if trust.signer else None,
-                "cipher": None,
+                "luks_version": unlocked.header.version if unlocked else None,
+                "cipher": str(unlocked.header.cipher) if unlocked else None,
                 "filesystem_uuid": str(volume.superblock.s_uuid),
                 "block_size": volume.superblock.block_size,
                 "bytes_fetched": reader.bytes_read,
@@ -201,6 +216,7 @@ class Session:
                 "blocks_verified": verity.blocks_verified if verity else 0,
                 "hash_blocks_verified": verity.hash_blocks_verified if verity else 0,
                 "blocks_failed": verity.blocks_failed if verity else 0,
+                "bytes_decrypted": unlocked.device.bytes_decrypted if unlocked else 0,
                 "cache_hits": cache.hits,
                 "cache_misses": cache.misses,
                 "overlay_used": 0 if overlay is None else overlay.used,

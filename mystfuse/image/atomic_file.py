@@ -8,8 +8,22 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from mystfuse.errors import MystfuseError
+
+
+class WritableFile(Protocol):
+    """An open file that child processes can be given."""
+
+    fd: int
+    target: Path
+    """What to call it in messages."""
+
+    @property
+    def path(self) -> str:
+        """A path that names the file for a child process that inherits ``fd``."""
+        ...
 
 
 class AtomicFile:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher
 from mystfuse.errors import MystfuseError
 from mystfuse.formats.fssig import Fssig
 from mystfuse.image.atomic_file import AtomicFile
 from mystfuse.image.hash_tree import write_all
-from mystfuse.image.seal import VERITY_BLOCK_SIZE, Progress, seal, truncate
+from mystfuse.image.keys import Encryption
+from mystfuse.image.luks_format import make_luks_header
+from mystfuse.image.progress import Progress
+from mystfuse.image.seal import VERITY_BLOCK_SIZE, seal, truncate
 from mystfuse.trust.signature import SigningKey
 
 _CHUNK = 1 << 20
@@ -19,7 +24,14 @@ _HOLE = 64 << 10
 """Bytes: runs of zeros that are this long and aligned become holes."""
 
 
-def commit(merged: Path, target: Path, signing_key: SigningKey | None, force: bool, progress: Progress) -> Fssig:
+def commit(
+    merged: Path,
+    target: Path,
+    signing_key: SigningKey | None,
+    encryption: Encryption | None,
+    force: bool,
+    progress: Progress,
+) -> Fssig:
     """Make image ``target`` of the file system that ``merged`` shows; it appears only when it is complete.
 
     What is written to the mount from the call on is not in it.
@@ -33,19 +45,31 @@ def commit(merged: Path, target: Path, signing_key: SigningKey | None, force: bo
         except OSError as error:
             raise MystfuseError(f"{merged}: {_explain(error)}") from error
         try:
+            header = b"" if encryption is None else make_luks_header(encryption, secrets.token_bytes, progress)
+            cipher = None if encryption is None else XtsCipher(encryption.master_key.view)
+            write_all(file.fd, header, 0)
             size = os.fstat(source).st_size
             with progress("copying the file system", size) as advance:
-                _copy(source, merged, file, size, advance)
+                _copy(source, merged, file, len(header), cipher, size, advance)
         finally:
             os.close(source)
-        hash_offset = -(-size // VERITY_BLOCK_SIZE) * VERITY_BLOCK_SIZE
+        hash_offset = len(header) + _whole_blocks(size)
         truncate(file, hash_offset)
         fssig = seal(file, hash_offset, signing_key, progress)
         file.commit()
     return fssig
 
 
-def _copy(source: int, name: Path, file: AtomicFile, size: int, advance: Callable[[int], None]) -> None:
+def _copy(
+    source: int,
+    name: Path,
+    file: AtomicFile,
+    offset: int,
+    cipher: XtsCipher | None,
+    size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Copy ``size`` bytes to byte ``offset`` on: zeros as holes, or everything encrypted, filled up to whole blocks."""
     zeros = bytes(_HOLE)
     position = 0
     while position < size:
@@ -57,12 +81,20 @@ def _copy(source: int, name: Path, file: AtomicFile, size: int, advance: Callabl
             ) from error
         if not data:
             raise MystfuseError(f"{name}: ends at byte {position} of {size}")
-        for start in range(0, len(data), _HOLE):
-            piece = data[start : start + _HOLE]
-            if piece != zeros[: len(piece)]:
-                write_all(file.fd, piece, position + start)
+        if cipher is not None:
+            whole = data.ljust(_whole_blocks(len(data)), b"\0")
+            write_all(file.fd, cipher.encrypt(whole, position // SECTOR_SIZE), offset + position)
+        else:
+            for start in range(0, len(data), _HOLE):
+                piece = data[start : start + _HOLE]
+                if piece != zeros[: len(piece)]:
+                    write_all(file.fd, piece, offset + position + start)
         position += len(data)
         advance(len(data))
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // VERITY_BLOCK_SIZE) * VERITY_BLOCK_SIZE
 
 
 def _explain(error: OSError) -> str:

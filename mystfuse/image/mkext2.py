@@ -10,16 +10,23 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from mystfuse.crypto.sectors import XtsCipher
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.formats.fssig import Fssig
-from mystfuse.image.atomic_file import AtomicFile
+from mystfuse.image.atomic_file import AtomicFile, WritableFile
+from mystfuse.image.encrypted_file import EncryptedFile, encrypt_zeros
+from mystfuse.image.hash_tree import write_all
 from mystfuse.image.inode_stamps import stamp_inodes
-from mystfuse.image.seal import SALT_SIZE, VERITY_BLOCK_SIZE, Progress, seal, truncate
+from mystfuse.image.keys import Encryption
+from mystfuse.image.luks_format import Random, make_luks_header
+from mystfuse.image.progress import Progress
+from mystfuse.image.seal import SALT_SIZE, VERITY_BLOCK_SIZE, seal, truncate
 from mystfuse.image.source_tree import SourceTree, scan
 from mystfuse.trust.signature import SigningKey
 
@@ -49,6 +56,7 @@ class Mkext2Options:
     salt: bytes | None = None
     uuid: UUID | None = None
     signing_key: SigningKey | None = None
+    encryption: Encryption | None = None
     epoch: int | None = None
     trace: Callable[[str], None] | None = None
     """Called with each command line that is run."""
@@ -78,8 +86,11 @@ def mkext2(directory: Path, target: Path, options: Mkext2Options, force: bool, p
     with AtomicFile(target, force) as file:
         tree = scan(directory, reproducible=options.epoch is not None)
         salt, uuid, tree_uuid, hash_seed = _identities(tree, options)
-        with progress("copying files", None):
-            hash_offset = _make_filesystem(file, directory, tree, options, uuid, hash_seed)
+        if options.encryption is None:
+            with progress("copying files", None):
+                hash_offset = _make_filesystem(file, directory, tree, options, uuid, hash_seed)
+        else:
+            hash_offset = _make_encrypted(file, directory, tree, options, uuid, hash_seed, progress)
         fssig = seal(file, hash_offset, options.signing_key, progress, salt, tree_uuid)
         file.commit()
     return fssig
@@ -103,6 +114,43 @@ def _identities(tree: SourceTree, options: Mkext2Options) -> tuple[bytes, UUID, 
     return salt, options.uuid or uuid, tree_uuid, hash_seed
 
 
+def _make_encrypted(
+    file: AtomicFile,
+    directory: Path,
+    tree: SourceTree,
+    options: Mkext2Options,
+    uuid: UUID,
+    hash_seed: UUID,
+    progress: Progress,
+) -> int:
+    """Make a LUKS header and an encrypted file system behind it; returns the size of both."""
+    encryption = options.encryption
+    assert encryption is not None
+    random: Random = secrets.token_bytes
+    if options.epoch is not None:
+        random = _reproducible_random(encryption, tree.digest)
+    header = make_luks_header(encryption, random, progress)
+    cipher = XtsCipher(encryption.master_key.view)
+    with progress("copying files", None), EncryptedFile(file, len(header), cipher) as plain:
+        size = _make_filesystem(plain, directory, tree, options, uuid, hash_seed)
+    with progress("encrypting free space", size) as advance:
+        encrypt_zeros(file, len(header), size, cipher, advance)
+    write_all(file.fd, header, 0)
+    return len(header) + size
+
+
+def _reproducible_random(encryption: Encryption, digest: bytes) -> Random:
+    """Bytes that follow from key and directory, a new stretch of them at each call."""
+    calls = count()
+
+    def random(length: int) -> bytes:
+        stream = hashlib.shake_256(b"mystfuse luks" + next(calls).to_bytes(8, "big") + digest)
+        stream.update(encryption.master_key.view)
+        return stream.digest(length)
+
+    return random
+
+
 def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int | None]:
     """How large the file system has to be, and how many inodes to ask for (None: as many as mke2fs gives).
 
@@ -123,7 +171,7 @@ def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int | N
 
 
 def _make_filesystem(
-    file: AtomicFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
+    file: WritableFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
 ) -> int:
     """Run mke2fs until the directory fits; returns the size of the file system."""
     try:
@@ -138,7 +186,7 @@ def _make_filesystem(
 
 
 def _fit_filesystem(
-    file: AtomicFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
+    file: WritableFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
 ) -> int:
     size, inodes = planned_size(tree, options)
     for _ in range(_MAX_ATTEMPTS):
@@ -160,7 +208,7 @@ def _fit_filesystem(
 
 
 def _run_mke2fs(
-    file: AtomicFile,
+    file: WritableFile,
     directory: Path,
     size: int,
     inodes: int | None,

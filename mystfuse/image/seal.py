@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from uuid import UUID, uuid4
 
 from mystfuse.errors import MystfuseError
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
-from mystfuse.image.atomic_file import AtomicFile
+from mystfuse.image.atomic_file import AtomicFile, WritableFile
 from mystfuse.image.hash_tree import write_all, write_tree
+from mystfuse.image.progress import Progress
 from mystfuse.trust.signature import SigningKey
 
 VERITY_BLOCK_SIZE = 4096
 SALT_SIZE = 32
 """The original reads no other."""
-
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-"""Called with what is being done and how many bytes that is (None: unknown); gives the function to advance it."""
 
 
 def seal(
@@ -57,7 +53,7 @@ def seal(
     return fssig
 
 
-def truncate(file: AtomicFile, size: int) -> None:
+def truncate(file: WritableFile, size: int) -> None:
     """Set the file's size; MystfuseError when that cannot be."""
     try:
         os.ftruncate(file.fd, size)

@@ -1,0 +1,188 @@
+"""Keys and passphrases: from files, descriptors, systemd's credentials and the terminal."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mystfuse.cli.text import warn
+from mystfuse.crypto.secret import Secret, harden_process
+from mystfuse.devices.source import Source
+from mystfuse.errors import ImageReadError, UsageError
+from mystfuse.formats.luks import LUKS_MAGIC
+from mystfuse.image.keys import Encryption, Keys
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_KEY_FILE = 64 << 10
+"""Bytes."""
+CREDENTIALS = {"master_key": "mystfuse.key", "passphrase": "mystfuse.passphrase"}
+"""Names of systemd credentials (systemd.exec(5), LoadCredential=)."""
+
+
+def key_options(command: F) -> F:
+    """Add the options for the key of an encrypted image to a command."""
+    for option in reversed(
+        (
+            click.option(
+                "--key-file", metavar="FILE|-", help="Master key of an encrypted image: binary, or hex digits."
+            ),
+            click.option("--passphrase-file", metavar="FILE|-", help="Passphrase of an encrypted image."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def encryption_options(command: F) -> F:
+    """Add the options for making an encrypted image to a command."""
+    for option in reversed(
+        (
+            click.option(
+                "--encrypt",
+                metavar="KEYFILE|-",
+                help="Encrypt (LUKS, aes-xts-plain64) with this master key of 64 bytes.",
+            ),
+            click.option(
+                "--passphrase-file",
+                metavar="FILE|-",
+                help="With --encrypt: a passphrase that opens the image too (14 characters or more); "
+                "- asks for it on a terminal, else reads stdin.",
+            ),
+            click.option("--passphrase", metavar="TEXT", help="The same, for everybody on this machine to see."),
+            click.option("--luks2", is_flag=True, help="With --encrypt: LUKS2, argon2id for the passphrase."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def load_encryption(
+    encrypt: str | None, passphrase_file: str | None, passphrase: str | None, luks2: bool
+) -> Encryption | None:
+    """Read what the encryption options name; None without ``--encrypt``.
+
+    Raises:
+        UsageError: options that do not go together, or a file that cannot be read.
+        WrongKey: a key of the wrong size, or a passphrase that is too short.
+    """
+    if encrypt is None:
+        if passphrase_file is not None or passphrase is not None or luks2:
+            raise UsageError("--passphrase-file, --passphrase and --luks2 go with --encrypt KEYFILE")
+        return None
+    if passphrase_file is not None and passphrase is not None:
+        raise UsageError("--passphrase-file and --passphrase exclude each other")
+    if encrypt == passphrase_file == "-":
+        raise UsageError("key and passphrase cannot both come from stdin")
+    key = read_secret(encrypt, "--encrypt")
+    secret = None
+    if passphrase is not None:
+        warn("--passphrase shows the passphrase to everybody who can list processes: use --passphrase-file")
+        secret = Secret.copy_of(os.fsencode(passphrase))
+    elif passphrase_file == "-" and has_terminal():  # noqa: S105
+        secret = ask_passphrase("Passphrase for the new image: ", repeat=True)
+    elif passphrase_file is not None:
+        secret = read_passphrase(passphrase_file)
+    encryption = Encryption(key, secret, 2 if luks2 else 1)
+    encryption.check("stdin" if encrypt == "-" else encrypt)
+    return encryption
+
+
+def load_keys(key_file: str | None, passphrase_file: str | None, source: Source) -> Keys:
+    """Read what the key options name; else systemd's credentials; else ask, if ``source`` looks encrypted and there is
+    a terminal. From then on the process is hardened.
+
+    Raises:
+        UsageError: a file cannot be read, is empty, or is too large to be a key; or both are given.
+    """
+    if key_file is not None and passphrase_file is not None:
+        raise UsageError("--key-file and --passphrase-file exclude each other: one of them opens the image")
+    if key_file is None and passphrase_file is None:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        if directory:
+            paths = {kind: Path(directory) / name for kind, name in CREDENTIALS.items()}
+            if paths["master_key"].exists():
+                key_file = str(paths["master_key"])
+            elif paths["passphrase"].exists():
+                passphrase_file = str(paths["passphrase"])
+    if key_file is not None:
+        return Keys(master_key=read_secret(key_file, "--key-file"))
+    if passphrase_file is not None:
+        return Keys(passphrase=read_passphrase(passphrase_file))
+    if has_terminal() and _looks_encrypted(source):
+        return Keys(passphrase=ask_passphrase(f"Passphrase for {source.name}: "))
+    return Keys()
+
+
+def read_passphrase(path: str) -> Secret:
+    """A passphrase from a file (``-``: stdin): all of it but one newline at its end."""
+    contents = read_secret(path, "--passphrase-file")
+    if contents.view[-1] != ord("\n"):
+        return contents
+    passphrase = Secret.copy_of(contents.view[:-1])
+    contents.wipe()
+    return passphrase
+
+
+def read_secret(path: str, option: str) -> Secret:
+    """The contents of a key file, ``-`` being stdin; warns of one that others can read.
+
+    Raises:
+        UsageError: it cannot be read, is empty, or is too large.
+    """
+    harden_process()
+    try:
+        # Unbuffered: a buffer would be a copy.
+        if path == "-":
+            with open(0, "rb", buffering=0, closefd=False) as file:
+                secret = Secret.read(file, MAX_KEY_FILE + 1)
+        else:
+            with open(path, "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+                    warn(f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 it")
+                secret = Secret.read(file, MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}") from error
+    if len(secret) > MAX_KEY_FILE:
+        raise UsageError(f"{option} {path}: too large to be a key or passphrase (over {MAX_KEY_FILE} bytes)")
+    if not len(secret):
+        raise UsageError(f"{option} {path}: empty")
+    return secret
+
+
+def ask_passphrase(prompt: str, repeat: bool = False) -> Secret:
+    """Ask on the terminal, without echo; twice if ``repeat``.
+
+    Raises:
+        UsageError: nothing was entered, or not the same twice.
+    """
+    harden_process()
+    answers = [getpass.getpass(prompt)]
+    if repeat:
+        answers.append(getpass.getpass("The same again: "))
+    if not answers[0]:
+        raise UsageError("no passphrase was entered")
+    if len(set(answers)) > 1:
+        raise UsageError("the two passphrases differ: nothing is done")
+    return Secret.copy_of(os.fsencode(answers[0]))
+
+
+def has_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _looks_encrypted(source: Source) -> bool:
+    """Whether it is worth asking: nobody has vouched for these bytes."""
+    try:
+        return source.read(0, len(LUKS_MAGIC)) == LUKS_MAGIC
+    except ImageReadError:
+        return False

@@ -1,0 +1,64 @@
+"""The keys a user gives: to open an encrypted image, or to make one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mystfuse.crypto.secret import Secret
+from mystfuse.errors import WrongKey
+
+MASTER_KEY_SIZE = 64
+"""Bytes of the master key of the images we make: two AES-256 keys for XTS, as the original's."""
+MIN_PASSPHRASE = 14
+"""Characters (of UTF-8): the original's rule for new images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What is given to open an encrypted image: one of the two, or nothing."""
+
+    master_key: Secret | None = None
+    """The master (volume) key as its file has it: binary, or hex digits."""
+    passphrase: Secret | None = None
+
+    def __bool__(self) -> bool:
+        return self.master_key is not None or self.passphrase is not None
+
+    def lock(self) -> None:
+        """Keep them out of swap; to be repeated after a fork."""
+        for secret in (self.master_key, self.passphrase):
+            if secret is not None:
+                secret.lock()
+
+    def wipe(self) -> None:
+        """Overwrite them."""
+        for secret in (self.master_key, self.passphrase):
+            if secret is not None:
+                secret.wipe()
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """How to encrypt a new image."""
+
+    master_key: Secret
+    """64 bytes."""
+    passphrase: Secret | None = None
+    """Opens key slot 0; without it there is no active slot."""
+    luks_version: int = 1
+
+    def check(self, key_name: str) -> None:
+        """Raise WrongKey unless both can be used; ``key_name`` is what to call the master key."""
+        key = self.master_key.view
+        if len(key) != MASTER_KEY_SIZE:
+            raise WrongKey(
+                f"{key_name}: {len(key)} bytes, but a master key has {MASTER_KEY_SIZE} "
+                f"(head -c {MASTER_KEY_SIZE} /dev/urandom makes one)"
+            )
+        if key[: MASTER_KEY_SIZE // 2] == key[MASTER_KEY_SIZE // 2 :]:
+            raise WrongKey(f"{key_name}: its two halves are the same, which XTS must not have")
+        if self.passphrase is not None:
+            # Characters, not bytes: what continues one in UTF-8 does not count.
+            characters = sum(byte & 0xC0 != 0x80 for byte in self.passphrase.view)
+            if characters < MIN_PASSPHRASE:
+                raise WrongKey(f"the passphrase has {characters} characters; {MIN_PASSPHRASE} are needed")

@@ -1,0 +1,9 @@
+"""How long work says how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+"""Called with what is being done and how many bytes that is (None: unknown); gives the function to advance it."""

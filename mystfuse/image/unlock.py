@@ -1,0 +1,208 @@
+"""Opening an encrypted image: find its LUKS header behind the hash tree, and the key that opens it."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import trio
+
+from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2, merge_key
+from mystfuse.crypto.secret import Secret, lock_memory
+from mystfuse.crypto.sectors import make_sector_cipher
+from mystfuse.devices.crypt import CryptDevice
+from mystfuse.devices.device import Device, Extent
+from mystfuse.devices.memory import available_memory
+from mystfuse.errors import FormatError, WrongKey
+from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
+from mystfuse.formats.luks import LUKS_MAGIC, Argon2, Keyslot, LuksHeader, Pbkdf2
+from mystfuse.formats.luks1 import LUKS1_HEADER_SIZE, parse_luks1
+from mystfuse.formats.luks2 import BINARY_HEADER_SIZE, HEADER_SIZES, HeaderCopy, parse_luks2
+from mystfuse.image.keys import Keys
+from mystfuse.image.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocked:
+    """An encrypted image that is open."""
+
+    header: LuksHeader
+    device: CryptDevice
+
+
+async def read_luks_header(verified: Device) -> LuksHeader | None:
+    """The LUKS header of a device; None if the device does not have one.
+
+    Of LUKS2's two headers the newer good one counts. Where the first is damaged the second is looked for, unless an
+    EXT2 file system is there.
+
+    Raises:
+        FormatError: a header that cannot be, or both damaged.
+        UnsupportedFeature: a cipher, mode, or feature that mystfuse does not have.
+        IntegrityError, ImageReadError: as the device does.
+    """
+    first = await _read(verified, 0, BINARY_HEADER_SIZE)
+    if first.startswith(LUKS_MAGIC + b"\0\1"):
+        return parse_luks1(first[:LUKS1_HEADER_SIZE])
+    is_luks = first.startswith(LUKS_MAGIC)
+    if is_luks and first[6:8] != b"\0\2":
+        raise FormatError(f"LUKS version {int.from_bytes(first[6:8], 'big')}; only 1 and 2 are known")
+    superblock = first[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE]
+    if not is_luks and superblock[56:58] == EXT2_SUPER_MAGIC.to_bytes(2, "little"):
+        return None
+    good: list[tuple[HeaderCopy, dict[str, object]]] = []
+    offsets = [0, *HEADER_SIZES]
+    while offsets:
+        offset = offsets.pop(0)
+        copy = HeaderCopy.parse(await _read(verified, offset, BINARY_HEADER_SIZE), offset)
+        if copy is None:
+            continue
+        is_luks = True
+        try:
+            good.append((copy, copy.check(await _read(verified, offset, copy.size))))
+        except FormatError as error:
+            log.warning("%s", error)
+        else:
+            # Where the second one is, the first one knows.
+            offsets = [copy.size] if offset == 0 else []
+    if not good:
+        if is_luks:
+            raise FormatError("both LUKS2 headers are damaged: neither has its checksum")
+        return None
+    copy, document = max(good, key=lambda item: item[0].seqid)
+    if len(good) == 1:
+        log.warning("the %s LUKS2 header is damaged: using the other one", "first" if copy.offset else "second")
+    return parse_luks2(copy, document)
+
+
+async def _read(device: Device, offset: int, length: int) -> bytes:
+    """What is there of a range of a device that may be shorter."""
+    length = min(length, device.size - offset)
+    if length <= 0:
+        return b""
+    (data,) = await device.read([Extent(offset, length)])
+    return bytes(data)
+
+
+async def unlock(verified: Device, header: LuksHeader, keys: Keys, progress: Progress) -> Unlocked:
+    """Open an encrypted device; the keys are wiped, whatever happens.
+
+    Args:
+        progress: shown while a passphrase is tried on a key slot.
+
+    Raises:
+        WrongKey: no key, not one that can be, or not the one of this image.
+        FormatError: the header does not fit the device.
+        IntegrityError, ImageReadError: as the device does.
+    """
+    try:
+        size = header.check_fits(verified.size)
+        if keys.master_key is not None:
+            key = await _match_master_key(header, keys.master_key)
+        elif keys.passphrase is not None:
+            key = await _try_slots(verified, header, keys.passphrase, progress)
+        else:
+            raise WrongKey(f"encrypted (LUKS{header.version}, {header.cipher}): give --key-file or --passphrase-file")
+    finally:
+        keys.wipe()
+    try:
+        cipher = make_sector_cipher(
+            header.cipher.chain_mode, header.cipher.iv_mode, key.view, header.sector_size, header.iv_tweak
+        )
+    finally:
+        key.wipe()
+    lock_memory()
+    return Unlocked(header, CryptDevice(verified, cipher, header.payload_offset, size, header.sector_size))
+
+
+async def _match_master_key(header: LuksHeader, given: Secret) -> Secret:
+    """The master key in the form that fits, if it is the right one."""
+    tried = False
+    for candidate in _forms(given, header.key_sizes):
+        tried = True
+        if await _has_digest(header, candidate):
+            return candidate
+        candidate.wipe()
+    if tried:
+        raise WrongKey("wrong key: it is not the master key of this image")
+    sizes = " or ".join(str(size) for size in header.key_sizes)
+    raise WrongKey(
+        f"the key has {len(given)} bytes, but the master key of this image has {sizes} (or twice as many hex digits); "
+        "a passphrase goes into --passphrase-file"
+    )
+
+
+def _forms(given: Secret, key_sizes: tuple[int, ...]) -> Iterator[Secret]:
+    """What the contents of a key file can mean: the key itself, or its hex digits (white space around them ignored)."""
+    if len(given) in key_sizes:
+        yield Secret.copy_of(given.view)
+    match = re.fullmatch(rb"\s*((?:[0-9a-fA-F]{2})+)\s*", given.view)
+    if match and len(match[1]) // 2 in key_sizes:
+        yield Secret.copy_of(bytes.fromhex(bytes(match[1]).decode("ascii")))
+
+
+async def _try_slots(verified: Device, header: LuksHeader, passphrase: Secret, progress: Progress) -> Secret:
+    """The master key from the first key slot that the passphrase opens, in the order of their priorities."""
+    slots = sorted((slot for slot in header.keyslots if slot.priority), key=lambda slot: (-slot.priority, slot.number))
+    if not slots:
+        raise WrongKey(
+            "no key slot of this image is in use, so no passphrase opens it: give the master key (--key-file)"
+        )
+    for slot in slots:
+        with progress(f"key slot {slot.number}: {slot.kdf}", None):
+            key = await _try_slot(verified, header, slot, passphrase)
+        if key is not None:
+            return key
+    raise WrongKey(f"wrong passphrase: it opens none of the {len(slots)} key slots")
+
+
+async def _try_slot(verified: Device, header: LuksHeader, slot: Keyslot, passphrase: Secret) -> Secret | None:
+    (encrypted,) = await verified.read([Extent(slot.offset, -(-slot.material_size // 512) * 512)])
+
+    def open_slot() -> Secret:
+        slot_key = derive_key(slot.kdf, passphrase, slot.cipher_key_size)
+        cipher = make_sector_cipher(slot.cipher.chain_mode, slot.cipher.iv_mode, slot_key.view)
+        slot_key.wipe()
+        material = bytearray(cipher.decrypt(encrypted, 0))
+        try:
+            return merge_key(memoryview(material)[: slot.material_size], slot.key_size, slot.af_hash)
+        finally:
+            material[:] = bytes(len(material))
+
+    key = await _in_thread(open_slot)
+    if await _has_digest(header, key):
+        return key
+    key.wipe()
+    return None
+
+
+async def _has_digest(header: LuksHeader, key: Secret) -> bool:
+    digest = header.digest
+    found = await _in_thread(lambda: derive_key(digest.kdf, key, len(digest.digest)))
+    return hmac.compare_digest(found.view, digest.digest)
+
+
+def derive_key(kdf: Pbkdf2 | Argon2, passphrase: Secret, length: int) -> Secret:
+    """What a key derivation gives for a passphrase: ``length`` bytes.
+
+    Raises:
+        WrongKey: it needs more memory than there is.
+    """
+    if isinstance(kdf, Pbkdf2):
+        return derive_pbkdf2(kdf.hash_name, passphrase.view, kdf.salt, kdf.iterations, length)
+    try:
+        if kdf.memory << 10 > available_memory():
+            raise MemoryError
+        return derive_argon2(kdf.variant, passphrase.view, kdf.salt, kdf.time, kdf.memory, kdf.cpus, length)
+    except MemoryError:
+        raise WrongKey(f"the passphrase needs {kdf.memory >> 10} MiB of memory ({kdf}), more than there is") from None
+
+
+async def _in_thread(action: Callable[[], Secret]) -> Secret:
+    """Run something long; when we are cancelled meanwhile, it is left behind."""
+    return await trio.to_thread.run_sync(action, abandon_on_cancel=True)
