@@ -39,6 +39,10 @@ class MystfuseError(Exception):
     exit_status: ExitStatus = ExitStatus.FAILED
     errno: int = errno.EIO
 
+    def about(self, name: str) -> str:
+        """The message, with ``name`` in front where it does not say what it is about."""
+        return str(self) if name in str(self) else f"{name}: {self}"
+
 
 class UsageError(MystfuseError):
     """The options contradict each other or name something that is not what it should be."""
@@ -93,3 +97,10 @@ class MountError(MystfuseError):
     """The file system could not be mounted or unmounted there."""
 
     exit_status = ExitStatus.MOUNT
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The one error inside the groups of one that trio's nurseries make."""
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    return error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,9 +94,12 @@ def load_encryption(
     return encryption
 
 
-def load_keys(key_file: str | None, passphrase_file: str | None, source: Source) -> Keys:
-    """Read what the key options name; else systemd's credentials; else ask, if ``source`` looks encrypted and there is
-    a terminal. From then on the process is hardened.
+def load_keys(key_file: str | None, passphrase_file: str | None, source: Source, may_ask: bool) -> Keys:
+    """Read what the key options name; else systemd's credentials; else ask for a passphrase. From then on the process
+    is hardened.
+
+    Args:
+        may_ask: ask, if ``source`` looks encrypted and there is a terminal.
 
     Raises:
         UsageError: a file cannot be read, is empty, or is too large to be a key; or both are given.
@@ -116,7 +118,7 @@ def load_keys(key_file: str | None, passphrase_file: str | None, source: Source)
         return Keys(master_key=read_secret(key_file, "--key-file"))
     if passphrase_file is not None:
         return Keys(passphrase=read_passphrase(passphrase_file))
-    if has_terminal() and _looks_encrypted(source):
+    if may_ask and has_terminal() and _looks_encrypted(source):
         return Keys(passphrase=ask_passphrase(f"Passphrase for {source.name}: "))
     return Keys()
 
@@ -177,7 +179,7 @@ def ask_passphrase(prompt: str, repeat: bool = False) -> Secret:
 
 def has_terminal() -> bool:
     """Whether there is somebody to ask."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return os.isatty(0) and os.isatty(2)
 
 
 def _looks_encrypted(source: Source) -> bool:

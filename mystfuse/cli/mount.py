@@ -22,7 +22,7 @@ from mystfuse.cli.progress import progress
 from mystfuse.cli.text import complain, say
 from mystfuse.devices.memory import available_memory
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, innermost
 from mystfuse.fuse.daemon import Report, run_in_background
 from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.image.keys import Keys
@@ -173,7 +173,7 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
     source = FileSource(image)
     path = resolve_mountpoint(mountpoint)
     _check_mountpoint(path, mountpoint, "nonempty" in flags)
-    keys = load_keys(given["key_file"], given["passphrase_file"], source)
+    keys = load_keys(given["key_file"], given["passphrase_file"], source, may_ask=True)
     log_file: Path | None = given["log_file"]
     options = MountOptions(
         mountpoint=path,
@@ -275,11 +275,10 @@ def _serve(job: _Job, report: Report) -> int:
         start_up_is_over = set_up_logging(job.foreground, job.log_file)
         return int(trio.run(serve))
     except BaseException as error:
-        cause = _innermost(error)
+        cause = innermost(error)
         if isinstance(cause, MystfuseError):
-            status, message = cause.exit_status, str(cause)
-            if not isinstance(cause, MountError) and job.source.name not in message:
-                message = f"{job.source.name}: {message}"
+            status = cause.exit_status
+            message = str(cause) if isinstance(cause, MountError) else cause.about(job.source.name)
         elif isinstance(cause, OSError):
             status, message = ExitStatus.FAILED, f"{cause.filename or job.source.name}: {cause.strerror or cause}"
         elif isinstance(cause, KeyboardInterrupt):
@@ -292,13 +291,6 @@ def _serve(job: _Job, report: Report) -> int:
         else:
             report(status, message)
         return int(status)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The one error inside trio's groups of one."""
-    while isinstance(error, BaseExceptionGroup) and error.exceptions:
-        error = error.exceptions[0]
-    return error
 
 
 def _describe(job: _Job, explanation: str) -> str:
