@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,14 @@ def run(*command: str | os.PathLike[str], check: bool = True, **kwargs: Any) -> 
 def mystfuse(*arguments: str | os.PathLike[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run the ``mystfuse`` command; does not check the exit status."""
     return run(sys.executable, "-m", "mystfuse", *arguments, check=False, **kwargs)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for something that is to happen; fails the test when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
 
 
 @contextmanager

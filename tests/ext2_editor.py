@@ -225,3 +225,19 @@ async def walk(volume: Volume, max_inodes: int = 300, max_bytes: int = 200_000) 
         except (MystfuseError, OSError):
             failures += 1
     return len(seen), failures
+
+
+async def merged(volume: Volume) -> bytes:
+    """The whole file system as it is now."""
+    snapshot = await volume.open_image()
+    try:
+        return await snapshot.read(0, snapshot.size)
+    finally:
+        snapshot.close()
+
+
+def assert_clean(image: bytes, path: Path) -> None:
+    """Judge a file system by e2fsck; ``path`` is where to put it."""
+    path.write_bytes(image)
+    result = run("e2fsck", "-fn", path, check=False)
+    assert result.returncode == 0, result.stdout

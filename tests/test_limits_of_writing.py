@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from conftest import run
-from ext2_editor import MemoryDevice, kernel_mount
+from ext2_editor import MemoryDevice, assert_clean, kernel_mount, merged
 
 from mystfuse import runner
 from mystfuse.devices.device import Extent
@@ -35,21 +35,6 @@ def make_image(directory: Path, size: str, *options: str, source: Path | None = 
     path.unlink(missing_ok=True)
     run("mke2fs", "-q", "-F", "-t", "ext2", *options, *(["-d", source] if source else []), path, size)
     return path.read_bytes()
-
-
-async def merged(volume: Volume) -> bytes:
-    snapshot = await volume.open_image()
-    try:
-        return await snapshot.read(0, snapshot.size)
-    finally:
-        snapshot.close()
-
-
-async def assert_clean(volume: Volume, tmp_path: Path) -> None:
-    path = tmp_path / "merged"
-    path.write_bytes(await merged(volume))
-    result = run("e2fsck", "-fn", path, check=False)
-    assert result.returncode == 0, result.stdout
 
 
 async def fill(volume: Volume, ino: int, left: int = 0) -> int:
@@ -204,7 +189,7 @@ async def test_a_large_empty_directory_is_removed_and_a_large_full_one_is_not(
     with pytest.raises(OSError, match="not empty") as caught:
         await volume.remove(EXT2_ROOT_INO, b"full", True)
     assert caught.value.errno == errno.ENOTEMPTY
-    await assert_clean(volume, tmp_path)
+    assert_clean(await merged(volume), tmp_path / "merged")
 
 
 async def test_a_rename_between_directories_too_large_to_index_together_ends(
@@ -226,7 +211,7 @@ async def test_a_rename_between_directories_too_large_to_index_together_ends(
             old, new = random.Random(number).sample([entry.ino for entry in directories if entry], 2)
             (entry, _), *_ = (await volume.entries(old, 0, 100))[0]
             await volume.rename(old, entry.name, new, b"moved-%d" % number, 0, ROOT)
-    await assert_clean(volume, tmp_path)
+    assert_clean(await merged(volume), tmp_path / "merged")
 
 
 def test_references_take_no_more_memory_than_inodes_that_are_known() -> None:
@@ -305,4 +290,4 @@ async def test_many_tasks_at_once_over_a_slow_image(tmp_path: Path) -> None:
             nursery.start_soon(work, seed)
     for orphan in list(volume.orphans):
         await volume.release(orphan)
-    await assert_clean(volume, tmp_path)
+    assert_clean(await merged(volume), tmp_path / "merged")

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import mounted, run
+from conftest import mounted, mystfuse, run
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -105,9 +105,11 @@ class Configuration:
     block_size: int
     inode_size: int
     indexed: bool
+    encrypted: bool = False
 
     def __str__(self) -> str:
-        return f"{self.block_size}-{self.inode_size}-{'index' if self.indexed else 'linear'}"
+        encrypted = "-encrypted" if self.encrypted else ""
+        return f"{self.block_size}-{self.inode_size}-{'index' if self.indexed else 'linear'}{encrypted}"
 
 
 CONFIGURATIONS = [
@@ -115,7 +117,7 @@ CONFIGURATIONS = [
     for block_size in (1024, 4096)
     for inode_size in (128, 256)
     for indexed in (True, False)
-]
+] + [Configuration(1024, 256, indexed=True, encrypted=True)]
 
 
 @dataclass(frozen=True)
@@ -246,10 +248,23 @@ class Pair:
         self.history: list[Sequence] = []
         self._directory = directory
         self._pristine = make_image(configuration, directory)
-        self._digest = hashlib.sha256(self._pristine.read_bytes()).digest()
+        self._image, self._options = self._pristine, ["--insecure"]
+        if configuration.encrypted:
+            self._image, self._options = self._encrypt()
+        self._digest = hashlib.sha256(self._image.read_bytes()).digest()
         self._mounts = ExitStack()
         self._seeds: list[str] = []
         self._saved: Path | None = None
+
+    def _encrypt(self) -> tuple[Path, list[str]]:
+        """An encrypted image of the same file system, and the options to mount it with."""
+        image, key = self._directory / "encrypted", self._directory / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(64))
+        with mounted(self._pristine, self._directory / "ours", "--insecure") as mountpoint:
+            result = mystfuse("commit", "--encrypt", key, mountpoint, image)
+            assert result.returncode == 0, result.stderr
+        return image, ["--key-file", str(key)]
 
     def mount(self) -> None:
         """Begin, or begin anew, from the very same image."""
@@ -264,7 +279,7 @@ class Pair:
             )
         else:
             self.ours = self._mounts.enter_context(
-                mounted(self._pristine, directory / "ours", "--insecure", "-o", "suid,dev")
+                mounted(self._image, directory / "ours", *self._options, "-o", "suid,dev")
             )
         self._seeds = [f"seed-{number}" for number in range(SEEDS)]
         self.history = []
@@ -272,7 +287,7 @@ class Pair:
     def close(self) -> None:
         """Unmount, and see that the image itself is as it was."""
         self._mounts.close()
-        assert hashlib.sha256(self._pristine.read_bytes()).digest() == self._digest, "the image was changed"
+        assert hashlib.sha256(self._image.read_bytes()).digest() == self._digest, "the image was changed"
 
     def begin(self, sequence: Sequence) -> tuple[Mounted, Mounted, Model]:
         """The directory in which a sequence runs: on the kernel's side, on ours, and in the model."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run
+from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run, wait_until
 
 from mystfuse.fuse.mount_table import find_mount
 
@@ -31,13 +31,6 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
 
 def daemon_pid(mountpoint: Path) -> int:
     return int(json.loads(mystfuse("status", "--json", mountpoint).stdout)["pid"])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def is_running(pid: int) -> bool:

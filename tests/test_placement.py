@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run
-from ext2_editor import MemoryDevice, kernel_mount
+from ext2_editor import MemoryDevice, assert_clean, kernel_mount, merged
 
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
@@ -22,20 +22,6 @@ from mystfuse.volume import Volume
 ROOT = Caller(0, 0)
 FILE, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
 MIB = 1 << 20
-
-
-async def merged(volume: Volume) -> bytes:
-    snapshot = await volume.open_image()
-    try:
-        return await snapshot.read(0, snapshot.size)
-    finally:
-        snapshot.close()
-
-
-def assert_clean(image: bytes, path: Path) -> None:
-    path.write_bytes(image)
-    result = run("e2fsck", "-fn", path, check=False)
-    assert result.returncode == 0, result.stdout
 
 
 async def open_fresh(tmp_path: Path, *options: str, size: str = "64M") -> Volume:

@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import clear_mount, mounted, mystfuse, run
+from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,6 @@ def assert_clean(mountpoint: Path, tmp_path: Path) -> None:
 def status_of(mountpoint: Path) -> dict[str, int]:
     status: dict[str, int] = json.loads((mountpoint / ".mystfuse/status.json").read_text())
     return status
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def names(directory: Path) -> list[str]:
@@ -508,16 +501,19 @@ def test_an_ordinary_user_writes_as_the_image_allows(
     shutil.copy(image, open_tmp_path / "image")
     mountpoint = open_tmp_path / "mount"
     mountpoint.mkdir()
-    os.chown(mountpoint, *map(int, (ordinary_user[1].split("=")[1], ordinary_user[2].split("=")[1])))
+    (open_tmp_path / "committed").mkdir()
+    for path in mountpoint, open_tmp_path / "committed":
+        os.chown(path, USER, GROUP)
     mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
     os.chmod("/dev/fuse", 0o666)
     try:
         run(*ordinary_user, "-o", "map_root", open_tmp_path / "image", mountpoint)
         shell = ordinary_user[: ordinary_user.index("env")]
         run(*shell, "sh", "-ec", f"cd '{mountpoint}'; echo mine > new; rm hello.txt; mkdir d; mv new d; cat d/new")
-        run(*ordinary_user, "commit", mountpoint, "/dev/null/x", check=False)
+        run(*ordinary_user, "commit", mountpoint, target := open_tmp_path / "committed" / "x.img")
+        run(*ordinary_user, "verify", target)
         seen = run(*shell, "stat", "-c", "%u", mountpoint / "d/new").stdout.strip()
-        assert seen == ordinary_user[1].split("=")[1]
+        assert seen == str(USER)
         run(*ordinary_user, "umount", mountpoint)
     finally:
         clear_mount(mountpoint)
