@@ -6,44 +6,26 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mystfuse.cli.keys import key_options, load_keys
-from mystfuse.cli.logs import set_up_logging
+from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
-from mystfuse.cli.options import TrustOptions, load_trust, parse_id, parse_seconds, parse_size, trust_options
-from mystfuse.cli.progress import progress
+from mystfuse.cli.options import load_trust, parse_id, parse_seconds, parse_size, trust_options
 from mystfuse.cli.text import complain, say
 from mystfuse.devices.memory import available_memory
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, innermost
-from mystfuse.fuse.daemon import Report, run_in_background
+from mystfuse.errors import ExitStatus, MountError, UsageError
+from mystfuse.fuse.daemon import run_in_background
 from mystfuse.fuse.options import MountOptions, OnCorruption
-from mystfuse.image.keys import Keys
 
 log = logging.getLogger(__name__)
 
 MIN_OVERLAY_LIMIT = 1 << 20
 """Bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A mount to be made, everything about it read and checked that can be without trio."""
-
-    source: FileSource
-    trust: TrustOptions
-    keys: Keys
-    options: MountOptions
-    foreground: bool
-    log_file: Path | None
-    ready_fd: int | None
 
 
 @click.command("mount", short_help="Mount an image, every block verified.")
@@ -102,9 +84,9 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
     flags = _parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
     job = _prepare(given, flags, image, mountpoint)
     if job.foreground:
-        return ExitStatus(_serve(job, _tell_foreground))
+        return ExitStatus(job.serve(tell_foreground))
     keep = {job.source.fileno()} | ({job.ready_fd} if job.ready_fd is not None else set())
-    status, message = run_in_background(partial(_serve, job), frozenset(keep))
+    status, message = run_in_background(job.serve, frozenset(keep))
     if status is not ExitStatus.DONE:
         return complain(message, status)
     say(message)
@@ -160,7 +142,7 @@ def _parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
     return frozenset(flags)
 
 
-def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoint: str) -> _Job:
+def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoint: str) -> MountJob:
     trust = load_trust(given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], trust_self=True)
     ready_fd: int | None = given["ready_fd"]
     if ready_fd is not None:
@@ -194,7 +176,9 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
         idle_timeout=given["idle_timeout"],
         on_corruption=OnCorruption(given["on_corruption"]),
     )
-    return _Job(source, trust, keys, options, given["foreground"], log_file.absolute() if log_file else None, ready_fd)
+    return MountJob(
+        source, trust, keys, options, given["foreground"], log_file.absolute() if log_file else None, ready_fd
+    )
 
 
 def _overlay_limit(given: int | None) -> int:
@@ -225,81 +209,3 @@ def _check_mountpoint(path: str, name: str, may_be_filled: bool) -> None:
         ) from error
     if is_filled and not may_be_filled:
         raise MountError(f"{name}: not empty; what is in it would be hidden (-o nonempty mounts all the same)")
-
-
-def _serve(job: _Job, report: Report) -> int:
-    """Open the image and serve its mount until that ends; runs in the daemon. Returns the exit status."""
-    # Imported here: the parent never needs them, and must not have started anything of theirs when it forks.
-    import trio
-
-    from mystfuse.fuse.session import Session
-    from mystfuse.image.open import open_image
-
-    is_ready = False
-    start_up_is_over: Callable[[], None] = lambda: None  # noqa: E731
-
-    def on_ready() -> None:
-        nonlocal is_ready
-        is_ready = True
-        start_up_is_over()
-        report(ExitStatus.DONE, _describe(job, trust_explanation))
-        if job.ready_fd is not None:
-            with suppress(OSError):
-                os.write(job.ready_fd, b"ready\n")
-                os.close(job.ready_fd)
-
-    trust_explanation = ""
-
-    async def serve() -> int:
-        nonlocal trust_explanation
-        timeout = job.options.io_timeout
-        try:
-            with trio.fail_after(timeout):
-                image = await trio.to_thread.run_sync(
-                    open_image,
-                    job.source,
-                    job.trust.policy,
-                    job.trust.hash_offset,
-                    job.trust.root_hash,
-                    abandon_on_cancel=True,
-                )
-        except trio.TooSlowError as error:
-            raise MystfuseError(f"{job.source.name}: no answer from storage within {timeout:g} s") from error
-        trust_explanation = image.trust.explanation
-        if not image.trust.is_vouched_for:
-            log.warning("%s is %s", job.source.name, trust_explanation)
-        return await Session(image, job.keys, job.options, on_ready, progress).run()
-
-    try:
-        job.keys.lock()
-        start_up_is_over = set_up_logging(job.foreground, job.log_file)
-        return int(trio.run(serve))
-    except BaseException as error:
-        cause = innermost(error)
-        if isinstance(cause, MystfuseError):
-            status = cause.exit_status
-            message = str(cause) if isinstance(cause, MountError) else cause.about(job.source.name)
-        elif isinstance(cause, OSError):
-            status, message = ExitStatus.FAILED, f"{cause.filename or job.source.name}: {cause.strerror or cause}"
-        elif isinstance(cause, KeyboardInterrupt):
-            status, message = ExitStatus.FAILED, "interrupted"
-        else:
-            log.exception("internal error")
-            status, message = ExitStatus.FAILED, f"internal error: {type(cause).__name__}: {cause}"
-        if is_ready:
-            log.error("%s", message)
-        else:
-            report(status, message)
-        return int(status)
-
-
-def _describe(job: _Job, explanation: str) -> str:
-    how = "read-only" if job.options.read_only else "writes are kept in memory and forgotten at unmount"
-    return f"{job.source.name} mounted on {job.options.mountpoint}, {how}; {explanation}"
-
-
-def _tell_foreground(status: ExitStatus, message: str) -> None:
-    if status is ExitStatus.DONE:
-        say(message)
-    else:
-        complain(message, status)

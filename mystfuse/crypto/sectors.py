@@ -172,7 +172,7 @@ class EcbCipher:
         self._decrypt = _Ecb(key, encrypts=False)
 
     def decrypt(self, data: Bytes, sector: int) -> bytes:
-        return self._decrypt(data)
+        return b"".join(self._decrypt(part) for _, part in _steps(data, sector, _AES_BLOCK))
 
 
 def _steps(data: Bytes, sector: int, sector_size: int) -> Iterator[tuple[int, memoryview]]:

@@ -22,6 +22,10 @@ MAX_ARGON2_MEMORY = 4 << 20
 MAX_ARGON2_CPUS = 16
 MAX_ARGON2_COST = 64 << 20
 """Passes times KiB: about a minute."""
+MIN_DIGEST_SIZE, MAX_DIGEST_SIZE = 20, 64
+"""Bytes: LUKS1 has 20, cryptsetup's LUKS2 what the hash gives."""
+MAX_SALT_SIZE = 256
+"""Bytes; cryptsetup makes 32."""
 MAX_STRIPES = 1 << 16
 """The specifications know 4000 alone."""
 
@@ -88,6 +92,7 @@ class Pbkdf2:
 
     def __post_init__(self) -> None:
         check_hash(self.hash_name)
+        _check_salt(self.salt)
         if not 1 <= self.iterations <= MAX_ITERATIONS:
             raise FormatError(f"LUKS: {self.iterations} PBKDF2 iterations; from 1 to {MAX_ITERATIONS} are accepted")
 
@@ -112,6 +117,7 @@ class Argon2:
     def __post_init__(self) -> None:
         if self.variant not in ("argon2i", "argon2id"):
             raise UnsupportedFeature(f"LUKS2 key derivation {self.variant[:64]!r}")
+        _check_salt(self.salt)
         if not 1 <= self.cpus <= MAX_ARGON2_CPUS or not 8 * self.cpus <= self.memory <= MAX_ARGON2_MEMORY:
             raise FormatError(
                 f"LUKS2: {self.variant} with {self.cpus} lanes over {self.memory} KiB; "
@@ -170,6 +176,13 @@ class KeyDigest:
     kdf: Pbkdf2
     digest: bytes
 
+    def __post_init__(self) -> None:
+        # An empty one would fit every key, and a long one take for ever to compare.
+        if not MIN_DIGEST_SIZE <= len(self.digest) <= MAX_DIGEST_SIZE:
+            raise FormatError(
+                f"LUKS: a key digest of {len(self.digest)} bytes; {MIN_DIGEST_SIZE} to {MAX_DIGEST_SIZE} are accepted"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class LuksHeader:
@@ -200,7 +213,7 @@ class LuksHeader:
         """
         available = device_size - self.payload_offset
         size = available - available % self.sector_size if self.payload_size is None else self.payload_size
-        if available <= 0 or size > available:
+        if available <= 0 or not 0 < size <= available:
             raise FormatError(
                 f"LUKS: the payload would be at bytes {self.payload_offset} to {self.payload_offset + size}, but only "
                 f"{device_size} are there (truncated?)"
@@ -215,6 +228,11 @@ def check_hash(name: str) -> None:
     """Raise UnsupportedFeature for a hash that mystfuse does not have."""
     if name not in HASHES:
         raise UnsupportedFeature(f"LUKS hash {name[:64]!r}; known are {', '.join(HASHES)}")
+
+
+def _check_salt(salt: bytes) -> None:
+    if len(salt) > MAX_SALT_SIZE:
+        raise FormatError(f"LUKS: a salt of {len(salt)} bytes; up to {MAX_SALT_SIZE} are accepted")
 
 
 def text_field(data: bytes) -> str:

@@ -35,6 +35,8 @@ HEADER_SIZES = tuple(0x4000 << shift for shift in range(9))
 DEFAULT_HEADER_SIZE = HEADER_SIZES[0]
 DEFAULT_PAYLOAD_OFFSET = 16 << 20
 """What cryptsetup chooses."""
+MAX_KEYSLOTS = 32
+"""cryptsetup's limit."""
 SECTOR_SIZES = (512, 1024, 2048, 4096)
 _AREA_ALIGNMENT = 4096
 _CHECKSUM_OFFSET, _CHECKSUM_SIZE = 0x1C0, 64
@@ -157,12 +159,12 @@ def _digest_of(top: _Object, segment_id: str) -> _Object:
 def _keyslots(top: _Object, digest: _Object) -> tuple[Keyslot, ...]:
     """The slots that hold the volume key of ``digest``."""
     slots: list[Keyslot] = []
-    wanted = digest.strings("keyslots")
+    wanted = set(digest.strings("keyslots"))
     for name, slot in top.object("keyslots").objects().items():
+        if not re.fullmatch(r"0|[1-9][0-9]?", name) or int(name) >= MAX_KEYSLOTS:
+            raise FormatError(f"LUKS2: a key slot called {name[:64]!r}; they go from 0 to {MAX_KEYSLOTS - 1}")
         if name not in wanted or slot.string("type") != "luks2":
             continue
-        if not (name.isascii() and name.isdigit() and len(name) < 4):
-            raise FormatError(f"LUKS2: a key slot called {name[:64]!r}")
         area, splitter, kdf = slot.object("area"), slot.object("af"), slot.object("kdf")
         if area.string("type") != "raw" or splitter.string("type") != "luks1":
             raise UnsupportedFeature(f"LUKS2 key slot {name} with an area or splitter of another type")

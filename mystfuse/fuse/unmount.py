@@ -1,4 +1,4 @@
-"""Unmounting: by the system call as root, through fusermount3 as anybody else."""
+"""Unmounting: by the system call who may, through fusermount3 as anybody else."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
         BusyError: it is in use.
         MountError: it cannot be unmounted for another reason.
     """
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(mountpoint), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)):
-            code = ctypes.get_errno()
-            raise (BusyError if code == errno.EBUSY else MountError)(f"{mountpoint}: {os.strerror(code)}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(mountpoint), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)) == 0:
         return
+    code = ctypes.get_errno()
+    # Not whether we are root: in a name space of their own others may unmount too.
+    if code != errno.EPERM:
+        raise (BusyError if code == errno.EBUSY else MountError)(f"{mountpoint}: {os.strerror(code)}")
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
     try:
         result = subprocess.run(command, capture_output=True, errors="replace", check=False)

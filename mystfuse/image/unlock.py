@@ -50,8 +50,6 @@ async def read_luks_header(verified: Device) -> LuksHeader | None:
     if first.startswith(LUKS_MAGIC + b"\0\1"):
         return parse_luks1(first[:LUKS1_HEADER_SIZE])
     is_luks = first.startswith(LUKS_MAGIC)
-    if is_luks and first[6:8] != b"\0\2":
-        raise FormatError(f"LUKS version {int.from_bytes(first[6:8], 'big')}; only 1 and 2 are known")
     superblock = first[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE]
     if not is_luks and superblock[56:58] == EXT2_SUPER_MAGIC.to_bytes(2, "little"):
         return None
@@ -71,6 +69,9 @@ async def read_luks_header(verified: Device) -> LuksHeader | None:
             # Where the second one is, the first one knows.
             offsets = [copy.size] if offset == 0 else []
     if not good:
+        version = int.from_bytes(first[6:8], "big")
+        if first.startswith(LUKS_MAGIC) and version != 2:
+            raise FormatError(f"LUKS version {version}; only 1 and 2 are known")
         if is_luks:
             raise FormatError("both LUKS2 headers are damaged: neither has its checksum")
         return None
@@ -151,7 +152,7 @@ async def _try_slots(verified: Device, header: LuksHeader, passphrase: Secret, p
     slots = sorted((slot for slot in header.keyslots if slot.priority), key=lambda slot: (-slot.priority, slot.number))
     if not slots:
         raise WrongKey(
-            "no key slot of this image is in use, so no passphrase opens it: give the master key (--key-file)"
+            "no key slot of this image can be used, so no passphrase opens it: give the master key (--key-file)"
         )
     for slot in slots:
         with progress(f"key slot {slot.number}: {slot.kdf}", None):
