@@ -826,7 +826,7 @@ def test_a_hardened_process_says_so() -> None:
     before = "import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     assert subprocess.check_output([sys.executable, "-c", before], cwd=ROOT, text=True) == "1\n"
     shown = subprocess.check_output([sys.executable, "-c", dedent(script)], cwd=ROOT, text=True, timeout=60)
-    assert shown == "(0, 0) 0\n"
+    assert shown == "(1, 1) 0\n"
 
 
 @pytest.mark.parametrize("death", ["os.abort()", "os.kill(os.getpid(), signal.SIGSEGV)"])

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run
+from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run, wait_until
 
 from mystfuse.fuse.mount_table import find_mount
 
@@ -134,6 +134,10 @@ def test_credentials_of_systemd_open_the_image(
     shutil.copy(keys / name, credentials / credential)
     with mounted(image, mountpoint, env={"CREDENTIALS_DIRECTORY": str(credentials)}):
         assert (mountpoint / "hello.txt").read_text() == "hello\n"
+    plain = credentials / "plain.img"
+    assert mystfuse("mkext2", credentials, plain).returncode == 0
+    line = refused(KEY, "mount", plain, mountpoint, env={"CREDENTIALS_DIRECTORY": str(credentials)})
+    assert str(credentials / credential) in line
 
 
 def test_a_key_that_others_can_read_is_warned_of(image: Path, keys: Path, mountpoint: Path, tmp_path: Path) -> None:
@@ -301,7 +305,7 @@ def test_a_deep_json_area_is_refused_at_once(keys: Path, mountpoint: Path, tmp_p
 def test_an_honest_but_slow_derivation_can_be_interrupted(
     image: Path, keys: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    slow = luks1(image, tmp_path / "slow", (SLOT_0 + 4, struct.pack(">I", 100_000_000)))
+    slow = luks1(image, tmp_path / "slow", (SLOT_0 + 4, struct.pack(">I", 45_000_000)))
     for number in signal.SIGINT, signal.SIGTERM:
         process = subprocess.Popen(
             [sys.executable, "-m", "mystfuse", "mount", "--insecure", "--passphrase-file", keys / "passphrase",
@@ -420,14 +424,48 @@ def test_making_that_is_ended_leaves_nothing(keys: Path, tmp_path: Path, number:
         process.wait()
     if number is not signal.SIGKILL:
         assert (process.returncode, stderr) == (1, b"mystfuse: interrupted\n")
-        assert list(temporary.iterdir()) == []
-    deadline = time.monotonic() + 20
-    while str(temporary) in Path("/proc/self/mountinfo").read_text():
-        assert time.monotonic() < deadline, "a mount is left behind"
-        time.sleep(0.05)
-    assert list(target.iterdir()) == []
-    for left in temporary.rglob("*"):
-        assert left.is_dir() or left.stat().st_size == 0
+    else:
+        # Then the child cleans up.
+        wait_until(lambda: not list(temporary.iterdir()))
+    assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
+    assert list(target.iterdir()) == list(temporary.iterdir()) == []
+    assert run("pgrep", "-f", str(source), check=False).stdout == ""
+
+
+def test_making_that_is_killed_at_any_moment_leaves_nothing(keys: Path, tmp_path: Path, small_tree: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    for delay in (0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mystfuse", "mkext2", "--encrypt", keys / "key", small_tree, tmp_path / "x.img"],
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )  # fmt: skip
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        wait_until(lambda: run("pgrep", "-f", f"mkext2 --encrypt {keys}", check=False).stdout == "")
+        assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
+        (tmp_path / "x.img").unlink(missing_ok=True)
+        # What was there before the child is an empty directory at most.
+        assert [path for path in temporary.rglob("*") if path.stat().st_size and path.is_file()] == []
+
+
+def test_a_hangup_is_ignored_when_it_is_to_be(keys: Path, tmp_path: Path) -> None:
+    """nohup: what makes the image must not die with the terminal."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "big").write_bytes(secrets.token_bytes(32 << 20))
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "-m", "mystfuse", "mkext2", "--encrypt", keys / "key", source, tmp_path / "x.img"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: "mkext2" in Path("/proc/self/mountinfo").read_text())
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 # Committing
@@ -484,7 +522,7 @@ def on_terminal(command: list[str | Path], dialogue: list[tuple[str, str]], time
             if dialogue and dialogue[0][0] in output:
                 # The prompt is there before the echo is off.
                 time.sleep(0.3)
-                os.write(terminal, dialogue.pop(0)[1].encode() + b"\n")
+                os.write(terminal, os.fsencode(dialogue.pop(0)[1]) + b"\n")
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     finally:
         os.close(terminal)
@@ -500,6 +538,13 @@ def test_a_terminal_is_asked_for_the_passphrase(image: Path, mountpoint: Path) -
     clear_mount(mountpoint)
     status, output = on_terminal(["mount", image, mountpoint], [("Passphrase for ", "something else")])
     assert status == KEY and "wrong passphrase" in output
+    asked = ["verify", "--passphrase-file", "-", image]
+    status, output = on_terminal(asked, [("Passphrase for ", PASSPHRASE)])
+    assert status == 0 and PASSPHRASE not in output and "the key opens it" in output
+    status, output = on_terminal(["mount", "--key-file", "-", image, mountpoint], [])
+    assert status == USAGE and "terminal" in output
+    status, output = on_terminal(asked, [("Passphrase for ", "\udcff\udcfe not UTF-8")])
+    assert status == USAGE and "encoding" in output and "Traceback" not in output
 
 
 def test_a_terminal_is_asked_twice_for_a_new_passphrase(

@@ -6,7 +6,6 @@ import getpass
 import os
 import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -22,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_KEY_FILE = 64 << 10
 """Bytes."""
-CREDENTIALS = {"master_key": "mystfuse.key", "passphrase": "mystfuse.passphrase"}
+CREDENTIALS = ("mystfuse.key", "mystfuse.passphrase")
 """Names of systemd credentials (systemd.exec(5), LoadCredential=)."""
 
 
@@ -85,46 +84,47 @@ def load_encryption(
     if passphrase is not None:
         warn("--passphrase shows the passphrase to everybody who can list processes: use --passphrase-file")
         secret = Secret.copy_of(os.fsencode(passphrase))
-    elif passphrase_file == "-" and has_terminal():  # noqa: S105
-        secret = ask_passphrase("Passphrase for the new image: ", repeat=True)
     elif passphrase_file is not None:
-        secret = read_passphrase(passphrase_file)
+        secret = read_passphrase(passphrase_file, "Passphrase for the new image: ", repeat=True)
     encryption = Encryption(key, secret, 2 if luks2 else 1)
     encryption.check("stdin" if encrypt == "-" else encrypt)
     return encryption
 
 
 def load_keys(key_file: str | None, passphrase_file: str | None, source: Source, may_ask: bool) -> Keys:
-    """Read what the key options name; else systemd's credentials; else ask for a passphrase. From then on the process
-    is hardened.
+    """Read what the key options name. From then on the process is hardened.
 
     Args:
-        may_ask: ask, if ``source`` looks encrypted and there is a terminal.
+        may_ask: without options, use systemd's credentials; else ask for a passphrase, if ``source`` looks encrypted
+            and there is a terminal.
 
     Raises:
         UsageError: a file cannot be read, is empty, or is too large to be a key; or both are given.
     """
     if key_file is not None and passphrase_file is not None:
         raise UsageError("--key-file and --passphrase-file exclude each other: one of them opens the image")
-    if key_file is None and passphrase_file is None:
-        directory = os.environ.get("CREDENTIALS_DIRECTORY")
-        if directory:
-            paths = {kind: Path(directory) / name for kind, name in CREDENTIALS.items()}
-            if paths["master_key"].exists():
-                key_file = str(paths["master_key"])
-            elif paths["passphrase"].exists():
-                passphrase_file = str(paths["passphrase"])
     if key_file is not None:
         return Keys(master_key=read_secret(key_file, "--key-file"))
     if passphrase_file is not None:
-        return Keys(passphrase=read_passphrase(passphrase_file))
-    if may_ask and has_terminal() and _looks_encrypted(source):
+        return Keys(passphrase=read_passphrase(passphrase_file, f"Passphrase for {source.name}: "))
+    if not may_ask:
+        return Keys()
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    key_credential, passphrase_credential = (os.path.join(directory, name) for name in CREDENTIALS)
+    if directory and os.path.exists(key_credential):
+        return Keys(master_key=read_secret(key_credential, "credential"), origin=key_credential)
+    if directory and os.path.exists(passphrase_credential):
+        return Keys(passphrase=read_passphrase(passphrase_credential, ""), origin=passphrase_credential)
+    if has_terminal() and _looks_encrypted(source):
         return Keys(passphrase=ask_passphrase(f"Passphrase for {source.name}: "))
     return Keys()
 
 
-def read_passphrase(path: str) -> Secret:
-    """A passphrase from a file (``-``: stdin): all of it but one newline at its end."""
+def read_passphrase(path: str, prompt: str, repeat: bool = False) -> Secret:
+    """A passphrase from a file: all of it but one newline at its end. ``-`` asks on a terminal (twice if ``repeat``),
+    and is stdin elsewhere."""
+    if path == "-" and has_terminal():
+        return ask_passphrase(prompt, repeat)
     contents = read_secret(path, "--passphrase-file")
     if contents.view[-1] != ord("\n"):
         return contents
@@ -140,6 +140,8 @@ def read_secret(path: str, option: str) -> Secret:
         UsageError: it cannot be read, is empty, or is too large.
     """
     harden_process()
+    if path == "-" and has_terminal():
+        raise UsageError(f"{option} -: stdin is a terminal, which would show the key: name a file")
     try:
         # Unbuffered: a buffer would be a copy.
         if path == "-":
@@ -167,9 +169,12 @@ def ask_passphrase(prompt: str, repeat: bool = False) -> Secret:
         UsageError: nothing was entered, or not the same twice.
     """
     harden_process()
-    answers = [getpass.getpass(prompt)]
-    if repeat:
-        answers.append(getpass.getpass("The same again: "))
+    try:
+        answers = [getpass.getpass(prompt)]
+        if repeat:
+            answers.append(getpass.getpass("The same again: "))
+    except UnicodeDecodeError:
+        raise UsageError("what was typed is not in the terminal's encoding: give it by --passphrase-file") from None
     if not answers[0]:
         raise UsageError("no passphrase was entered")
     if len(set(answers)) > 1:

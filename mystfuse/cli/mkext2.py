@@ -15,6 +15,7 @@ from mystfuse.cli.keys import encryption_options, load_encryption
 from mystfuse.cli.options import parse_size, read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.errors import UsageError
+from mystfuse.fuse.encrypted_file import EncryptedFile
 from mystfuse.image.mkext2 import Mkext2Options, mkext2
 
 
@@ -71,7 +72,7 @@ def command(
         epoch=_parse_epoch(os.environ.get("SOURCE_DATE_EPOCH", "")),
         trace=(lambda line: print(f"+ {line}", file=sys.stderr)) if trace else None,
     )
-    mkext2(directory, image, options, force, progress)
+    mkext2(directory, image, options, force, progress, EncryptedFile)
 
 
 def _parse_salt(value: str) -> bytes:

@@ -103,14 +103,15 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "io_timeout": parse_seconds,
     "idle_timeout": parse_seconds,
     "log_file": Path,
+    "key_file": str,
     "keyfile": str,
     "passphrase_file": str,
     "hash_offset": parse_size,
     "overlay_limit": parse_size,
     "ready_fd": int,
 }
-_NAMES = {"keyfile": "key_file"}
-"""The one option that is spelled otherwise, as crypttab(5) and mount(8) users write it."""
+_OTHER_NAMES = {"keyfile": "key_file"}
+"""As crypttab(5) and the users of mount(8) spell it."""
 _LISTS = {"roothash": "roothashes", "pubkey": "pubkeys"}
 
 
@@ -128,7 +129,7 @@ def _parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
             given[_LISTS[name]] = (*given[_LISTS[name]], value)
         elif name in _VALUES and equals:
             try:
-                given[_NAMES.get(name, name)] = _VALUES[name](value)
+                given[_OTHER_NAMES.get(name, name)] = _VALUES[name](value)
             except (click.BadParameter, ValueError) as error:
                 raise UsageError(f"-o {part}: not a value that it can have") from error
         elif name in _LONG and not equals:

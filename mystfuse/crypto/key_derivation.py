@@ -63,7 +63,10 @@ def merge_key(material: memoryview | bytearray, size: int, hash_name: str) -> Se
     """The key of ``size`` bytes that ``split_key`` blew up."""
     last = len(material) - size
     state = _fold(material[:last], size, hash_name)
-    return Secret.copy_of(bytes(left ^ right for left, right in zip(state, material[last:], strict=True)))
+    key = Secret(size)
+    for index in range(size):
+        key.view[index] = state[index] ^ material[last + index]
+    return key
 
 
 def _fold(stripes: memoryview | bytearray, size: int, hash_name: str) -> bytes:

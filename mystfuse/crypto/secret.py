@@ -79,7 +79,9 @@ def harden_process() -> None:
 
     To be called before a key comes in; children inherit it until they execute something else.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Not 0: of the limits, 1 alone keeps the kernel from piping a dump to a program (core(5), core_pattern), also for
+    # mke2fs, which is dumpable again and sees plaintext.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from mystfuse.crypto.sectors import SectorCipher
+from mystfuse.crypto.sectors import SECTOR_SIZE, SectorCipher
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import ImageReadError
 
@@ -63,6 +63,6 @@ class CryptDevice:
 
     def _decrypt(self, extents: Sequence[Extent], encrypted: Sequence[memoryview]) -> list[bytes]:
         return [
-            self._cipher.decrypt(data, (extent.offset - self._payload_offset) // 512)
+            self._cipher.decrypt(data, (extent.offset - self._payload_offset) // SECTOR_SIZE)
             for extent, data in zip(extents, encrypted, strict=True)
         ]

@@ -13,10 +13,11 @@ from mystfuse.errors import FormatError, UnsupportedFeature
 LUKS_MAGIC = b"LUKS\xba\xbe"
 SECTOR_SIZE = 512
 """Bytes that offsets in a LUKS1 header and initialization vectors are counted in."""
-HASHES = ("sha1", "sha224", "sha256", "sha384", "sha512")
-MAX_KEY_SIZE = 64
+HASHES = {"sha1": 20, "sha224": 28, "sha256": 32, "sha384": 48, "sha512": 64}
+"""Bytes of digest by name."""
 MAX_ITERATIONS = 100_000_000
-"""PBKDF2 iterations: about a minute. cryptsetup measures 2 seconds' worth."""
+"""PBKDF2 iterations, for each piece of the hash's size that is derived: about a minute. cryptsetup measures 2 seconds'
+worth."""
 MAX_ARGON2_MEMORY = 4 << 20
 """KiB: cryptsetup's limit."""
 MAX_ARGON2_CPUS = 16
@@ -36,8 +37,11 @@ _KEY_SIZES = {
     "cbc-plain64": (16, 24, 32),
     "cbc-plain": (16, 24, 32),
     "ecb": (16, 24, 32),
+    "ecb-plain64": (16, 24, 32),
+    "ecb-plain": (16, 24, 32),
 }
-"""Bytes of key by mode of AES; those of XTS are two keys."""
+"""Bytes of key by mode of AES; those of XTS are two keys. qemu names an initialization vector for ECB too, which has none,
+as dm-crypt knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,11 @@ class Pbkdf2:
         _check_salt(self.salt)
         if not 1 <= self.iterations <= MAX_ITERATIONS:
             raise FormatError(f"LUKS: {self.iterations} PBKDF2 iterations; from 1 to {MAX_ITERATIONS} are accepted")
+
+    def check_cost(self, length: int) -> None:
+        """Raise FormatError if deriving ``length`` bytes takes longer than we let anybody stall us."""
+        if self.iterations * -(-length // HASHES[self.hash_name]) > MAX_ITERATIONS:
+            raise FormatError(f"LUKS: {self.iterations} PBKDF2 iterations for {length} bytes take too long")
 
     def __str__(self) -> str:
         return f"PBKDF2 {self.hash_name}, {self.iterations} iterations"
@@ -158,6 +167,8 @@ class Keyslot:
     def __post_init__(self) -> None:
         check_hash(self.af_hash)
         self.cipher.check_key_size(self.cipher_key_size)
+        if isinstance(self.kdf, Pbkdf2):
+            self.kdf.check_cost(self.cipher_key_size)
         if not 1 <= self.stripes <= MAX_STRIPES:
             raise FormatError(
                 f"LUKS key slot {self.number}: {self.stripes} stripes; from 1 to {MAX_STRIPES} are accepted"
@@ -182,6 +193,7 @@ class KeyDigest:
             raise FormatError(
                 f"LUKS: a key digest of {len(self.digest)} bytes; {MIN_DIGEST_SIZE} to {MAX_DIGEST_SIZE} are accepted"
             )
+        self.kdf.check_cost(len(self.digest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +216,8 @@ class LuksHeader:
     keyslots: tuple[Keyslot, ...]
     """The active ones."""
     digest: KeyDigest
+    unusable: tuple[str, ...] = ()
+    """Why there are slots that we cannot use."""
 
     def check_fits(self, device_size: int) -> int:
         """The size of the payload in bytes, on a device of ``device_size`` bytes.

@@ -35,6 +35,8 @@ HEADER_SIZES = tuple(0x4000 << shift for shift in range(9))
 DEFAULT_HEADER_SIZE = HEADER_SIZES[0]
 DEFAULT_PAYLOAD_OFFSET = 16 << 20
 """What cryptsetup chooses."""
+MAX_JSON_VALUES = 20_000
+"""Far more than 32 key slots and as many tokens come to."""
 MAX_KEYSLOTS = 32
 """cryptsetup's limit."""
 SECTOR_SIZES = (512, 1024, 2048, 4096)
@@ -67,17 +69,14 @@ class HeaderCopy:
             return None
         if size not in HEADER_SIZES or own_offset != offset or offset not in (0, size):
             return None
-        return cls(offset, size, seqid, text_field(uuid), text_field(algorithm))
+        return cls(offset, size, seqid, text_field(uuid), text_field(algorithm).lower())
 
-    def check(self, data: bytes) -> dict[str, Any]:
-        """Check the whole copy and parse its JSON area.
-
-        Args:
-            data: all ``size`` bytes.
+    def check(self, data: bytes) -> None:
+        """Check a whole copy, all ``size`` bytes.
 
         Raises:
-            FormatError: the checksum is wrong, or the JSON area is not an object in JSON.
-            UnsupportedFeature: a checksum that mystfuse does not have.
+            FormatError: the checksum is wrong.
+            UnsupportedFeature: it is one that mystfuse does not have.
         """
         check_hash(self.checksum_algorithm)
         digest = hashlib.new(self.checksum_algorithm, data[:_CHECKSUM_OFFSET], usedforsecurity=False)
@@ -86,8 +85,18 @@ class HeaderCopy:
         found = data[_CHECKSUM_OFFSET : _CHECKSUM_OFFSET + digest.digest_size]
         if not hmac.compare_digest(found, digest.digest()):
             raise FormatError(f"LUKS2: the header at byte {self.offset} does not have its checksum")
+
+    def document(self, data: bytes) -> dict[str, Any]:
+        """The JSON area of a checked copy.
+
+        Raises:
+            FormatError: it is not an object in JSON, or holds more than any header does.
+        """
+        area = data[BINARY_HEADER_SIZE:].split(b"\0", 1)[0]
+        if sum(map(area.count, (b"[", b"{", b","))) > MAX_JSON_VALUES:
+            raise FormatError(f"LUKS2: the JSON area at byte {self.offset} has over {MAX_JSON_VALUES} values")
         try:
-            document = json.loads(data[BINARY_HEADER_SIZE:].split(b"\0", 1)[0])
+            document = json.loads(area)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"LUKS2: the header at byte {self.offset} has no readable JSON area") from error
         if not isinstance(document, dict):
@@ -104,8 +113,9 @@ def parse_luks2(copy: HeaderCopy, document: dict[str, Any]) -> LuksHeader:
     """
     top = _Object(document, "the JSON area")
     config = top.object("config")
-    if "requirements" in config.fields:
-        for name in config.object("requirements").strings("mandatory"):
+    requirements = config.object("requirements") if "requirements" in config.fields else None
+    if requirements is not None and "mandatory" in requirements.fields:
+        for name in requirements.strings("mandatory"):
             raise UnsupportedFeature(f"LUKS2 requirement {name[:64]!r} (finish or undo it with cryptsetup)")
     segments = top.object("segments").objects()
     if len(segments) != 1:
@@ -118,7 +128,7 @@ def parse_luks2(copy: HeaderCopy, document: dict[str, Any]) -> LuksHeader:
         raise UnsupportedFeature(f"LUKS2 authenticated encryption (integrity {integrity[:64]!r})")
     cipher = CipherSpec.parse(segment.string("encryption"))
     digest = _digest_of(top, segment_id)
-    keyslots = _keyslots(top, digest)
+    keyslots, unusable = _keyslots(top, digest)
     for slot in keyslots:
         cipher.check_key_size(slot.key_size)
     sector_size = segment.integer("sector_size")
@@ -144,6 +154,7 @@ def parse_luks2(copy: HeaderCopy, document: dict[str, Any]) -> LuksHeader:
         iv_tweak=segment.number("iv_tweak"),
         keyslots=keyslots,
         digest=KeyDigest(_pbkdf2(digest), digest.binary("digest")),
+        unusable=unusable,
     )
 
 
@@ -156,33 +167,42 @@ def _digest_of(top: _Object, segment_id: str) -> _Object:
     raise FormatError("LUKS2: no digest for the volume key")
 
 
-def _keyslots(top: _Object, digest: _Object) -> tuple[Keyslot, ...]:
-    """The slots that hold the volume key of ``digest``."""
+def _keyslots(top: _Object, digest: _Object) -> tuple[tuple[Keyslot, ...], tuple[str, ...]]:
+    """The slots that hold the volume key of ``digest``, and why there are others that we cannot use."""
     slots: list[Keyslot] = []
+    unusable: list[str] = []
     wanted = set(digest.strings("keyslots"))
     for name, slot in top.object("keyslots").objects().items():
         if not re.fullmatch(r"0|[1-9][0-9]?", name) or int(name) >= MAX_KEYSLOTS:
             raise FormatError(f"LUKS2: a key slot called {name[:64]!r}; they go from 0 to {MAX_KEYSLOTS - 1}")
         if name not in wanted or slot.string("type") != "luks2":
             continue
-        area, splitter, kdf = slot.object("area"), slot.object("af"), slot.object("kdf")
-        if area.string("type") != "raw" or splitter.string("type") != "luks1":
-            raise UnsupportedFeature(f"LUKS2 key slot {name} with an area or splitter of another type")
-        parsed = Keyslot(
-            number=int(name),
-            kdf=_kdf(kdf),
-            key_size=slot.integer("key_size"),
-            cipher=CipherSpec.parse(area.string("encryption")),
-            cipher_key_size=area.integer("key_size"),
-            offset=area.number("offset"),
-            stripes=splitter.integer("stripes"),
-            af_hash=splitter.string("hash"),
-            priority=slot.integer("priority") if "priority" in slot.fields else 1,
-        )
-        if parsed.material_size > area.number("size"):
-            raise FormatError(f"LUKS2 key slot {name}: its key material does not fit its area")
-        slots.append(parsed)
-    return tuple(slots)
+        try:
+            slots.append(_keyslot(int(name), slot))
+        except UnsupportedFeature as error:
+            # The others may do.
+            unusable.append(f"key slot {name}: {error}")
+    return tuple(slots), tuple(unusable)
+
+
+def _keyslot(number: int, slot: _Object) -> Keyslot:
+    area, splitter = slot.object("area"), slot.object("af")
+    if area.string("type") != "raw" or splitter.string("type") != "luks1":
+        raise UnsupportedFeature("an area or splitter of another type")
+    parsed = Keyslot(
+        number=number,
+        kdf=_kdf(slot.object("kdf")),
+        key_size=slot.integer("key_size"),
+        cipher=CipherSpec.parse(area.string("encryption")),
+        cipher_key_size=area.integer("key_size"),
+        offset=area.number("offset"),
+        stripes=splitter.integer("stripes"),
+        af_hash=splitter.string("hash").lower(),
+        priority=slot.integer("priority") if "priority" in slot.fields else 1,
+    )
+    if parsed.material_size > area.number("size"):
+        raise FormatError(f"LUKS2 key slot {number}: its key material does not fit its area")
+    return parsed
 
 
 def _kdf(kdf: _Object) -> Pbkdf2 | Argon2:
@@ -194,7 +214,7 @@ def _kdf(kdf: _Object) -> Pbkdf2 | Argon2:
 
 
 def _pbkdf2(kdf: _Object) -> Pbkdf2:
-    return Pbkdf2(kdf.string("hash"), kdf.binary("salt"), kdf.integer("iterations"))
+    return Pbkdf2(kdf.string("hash").lower(), kdf.binary("salt"), kdf.integer("iterations"))
 
 
 class _Object:

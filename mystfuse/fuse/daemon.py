@@ -5,6 +5,7 @@ The parent stays until the child says that the mount answers, or why there is no
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -14,27 +15,40 @@ from typing import NoReturn
 
 from mystfuse.errors import ExitStatus
 
+_PR_SET_PDEATHSIG = 1
+"""<linux/prctl.h>"""
+
 Report = Callable[[ExitStatus, str], None]
 """Called once by the child: how it went, and one line for the user (may be empty)."""
 
 
-def run_in_background(serve: Callable[[Report], int], keep: frozenset[int]) -> tuple[ExitStatus, str]:
+def run_in_background(
+    serve: Callable[[Report], int], keep: frozenset[int], dies_with_parent: bool = False
+) -> tuple[ExitStatus, str]:
     """Fork; the child runs ``serve(report)`` and exits with what it returns, the parent returns what was reported.
 
     Args:
         keep: descriptors above 2 that the child needs; all others that were inherited are closed.
+        dies_with_parent: the child gets SIGTERM when the parent is gone, however that ended.
     """
     receiver, sender = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
+        if dies_with_parent:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(ExitStatus.FAILED)
         _run_child(serve, sender, keep)
     os.close(sender)
 
     def interrupt(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         with os.fdopen(receiver, "rb") as stream:
             said = stream.read()
@@ -43,6 +57,9 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int]) -> t
             os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if said:
         status, message = json.loads(said)
         if status != ExitStatus.DONE:

@@ -1,28 +1,22 @@
-"""A mount that is one file: reading it decrypts, writing it encrypts. For mke2fs, see ``image.encrypted_file``."""
+"""A mount that is one file: reading it decrypts, writing it encrypts. For mke2fs, see ``fuse.encrypted_file``."""
 
 from __future__ import annotations
 
-import ctypes
-import logging
 import os
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable
-from errno import EIO
+from errno import EINVAL, EIO
 
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, RequestContext, SetattrFields
 
 from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher, find_zero_sectors
-from mystfuse.errors import MountError
+from mystfuse.fuse.mount import mount
 from mystfuse.fuse.mount_table import find_mount, name_this_process
 from mystfuse.fuse.unmount import unmount
 
-log = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG = 1
-"""<linux/prctl.h>"""
 _MAX_TASKS = 2
 
 
@@ -30,7 +24,7 @@ class PlaintextFile(pyfuse3.Operations):
     """The plaintext of what is behind byte ``payload_offset`` of file ``fd``.
 
     A sector of the target that is all zeros has not been written, and reads as zeros: an encrypted one is never all
-    zeros (one in 2^4096 is).
+    zeros (one in 2^4096 is). It can be cut between sectors only.
     """
 
     # mke2fs writes a block at a time; the kernel makes long writes of that.
@@ -60,6 +54,9 @@ class PlaintextFile(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         if fields.update_size:
+            if attr.st_size % SECTOR_SIZE:
+                # The rest of the sector would be lost with its end.
+                raise FUSEError(EINVAL)
             try:
                 os.ftruncate(self._fd, self._payload_offset + attr.st_size)
             except OSError as error:
@@ -105,7 +102,7 @@ class PlaintextFile(pyfuse3.Operations):
 
 
 def serve(file: PlaintextFile, mountpoint: str, report: Callable[[], None]) -> None:
-    """Serve the file until it is unmounted or our parent is gone.
+    """Serve the file until it is unmounted.
 
     Args:
         report: called when it is mounted.
@@ -113,17 +110,13 @@ def serve(file: PlaintextFile, mountpoint: str, report: Callable[[], None]) -> N
     Raises:
         MountError: it cannot be mounted.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     trio.run(_serve, file, mountpoint, report)
 
 
 async def _serve(file: PlaintextFile, mountpoint: str, report: Callable[[], None]) -> None:
     options = {"fsname=mkext2", "subtype=mystfuse", "nosuid", "nodev", "noexec"}
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        try:
-            pyfuse3.init(file, mountpoint, options)
-        except RuntimeError as error:
-            raise MountError(f"cannot mount on {mountpoint}: {error}") from None
+        mount(file, mountpoint, options)
         name_this_process(find_mount(mountpoint))
         try:
             async with trio.open_nursery() as nursery:

@@ -17,6 +17,7 @@ import trio
 from mystfuse import __version__
 from mystfuse.errors import ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.fuse.mount import mount
 from mystfuse.fuse.mount_table import Mount, find_mount, name_this_process
 from mystfuse.fuse.operations import Operations
 from mystfuse.fuse.options import MountOptions, OnCorruption
@@ -96,7 +97,7 @@ class Session:
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
             operations = Operations(volume, self._options, self._status)
-            _mount(operations, self._options)
+            mount(operations, self._options.mountpoint, self._options.fuse_options())
             self._was_mounted = True
             try:
                 self._own_mount = find_mount(self._options.mountpoint)
@@ -225,19 +226,3 @@ class Session:
             }
 
         return status
-
-
-def _mount(operations: Operations, options: MountOptions) -> None:
-    """Mount by libfuse; what it or fusermount3 writes to stderr becomes the error's message."""
-    with os.fdopen(os.memfd_create("mystfuse"), "w+b") as said:
-        stderr = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            pyfuse3.init(operations, options.mountpoint, options.fuse_options())
-        except RuntimeError as error:
-            said.seek(0)
-            message = " ".join(said.read(4096).decode(errors="replace").split()) or str(error)
-            raise MountError(f"cannot mount on {options.mountpoint}: {message}") from None
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)

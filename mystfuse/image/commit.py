@@ -45,8 +45,7 @@ def commit(
         except OSError as error:
             raise MystfuseError(f"{merged}: {_explain(error)}") from error
         try:
-            header = b"" if encryption is None else make_luks_header(encryption, secrets.token_bytes, progress)
-            cipher = None if encryption is None else XtsCipher(encryption.master_key.view)
+            header, cipher = _start_encryption(encryption, progress) if encryption is not None else (b"", None)
             write_all(file.fd, header, 0)
             size = os.fstat(source).st_size
             with progress("copying the file system", size) as advance:
@@ -58,6 +57,14 @@ def commit(
         fssig = seal(file, hash_offset, signing_key, progress)
         file.commit()
     return fssig
+
+
+def _start_encryption(encryption: Encryption, progress: Progress) -> tuple[bytes, XtsCipher]:
+    """The LUKS header, and the cipher for what comes behind it; the keys are wiped."""
+    try:
+        return make_luks_header(encryption, secrets.token_bytes, progress), XtsCipher(encryption.master_key.view)
+    finally:
+        encryption.wipe()
 
 
 def _copy(
@@ -73,14 +80,7 @@ def _copy(
     zeros = bytes(_HOLE)
     position = 0
     while position < size:
-        try:
-            data = os.pread(source, min(_CHUNK, size - position), position)
-        except OSError as error:
-            raise MystfuseError(
-                f"{name}: byte {position}: {error.strerror} (damaged? the mount's log names the block)"
-            ) from error
-        if not data:
-            raise MystfuseError(f"{name}: ends at byte {position} of {size}")
+        data = _read(source, name, position, min(_CHUNK, size - position))
         if cipher is not None:
             whole = data.ljust(_whole_blocks(len(data)), b"\0")
             write_all(file.fd, cipher.encrypt(whole, position // SECTOR_SIZE), offset + position)
@@ -91,6 +91,22 @@ def _copy(
                     write_all(file.fd, piece, offset + position + start)
         position += len(data)
         advance(len(data))
+
+
+def _read(source: int, name: Path, position: int, length: int) -> bytes:
+    """Exactly ``length`` bytes: a part that is short must not move what comes behind it to another sector."""
+    data = b""
+    while len(data) < length:
+        try:
+            part = os.pread(source, length - len(data), position + len(data))
+        except OSError as error:
+            raise MystfuseError(
+                f"{name}: byte {position}: {error.strerror} (damaged? the mount's log names the block)"
+            ) from error
+        if not part:
+            raise MystfuseError(f"{name}: ends at byte {position + len(data)}")
+        data += part
+    return data
 
 
 def _whole_blocks(size: int) -> int:

@@ -20,6 +20,8 @@ class Keys:
     master_key: Secret | None = None
     """The master (volume) key as its file has it: binary, or hex digits."""
     passphrase: Secret | None = None
+    origin: str = ""
+    """Where it came from, if the user did not name it."""
 
     def __bool__(self) -> bool:
         return self.master_key is not None or self.passphrase is not None
@@ -46,6 +48,12 @@ class Encryption:
     passphrase: Secret | None = None
     """Opens key slot 0; without it there is no active slot."""
     luks_version: int = 1
+
+    def wipe(self) -> None:
+        """Overwrite both."""
+        self.master_key.wipe()
+        if self.passphrase is not None:
+            self.passphrase.wipe()
 
     def check(self, key_name: str) -> None:
         """Raise WrongKey unless both can be used; ``key_name`` is what to call the master key."""

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -20,11 +21,10 @@ from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.formats.fssig import Fssig
 from mystfuse.image.atomic_file import AtomicFile, WritableFile
-from mystfuse.image.encrypted_file import EncryptedFile, encrypt_zeros
 from mystfuse.image.hash_tree import write_all
 from mystfuse.image.inode_stamps import stamp_inodes
 from mystfuse.image.keys import Encryption
-from mystfuse.image.luks_format import Random, make_luks_header
+from mystfuse.image.luks_format import Random, encrypt_zeros, make_luks_header
 from mystfuse.image.progress import Progress
 from mystfuse.image.seal import SALT_SIZE, VERITY_BLOCK_SIZE, seal, truncate
 from mystfuse.image.source_tree import SourceTree, scan
@@ -70,12 +70,26 @@ class Mkext2Options:
             raise UsageError(f"--salt has {len(self.salt)} bytes; dm-verity has room for 256")
 
 
+OpenEncrypted = Callable[[AtomicFile, int, XtsCipher], AbstractContextManager[WritableFile]]
+"""Gives a file of plaintext for what is to be encrypted from a byte of another file on."""
+
+
 class _AttributesTooLarge(Exception):
     """The extended attributes of some file need a larger block."""
 
 
-def mkext2(directory: Path, target: Path, options: Mkext2Options, force: bool, progress: Progress) -> Fssig:
+def mkext2(
+    directory: Path,
+    target: Path,
+    options: Mkext2Options,
+    force: bool,
+    progress: Progress,
+    open_encrypted: OpenEncrypted | None = None,
+) -> Fssig:
     """Make image ``target`` from ``directory``; it appears under its name only when it is complete.
+
+    Args:
+        open_encrypted: what mke2fs is to write an encrypted image into; see ``fuse.encrypted_file``.
 
     Raises:
         UsageError: ``directory`` is not one.
@@ -90,7 +104,8 @@ def mkext2(directory: Path, target: Path, options: Mkext2Options, force: bool, p
             with progress("copying files", None):
                 hash_offset = _make_filesystem(file, directory, tree, options, uuid, hash_seed)
         else:
-            hash_offset = _make_encrypted(file, directory, tree, options, uuid, hash_seed, progress)
+            assert open_encrypted is not None
+            hash_offset = _make_encrypted(file, directory, tree, options, uuid, hash_seed, progress, open_encrypted)
         fssig = seal(file, hash_offset, options.signing_key, progress, salt, tree_uuid)
         file.commit()
     return fssig
@@ -122,6 +137,7 @@ def _make_encrypted(
     uuid: UUID,
     hash_seed: UUID,
     progress: Progress,
+    open_encrypted: OpenEncrypted,
 ) -> int:
     """Make a LUKS header and an encrypted file system behind it; returns the size of both."""
     encryption = options.encryption
@@ -129,9 +145,13 @@ def _make_encrypted(
     random: Random = secrets.token_bytes
     if options.epoch is not None:
         random = _reproducible_random(encryption, tree.digest)
-    header = make_luks_header(encryption, random, progress)
-    cipher = XtsCipher(encryption.master_key.view)
-    with progress("copying files", None), EncryptedFile(file, len(header), cipher) as plain:
+    try:
+        header = make_luks_header(encryption, random, progress, options.epoch is not None)
+        cipher = XtsCipher(encryption.master_key.view)
+    finally:
+        encryption.wipe()
+    # In this order: progress has a thread, which a fork must not meet.
+    with open_encrypted(file, len(header), cipher) as plain, progress("copying files", None):
         size = _make_filesystem(plain, directory, tree, options, uuid, hash_seed)
     with progress("encrypting free space", size) as advance:
         encrypt_zeros(file, len(header), size, cipher, advance)

@@ -166,7 +166,7 @@ async def run_pipeline(
                 unlocked = await unlock(verity or reader, header, keys, progress)
             elif keys:
                 # Somebody who counts on encryption must not get another image in its place.
-                raise WrongKey("a key is given, but the image is not encrypted")
+                raise WrongKey(f"a key is given{keys.origin and f' ({keys.origin})'}, but the image is not encrypted")
             yield Pipeline(reader, verity, unlocked, unlocked.device if unlocked else verity or reader)
         finally:
             keys.wipe()

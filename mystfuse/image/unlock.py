@@ -12,11 +12,11 @@ import trio
 
 from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2, merge_key
 from mystfuse.crypto.secret import Secret, lock_memory
-from mystfuse.crypto.sectors import make_sector_cipher
+from mystfuse.crypto.sectors import SECTOR_SIZE, make_sector_cipher
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Device, Extent
 from mystfuse.devices.memory import available_memory
-from mystfuse.errors import FormatError, WrongKey
+from mystfuse.errors import FormatError, MystfuseError, UnsupportedFeature, WrongKey
 from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.formats.luks import LUKS_MAGIC, Argon2, Keyslot, LuksHeader, Pbkdf2
 from mystfuse.formats.luks1 import LUKS1_HEADER_SIZE, parse_luks1
@@ -53,32 +53,47 @@ async def read_luks_header(verified: Device) -> LuksHeader | None:
     superblock = first[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE]
     if not is_luks and superblock[56:58] == EXT2_SUPER_MAGIC.to_bytes(2, "little"):
         return None
-    good: list[tuple[HeaderCopy, dict[str, object]]] = []
+    good: list[tuple[HeaderCopy, bytes]] = []
+    errors: list[FormatError] = []
     offsets = [0, *HEADER_SIZES]
     while offsets:
         offset = offsets.pop(0)
-        copy = HeaderCopy.parse(await _read(verified, offset, BINARY_HEADER_SIZE), offset)
-        if copy is None:
+        found = HeaderCopy.parse(await _read(verified, offset, BINARY_HEADER_SIZE), offset)
+        if found is None:
             continue
-        is_luks = True
+        # Parsed again from the bytes that are checked: those that are read again may be others.
+        data = await _read(verified, offset, found.size)
+        copy = HeaderCopy.parse(data, offset)
         try:
-            good.append((copy, copy.check(await _read(verified, offset, copy.size))))
+            if copy is None or copy.size != len(data):
+                raise FormatError(f"LUKS2: the header at byte {offset} is cut short")
+            copy.check(data)
         except FormatError as error:
-            log.warning("%s", error)
-        else:
-            # Where the second one is, the first one knows.
-            offsets = [copy.size] if offset == 0 else []
-    if not good:
-        version = int.from_bytes(first[6:8], "big")
-        if first.startswith(LUKS_MAGIC) and version != 2:
-            raise FormatError(f"LUKS version {version}; only 1 and 2 are known")
-        if is_luks:
-            raise FormatError("both LUKS2 headers are damaged: neither has its checksum")
+            errors.append(error)
+            continue
+        good.append((copy, data))
+        # Where the second one is, the first one knows.
+        offsets = [copy.size] if offset == 0 else []
+    good.sort(key=lambda item: -item[0].seqid)
+    for copy, data in good:
+        try:
+            header = parse_luks2(copy, copy.document(data))
+        except FormatError as error:
+            errors.insert(0, error)
+            continue
+        if len(good) == 1:
+            log.warning("the %s LUKS2 header is damaged: using the other one", "first" if copy.offset else "second")
+        return header
+    if errors and (good or isinstance(errors[0], UnsupportedFeature)):
+        raise errors[0]
+    if errors:
+        raise FormatError(f"both LUKS2 headers are damaged: {errors[0]}")
+    if not is_luks:
         return None
-    copy, document = max(good, key=lambda item: item[0].seqid)
-    if len(good) == 1:
-        log.warning("the %s LUKS2 header is damaged: using the other one", "first" if copy.offset else "second")
-    return parse_luks2(copy, document)
+    version = int.from_bytes(first[6:8], "big")
+    raise FormatError(
+        "LUKS2: neither header is whole" if version == 2 else f"LUKS version {version}; only 1 and 2 are known"
+    )
 
 
 async def _read(device: Device, offset: int, length: int) -> bytes:
@@ -104,7 +119,7 @@ async def unlock(verified: Device, header: LuksHeader, keys: Keys, progress: Pro
     try:
         size = header.check_fits(verified.size)
         if keys.master_key is not None:
-            key = await _match_master_key(header, keys.master_key)
+            key = await _match_master_key(header, keys.master_key, progress)
         elif keys.passphrase is not None:
             key = await _try_slots(verified, header, keys.passphrase, progress)
         else:
@@ -117,17 +132,19 @@ async def unlock(verified: Device, header: LuksHeader, keys: Keys, progress: Pro
         )
     finally:
         key.wipe()
-    lock_memory()
+    if not lock_memory():
+        log.info("what is decrypted may be swapped out: the limit of locked memory is too low (ulimit -l)")
     return Unlocked(header, CryptDevice(verified, cipher, header.payload_offset, size, header.sector_size))
 
 
-async def _match_master_key(header: LuksHeader, given: Secret) -> Secret:
+async def _match_master_key(header: LuksHeader, given: Secret, progress: Progress) -> Secret:
     """The master key in the form that fits, if it is the right one."""
     tried = False
     for candidate in _forms(given, header.key_sizes):
         tried = True
-        if await _has_digest(header, candidate):
-            return candidate
+        with progress(f"checking the key: {header.digest.kdf}", None):
+            if await _has_digest(header, candidate):
+                return candidate
         candidate.wipe()
     if tried:
         raise WrongKey("wrong key: it is not the master key of this image")
@@ -143,8 +160,13 @@ def _forms(given: Secret, key_sizes: tuple[int, ...]) -> Iterator[Secret]:
     if len(given) in key_sizes:
         yield Secret.copy_of(given.view)
     match = re.fullmatch(rb"\s*((?:[0-9a-fA-F]{2})+)\s*", given.view)
-    if match and len(match[1]) // 2 in key_sizes:
-        yield Secret.copy_of(bytes.fromhex(bytes(match[1]).decode("ascii")))
+    if match and (match.end(1) - match.start(1)) // 2 in key_sizes:
+        # Digit by digit: bytes.fromhex would leave copies.
+        digits = given.view[match.start(1) : match.end(1)]
+        key = Secret(len(digits) // 2)
+        for index in range(len(key)):
+            key.view[index] = int(bytes(digits[2 * index : 2 * index + 2]), 16)
+        yield key
 
 
 async def _try_slots(verified: Device, header: LuksHeader, passphrase: Secret, progress: Progress) -> Secret:
@@ -159,16 +181,19 @@ async def _try_slots(verified: Device, header: LuksHeader, passphrase: Secret, p
             key = await _try_slot(verified, header, slot, passphrase)
         if key is not None:
             return key
-    raise WrongKey(f"wrong passphrase: it opens none of the {len(slots)} key slots")
+    others = "".join(f"; {reason}" for reason in header.unusable)
+    raise WrongKey(f"wrong passphrase: it opens none of the {len(slots)} key slots{others}")
 
 
 async def _try_slot(verified: Device, header: LuksHeader, slot: Keyslot, passphrase: Secret) -> Secret | None:
-    (encrypted,) = await verified.read([Extent(slot.offset, -(-slot.material_size // 512) * 512)])
+    (encrypted,) = await verified.read([Extent(slot.offset, -(-slot.material_size // SECTOR_SIZE) * SECTOR_SIZE)])
 
     def open_slot() -> Secret:
         slot_key = derive_key(slot.kdf, passphrase, slot.cipher_key_size)
-        cipher = make_sector_cipher(slot.cipher.chain_mode, slot.cipher.iv_mode, slot_key.view)
-        slot_key.wipe()
+        try:
+            cipher = make_sector_cipher(slot.cipher.chain_mode, slot.cipher.iv_mode, slot_key.view)
+        finally:
+            slot_key.wipe()
         material = bytearray(cipher.decrypt(encrypted, 0))
         try:
             return merge_key(memoryview(material)[: slot.material_size], slot.key_size, slot.af_hash)
@@ -192,7 +217,7 @@ def derive_key(kdf: Pbkdf2 | Argon2, passphrase: Secret, length: int) -> Secret:
     """What a key derivation gives for a passphrase: ``length`` bytes.
 
     Raises:
-        WrongKey: it needs more memory than there is.
+        MystfuseError: it needs more memory than there is.
     """
     if isinstance(kdf, Pbkdf2):
         return derive_pbkdf2(kdf.hash_name, passphrase.view, kdf.salt, kdf.iterations, length)
@@ -201,7 +226,7 @@ def derive_key(kdf: Pbkdf2 | Argon2, passphrase: Secret, length: int) -> Secret:
             raise MemoryError
         return derive_argon2(kdf.variant, passphrase.view, kdf.salt, kdf.time, kdf.memory, kdf.cpus, length)
     except MemoryError:
-        raise WrongKey(f"the passphrase needs {kdf.memory >> 10} MiB of memory ({kdf}), more than there is") from None
+        raise MystfuseError(f"the passphrase needs more memory than there is ({kdf})") from None
 
 
 async def _in_thread(action: Callable[[], Secret]) -> Secret:

@@ -6,21 +6,21 @@ A child process serves it through FUSE, mounted over an empty temporary file.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher, find_zero_sectors
+from mystfuse.crypto.sectors import XtsCipher
 from mystfuse.errors import ExitStatus, MountError, MystfuseError
 from mystfuse.fuse.daemon import Report, run_in_background
 from mystfuse.fuse.mount_table import find_mount
 from mystfuse.fuse.unmount import unmount_and_wait
 from mystfuse.image.atomic_file import AtomicFile
-from mystfuse.image.hash_tree import write_all
 
-_CHUNK = 1 << 20
 _UNMOUNT_TIMEOUT = 60.0
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class EncryptedFile:
@@ -28,10 +28,6 @@ class EncryptedFile:
 
     Nobody but the user who runs this can open it (and root, if that is root). What has not been written reads as zeros;
     ``encrypt_zeros`` makes that true of the target as well.
-
-    Raises:
-        MountError: from the beginning of the block: FUSE cannot be used.
-        MystfuseError: from its end: something could not be written.
     """
 
     def __init__(self, target: AtomicFile, payload_offset: int, cipher: XtsCipher) -> None:
@@ -40,7 +36,6 @@ class EncryptedFile:
         self._target_fd = target.fd
         self._payload_offset = payload_offset
         self._cipher = cipher
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._mountpoint = ""
 
     @property
@@ -49,17 +44,18 @@ class EncryptedFile:
         return f"/proc/self/fd/{self.fd}"
 
     def __enter__(self) -> EncryptedFile:
+        """Raises MountError when FUSE cannot be used."""
         if not os.path.exists("/dev/fuse"):
             raise MountError("/dev/fuse is missing: mke2fs cannot write encrypted without FUSE (modprobe fuse?)")
-        self._directory = tempfile.TemporaryDirectory(prefix="mystfuse-")
-        path = Path(self._directory.name).resolve() / "plaintext"
-        path.touch(mode=0o600)
-        self._mountpoint = str(path)
+        directory = Path(tempfile.mkdtemp(prefix="mystfuse-")).resolve()
+        self._mountpoint = str(directory / "plaintext")
         try:
-            status, message = run_in_background(self._serve, frozenset({self._target_fd}))
+            (directory / "plaintext").touch(mode=0o600)
+            keep = frozenset({self._target_fd})
+            status, message = run_in_background(self._serve, keep, dies_with_parent=True)
             if status is not ExitStatus.DONE:
                 raise MountError(message)
-            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self.fd = os.open(self._mountpoint, os.O_RDWR | os.O_CLOEXEC)
         except BaseException:
             self._take_down()
             raise
@@ -68,6 +64,7 @@ class EncryptedFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """Raises MystfuseError when something could not be written."""
         try:
             if kind is None:
                 # What the kernel still holds back is written now, and what could not be, told.
@@ -79,10 +76,14 @@ class EncryptedFile:
             self._take_down()
 
     def _take_down(self) -> None:
-        if find_mount(self._mountpoint) is not None:
-            unmount_and_wait(self._mountpoint, lazy=True, timeout=_UNMOUNT_TIMEOUT)
-        assert self._directory is not None
-        self._directory.cleanup()
+        # A second ^C must not leave half of it.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+        try:
+            if find_mount(self._mountpoint) is not None:
+                unmount_and_wait(self._mountpoint, lazy=True, timeout=_UNMOUNT_TIMEOUT)
+        finally:
+            _remove(self._mountpoint)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _serve(self, report: Report) -> int:
         """Runs in the child."""
@@ -94,21 +95,13 @@ class EncryptedFile:
         except MountError as error:
             report(error.exit_status, str(error))
             return error.exit_status
+        finally:
+            # Whoever started us may have been killed.
+            _remove(self._mountpoint)
         return ExitStatus.DONE
 
 
-def encrypt_zeros(
-    target: AtomicFile, payload_offset: int, size: int, cipher: XtsCipher, advance: Callable[[int], None]
-) -> None:
-    """Encrypt zeros into what has not been written of a payload of ``size`` bytes, so that nobody sees which that is.
-
-    Raises:
-        MystfuseError: it cannot be read or written.
-    """
-    for start in range(0, size, _CHUNK):
-        length = min(_CHUNK, size - start)
-        encrypted = os.pread(target.fd, length, payload_offset + start).ljust(length, b"\0")
-        for first, last in find_zero_sectors(encrypted):
-            zeros = cipher.encrypt(bytes(last - first), (start + first) // SECTOR_SIZE)
-            write_all(target.fd, zeros, payload_offset + start + first)
-        advance(length)
+def _remove(mountpoint: str) -> None:
+    with suppress(OSError):
+        os.unlink(mountpoint)
+        os.rmdir(os.path.dirname(mountpoint))
