@@ -40,8 +40,8 @@ _KEY_SIZES = {
     "ecb-plain64": (16, 24, 32),
     "ecb-plain": (16, 24, 32),
 }
-"""Bytes of key by mode of AES; those of XTS are two keys. qemu names an initialization vector for ECB too, which has none,
-as dm-crypt knows."""
+"""Bytes of key by mode of AES; those of XTS are two keys. qemu names an initialization vector for ECB too, which has
+none; dm-crypt ignores it."""
 
 
 @dataclass(frozen=True, slots=True)
