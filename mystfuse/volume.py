@@ -22,7 +22,7 @@ from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2 import attributes, contents, names
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
-from mystfuse.ext2.block_map import Run
+from mystfuse.ext2.block_map import Run, Stretch
 from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.directory import Entry
@@ -153,6 +153,16 @@ class Volume:
         if data is None:
             raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
         return data
+
+    async def stretch(self, ino: int, offset: int) -> Stretch:
+        """Whether a regular file has data or a hole at byte ``offset``, and for how many bytes at least that goes on:
+        0 at its end.
+
+        Raises:
+            IsADirectoryError: not a regular file.
+            CorruptFilesystem, IntegrityError, ImageReadError
+        """
+        return await self._runner.run(self._stretch, ino, offset)
 
     async def create(
         self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
@@ -323,6 +333,14 @@ class Volume:
                     content = content[low - start : high - start]
                 segments.append(_Segment(Extent(piece.physical * block_size + low - start, high - low), content))
         return segments
+
+    def _stretch(self, blocks: Blocks, ino: int, offset: int) -> Stretch:
+        inode = self._filesystem.regular_file(blocks, ino)
+        if offset >= inode.size:
+            return Stretch(False, 0)
+        first, within = divmod(offset, self.superblock.block_size)
+        is_data, length = self._filesystem.map_stretch(blocks, inode, first)
+        return Stretch(is_data, min(length * self.superblock.block_size - within, inode.size - offset))
 
     def _split_run(self, run: Run) -> list[tuple[Run, bytes | None]]:
         """A run of blocks in pieces that are wholly written, with what was written, or wholly as in the image."""

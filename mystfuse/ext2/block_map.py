@@ -6,6 +6,7 @@ Source: Documentation/filesystems/ext2.rst and fs/ext2/inode.c (ext2_block_to_pa
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
@@ -63,6 +64,61 @@ def map_runs(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, c
                 continue
         runs.append(Run(pointer, 1))
     return runs
+
+
+class Stretch(NamedTuple):
+    """A part of a file that is all data, or all hole."""
+
+    is_data: bool
+    length: int
+    """Blocks, or bytes: who returns it says which."""
+
+
+def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int) -> Stretch:
+    """What a file has from its block ``first`` on, in blocks, as far as one table of pointers tells: what follows may
+    be alike.
+
+    A hole takes one look at the pointer that leads nowhere, however much of the file hangs on it.
+
+    Raises:
+        BlocksMissing: naming one indirect block.
+        CorruptFilesystem: a pointer outside the file system, or a block past what a map can hold.
+    """
+    table = struct.unpack(f"<{EXT2_N_BLOCKS}I", inode.i_block)
+    if first < EXT2_NDIR_BLOCKS:
+        return _stretch_in(superblock, inode, table[:EXT2_NDIR_BLOCKS], first)
+    per_block = superblock.block_size // 4
+    position = first - EXT2_NDIR_BLOCKS
+    for depth in (1, 2, 3):
+        if position < per_block**depth:
+            break
+        position -= per_block**depth
+    else:
+        raise CorruptFilesystem(f"inode {inode.ino}: block {first} is past what a map can hold")
+    root = EXT2_NDIR_BLOCKS + depth - 1
+    table, index = table[root : root + 1], 0
+    for level in range(depth, 0, -1):
+        span = per_block**level
+        if not table[index]:
+            return Stretch(False, _count_holes(table, index) * span - position % span)
+        _check_pointers(superblock, inode, [table[index]])
+        table = struct.unpack(f"<{per_block}I", blocks.block(table[index]))
+        index = position % span // (span // per_block)
+    return _stretch_in(superblock, inode, table, index)
+
+
+def _stretch_in(superblock: Superblock, inode: Inode, table: Sequence[int], index: int) -> Stretch:
+    """The stretch from entry ``index`` of a table of pointers to data blocks on."""
+    if not table[index]:
+        return Stretch(False, _count_holes(table, index))
+    end = table.index(0, index) if 0 in table[index:] else len(table)
+    _check_pointers(superblock, inode, list(table[index:end]))
+    return Stretch(True, end - index)
+
+
+def _count_holes(table: Sequence[int], index: int) -> int:
+    """How many pointers from ``index`` on lead nowhere."""
+    return next((position for position, pointer in enumerate(table[index:]) if pointer), len(table) - index)
 
 
 def _map_subtree(

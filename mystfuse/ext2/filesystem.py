@@ -14,7 +14,7 @@ from errno import EINVAL, EISDIR, ENOTDIR
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.allocation import Allocator
-from mystfuse.ext2.block_map import Run, map_runs
+from mystfuse.ext2.block_map import Run, Stretch, map_runs, map_stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory import Entry, list_entries, read_parent
@@ -174,6 +174,14 @@ class FileSystem:
             CorruptFilesystem: its block map is broken.
         """
         return map_runs(self.superblock, blocks, inode, first, count)
+
+    def map_stretch(self, blocks: Blocks, inode: Inode, first: int) -> Stretch:
+        """How far a regular file has data, or a hole, from its block ``first`` on.
+
+        Raises:
+            CorruptFilesystem: its block map is broken.
+        """
+        return map_stretch(self.superblock, blocks, inode, first)
 
     def target(self, blocks: Blocks, inode: Inode) -> bytes:
         """The target of a symbolic link; OSError (EINVAL) if the inode is something else."""
