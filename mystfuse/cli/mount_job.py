@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mystfuse.cli.logs import set_up_logging
-from mystfuse.cli.options import TrustOptions
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import complain, say
 from mystfuse.devices.source import FileSource
@@ -18,6 +17,7 @@ from mystfuse.errors import ExitStatus, MountError, MystfuseError, innermost
 from mystfuse.fuse.daemon import Report
 from mystfuse.fuse.options import MountOptions
 from mystfuse.image.keys import Keys
+from mystfuse.trust.sources import TrustOptions
 
 log = logging.getLogger(__name__)
 

@@ -5,19 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from mystfuse.errors import MystfuseError, UsageError
-from mystfuse.trust.policy import TrustPolicy
-from mystfuse.trust.signature import PublicKey, SigningKey
-
-TRUST_DIRECTORY = Path("/etc/mystfuse/trust.d")
-MAX_SMALL_FILE = 64 * 1024
-"""Bytes: no key and no root hash file is larger."""
+from mystfuse.errors import UsageError
+from mystfuse.trust.signature import SigningKey
+from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_key, read_small_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,16 +43,6 @@ def parse_id(value: str) -> int:
     if not re.fullmatch(r"\d{1,10}", value) or int(value) >= 2**32 - 1:
         raise click.BadParameter(f"{value!r} is not a user or group number")
     return int(value)
-
-
-@dataclass(frozen=True, slots=True)
-class TrustOptions:
-    """The trust options of a command line, read and parsed."""
-
-    policy: TrustPolicy
-    hash_offset: int | None
-    root_hash: bytes | None
-    """The root hash for ``hash_offset``."""
 
 
 def trust_options(command: F) -> F:
@@ -101,67 +85,7 @@ def load_trust(
         MystfuseError: something in the trust directory cannot be read; nothing is trusted then.
     """
     hashes = [parse_root_hash(value) for value in roothashes]
-    keys = [PublicKey.from_pem(read_small_file(path, "--pubkey"), path) for path in pubkeys]
-    if hash_offset is not None:
-        if len(hashes) != 1:
-            raise UsageError("--hash-offset needs the root hash of that tree: give exactly one --roothash")
-        if keys:
-            raise UsageError("--hash-offset is for an image without an fssig, which has no signer: leave out --pubkey")
-        return TrustOptions(TrustPolicy(insecure=insecure), hash_offset, hashes[0])
-    listed_hashes, listed_keys = _read_trust_directory(TRUST_DIRECTORY)
-    policy = TrustPolicy(
-        frozenset(hashes + listed_hashes), tuple(keys + listed_keys), trust_self=trust_self, insecure=insecure
-    )
-    return TrustOptions(policy, None, None)
-
-
-def parse_root_hash(value: str) -> bytes:
-    """A root hash from hex digits, or from a file that holds them."""
-    found = _hex_digest(value)
-    if found is None:
-        text = read_small_file(value, "--roothash").decode("ascii", "replace")
-        found = _hex_digest(text)
-    if found is None:
-        raise UsageError(f"--roothash {value}: not a root hash (64 hex digits, or 128 for sha512), nor a file with one")
-    return found
-
-
-def _hex_digest(text: str) -> bytes | None:
-    text = text.strip()
-    return bytes.fromhex(text) if re.fullmatch(r"[0-9a-fA-F]{64}([0-9a-fA-F]{64})?", text) else None
-
-
-def read_small_file(path: str, option: str) -> bytes:
-    """The contents of a key or hash file; UsageError if it cannot be read or is too large to be one."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_SMALL_FILE + 1)
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}") from error
-    if len(data) > MAX_SMALL_FILE:
-        raise UsageError(f"{option} {path}: too large")
-    return data
-
-
-def _read_trust_directory(directory: Path) -> tuple[list[bytes], list[PublicKey]]:
-    hashes: list[bytes] = []
-    keys: list[PublicKey] = []
-    try:
-        names = sorted(path.name for path in directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return hashes, keys
-    except OSError as error:
-        raise MystfuseError(f"{directory}: {error.strerror}") from error
-    for name in names:
-        path = str(directory / name)
-        if name.endswith(".roothash"):
-            found = _hex_digest(read_small_file(path, "trusted root hash").decode("ascii", "replace"))
-            if found is None:
-                raise UsageError(f"{path}: not a root hash")
-            hashes.append(found)
-        elif name.endswith(".pem"):
-            keys.append(PublicKey.from_pem(read_small_file(path, "trusted key"), path))
-    return hashes, keys
+    return collect_trust(hashes, [read_public_key(path) for path in pubkeys], insecure, hash_offset, trust_self)
 
 
 def read_signing_key(value: str) -> SigningKey:
