@@ -1,3 +1,54 @@
-"""mystfuse: mount verified, optionally signed EXT2 images, trusting nothing but the hash tree's root."""
+"""mystfuse: mount verified, optionally signed EXT2 images, trusting nothing but the hash tree's root.
+
+``open_image`` reads an image without a mount. The names are imported when they are used, so that the command line
+starts without trio.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mystfuse.api import open_image
+    from mystfuse.errors import (
+        CorruptFilesystem,
+        FormatError,
+        ImageReadError,
+        IntegrityError,
+        MystfuseError,
+        NotTrusted,
+        StorageTimeout,
+        UnsupportedFeature,
+        UsageError,
+        WrongKey,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CorruptFilesystem",
+    "FormatError",
+    "ImageReadError",
+    "IntegrityError",
+    "MystfuseError",
+    "NotTrusted",
+    "StorageTimeout",
+    "UnsupportedFeature",
+    "UsageError",
+    "WrongKey",
+    "open_image",
+]
+
+_MODULES = dict.fromkeys(__all__, "mystfuse.errors") | {"open_image": "mystfuse.api"}
+"""Where each name is defined."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
