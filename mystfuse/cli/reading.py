@@ -1,0 +1,129 @@
+"""What the commands share that read an image without mounting it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from mystfuse.api import open_tree
+from mystfuse.cli.keys import key_options, load_keys
+from mystfuse.cli.logs import set_up_logging
+from mystfuse.cli.options import load_trust, trust_options
+from mystfuse.cli.progress import progress
+from mystfuse.cli.text import warn
+from mystfuse.devices.source import FileSource
+from mystfuse.errors import MystfuseError, innermost
+from mystfuse.image_tree import ImageTree
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+MAX_SHOWN = 10
+"""Kinds of things that a warning names."""
+IO_TIMEOUT = 30.0
+"""Seconds."""
+
+
+def image_options(command: F) -> F:
+    """Add what opening an image takes to a command: trust, key, and the image itself."""
+    return trust_options(key_options(click.argument("image", type=click.Path(readable=False))(command)))
+
+
+def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable[T]]) -> T:
+    """Open the image that ``image_options`` name, and do something with its tree.
+
+    ^C, SIGTERM and SIGHUP cancel the action.
+
+    Raises:
+        MystfuseError: the image cannot be opened or read, or the action was interrupted.
+        OSError: as the action does.
+    """
+    trust = load_trust(given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], trust_self=True)
+    source = FileSource(given["image"])
+
+    async def read() -> T:
+        async with open_tree(source, trust, keys, IO_TIMEOUT, progress) as tree:
+            if not tree.trust.is_vouched_for:
+                warn(f"{source.name} is {tree.trust_explanation}")
+            return await action(tree)
+
+    try:
+        keys = load_keys(given["key_file"], given["passphrase_file"], source, may_ask=True)
+        # What the devices find ends the command, and is told in its last line.
+        set_up_logging(foreground=True, log_file=None)
+        return trio.run(_run_until_signal, read)
+    except MystfuseError as error:
+        raise type(error)(error.about(source.name)) from error
+    finally:
+        source.close()
+
+
+async def _run_until_signal(action: Callable[[], Awaitable[T]]) -> T:
+    """Run ``action``; a signal that ends a process cancels it, so that it can clean up."""
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    results: list[T] = []
+    try:
+        with trio.open_signal_receiver(*numbers) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def act() -> None:
+                    results.append(await action())
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(act)
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        error = innermost(group)
+    else:
+        if results:
+            return results[0]
+        error = MystfuseError("interrupted")
+    raise error
+
+
+async def write_stdout(data: bytes | memoryview) -> None:
+    """Write bytes to stdout, however long its reader takes.
+
+    Raises:
+        OSError: BrokenPipeError when its reader has gone.
+    """
+    # The thread is left alone when somebody ends us while it waits. Nothing of Python's is locked then.
+    await trio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
+
+
+def _write_all(data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+def refuse_terminal(what: str) -> None:
+    """Raise UsageError if stdout is a terminal."""
+    if os.isatty(1):
+        raise click.UsageError(f"{what} goes to a file or a pipe, not to a terminal")
+
+
+def warn_of_omissions(what: str, omitted: Mapping[str, int]) -> None:
+    """Say in one line what is missing, and how often."""
+    if omitted:
+        things = sorted(omitted.items(), key=lambda item: (-item[1], item[0]))
+        more = f", and {len(things) - MAX_SHOWN} others" if len(things) > MAX_SHOWN else ""
+        warn(f"{what}: {', '.join(f'{name} ({count})' for name, count in things[:MAX_SHOWN])}{more}")
+
+
+async def count_bytes(tree: ImageTree, path: str) -> int | None:
+    """About how many bytes the files below a path have, for a progress bar; None if that is not known."""
+    if path.strip("/."):
+        return None
+    statistics = await tree.volume.statistics()
+    return (statistics.blocks - statistics.free_blocks) * statistics.block_size

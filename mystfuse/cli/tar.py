@@ -1,0 +1,37 @@
+"""``mystfuse tar``: write a tree of an image to stdout as a tar archive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mystfuse.cli.progress import progress
+from mystfuse.cli.reading import (
+    count_bytes,
+    image_options,
+    read_image,
+    refuse_terminal,
+    warn_of_omissions,
+    write_stdout,
+)
+from mystfuse.image_tree import ImageTree
+from mystfuse.tar import write_tar
+
+
+@click.command("tar", short_help="Write a tree of an image to stdout as a tar archive.")
+@image_options
+@click.argument("path", default="/")
+def command(path: str, **given: Any) -> None:
+    """Write PATH in IMAGE (default: all of it) to stdout as a tar archive (pax), sorted by name.
+
+    Names in it are relative to PATH. Extract with tar -x --xattrs --xattrs-include=* to get extended attributes and
+    ACLs too.
+    """
+    refuse_terminal("an archive")
+
+    async def write(tree: ImageTree) -> dict[str, int]:
+        with progress("archiving", await count_bytes(tree, path)) as advance:
+            return await write_tar(tree, path, write_stdout, advance)
+
+    warn_of_omissions("not in the archive", read_image(given, write))
