@@ -88,22 +88,23 @@ async def open_tree(
     """
     image = await trio.to_thread.run_sync(trust_image, source, trust.policy, trust.hash_offset, trust.root_hash)
     of_block: BaseException | None = None
+    of_pipeline: BaseException | None = None
     try:
         async with run_pipeline(image, keys, io_timeout, progress) as pipeline:
             tree = ImageTree(await Volume.open(pipeline.device), image.trust)
             try:
                 yield tree
             except BaseException as error:
+                # Kept out of the pipeline's nursery, which would put it into a group, or take its own one apart.
                 of_block = error
-                raise
     except BaseExceptionGroup as group:
-        # The block's own may be a group itself, and it is gone from this one if only the pipeline's end cancelled it.
-        has_own = of_block is not None and group.subgroup(lambda error: error is of_block) is not None
-        cause = of_block if has_own else innermost(group)
-    else:
-        return
-    assert cause is not None
-    raise cause
+        of_pipeline = innermost(group)
+    if of_block is not None and not isinstance(of_block, trio.Cancelled):
+        raise of_block
+    # That the block was cancelled may be for what happened to the pipeline.
+    cause = of_pipeline or of_block
+    if cause is not None:
+        raise cause
 
 
 def _load_trust(

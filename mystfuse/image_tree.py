@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import AnyStr, Generic, NamedTuple
 from uuid import UUID
 
+import trio
+
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO, PATH_MAX
 from mystfuse.ext2.inode import Inode
@@ -156,6 +158,7 @@ class ImageFile:
         end = min(offset + length, self.size)
         parts: list[bytes | memoryview] = []
         for start in range(offset, end, CHUNK):
+            await trio.lowlevel.checkpoint()
             parts.append(await self._volume.read(self._ino, start, min(CHUNK, end - start)))
         return b"".join(parts)
 
@@ -194,6 +197,8 @@ class ImageFile:
         steps_left = 4 * self._volume.superblock.s_blocks_count
         start = position = 0
         while True:
+            # What is in memory is had without waiting.
+            await trio.lowlevel.checkpoint()
             is_data, length = await self._volume.stretch(self._ino, position)
             if not is_data or position - start >= CHUNK:
                 while start < position:
@@ -461,6 +466,7 @@ class ImageTree:
         size = (await self.volume.inode(ino)).size
         offset = 0
         while offset < size:
+            await trio.lowlevel.checkpoint()
             entries, offset = await self.volume.entries(ino, offset, _ENTRIES_AT_ONCE)
             for entry, inode in entries:
                 yield Child(entry.name, entry.ino, inode or await self._error_of(entry.ino))
