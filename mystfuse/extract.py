@@ -14,6 +14,7 @@ import os
 import resource
 import secrets
 import stat
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, suppress
@@ -123,16 +124,19 @@ class _Extraction:
         await self._make(self._parent, name, inode)
         while self._levels:
             level = self._levels[-1]
-            path = b"/".join([level.name for level in self._levels[1:]])
+            name = b""
+            # What is in memory is had without waiting.
+            await trio.lowlevel.checkpoint()
             try:
                 child = await anext(level.children, None)
                 if child is None:
                     await self._set_attributes(level.inode, level.fd)
                     os.close(self._levels.pop().fd)
                 else:
-                    path = os.path.join(path, child.name)
-                    await self._make(level.fd, child.name, child.inode)
+                    name = child.name
+                    await self._make(level.fd, name, child.inode)
             except MystfuseError as error:
+                path = os.path.join(b"", *[level.name for level in self._levels[1:]], name).rstrip(b"/")
                 raise type(error)(f"{os.fsdecode(path) or '.'}: {error}") from error
 
     def explain(self, error: OSError) -> str:
@@ -161,8 +165,8 @@ class _Extraction:
             elif inode.ino in self._linked:
                 os.link(b"%d" % inode.ino, name, src_dir_fd=self._links_fd, dst_dir_fd=parent, follow_symlinks=False)
             else:
-                await self._make_file(parent, name, inode)
-                if inode.i_links_count > 1 and parent != self._parent:
+                is_made = await self._make_file(parent, name, inode)
+                if is_made and inode.i_links_count > 1 and parent != self._parent:
                     self._keep_for_links(parent, name, inode.ino)
         except FileExistsError as error:
             if parent == self._parent:
@@ -174,10 +178,7 @@ class _Extraction:
         os.mkdir(name, 0o700, dir_fd=parent)
         fd = os.open(name, _DIRECTORY, dir_fd=parent)
         if parent == self._parent:
-            # What the destination's directory hands down is not in the image.
-            for acl in (POSIX_ACL_DEFAULT, POSIX_ACL_ACCESS):
-                with suppress(OSError):
-                    os.removexattr(fd, acl)
+            _remove_acls(fd)
         return fd
 
     def _keep_for_links(self, parent: int, name: bytes, ino: int) -> None:
@@ -191,8 +192,8 @@ class _Extraction:
         else:
             self._linked.add(ino)
 
-    async def _make_file(self, parent: int, name: bytes, inode: Inode) -> None:
-        """Make anything but a directory."""
+    async def _make_file(self, parent: int, name: bytes, inode: Inode) -> bool:
+        """Make anything but a directory; False if it is something that not everybody may make."""
         mode = inode.i_mode
         if inode.is_regular:
             fd = os.open(name, _NEW, 0o600, dir_fd=parent)
@@ -206,15 +207,20 @@ class _Extraction:
                 try:
                     os.mknod(name, stat.S_IFMT(mode) | 0o600, inode.rdev, dir_fd=parent)
                 except PermissionError:
+                    if parent == self._parent:
+                        raise
                     self.omitted["device" if inode.rdev else stat.filemode(mode)[0] + " special file"] += 1
-                    return
+                    return False
             fd = os.open(name, _ITSELF, dir_fd=parent)
         try:
+            if parent == self._parent:
+                _remove_acls(_reference(inode, fd))
             if inode.is_regular:
                 await self._copy_data(inode, fd)
             await self._set_attributes(inode, fd)
         finally:
             os.close(fd)
+        return True
 
     async def _copy_data(self, inode: Inode, fd: int) -> None:
         """Write what of a file is data; the rest stays holes."""
@@ -234,8 +240,7 @@ class _Extraction:
 
     async def _set_attributes(self, inode: Inode, fd: int) -> None:
         """Owner, extended attributes, mode and times, in the order in which one does not spoil another."""
-        # A descriptor that only names what it refers to is good for nothing but its path.
-        itself: int | str = fd if inode.is_regular or inode.is_directory else f"/proc/self/fd/{fd}"
+        itself = _reference(inode, fd)
         mode = stat.S_IMODE(inode.i_mode)
         if not self._is_root or not self._attempt("owner", partial(os.chown, itself, inode.uid, inode.gid)):
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
@@ -261,6 +266,18 @@ class _Extraction:
         return True
 
 
+def _reference(inode: Inode, fd: int) -> int | str:
+    """How to call what ``fd`` refers to: one of O_PATH is good for nothing but its path."""
+    return fd if inode.is_regular or inode.is_directory else f"/proc/self/fd/{fd}"
+
+
+def _remove_acls(itself: int | str) -> None:
+    """Take off what the destination's directory has handed down: it is not in the image."""
+    for name in (POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT):
+        with suppress(OSError):
+            os.removexattr(itself, name)
+
+
 def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
@@ -273,7 +290,7 @@ def _raise_descriptor_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    return hard if hard != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _check_absent(target: Path) -> None:
@@ -283,13 +300,14 @@ def _check_absent(target: Path) -> None:
 
 def _rename(directory: int, old: bytes, new: bytes) -> None:
     """Rename within a directory; raises FileExistsError if there is something under the new name."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(directory, old, directory, new, _RENAME_NOREPLACE) == 0:
-        return
-    number = ctypes.get_errno()
-    if number not in (errno.EINVAL, errno.ENOSYS):
-        raise OSError(number, os.strerror(number))
-    # Not every file system has it (nfs): the check and the rename are two steps then.
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        if renameat2(directory, old, directory, new, _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number))
+    # Not every file system has it (nfs), nor every C library (musl): the check and the rename are two steps then.
     with suppress(FileNotFoundError):
         os.lstat(new, dir_fd=directory)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))

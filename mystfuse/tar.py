@@ -1,6 +1,7 @@
 """A tree of an image as a tar archive: pax (POSIX.1-2001), written as it is read, the same bytes for the same image.
 
-Extended attributes are ``SCHILY.xattr.NAME`` records, as GNU tar, bsdtar and container tools read them.
+Extended attributes are ``SCHILY.xattr.NAME`` records, as GNU tar, bsdtar and container tools read them; ACLs also
+``SCHILY.acl.*``, since GNU tar takes them from nowhere else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
+from mystfuse.ext2.acl import acl_to_text
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.xattr import POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
 from mystfuse.image_tree import CHUNK, Child, ImageTree, check_first_visit
 
 BLOCK = 512
@@ -23,6 +26,7 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 """name mode uid gid size mtime chksum typeflag linkname magic version uname gname devmajor devminor prefix"""
 _CHECKSUM = slice(148, 156)
 _MAX_NAME = 100
+_ACLS = {POSIX_ACL_ACCESS: b"SCHILY.acl.access", POSIX_ACL_DEFAULT: b"SCHILY.acl.default"}
 _LINK, _PAX = b"1", b"x"
 _TYPES = {
     stat.S_IFREG: b"0",
@@ -155,6 +159,8 @@ def _member(name: bytes, inode: Inode, kind: bytes, target: bytes, xattrs: dict[
     for attribute, value in sorted(xattrs.items()):
         # As GNU tar writes what would end the keyword.
         records[b"SCHILY.xattr." + attribute.replace(b"%", b"%25").replace(b"=", b"%3D")] = value
+        if attribute in _ACLS:
+            records[_ACLS[attribute]] = acl_to_text(value).encode("ascii")
     header = _header(
         name, stat.S_IMODE(inode.i_mode), inode.uid, inode.gid, size, max(seconds, 0), kind, target, inode.rdev
     )

@@ -40,8 +40,9 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
     ^C, SIGTERM and SIGHUP cancel the action.
 
     Raises:
-        MystfuseError: the image cannot be opened or read, or the action was interrupted.
+        MystfuseError: the image cannot be opened or read.
         OSError: as the action does.
+        KeyboardInterrupt: after such a signal, when the action has cleaned up.
     """
     trust = load_trust(given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], trust_self=True)
     source = FileSource(given["image"])
@@ -71,6 +72,7 @@ async def _run_until_signal(action: Callable[[], Awaitable[T]]) -> T:
         if signal.getsignal(number) != signal.SIG_IGN
     ]
     results: list[T] = []
+    error: BaseException = KeyboardInterrupt()
     try:
         with trio.open_signal_receiver(*numbers) as signals:
             async with trio.open_nursery() as nursery:
@@ -87,7 +89,6 @@ async def _run_until_signal(action: Callable[[], Awaitable[T]]) -> T:
     else:
         if results:
             return results[0]
-        error = MystfuseError("interrupted")
     raise error
 
 

@@ -25,8 +25,8 @@ from mystfuse.tar import write_tar
 def command(path: str, **given: Any) -> None:
     """Write PATH in IMAGE (default: all of it) to stdout as a tar archive (pax), sorted by name.
 
-    Names in it are relative to PATH. Extract with tar -x --xattrs --xattrs-include=* to get extended attributes and
-    ACLs too.
+    Names in it are relative to PATH. tar -x --acls --xattrs --xattrs-include=* extracts ACLs and extended attributes
+    too.
     """
     refuse_terminal("an archive")
 

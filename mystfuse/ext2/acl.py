@@ -17,6 +17,14 @@ EXT2_ACL_VERSION = 1
 POSIX_ACL_XATTR_VERSION = 2
 ACL_USER_OBJ, ACL_USER, ACL_GROUP_OBJ, ACL_GROUP, ACL_MASK, ACL_OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 ACL_UNDEFINED_ID = 0xFFFFFFFF
+_TAG_NAMES = {
+    ACL_USER_OBJ: "user",
+    ACL_USER: "user",
+    ACL_GROUP_OBJ: "group",
+    ACL_GROUP: "group",
+    ACL_MASK: "mask",
+    ACL_OTHER: "other",
+}
 _BASE_TAGS = (ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_OTHER)
 
 
@@ -45,6 +53,16 @@ def acl_to_xattr(stored: bytes, ino: int) -> bytes:
             raise CorruptFilesystem(f"inode {ino}: an ACL entry has unknown tag {tag:#x}")
         entries.append(struct.pack("<HHI", tag, permissions, identifier))
     return b"".join(entries)
+
+
+def acl_to_text(value: bytes) -> str:
+    """The value of an ACL attribute in the short text form of acl(5), with numbers for users and groups."""
+    parts = []
+    for tag, permissions, identifier in struct.iter_unpack("<HHI", value[4:]):
+        who = str(identifier) if tag in (ACL_USER, ACL_GROUP) else ""
+        may = "".join(letter if permissions & bit else "-" for letter, bit in (("r", 4), ("w", 2), ("x", 1)))
+        parts.append(f"{_TAG_NAMES[tag]}:{who}:{may}")
+    return ",".join(parts)
 
 
 class AclEntry(NamedTuple):
