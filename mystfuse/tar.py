@@ -41,7 +41,7 @@ _TYPES = {
 async def write_tar(
     tree: ImageTree,
     path: str | bytes,
-    write: Callable[[bytes], Awaitable[None]],
+    write: Callable[[bytearray], Awaitable[None]],
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, int]:
     """Write an archive of a file, or of a directory and all below it; names in it are relative to ``path``.
@@ -68,13 +68,15 @@ async def write_tar(
 
 class _Archive:
     def __init__(
-        self, tree: ImageTree, write: Callable[[bytes], Awaitable[None]], advance: Callable[[int], None]
+        self, tree: ImageTree, write: Callable[[bytearray], Awaitable[None]], advance: Callable[[int], None]
     ) -> None:
         self.omitted: Counter[str] = Counter()
         self._tree = tree
         self._write_out = write
         self._advance = advance
         self._written = 0
+        self._waiting = bytearray()
+        """What is to be written with more: headers and small files are many."""
         self._names: dict[int, bytes] = {}
         """The first name of each inode that has several."""
 
@@ -105,7 +107,8 @@ class _Archive:
     async def finish(self) -> None:
         """End the archive."""
         await self._write(bytes(2 * BLOCK))
-        await self._write(bytes(-self._written % RECORD))
+        await self._write(bytes(-(self._written + len(self._waiting)) % RECORD))
+        await self._flush()
 
     async def _children(self, ino: int, seen: set[int]) -> Iterator[Child]:
         """The names in a directory, sorted."""
@@ -133,14 +136,19 @@ class _Archive:
         if inode.is_regular:
             for offset in range(0, inode.size, CHUNK):
                 data = await self._tree.volume.read(inode.ino, offset, CHUNK)
-                await self._write(bytes(data))
+                await self._write(data)
                 self._advance(len(data))
             await self._write(bytes(-inode.size % BLOCK))
 
-    async def _write(self, data: bytes) -> None:
-        self._written += len(data)
-        if data:
-            await self._write_out(data)
+    async def _write(self, data: bytes | memoryview) -> None:
+        self._waiting += data
+        if len(self._waiting) >= CHUNK:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        self._written += len(self._waiting)
+        waiting, self._waiting = self._waiting, bytearray()
+        await self._write_out(waiting)
 
 
 def _member(name: bytes, inode: Inode, kind: bytes, target: bytes, xattrs: dict[bytes, bytes]) -> bytes:

@@ -92,7 +92,7 @@ async def _run_until_signal(action: Callable[[], Awaitable[T]]) -> T:
     raise error
 
 
-async def write_stdout(data: bytes | memoryview) -> None:
+async def write_stdout(data: bytes | bytearray) -> None:
     """Write bytes to stdout, however long its reader takes.
 
     Raises:
@@ -102,7 +102,7 @@ async def write_stdout(data: bytes | memoryview) -> None:
     await trio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
 
 
-def _write_all(data: bytes | memoryview) -> None:
+def _write_all(data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(1, view) :]
