@@ -14,7 +14,7 @@ from mystfuse import __version__
 from mystfuse.cli.text import complain, discard_stdout
 from mystfuse.errors import ExitStatus, MystfuseError
 
-COMMANDS = ("mount", "umount", "status", "commit", "mkext2", "fssig", "verify")
+COMMANDS = ("mount", "umount", "status", "commit", "exec", "mkext2", "fssig", "verify")
 
 
 class _Commands(click.Group):

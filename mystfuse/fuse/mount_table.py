@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,10 @@ def name_this_process(mount: Mount | None) -> None:
 def find_daemon(mount: Mount) -> int | None:
     """A pidfd of the process that serves a mount; None when there is none (it was killed).
 
-    Only processes of the user who mounted count: nobody else can pass theirs off as a daemon.
+    Only processes of the user who mounted count: nobody else can pass theirs off as a daemon. A device number is used
+    again as soon as its mount is gone, while the daemon of that one is still ending: the youngest process counts.
     """
+    found: list[tuple[int, int]] = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -66,9 +69,13 @@ def find_daemon(mount: Mount) -> int | None:
                 continue
             if entry.stat().st_uid != mount.user_id:
                 continue
-            return os.pidfd_open(int(entry.name))
+            # proc_pid_stat(5): the fields after the name, which may hold blanks; starttime is field 22.
+            starttime = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[19])
+            found.append((starttime, int(entry.name)))
         except OSError:
             continue
+    with suppress(OSError):
+        return os.pidfd_open(max(found)[1]) if found else None
     return None
 
 
