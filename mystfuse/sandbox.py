@@ -8,10 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 from mystfuse.errors import MountError, MystfuseError
+from mystfuse.fuse.mount_table import own_mountpoints
+from mystfuse.fuse.unmount import unmount
 
 # <linux/sched.h>, <sys/mount.h>, <linux/openat2.h>
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
@@ -43,6 +46,20 @@ def enter_private_namespace() -> None:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     _mount(None, "/", None, _MS_REC | _MS_SLAVE)
+
+
+def drop_mounts_of_ours(needed: Sequence[str]) -> None:
+    """Take other mounts of ours out of the name space, but for those that the paths ``needed`` are in: they would keep
+    their daemons alive where ``/`` is private, so that unmounting does not get through.
+
+    As an ordinary user they are not ours to take away.
+    """
+    if os.geteuid():
+        return
+    for mountpoint in own_mountpoints():
+        if not any(f"{os.path.realpath(path)}/".startswith(f"{mountpoint}/") for path in needed):
+            with suppress(MountError):
+                unmount(mountpoint, lazy=True)
 
 
 def shield_next_child() -> None:

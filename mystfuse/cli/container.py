@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +23,7 @@ from mystfuse.program import find_program
 from mystfuse.sandbox import (
     Root,
     bubblewrap_options,
+    drop_mounts_of_ours,
     enter_private_namespace,
     find_bubblewrap,
     find_place,
@@ -131,18 +131,19 @@ def run_container(container: Container) -> int:
     is_root = os.geteuid() == 0
     daemons = _Daemons()
     try:
-        place = find_place()
-        sources = [_open_source(mount) for mount in container.mounts]
         owner = {"allow_other": True} if is_root else {"map_root": True}
-        options = {**container.options, **owner}
-        daemons.start(make_job(options, frozenset(), FileSource(container.image), place))
-        root = Root(place)
+        job = make_job({**container.options, **owner}, frozenset(), FileSource(container.image), find_place())
+        # Everything is opened before anything can hide it.
+        sources = [_open_source(mount, owner) for mount in container.mounts]
+        drop_mounts_of_ours([mount.source for mount in container.mounts if not mount.is_image])
+        daemons.start(job)
+        root = Root(job.options.mountpoint)
         # Whatever the image has there, everybody can write to it.
-        root.mount_tmpfs("/tmp", options.get("overlay_limit"))  # noqa: S108
+        root.mount_tmpfs("/tmp", container.options.get("overlay_limit"))  # noqa: S108
         for mount, source in zip(container.mounts, sources, strict=True):
-            if isinstance(source, FileSource):
+            if isinstance(source, MountJob):
                 target = root.make_directory(mount.target)
-                daemons.start(make_job({**mount.options, **owner}, frozenset(), source, target))
+                daemons.start(replace(source, options=replace(source.options, mountpoint=target)))
             else:
                 root.bind(source, mount.target)
                 os.close(source)
@@ -155,10 +156,10 @@ def run_container(container: Container) -> int:
         daemons.stop()
 
 
-def _open_source(mount: ContainerMount) -> FileSource | int:
-    """What is to be mounted, opened before anything can hide it."""
+def _open_source(mount: ContainerMount, owner: Mapping[str, Any]) -> MountJob | int:
+    """The job of mounting an image, its mountpoint still to be said, or a descriptor of a directory."""
     if mount.is_image:
-        return FileSource(mount.source)
+        return make_job({**mount.options, **owner}, frozenset(), FileSource(mount.source), "")
     try:
         return os.open(mount.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -167,25 +168,18 @@ def _open_source(mount: ContainerMount) -> FileSource | int:
 
 def _run(bwrap: str, box: Sequence[str], command: Sequence[str], daemons: _Daemons) -> int:
     """Run bubblewrap until it ends, or a daemon that it cannot do without."""
-    receiver, sender = os.pipe()
     # In a file, where ps(1) does not show the environment.
     options = os.memfd_create("bwrap-options")
     os.write(options, b"".join(os.fsencode(word) + b"\0" for word in box))
     os.lseek(options, 0, os.SEEK_SET)
     shield_next_child()
-    child = subprocess.Popen(
-        [bwrap, "--info-fd", str(sender), "--args", str(options), "--", *command], pass_fds=[sender, options]
-    )
+    child = subprocess.Popen([bwrap, "--args", str(options), "--", *command], pass_fds=[options])
     os.close(options)
-    os.close(sender)
 
     def forward(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
-            os.kill(_program_pid(inner) or child.pid, number)
+            os.kill(_program_pid(child.pid), number)
 
-    with open(receiver, "rb") as stream:
-        said = stream.read()
-    inner = int(json.loads(said)["child-pid"]) if said else 0
     for number in _FORWARDED:
         signal.signal(number, forward)
     for number in _IGNORED:
@@ -207,9 +201,11 @@ def _run(bwrap: str, box: Sequence[str], command: Sequence[str], daemons: _Daemo
     return 128 - status if status < 0 else status
 
 
-def _program_pid(inner: int) -> int | None:
-    """The program, as the only child of the first process in bubblewrap's name space."""
-    try:
-        return int(Path(f"/proc/{inner}/task/{inner}/children").read_text().split()[0])
-    except (OSError, IndexError):
-        return None
+def _program_pid(bwrap: int) -> int:
+    """The program: below bubblewrap is the first process of its name space, and below that the program. Before it has
+    been started, the last of them that has been."""
+    pid = bwrap
+    with suppress(OSError, IndexError):
+        for _ in range(2):
+            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    return pid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +35,27 @@ class Mount:
 def find_mount(mountpoint: str) -> Mount | None:
     """The topmost mount on ``mountpoint`` (absolute), if that is one of ours."""
     found: Mount | None = None
+    for path, mount in _mounts():
+        if path == mountpoint:
+            found = mount
+    return found
+
+
+def own_mountpoints() -> list[str]:
+    """Where mounts of ours are, the latest first."""
+    return [path for path, mount in _mounts() if mount is not None][::-1]
+
+
+def _mounts() -> Iterator[tuple[str, Mount | None]]:
+    """All mounts in the order of the table, with what is known of ours."""
     for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
         # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
         before, _, after = line.partition(" - ")
         fields, (fstype, source, super_options) = before.split(" "), after.split(" ", 2)
-        if _unescape(fields[4]) != mountpoint:
-            continue
+        path = _unescape(fields[4])
         user_id = re.search(r"\buser_id=(\d+)", super_options)
         is_ours = fstype == FSTYPE and user_id is not None
-        found = Mount(mountpoint, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None
-    return found
+        yield path, Mount(path, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None
 
 
 def name_this_process(mount: Mount | None) -> None:
