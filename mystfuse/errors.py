@@ -28,6 +28,10 @@ class ExitStatus(IntEnum):
     """Not an image, or one with a feature that we do not have."""
     MOUNT = 7
     """The image is fine, but it could not be mounted there."""
+    NOT_EXECUTABLE = 126
+    """``exec``: the program is there, but cannot be executed, as a shell says it."""
+    PROGRAM_NOT_FOUND = 127
+    """``exec``: the program, or what interprets it, is not in the image, as a shell says it."""
 
 
 class MystfuseError(Exception):
@@ -97,6 +101,12 @@ class MountError(MystfuseError):
     """The file system could not be mounted or unmounted there."""
 
     exit_status = ExitStatus.MOUNT
+
+
+def error_of(status: ExitStatus, message: str) -> MystfuseError:
+    """The error that ends in an exit status, from the status: for what another process says."""
+    kinds = (UsageError, NotTrusted, IntegrityError, WrongKey, FormatError, MountError)
+    return next((kind for kind in kinds if kind.exit_status is status), MystfuseError)(message)
 
 
 def innermost(error: BaseException) -> BaseException:

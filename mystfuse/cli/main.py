@@ -14,7 +14,9 @@ from mystfuse import __version__
 from mystfuse.cli.text import complain, discard_stdout
 from mystfuse.errors import ExitStatus, MystfuseError
 
-COMMANDS = ("mount", "umount", "status", "commit", "mkext2", "fssig", "verify", "ls", "cat", "extract", "tar")
+COMMANDS = (
+    "mount", "umount", "status", "commit", "exec", "mkext2", "fssig", "verify", "ls", "cat", "extract", "tar",
+)  # fmt: skip
 
 
 class _Commands(click.Group):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +83,16 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
     Each option can also be given to -o under its own name, with underscores for dashes: -o ro,allow_other,roothash=HEX.
     Further ones are nonempty, suid, dev, noexec, noxattr, noacl, and nocontrol (no .mystfuse directory).
     """
-    flags = _parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
+    flags = parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
     job = _prepare(given, flags, image, mountpoint)
     if job.foreground:
         return ExitStatus(job.serve(tell_foreground))
     keep = {job.source.fileno()} | ({job.ready_fd} if job.ready_fd is not None else set())
-    status, message = run_in_background(job.serve, frozenset(keep))
-    if status is not ExitStatus.DONE:
-        return complain(message, status)
-    say(message)
-    return status
+    started = run_in_background(job.serve, frozenset(keep))
+    if started.status is not ExitStatus.DONE:
+        return complain(started.message, started.status)
+    say(started.message)
+    return started.status
 
 
 _FLAGS = frozenset({"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol"})
@@ -115,7 +117,7 @@ _OTHER_NAMES = {"keyfile": "key_file"}
 _LISTS = {"roothash": "roothashes", "pubkey": "pubkeys"}
 
 
-def _parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
+def parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
     """Put what -o says into ``given``, under the long options' names; returns the flags that have no long option.
 
     A comma inside a value is written ``\\,``.
@@ -144,7 +146,6 @@ def _parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
 
 
 def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoint: str) -> MountJob:
-    trust = load_trust(given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], trust_self=True)
     ready_fd: int | None = given["ready_fd"]
     if ready_fd is not None:
         try:
@@ -156,30 +157,49 @@ def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoin
     source = FileSource(image)
     path = resolve_mountpoint(mountpoint)
     _check_mountpoint(path, mountpoint, "nonempty" in flags)
-    keys = load_keys(given["key_file"], given["passphrase_file"], source, may_ask=True)
     log_file: Path | None = given["log_file"]
+    return replace(
+        make_job(given, flags, source, path),
+        foreground=given["foreground"],
+        log_file=log_file.absolute() if log_file else None,
+        ready_fd=ready_fd,
+    )
+
+
+def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource, mountpoint: str) -> MountJob:
+    """The job of mounting ``source`` on the directory ``mountpoint``, with the trust and keys that the options name.
+
+    Args:
+        given: options by the long names' parameters; those that are missing have their defaults.
+    """
+    trust = load_trust(
+        given.get("roothashes", ()),
+        given.get("pubkeys", ()),
+        given.get("insecure", False),
+        given.get("hash_offset"),
+        trust_self=True,
+    )
     options = MountOptions(
-        mountpoint=path,
+        mountpoint=mountpoint,
         fsname=source.resolved_name(),
-        read_only=given["read_only"],
-        overlay_limit=_overlay_limit(given["overlay_limit"]),
-        allow_other=given["allow_other"],
+        read_only=given.get("read_only", False),
+        overlay_limit=_overlay_limit(given.get("overlay_limit")),
+        allow_other=given.get("allow_other", False),
         suid="suid" in flags,
         dev="dev" in flags,
         noexec="noexec" in flags,
-        uid=given["uid"],
-        gid=given["gid"],
-        map_root=given["map_root"],
+        uid=given.get("uid"),
+        gid=given.get("gid"),
+        map_root=given.get("map_root", False),
         xattr="noxattr" not in flags,
         acl="noacl" not in flags,
         control="nocontrol" not in flags,
-        io_timeout=given["io_timeout"],
-        idle_timeout=given["idle_timeout"],
-        on_corruption=OnCorruption(given["on_corruption"]),
+        io_timeout=given.get("io_timeout", 30.0),
+        idle_timeout=given.get("idle_timeout", math.inf),
+        on_corruption=OnCorruption(given.get("on_corruption", OnCorruption.EIO)),
     )
-    return MountJob(
-        source, trust, keys, options, given["foreground"], log_file.absolute() if log_file else None, ready_fd
-    )
+    keys = load_keys(given.get("key_file"), given.get("passphrase_file"), source, may_ask=True)
+    return MountJob(source, trust, keys, options)
 
 
 def _overlay_limit(given: int | None) -> int:

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from mystfuse.errors import ExitStatus
 
@@ -22,9 +22,16 @@ Report = Callable[[ExitStatus, str], None]
 """Called once by the child: how it went, and one line for the user (may be empty)."""
 
 
-def run_in_background(
-    serve: Callable[[Report], int], keep: frozenset[int], dies_with_parent: bool = False
-) -> tuple[ExitStatus, str]:
+class Started(NamedTuple):
+    """How the start of a daemon went."""
+
+    status: ExitStatus
+    message: str
+    pid: int
+    """Gone, unless ``status`` is DONE."""
+
+
+def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies_with_parent: bool = False) -> Started:
     """Fork; the child runs ``serve(report)`` and exits with what it returns, the parent returns what was reported.
 
     Args:
@@ -64,11 +71,11 @@ def run_in_background(
         status, message = json.loads(said)
         if status != ExitStatus.DONE:
             os.waitpid(child, 0)
-        return ExitStatus(status), message
+        return Started(ExitStatus(status), message, child)
     _, how = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(how)
     what = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-    return ExitStatus.FAILED, f"the daemon ended before it was ready ({what})"
+    return Started(ExitStatus.FAILED, f"the daemon ended before it was ready ({what})", child)
 
 
 def _run_child(serve: Callable[[Report], int], sender: int, keep: frozenset[int]) -> NoReturn:

@@ -52,9 +52,9 @@ class EncryptedFile:
         try:
             (directory / "plaintext").touch(mode=0o600)
             keep = frozenset({self._target_fd})
-            status, message = run_in_background(self._serve, keep, dies_with_parent=True)
-            if status is not ExitStatus.DONE:
-                raise MountError(message)
+            started = run_in_background(self._serve, keep, dies_with_parent=True)
+            if started.status is not ExitStatus.DONE:
+                raise MountError(started.message)
             self.fd = os.open(self._mountpoint, os.O_RDWR | os.O_CLOEXEC)
         except BaseException:
             self._take_down()

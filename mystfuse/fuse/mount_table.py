@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,16 +35,27 @@ class Mount:
 def find_mount(mountpoint: str) -> Mount | None:
     """The topmost mount on ``mountpoint`` (absolute), if that is one of ours."""
     found: Mount | None = None
+    for path, mount in _mounts():
+        if path == mountpoint:
+            found = mount
+    return found
+
+
+def own_mountpoints() -> list[str]:
+    """Where mounts of ours are, the latest first."""
+    return [path for path, mount in _mounts() if mount is not None][::-1]
+
+
+def _mounts() -> Iterator[tuple[str, Mount | None]]:
+    """All mounts in the order of the table, with what is known of ours."""
     for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
         # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
         before, _, after = line.partition(" - ")
         fields, (fstype, source, super_options) = before.split(" "), after.split(" ", 2)
-        if _unescape(fields[4]) != mountpoint:
-            continue
+        path = _unescape(fields[4])
         user_id = re.search(r"\buser_id=(\d+)", super_options)
         is_ours = fstype == FSTYPE and user_id is not None
-        found = Mount(mountpoint, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None
-    return found
+        yield path, Mount(path, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None
 
 
 def name_this_process(mount: Mount | None) -> None:
@@ -55,8 +68,10 @@ def name_this_process(mount: Mount | None) -> None:
 def find_daemon(mount: Mount) -> int | None:
     """A pidfd of the process that serves a mount; None when there is none (it was killed).
 
-    Only processes of the user who mounted count: nobody else can pass theirs off as a daemon.
+    Only processes of the user who mounted count: nobody else can pass theirs off as a daemon. A device number is used
+    again as soon as its mount is gone, while the daemon of that one is still ending: the youngest process counts.
     """
+    found: list[tuple[int, int]] = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -66,9 +81,13 @@ def find_daemon(mount: Mount) -> int | None:
                 continue
             if entry.stat().st_uid != mount.user_id:
                 continue
-            return os.pidfd_open(int(entry.name))
+            # proc_pid_stat(5): the fields after the name, which may hold blanks; starttime is field 22.
+            starttime = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[19])
+            found.append((starttime, int(entry.name)))
         except OSError:
             continue
+    with suppress(OSError):
+        return os.pidfd_open(max(found)[1]) if found else None
     return None
 
 
