@@ -14,7 +14,7 @@ from mystfuse.devices.source import FileSource, Source
 from mystfuse.errors import UsageError, innermost
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import open_image as trust_image
-from mystfuse.image.open import run_pipeline
+from mystfuse.image.pipeline import run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.image_tree import ImageTree
 from mystfuse.trust.signature import PublicKey

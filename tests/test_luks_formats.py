@@ -27,7 +27,7 @@ from ext2_editor import MemoryDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mystfuse.image.unlock
+import mystfuse.image.keys
 from mystfuse.crypto.key_derivation import split_key
 from mystfuse.crypto.secret import Secret
 from mystfuse.crypto.sectors import XtsCipher
@@ -49,8 +49,8 @@ from mystfuse.formats.luks import (
 )
 from mystfuse.formats.luks1 import keyslot_offset, pack_luks1, parse_luks1, payload_offset_for
 from mystfuse.formats.luks2 import HEADER_SIZES, HeaderCopy, pack_luks2, parse_luks2
-from mystfuse.image.keys import Keys
-from mystfuse.image.unlock import Unlocked, derive_key, read_luks_header, unlock
+from mystfuse.image.keys import Keys, derive_key
+from mystfuse.image.unlock import Unlocked, read_luks_header, unlock
 
 CIPHERS = {
     "aes-xts-plain64": (32, 48, 64),
@@ -1417,7 +1417,7 @@ def test_a_key_derivation_without_its_memory_is_told(monkeypatch: pytest.MonkeyP
     kdf = Argon2("argon2id", b"somesalt", 1, 1024, 1)
     secret = Secret.copy_of(PASSPHRASE)
     assert len(derive_key(kdf, secret, 32)) == 32
-    monkeypatch.setattr(mystfuse.image.unlock, "available_memory", lambda: MIB - 1)
+    monkeypatch.setattr(mystfuse.image.keys, "available_memory", lambda: MIB - 1)
     with pytest.raises(MystfuseError, match="more memory than there is"):
         derive_key(kdf, secret, 32)
     header, content = locked()

@@ -37,7 +37,8 @@ from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, FormatError, MystfuseError, UnsupportedFeature, WrongKey
 from mystfuse.formats.fssig import Fssig
 from mystfuse.image.keys import Keys
-from mystfuse.image.open import Pipeline, open_image, run_pipeline
+from mystfuse.image.open import open_image
+from mystfuse.image.pipeline import Pipeline, run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.trust.policy import TrustPolicy
 

@@ -261,6 +261,7 @@ def test_json_says_what_the_text_says(make_tree: Callable[[str], Tree], tmp_path
     assert json.loads(result.stdout) == {
         "image": str(tree.image),
         "ok": True,
+        "key_opens": None,
         "root_hash": tree.root_hash,
         "trust": "root hash",
         "trust_explanation": "its root hash was given",

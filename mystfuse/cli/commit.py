@@ -15,7 +15,7 @@ from mystfuse.cli.options import read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.cli.status import read_status
 from mystfuse.errors import UsageError
-from mystfuse.fuse.control import CONTROL_NAME, IMAGE_NAME
+from mystfuse.fuse.control_names import CONTROL_NAME, IMAGE_NAME
 from mystfuse.image.commit import commit
 
 

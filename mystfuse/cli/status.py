@@ -14,7 +14,7 @@ import click
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.text import one_line
 from mystfuse.errors import MountError
-from mystfuse.fuse.control import CONTROL_INO, CONTROL_NAME, STATUS_NAME
+from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, STATUS_NAME
 from mystfuse.fuse.mount_table import find_mount
 
 TIMEOUT = 10.0

@@ -6,7 +6,6 @@ import json
 import math
 
 import click
-import trio
 
 from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.options import load_trust, trust_options
@@ -14,7 +13,7 @@ from mystfuse.cli.progress import progress
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, FormatError, IntegrityError, MystfuseError, innermost
 from mystfuse.image.keys import Keys
-from mystfuse.image.open import TrustedImage, open_image, run_pipeline
+from mystfuse.image.open import TrustedImage, open_image
 from mystfuse.image.verify import BadRange, find_damage
 
 MAX_SHOWN = 1000
@@ -92,6 +91,10 @@ def command(
 
 def _check_keys(image: TrustedImage, keys: Keys) -> None:
     """Raise WrongKey unless the keys open the image."""
+    # Only here: verifying needs none of it.
+    import trio
+
+    from mystfuse.image.pipeline import run_pipeline
 
     async def unlock() -> None:
         async with run_pipeline(image, keys, math.inf, progress):

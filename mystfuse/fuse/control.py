@@ -15,12 +15,8 @@ from typing import Any
 
 from pyfuse3 import EntryAttributes
 
-CONTROL_NAME = b".mystfuse"
-CONTROL_INO = 1 << 32
-STATUS_NAME = b"status.json"
-STATUS_INO = CONTROL_INO + 1
-IMAGE_NAME = b"image"
-IMAGE_INO = CONTROL_INO + 2
+from mystfuse.fuse.control_names import CONTROL_INO, IMAGE_INO, IMAGE_NAME, STATUS_INO, STATUS_NAME
+
 _FILES = {STATUS_NAME: STATUS_INO, IMAGE_NAME: IMAGE_INO}
 
 

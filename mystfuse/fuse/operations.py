@@ -33,7 +33,8 @@ from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import split_name
-from mystfuse.fuse.control import CONTROL_INO, CONTROL_NAME, IMAGE_INO, ControlDirectory
+from mystfuse.fuse.control import ControlDirectory
+from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, IMAGE_INO
 from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.references import References
 from mystfuse.merged_image import MergedImage

@@ -23,7 +23,8 @@ from mystfuse.fuse.operations import Operations
 from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.fuse.unmount import BusyError, unmount
 from mystfuse.image.keys import Keys
-from mystfuse.image.open import Pipeline, TrustedImage, run_pipeline
+from mystfuse.image.open import TrustedImage
+from mystfuse.image.pipeline import Pipeline, run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.volume import Volume
 

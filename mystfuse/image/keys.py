@@ -1,11 +1,14 @@
-"""The keys a user gives: to open an encrypted image, or to make one."""
+"""The keys a user gives: to open an encrypted image, or to make one; and what passphrases come to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2
 from mystfuse.crypto.secret import Secret
-from mystfuse.errors import WrongKey
+from mystfuse.devices.memory import available_memory
+from mystfuse.errors import MystfuseError, WrongKey
+from mystfuse.formats.luks import Argon2, Pbkdf2
 
 MASTER_KEY_SIZE = 64
 """Bytes of the master key of the images we make: two AES-256 keys for XTS, as the original's."""
@@ -70,3 +73,19 @@ class Encryption:
             characters = sum(byte & 0xC0 != 0x80 for byte in self.passphrase.view)
             if characters < MIN_PASSPHRASE:
                 raise WrongKey(f"the passphrase has {characters} characters; {MIN_PASSPHRASE} are needed")
+
+
+def derive_key(kdf: Pbkdf2 | Argon2, passphrase: Secret, length: int) -> Secret:
+    """What a key derivation gives for a passphrase: ``length`` bytes.
+
+    Raises:
+        MystfuseError: it needs more memory than there is.
+    """
+    if isinstance(kdf, Pbkdf2):
+        return derive_pbkdf2(kdf.hash_name, passphrase.view, kdf.salt, kdf.iterations, length)
+    try:
+        if kdf.memory << 10 > available_memory():
+            raise MemoryError
+        return derive_argon2(kdf.variant, passphrase.view, kdf.salt, kdf.time, kdf.memory, kdf.cpus, length)
+    except MemoryError:
+        raise MystfuseError(f"the passphrase needs more memory than there is ({kdf})") from None

@@ -14,9 +14,8 @@ from mystfuse.formats.luks1 import DIGEST_SIZE, SALT_SIZE, STRIPES, keyslot_offs
 from mystfuse.formats.luks2 import DEFAULT_HEADER_SIZE, DEFAULT_PAYLOAD_OFFSET, pack_luks2
 from mystfuse.image.atomic_file import AtomicFile
 from mystfuse.image.hash_tree import write_all
-from mystfuse.image.keys import MASTER_KEY_SIZE, Encryption
+from mystfuse.image.keys import MASTER_KEY_SIZE, Encryption, derive_key
 from mystfuse.image.progress import Progress
-from mystfuse.image.unlock import derive_key
 
 HASH = "sha256"
 DIGEST_ITERATIONS = 100_000

@@ -6,22 +6,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import trio
-
-from mystfuse.devices.device import Device
-from mystfuse.devices.reader import ImageReader
 from mystfuse.devices.source import Source
-from mystfuse.devices.verity import VerityDevice
-from mystfuse.errors import FormatError, UsageError, WrongKey
+from mystfuse.errors import FormatError, UsageError
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig, has_fssig_magic
 from mystfuse.formats.verity import VERITY_SUPERBLOCK_SIZE, TreeGeometry, VeritySuperblock
-from mystfuse.image.keys import Keys
-from mystfuse.image.progress import Progress
-from mystfuse.image.unlock import Unlocked, read_luks_header, unlock
 from mystfuse.trust.policy import Trust, TrustPolicy, decide, trust_root_hash, trust_without_tree
 
 log = logging.getLogger(__name__)
@@ -124,50 +114,3 @@ def _read_tree(source: Source, hash_offset: int, limit: int, exact: bool) -> Has
     except FormatError as error:
         raise type(error)(f"{source.name}, byte {hash_offset}: {error}") from error
     return HashTree(superblock, geometry)
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """The running devices of an image: the reader below the trust boundary, and what stands on top of it."""
-
-    reader: ImageReader
-    verity: VerityDevice | None
-    unlocked: Unlocked | None
-    """None for an image that is not encrypted."""
-    device: Device
-    """The topmost layer: verified, where there is a tree, and decrypted."""
-
-
-@asynccontextmanager
-async def run_pipeline(
-    image: TrustedImage, keys: Keys, io_timeout: float, progress: Progress
-) -> AsyncIterator[Pipeline]:
-    """Run the reader task and stack the devices of ``image`` on it, until the block ends.
-
-    Args:
-        keys: for an encrypted image; wiped when the block begins.
-        progress: shown while a passphrase is tried.
-
-    Raises:
-        WrongKey: the image is encrypted and ``keys`` do not open it, or the other way round.
-        FormatError, IntegrityError, ImageReadError: its LUKS header cannot be read.
-    """
-    reader = ImageReader(image.source, io_timeout)
-    verity = None
-    if image.tree is not None:
-        assert image.trust.root_hash is not None
-        verity = VerityDevice(reader, image.tree.superblock, image.tree.geometry, image.trust.root_hash)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(reader.run)
-        try:
-            unlocked = None
-            header = await read_luks_header(verity or reader)
-            if header is not None:
-                unlocked = await unlock(verity or reader, header, keys, progress)
-            elif keys:
-                # Somebody who counts on encryption must not get another image in its place.
-                raise WrongKey(f"a key is given{keys.origin and f' ({keys.origin})'}, but the image is not encrypted")
-            yield Pipeline(reader, verity, unlocked, unlocked.device if unlocked else verity or reader)
-        finally:
-            keys.wipe()
-            nursery.cancel_scope.cancel()

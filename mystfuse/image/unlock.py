@@ -10,18 +10,17 @@ from dataclasses import dataclass
 
 import trio
 
-from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2, merge_key
+from mystfuse.crypto.key_derivation import merge_key
 from mystfuse.crypto.secret import Secret, lock_memory
 from mystfuse.crypto.sectors import SECTOR_SIZE, make_sector_cipher
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Device, Extent
-from mystfuse.devices.memory import available_memory
-from mystfuse.errors import FormatError, MystfuseError, UnsupportedFeature, WrongKey
+from mystfuse.errors import FormatError, UnsupportedFeature, WrongKey
 from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
-from mystfuse.formats.luks import LUKS_MAGIC, Argon2, Keyslot, LuksHeader, Pbkdf2
+from mystfuse.formats.luks import LUKS_MAGIC, Keyslot, LuksHeader
 from mystfuse.formats.luks1 import LUKS1_HEADER_SIZE, parse_luks1
 from mystfuse.formats.luks2 import BINARY_HEADER_SIZE, HEADER_SIZES, HeaderCopy, parse_luks2
-from mystfuse.image.keys import Keys
+from mystfuse.image.keys import Keys, derive_key
 from mystfuse.image.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -211,22 +210,6 @@ async def _has_digest(header: LuksHeader, key: Secret) -> bool:
     digest = header.digest
     found = await _in_thread(lambda: derive_key(digest.kdf, key, len(digest.digest)))
     return hmac.compare_digest(found.view, digest.digest)
-
-
-def derive_key(kdf: Pbkdf2 | Argon2, passphrase: Secret, length: int) -> Secret:
-    """What a key derivation gives for a passphrase: ``length`` bytes.
-
-    Raises:
-        MystfuseError: it needs more memory than there is.
-    """
-    if isinstance(kdf, Pbkdf2):
-        return derive_pbkdf2(kdf.hash_name, passphrase.view, kdf.salt, kdf.iterations, length)
-    try:
-        if kdf.memory << 10 > available_memory():
-            raise MemoryError
-        return derive_argon2(kdf.variant, passphrase.view, kdf.salt, kdf.time, kdf.memory, kdf.cpus, length)
-    except MemoryError:
-        raise MystfuseError(f"the passphrase needs more memory than there is ({kdf})") from None
 
 
 async def _in_thread(action: Callable[[], Secret]) -> Secret:

@@ -1,0 +1,8 @@
+"""What the control directory is called, for those who look into it from outside, without pyfuse3."""
+
+CONTROL_NAME = b".mystfuse"
+CONTROL_INO = 1 << 32
+STATUS_NAME = b"status.json"
+STATUS_INO = CONTROL_INO + 1
+IMAGE_NAME = b"image"
+IMAGE_INO = CONTROL_INO + 2
