@@ -57,7 +57,7 @@ make_venv() {
 
 prepare() {
     [ -e /dev/fuse ] || fail "/dev/fuse is missing: this kernel or container has no FUSE (try: modprobe fuse)"
-    install_packages "ca-certificates fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv e2fsprogs openssl $1"
+    install_packages "ca-certificates fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv e2fsprogs openssl bubblewrap $1"
     make_venv "$2"
     PATH=$venv/bin:$PATH:/usr/sbin:/sbin
     export PATH

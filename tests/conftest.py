@@ -11,6 +11,7 @@ import lzma
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,24 @@ GOLDEN_NAMES = ("plain-1024", "plain-4096", "signed-1024", "signed-4096")
 USER, GROUP = pwd.getpwnam("nobody")[2:4]
 """An ordinary user; fusermount3 wants one that has a name."""
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+_FUSE = Path("/dev/fuse")
+_fuse_mode: int | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """/dev/fuse as fuse3's udev rule sets it (0666), which a machine without udev lacks. Once for all processes that
+    run tests side by side."""
+    global _fuse_mode
+    if "PYTEST_XDIST_WORKER" not in os.environ and _FUSE.exists():
+        _fuse_mode = stat.S_IMODE(_FUSE.stat().st_mode)
+        _FUSE.chmod(0o666)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _fuse_mode is not None:
+        _FUSE.chmod(_fuse_mode)
 
 
 def run(*command: str | os.PathLike[str], check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -257,17 +256,6 @@ def test_noxattr_answers_that_there_are_none(small_image: Path, mountpoint: Path
         os.getxattr(mountpoint / "hello.txt", "user.comment")
 
 
-@contextmanager
-def fuse_for_everybody() -> Iterator[None]:
-    """/dev/fuse as fuse3's udev rule sets it (0666), which a machine without udev lacks."""
-    mode = os.stat("/dev/fuse").st_mode & 0o777
-    os.chmod("/dev/fuse", 0o666)
-    try:
-        yield
-    finally:
-        os.chmod("/dev/fuse", mode)
-
-
 def test_an_ordinary_user_mounts_uses_and_unmounts(
     small_image: Path, open_tmp_path: Path, ordinary_user: list[str]
 ) -> None:
@@ -278,21 +266,20 @@ def test_an_ordinary_user_mounts_uses_and_unmounts(
     os.chown(mountpoint, USER, GROUP)
     user = ordinary_user
     try:
-        with fuse_for_everybody():
-            result = run(*user, "--map-root", image, mountpoint, cwd=open_tmp_path)
-            assert "mounted on" in result.stdout
-            mount = find_mount(str(mountpoint))
-            assert mount is not None and mount.user_id == USER
-            assert as_user(lambda: (mountpoint / "hello.txt").read_text()) == "hello\n"
-            assert as_user(lambda: list(os.stat(mountpoint / "sub"))[4:6]) == [USER, GROUP]
-            with pytest.raises(PermissionError):
-                (mountpoint / "hello.txt").read_text()
-            assert "trust: self" in run(*user, "status", mountpoint, cwd=open_tmp_path).stdout
-            run(*user, "umount", mountpoint, cwd=open_tmp_path)
-            assert find_mount(str(mountpoint)) is None
-            image.chmod(0o600)
-            result = run(*user, image, mountpoint, check=False, cwd=open_tmp_path)
-            assert_one_line(result, 1, "Permission denied", str(image))
+        result = run(*user, "--map-root", image, mountpoint, cwd=open_tmp_path)
+        assert "mounted on" in result.stdout
+        mount = find_mount(str(mountpoint))
+        assert mount is not None and mount.user_id == USER
+        assert as_user(lambda: (mountpoint / "hello.txt").read_text()) == "hello\n"
+        assert as_user(lambda: list(os.stat(mountpoint / "sub"))[4:6]) == [USER, GROUP]
+        with pytest.raises(PermissionError):
+            (mountpoint / "hello.txt").read_text()
+        assert "trust: self" in run(*user, "status", mountpoint, cwd=open_tmp_path).stdout
+        run(*user, "umount", mountpoint, cwd=open_tmp_path)
+        assert find_mount(str(mountpoint)) is None
+        image.chmod(0o600)
+        result = run(*user, image, mountpoint, check=False, cwd=open_tmp_path)
+        assert_one_line(result, 1, "Permission denied", str(image))
     finally:
         clear_mount(mountpoint)
 
