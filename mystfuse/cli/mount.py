@@ -16,13 +16,14 @@ import click
 from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
-from mystfuse.cli.options import load_trust, parse_id, parse_seconds, parse_size, trust_options
+from mystfuse.cli.options import TrustOptions, load_trust, parse_id, parse_seconds, parse_size, trust_options
 from mystfuse.cli.text import complain, say
 from mystfuse.devices.memory import available_memory
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, UsageError
 from mystfuse.fuse.daemon import run_in_background
 from mystfuse.fuse.options import MountOptions, OnCorruption
+from mystfuse.trust.policy import TrustPolicy
 
 log = logging.getLogger(__name__)
 
@@ -170,15 +171,20 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
     """The job of mounting ``source`` on the directory ``mountpoint``, with the trust and keys that the options name.
 
     Args:
-        given: options by the long names' parameters; those that are missing have their defaults.
+        given: options by the long names' parameters; those that are missing have their defaults. A ``policy`` among
+            them stands for all trust options, and for what is trusted on this machine.
     """
-    trust = load_trust(
-        given.get("roothashes", ()),
-        given.get("pubkeys", ()),
-        given.get("insecure", False),
-        given.get("hash_offset"),
-        trust_self=True,
-    )
+    policy: TrustPolicy | None = given.get("policy")
+    if policy is not None:
+        trust = TrustOptions(policy, None, None)
+    else:
+        trust = load_trust(
+            given.get("roothashes", ()),
+            given.get("pubkeys", ()),
+            given.get("insecure", False),
+            given.get("hash_offset"),
+            trust_self=True,
+        )
     options = MountOptions(
         mountpoint=mountpoint,
         fsname=source.resolved_name(),
