@@ -6,9 +6,11 @@ bounded by itself: its private memory (RLIMIT_DATA). Sources: the kernel's cgrou
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,14 +36,19 @@ def limited_memory(size: int | None) -> Iterator[Callable[[], None] | None]:
         return
     group = make_memory_group(size)
     if group is None:
-        yield lambda: resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+        yield lambda: _limit_private_memory(size)
         return
     processes = group / "cgroup.procs"
     try:
         yield lambda: _write(processes, "0")
     finally:
-        with suppress(OSError):
-            group.rmdir()
+        _remove(group)
+
+
+def _limit_private_memory(size: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = size if most == resource.RLIM_INFINITY else min(size, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def make_memory_group(size: int, proc: Path = Path("/proc"), roots: tuple[Path, ...] = _CGROUP_ROOTS) -> Path | None:
@@ -78,12 +85,25 @@ def make_memory_group(size: int, proc: Path = Path("/proc"), roots: tuple[Path, 
 
 
 def _remove_dead_groups(place: Path) -> None:
-    """Remove what runs that were killed have left behind. A group that is in use cannot be removed."""
+    """Remove what runs that were killed have left behind, one that had our number too. A group that is in use cannot
+    be removed."""
     for group in place.glob(f"{_PREFIX}*"):
         number = group.name.removeprefix(_PREFIX)
-        if number.isdecimal() and not Path(f"/proc/{number}").exists():
+        if number == str(os.getpid()) or (number.isdecimal() and not Path(f"/proc/{number}").exists()):
             with suppress(OSError):
                 group.rmdir()
+
+
+def _remove(group: Path) -> None:
+    """Remove a group whose processes have ended, or will in a moment. What is left then, the next run removes."""
+    for _ in range(50):
+        try:
+            group.rmdir()
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return
+            time.sleep(0.02)
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from mystfuse.cli.mount import make_job, parse_mount_options
 from mystfuse.cli.mount_job import MountJob
 from mystfuse.cli.text import complain
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, UsageError, error_of
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
 from mystfuse.fuse.daemon import run_in_background
 from mystfuse.memory_limit import limited_memory
 from mystfuse.program import find_program
@@ -188,7 +188,10 @@ def _run(
     os.write(options, b"".join(os.fsencode(word) + b"\0" for word in box))
     os.lseek(options, 0, os.SEEK_SET)
     shield_next_child()
-    child = subprocess.Popen([bwrap, "--args", str(options), "--", *command], pass_fds=[options], preexec_fn=limit)
+    try:
+        child = subprocess.Popen([bwrap, "--args", str(options), "--", *command], pass_fds=[options], preexec_fn=limit)
+    except subprocess.SubprocessError as error:
+        raise MystfuseError("the memory of the program could not be bounded: its control group is gone?") from error
     os.close(options)
 
     def forward(number: int, frame: FrameType | None) -> None:
