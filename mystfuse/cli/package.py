@@ -60,7 +60,6 @@ def command(
 
     Executed, it runs its program from the image that MYST_ROOTFS or --rootfs names, if that is one it trusts.
     """
-    key = SigningKey.from_pem(read_small_file(private, "signing key"), private)
     settings = _read_settings(config)
     try:
         configuration = Configuration.of(_with_contents(settings, config.parent))
@@ -75,6 +74,7 @@ def command(
         raise UsageError(
             "the package would trust no image: give --roothash or --pubkey (or set Debug, which loads anything)"
         )
+    key = SigningKey.from_pem(read_small_file(private, "signing key"), private)
     packed = sign_package(contents, key)
     if out is None:
         out = DEFAULT_DIRECTORY / PurePosixPath(configuration.application_path).name
