@@ -125,6 +125,16 @@ def execute(
     return result
 
 
+def refused_run(package: Path, *arguments: str | Path) -> str:
+    """The one line that says why a package is not run with these arguments. Its root file system is not there, and
+    would be missed only later."""
+    result = in_process("run", package, "--rootfs", "/absent.img", *arguments)
+    assert (result.returncode, result.stdout) == (USAGE, "")
+    lines = [line for line in result.stderr.splitlines() if "vouched for by nobody but itself" not in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
 def output(package: Path, image: Path | None, *arguments: str | Path, **kwargs: Any) -> str:
     result = execute(package, image, *arguments, **kwargs)
     assert (result.returncode, result.stderr) == (0, ""), result
@@ -486,7 +496,7 @@ def test_pinned_signers(
     package: Callable[..., Path], keys: Keys, image_keys: Keys, image: Path, tmp_path: Path
 ) -> None:
     path = package(ApplicationParameters=["hello"])
-    result = mystfuse("run", path, "--rootfs", image, "--signer", image_keys[0])
+    result = in_process("run", path, "--rootfs", "/absent.img", "--signer", image_keys[0])
     assert (result.returncode, result.stdout) == (NOT_TRUSTED, "")
     assert "is not among those who may sign packages" in result.stderr
     result = mystfuse("run", "--signer", image_keys[0], "--signer", keys[0], path, f"--rootfs={image}")
@@ -553,7 +563,11 @@ def test_debug_loads_anything(package: Callable[..., Path], image: Path, tmp_pat
         assert "has Debug set: it loads any image" in result.stderr
 
 
-def test_where_the_image_is(package: Callable[..., Path], image: Path, data_image: Path) -> None:
+def test_where_the_image_is(
+    package: Callable[..., Path], image: Path, data_image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "MYST_ROOTFS", "MYST_ROOTFS_PATH":
+        monkeypatch.delenv(name, raising=False)
     path = package(ApplicationParameters=["hello"])
     assert output(path, None, env={"MYST_ROOTFS": str(image), "MYST_ROOTFS_PATH": "/absent"}) == "hello\n"
     assert output(path, None, env={"MYST_ROOTFS": "", "MYST_ROOTFS_PATH": str(image)}) == "hello\n"
@@ -562,7 +576,7 @@ def test_where_the_image_is(package: Callable[..., Path], image: Path, data_imag
     absent = execute(path, Path("/absent.img"))
     assert absent.returncode == FAILED
     assert "/absent.img: No such file" in absent.stderr
-    nowhere = execute(path, None)
+    nowhere = in_process("run", path)
     assert nowhere.returncode == USAGE
     assert "give --rootfs IMAGE, or set MYST_ROOTFS" in nowhere.stderr
 
@@ -573,17 +587,17 @@ def test_where_the_image_is(package: Callable[..., Path], image: Path, data_imag
 def test_arguments(package: Callable[..., Path], image: Path) -> None:
     own = package(ApplicationParameters=["own", "two words"])
     assert output(own, image) == "own two words\n"
-    extra = execute(own, image, "extra")
-    assert extra.returncode == USAGE
-    assert "extra: " in extra.stderr
-    assert "HostApplicationParameters is false" in extra.stderr
+    extra = refused_run(own, "extra")
+    assert "extra: " in extra
+    assert "HostApplicationParameters is false" in extra
     from_host = package(ApplicationParameters=["own"], HostApplicationParameters=True)
     assert output(from_host, image) == "\n"
     assert output(from_host, image, "a", "-n", "--rootfs=x") == "a -n --rootfs=x\n"
     assert output(from_host, image, "--", "-e", "--rootfs") == "--rootfs\n"
-    assert mystfuse("run", from_host, f"--rootfs={image}", "--absent", "x").returncode == USAGE
-    assert mystfuse("run", from_host, "--rootfs").returncode == USAGE
-    assert mystfuse("run").returncode == USAGE
+    assert "No such option '--absent'" in refused_run(from_host, "--absent", "x")
+    assert "No such option '--absent'" in refused_run(from_host, "--absent")
+    assert "'--signer' requires an argument" in refused_run(from_host, "--signer")
+    assert in_process("run").returncode == USAGE
 
 
 def test_exit_status_is_the_programs(package: Callable[..., Path], image: Path) -> None:
@@ -703,21 +717,18 @@ def test_mounts(package: Callable[..., Path], image: Path, data_image: Path, tmp
     assert not (host / "x").exists()
 
     for index, target in enumerate(sources):
-        missing = execute(path, image, *options[:index], *options[index + 1 :])
-        assert missing.returncode == USAGE
-        assert f"give --mount SOURCE={target}" in missing.stderr
+        missing = refused_run(path, *options[:index], *options[index + 1 :])
+        assert f"give --mount SOURCE={target}" in missing
     for wrong, what in (
         (f"{host}=/other", "not a target that the package declares"),
         (f"{host}=/ram", "not a target that the package declares"),
         (f"{host}=/host", "given twice"),
     ):
-        result = execute(path, image, *options, "--mount", wrong)
-        assert result.returncode == USAGE
-        assert what in result.stderr
+        assert what in refused_run(path, *options, "--mount", wrong)
     for wrong in f"{data_image}=/host", f"{host}=/data", f"{data_image}=/data,insecure", f"{data_image}=/data,uid=0":
         target = wrong.rpartition("=/")[2].split(",")[0]
         others = [option for option in options if not option.endswith(f"=/{target}")]
-        assert execute(path, image, *others, "--mount", wrong).returncode == USAGE
+        assert wrong.split(",")[0] in refused_run(path, *others, "--mount", wrong)
 
 
 def test_a_mount_has_its_own_trust(
