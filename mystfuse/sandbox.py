@@ -19,8 +19,11 @@ from mystfuse.fuse.unmount import unmount
 # <linux/sched.h>, <sys/mount.h>, <linux/openat2.h>
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 0x1000, 0x4000, 1 << 19
+_MOUNT_ATTR_RDONLY = 1
+_AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _RESOLVE_IN_ROOT = 0x10
 _SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108
 """Where the image is mounted in the name space: any directory will do, what it hides is not needed there."""
 _CAPABILITIES = (
@@ -124,15 +127,20 @@ class Root:
             raise MountError(f"{path}: cannot be mounted on in the image: {error.strerror}") from error
         return name
 
-    def bind(self, source_fd: int, path: str) -> None:
+    def bind(self, source_fd: int, path: str, read_only: bool = False) -> None:
         """Show a directory of the host, and what is mounted in it, at ``path``."""
         target = self.make_directory(path)
         _mount(f"/proc/self/fd/{source_fd}", target, None, _MS_BIND | _MS_REC)
+        if read_only:
+            _make_read_only(target)
 
-    def mount_tmpfs(self, path: str, size: int | None) -> None:
+    def mount_tmpfs(self, path: str, size: int | None, read_only: bool = False) -> None:
         """An empty directory for everybody at ``path``, in memory: up to ``size`` bytes (None: half of it)."""
         limit = "" if size is None else f",size={size}"
-        _mount("tmpfs", self.make_directory(path), "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=1777{limit}")
+        target = self.make_directory(path)
+        _mount("tmpfs", target, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=1777{limit}")
+        if read_only:
+            _make_read_only(target)
 
 
 def find_bubblewrap() -> str:
@@ -166,6 +174,34 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     if libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]):
         raise MountError(f"{target}: cannot be mounted on: {os.strerror(ctypes.get_errno())}")
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = (
+        ("set", ctypes.c_uint64),
+        ("clear", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def _make_read_only(target: str) -> None:
+    """mount_setattr(2) of what is mounted at ``target`` and everything in it; not in the C library yet."""
+    attributes = _MountAttributes(set=_MOUNT_ATTR_RDONLY)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.syscall(
+            _SYS_MOUNT_SETATTR,
+            fd,
+            b"",
+            _AT_EMPTY_PATH | _AT_RECURSIVE,
+            ctypes.byref(attributes),
+            ctypes.sizeof(attributes),
+        ):
+            raise MountError(f"{target}: cannot be made read-only: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(fd)
 
 
 class _OpenHow(ctypes.Structure):

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,9 @@ from mystfuse.cli.mount import make_job, parse_mount_options
 from mystfuse.cli.mount_job import MountJob
 from mystfuse.cli.text import complain
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, UsageError, error_of
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
 from mystfuse.fuse.daemon import run_in_background
+from mystfuse.memory_limit import limited_memory
 from mystfuse.program import find_program
 from mystfuse.sandbox import (
     Root,
@@ -39,13 +40,16 @@ _IGNORED = (signal.SIGINT, signal.SIGQUIT)
 
 @dataclass(frozen=True, slots=True)
 class ContainerMount:
-    """A directory of the host, or another image, that the program sees at ``target``."""
+    """A directory of the host, another image, or an empty directory, that the program sees at ``target``."""
 
-    source: str
+    source: str | None
+    """None for an empty directory in memory."""
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of an image: as those of ``mystfuse mount``."""
     is_image: bool = False
+    is_read_only: bool = False
+    """Of a directory."""
 
     @classmethod
     def parse(cls, text: str) -> ContainerMount:
@@ -82,6 +86,8 @@ class Container:
     mounts: Sequence[ContainerMount] = ()
     has_network: bool = True
     hostname: str | None = None
+    memory_limit: int | None = None
+    """Bytes that the program may take up."""
 
 
 class _Daemons:
@@ -135,7 +141,9 @@ def run_container(container: Container) -> int:
         job = make_job({**container.options, **owner}, frozenset(), FileSource(container.image), find_place())
         # Everything is opened before anything can hide it.
         sources = [_open_source(mount, owner) for mount in container.mounts]
-        drop_mounts_of_ours([mount.source for mount in container.mounts if not mount.is_image])
+        drop_mounts_of_ours(
+            [mount.source for mount in container.mounts if mount.source is not None and not mount.is_image]
+        )
         daemons.start(job)
         root = Root(job.options.mountpoint)
         # Whatever the image has there, everybody can write to it.
@@ -144,20 +152,25 @@ def run_container(container: Container) -> int:
             if isinstance(source, MountJob):
                 target = root.make_directory(mount.target)
                 daemons.start(replace(source, options=replace(source.options, mountpoint=target)))
+            elif source is None:
+                root.mount_tmpfs(mount.target, container.options.get("overlay_limit"), mount.is_read_only)
             else:
-                root.bind(source, mount.target)
+                root.bind(source, mount.target, mount.is_read_only)
                 os.close(source)
         program = find_program(root, container.program, container.environment.get("PATH", ""), container.directory)
         box = bubblewrap_options(
             root, container.environment, container.directory, container.has_network, container.hostname
         )
-        return _run(bwrap, box, [program, *container.arguments], daemons)
+        with limited_memory(container.memory_limit) as limit:
+            return _run(bwrap, box, [program, *container.arguments], daemons, limit)
     finally:
         daemons.stop()
 
 
-def _open_source(mount: ContainerMount, owner: Mapping[str, Any]) -> MountJob | int:
+def _open_source(mount: ContainerMount, owner: Mapping[str, Any]) -> MountJob | int | None:
     """The job of mounting an image, its mountpoint still to be said, or a descriptor of a directory."""
+    if mount.source is None:
+        return None
     if mount.is_image:
         return make_job({**mount.options, **owner}, frozenset(), FileSource(mount.source), "")
     try:
@@ -166,14 +179,19 @@ def _open_source(mount: ContainerMount, owner: Mapping[str, Any]) -> MountJob | 
         raise MountError(f"{mount.source}: {error.strerror}") from error
 
 
-def _run(bwrap: str, box: Sequence[str], command: Sequence[str], daemons: _Daemons) -> int:
-    """Run bubblewrap until it ends, or a daemon that it cannot do without."""
+def _run(
+    bwrap: str, box: Sequence[str], command: Sequence[str], daemons: _Daemons, limit: Callable[[], None] | None
+) -> int:
+    """Run bubblewrap, which calls ``limit`` before it begins, until it ends, or a daemon that it cannot do without."""
     # In a file, where ps(1) does not show the environment.
     options = os.memfd_create("bwrap-options")
     os.write(options, b"".join(os.fsencode(word) + b"\0" for word in box))
     os.lseek(options, 0, os.SEEK_SET)
     shield_next_child()
-    child = subprocess.Popen([bwrap, "--args", str(options), "--", *command], pass_fds=[options])
+    try:
+        child = subprocess.Popen([bwrap, "--args", str(options), "--", *command], pass_fds=[options], preexec_fn=limit)
+    except subprocess.SubprocessError as error:
+        raise MystfuseError("the memory of the program could not be bounded: its control group is gone?") from error
     os.close(options)
 
     def forward(number: int, frame: FrameType | None) -> None:

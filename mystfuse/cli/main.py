@@ -15,8 +15,11 @@ from mystfuse.cli.text import complain, discard_stdout
 from mystfuse.errors import ExitStatus, MystfuseError
 
 COMMANDS = (
-    "mount", "umount", "status", "commit", "exec", "mkext2", "fssig", "verify", "ls", "cat", "extract", "tar",
+    "mount", "umount", "status", "commit", "exec", "package", "run", "mkext2", "fssig", "verify",
+    "ls", "cat", "extract", "tar",
 )  # fmt: skip
+ALIASES = {"exec-sgx": "exec", "exec-linux": "exec", "package-sgx": "package"}
+"""The names that the original's documentation uses."""
 
 
 class _Commands(click.Group):
@@ -26,6 +29,7 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"mystfuse.cli.{cmd_name}").command
@@ -39,7 +43,7 @@ class _Commands(click.Group):
             raise MystfuseError("interrupted") from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*COMMANDS, "--help", "--version", "-h"):
+        if args and args[0] not in (*COMMANDS, *ALIASES, "--help", "--version", "-h"):
             if len(args) == 1 and not args[0].startswith("-") and not os.path.lexists(args[0]):
                 raise click.UsageError(f"{args[0]}: neither a command nor an image; see mystfuse --help")
             args = ["mount", *args]

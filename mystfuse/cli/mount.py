@@ -23,6 +23,8 @@ from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, UsageError
 from mystfuse.fuse.daemon import run_in_background
 from mystfuse.fuse.options import MountOptions, OnCorruption
+from mystfuse.trust.policy import TrustPolicy
+from mystfuse.trust.sources import TrustOptions
 
 log = logging.getLogger(__name__)
 
@@ -170,15 +172,20 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
     """The job of mounting ``source`` on the directory ``mountpoint``, with the trust and keys that the options name.
 
     Args:
-        given: options by the long names' parameters; those that are missing have their defaults.
+        given: options by the long names' parameters; those that are missing have their defaults. A ``policy`` among
+            them stands for all trust options, and for what is trusted on this machine.
     """
-    trust = load_trust(
-        given.get("roothashes", ()),
-        given.get("pubkeys", ()),
-        given.get("insecure", False),
-        given.get("hash_offset"),
-        trust_self=True,
-    )
+    policy: TrustPolicy | None = given.get("policy")
+    if policy is not None:
+        trust = TrustOptions(policy, None, None)
+    else:
+        trust = load_trust(
+            given.get("roothashes", ()),
+            given.get("pubkeys", ()),
+            given.get("insecure", False),
+            given.get("hash_offset"),
+            trust_self=True,
+        )
     options = MountOptions(
         mountpoint=mountpoint,
         fsname=source.resolved_name(),

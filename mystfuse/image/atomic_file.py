@@ -34,12 +34,13 @@ class AtomicFile:
 
     Args:
         replace: whether ``target`` may exist; if not, ``commit`` never overwrites it, not even in a race.
+        mode: permissions, before the umask takes away from them.
 
     Raises:
         MystfuseError: from the constructor, when the target exists or its directory cannot be written.
     """
 
-    def __init__(self, target: Path, replace: bool) -> None:
+    def __init__(self, target: Path, replace: bool, mode: int = 0o666) -> None:
         self.target = target
         self._replace = replace
         self._temporary: Path | None = None
@@ -50,13 +51,13 @@ class AtomicFile:
             raise MystfuseError(f"{target}: is a directory")
         try:
             try:
-                self.fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+                self.fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
             except OSError as error:
                 # What open(2) says where there are no nameless files: by the file system, or by an old kernel.
                 if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
                     raise
                 self._temporary = self._hidden_name()
-                self.fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+                self.fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
         except OSError as error:
             raise MystfuseError(f"{target}: cannot be written: {error.strerror}") from error
 

@@ -1,4 +1,5 @@
-"""RSA signatures over root hashes: RSASSA-PKCS1-v1_5, SHA-256, with the root hash itself as the digest."""
+"""RSA signatures: RSASSA-PKCS1-v1_5, SHA-256, over digests. Of an image the root hash itself is the digest that is
+signed; of a package it is the SHA-256 of what comes before the signature."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
-from mystfuse.errors import UsageError
+from mystfuse.errors import FormatError, UsageError
 
 MIN_KEY_BITS = 2048
 MAX_KEY_BITS = 8192
@@ -55,8 +56,35 @@ class PublicKey:
         _check_size(key.key_size, name)
         return cls(key, modulus_hash(key), name)
 
+    @classmethod
+    def from_der(cls, der: bytes, name: str) -> PublicKey:
+        """Parse a DER SubjectPublicKeyInfo in the one encoding that it has.
+
+        Raises:
+            FormatError: it is not that of an RSA key of 2048 to 8192 bits.
+        """
+        try:
+            key = serialization.load_der_public_key(der)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise FormatError(f"{name}: not a public key") from error
+        if not isinstance(key, rsa.RSAPublicKey) or _der(key) != der:
+            raise FormatError(f"{name}: not an RSA key in canonical DER")
+        if not MIN_KEY_BITS <= key.key_size <= MAX_KEY_BITS:
+            raise FormatError(f"{name}: an RSA key of {key.key_size} bits")
+        return cls(key, modulus_hash(key), name)
+
+    def pem(self) -> str:
+        """The key in the one PEM spelling that we write."""
+        return self.key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        ).decode()
+
+    def is_same_as(self, other: PublicKey) -> bool:
+        """Whether both are the same key, wherever they came from."""
+        return self.key.public_numbers() == other.key.public_numbers()
+
     def verifies(self, root_hash: bytes, signature: bytes) -> bool:
-        """Whether ``signature`` is this key's signature of the 32-byte ``root_hash``."""
+        """Whether ``signature`` is this key's signature of the 32-byte digest ``root_hash``."""
         if self.key.public_numbers().e.bit_length() > _OPENSSL_MAX_EXPONENT_BITS:
             return self._verifies_with_large_exponent(root_hash, signature)
         try:
@@ -92,6 +120,18 @@ class SigningKey:
             UsageError: one of them is not the PEM RSA key it should be, or they are of two pairs.
         """
         public = PublicKey.from_pem(public_pem, public_name)
+        pair = cls.from_pem(private_pem, private_name)
+        if pair.key.public_key().public_numbers() != public.key.public_numbers():
+            raise UsageError(f"{public_name} is not the public key of {private_name}")
+        return pair
+
+    @classmethod
+    def from_pem(cls, private_pem: bytes, private_name: str) -> SigningKey:
+        """Parse a PEM private key.
+
+        Raises:
+            UsageError: not one, encrypted, not RSA, or not of 2048 to 8192 bits.
+        """
         try:
             private = serialization.load_pem_private_key(private_pem, password=None)
         except TypeError as error:
@@ -102,13 +142,20 @@ class SigningKey:
             raise UsageError(f"{private_name}: not a PEM private key") from error
         if not isinstance(private, rsa.RSAPrivateKey):
             raise UsageError(f"{private_name}: not an RSA key")
-        if private.public_key().public_numbers() != public.key.public_numbers():
-            raise UsageError(f"{public_name} is not the public key of {private_name}")
-        return cls(private, public.signer)
+        _check_size(private.key_size, private_name)
+        return cls(private, modulus_hash(private.public_key()))
+
+    def public_der(self) -> bytes:
+        """DER SubjectPublicKeyInfo of the public key."""
+        return _der(self.key.public_key())
 
     def sign(self, root_hash: bytes) -> bytes:
-        """Sign a 32-byte root hash: ``openssl pkeyutl -sign -pkeyopt digest:sha256 -in ROOT_HASH``."""
+        """Sign a 32-byte digest: ``openssl pkeyutl -sign -pkeyopt digest:sha256 -in ROOT_HASH``."""
         return self.key.sign(root_hash, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
+
+
+def _der(key: rsa.RSAPublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _check_size(bits: int, name: str) -> None:

@@ -45,21 +45,25 @@ def collect_trust(
         if keys:
             raise UsageError("--hash-offset is for an image without an fssig, which has no signer: leave out --pubkey")
         return TrustOptions(TrustPolicy(insecure=insecure), hash_offset, hashes[0])
-    listed_hashes, listed_keys = _read_trust_directory(TRUST_DIRECTORY)
+    listed_hashes, listed_keys = read_trust_directory(TRUST_DIRECTORY)
     policy = TrustPolicy(
         frozenset([*hashes, *listed_hashes]), (*keys, *listed_keys), trust_self=trust_self, insecure=insecure
     )
     return TrustOptions(policy, None, None)
 
 
-def parse_root_hash(value: str) -> bytes:
-    """A root hash from hex digits, or from a file that holds them; UsageError if it is neither."""
+def parse_root_hash(value: str, option: str = "--roothash") -> bytes:
+    """A root hash from hex digits, or from a file that holds them; UsageError if it is neither.
+
+    Args:
+        option: what named it, for messages.
+    """
     found = _hex_digest(value)
     if found is None:
-        text = read_small_file(value, "--roothash").decode("ascii", "replace")
+        text = read_small_file(value, option).decode("ascii", "replace")
         found = _hex_digest(text)
     if found is None:
-        raise UsageError(f"--roothash {value}: not a root hash (64 hex digits, or 128 for sha512), nor a file with one")
+        raise UsageError(f"{option} {value}: not a root hash (64 hex digits, or 128 for sha512), nor a file with one")
     return found
 
 
@@ -85,7 +89,12 @@ def _hex_digest(text: str) -> bytes | None:
     return bytes.fromhex(text) if re.fullmatch(r"[0-9a-fA-F]{64}([0-9a-fA-F]{64})?", text) else None
 
 
-def _read_trust_directory(directory: Path) -> tuple[list[bytes], list[PublicKey]]:
+def read_trust_directory(directory: Path) -> tuple[list[bytes], list[PublicKey]]:
+    """The root hashes (``*.roothash``) and keys (``*.pem``) in a directory, which need not exist.
+
+    Raises:
+        UsageError, MystfuseError: one of them is broken, or cannot be read.
+    """
     hashes: list[bytes] = []
     keys: list[PublicKey] = []
     try:
