@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +35,36 @@ class Mount:
 def find_mount(mountpoint: str) -> Mount | None:
     """The topmost mount on ``mountpoint`` (absolute), if that is one of ours."""
     found: Mount | None = None
+    for path, mount in _mounts():
+        if path == mountpoint:
+            found = mount
+    return found
+
+
+def find_mount_of(descriptor: int) -> Mount | None:
+    """The mount that a descriptor of /dev/fuse serves; None if the kernel does not say (older ones do not)."""
+    with suppress(OSError):
+        connection = re.search(r"^fuse_connection:\s*(\d+)$", Path(f"/proc/self/fdinfo/{descriptor}").read_text(), re.M)
+        for _, mount in _mounts():
+            # The connection's number is the device's: FUSE has major number 0, and a minor of 20 bits.
+            if mount is not None and connection is not None and mount.device == f"0:{connection[1]}":
+                return mount
+    return None
+
+
+def _mounts() -> Iterator[tuple[str, Mount | None]]:
+    """Every mount from the bottom up: its mountpoint, and what it is, if it is one of ours."""
     for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
         # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
         before, _, after = line.partition(" - ")
         fields, (fstype, source, super_options) = before.split(" "), after.split(" ", 2)
-        if _unescape(fields[4]) != mountpoint:
-            continue
+        mountpoint = _unescape(fields[4])
         user_id = re.search(r"\buser_id=(\d+)", super_options)
         is_ours = fstype == FSTYPE and user_id is not None
-        found = Mount(mountpoint, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None
-    return found
+        yield (
+            mountpoint,
+            Mount(mountpoint, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None,
+        )
 
 
 def name_this_process(mount: Mount | None) -> None:
