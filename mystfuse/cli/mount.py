@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import select
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -246,15 +247,19 @@ def _passed_descriptor(mountpoint: str, flags: frozenset[str]) -> int | None:
     match = re.fullmatch(r"/dev/fd/(\d{1,9})", mountpoint)
     if match is None:
         return None
+    descriptor = int(match[1])
     try:
-        is_fuse = os.fstat(int(match[1])).st_rdev == os.stat("/dev/fuse").st_rdev
+        is_fuse = os.fstat(descriptor).st_rdev == os.stat("/dev/fuse").st_rdev
     except OSError as error:
         raise MountError(f"{mountpoint}: {error.strerror}") from error
-    if not is_fuse:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    # POLLERR comes unasked, from a /dev/fuse that is not mounted, or not any more.
+    if not is_fuse or poll.poll(0):
         raise MountError(f"{mountpoint}: not a descriptor of /dev/fuse that is mounted somewhere")
     if "default_permissions" not in flags:
         raise UsageError(f"{mountpoint}: mount with -o default_permissions, or nobody checks permissions there")
-    return int(match[1])
+    return descriptor
 
 
 def _overlay_limit(given: int | None) -> int:

@@ -42,6 +42,9 @@ class MountExit(IntEnum):
 
 _OPPOSITES = (("ro", "rw"), ("suid", "nosuid"), ("dev", "nodev"), ("exec", "noexec"), ("trust_self", "no_trust_self"))
 """Of each pair the last one counts, as for mount(8)."""
+_ALLOWED = ("suid", "dev")
+"""mount(8) takes ``suid`` and ``dev`` for its defaults and passes on ``nosuid`` and ``nodev`` alone. Ours are the other
+way round; ``allow_suid`` and ``allow_dev`` get through."""
 _FOR_OTHERS = re.compile(
     r"defaults|(no)?auto|(no)?user|user=.*|users|(no)?owner|(no)?group|nofail|_netdev|[xX]-.*|comment=.*|u?helper=.*|"
     r"silent|loud|sync|dirsync|atime|(no)?diratime|(no|strict|nostrict)?relatime|(no)?strictatime|(no)?lazytime|"
@@ -173,6 +176,11 @@ def _options_for_us(call: _Call) -> list[str]:
         if _FOR_OTHERS.fullmatch(option) or (call.has("-s") and name not in OPTION_NAMES):
             continue
         options.append(option)
+    for name in _ALLOWED:
+        if f"allow_{name}" in options:
+            options = [option for option in options if option != f"allow_{name}"]
+            if f"no{name}" not in options:
+                options.append(name)
     return options
 
 
