@@ -19,12 +19,13 @@ from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import load_trust, parse_id, parse_seconds, parse_size, trust_options
-from mystfuse.cli.text import complain, say
+from mystfuse.cli.text import complain, one_line, say
 from mystfuse.devices.memory import available_memory
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, UsageError
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.daemon import run_in_background
 from mystfuse.fuse.mount_table import find_mount_of
+from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions, OnCorruption
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,13 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
     Each option can also be given to -o under its own name, with underscores for dashes: -o ro,allow_other,roothash=HEX.
     Further ones are nonempty, suid, dev, noexec, noxattr, noacl, and nocontrol (no .mystfuse directory).
     """
-    flags = parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
-    job = prepare(given, flags, image, mountpoint)
+    try:
+        flags = parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
+        job = prepare(given, flags, image, mountpoint)
+    except MystfuseError as error:
+        if given["foreground"]:
+            Notifier.from_environment().send(f"STATUS={one_line(str(error))}")
+        raise
     if job.foreground:
         return ExitStatus(job.serve(tell_foreground))
     started = run_in_background(job.serve, job.descriptors)
