@@ -117,6 +117,9 @@ def test_the_commands_of_a_document_work(name: str, tmp_path: Path) -> None:
             env={**os.environ, "PATH": f"{bin_directory}:{SBIN}", "PYTHONPATH": str(PROJECT)},
         )  # fmt: skip
         assert result.returncode == 0, result.stdout + result.stderr
+        # A command that fails on purpose says with what in a comment.
+        expected = re.findall(r'exit status \$\?" *# (\d)', commands)
+        assert commands.count("exit status $?") == len(expected)
+        assert re.findall(r"^exit status (\d+)$", result.stdout, re.MULTILINE) == expected
     finally:
-        for name in "mnt", "mnt2":
-            clear_mount(work / name)
+        clear_mount(work / "mnt")

@@ -78,7 +78,8 @@ def find_daemon(mount: Mount) -> int | None:
     """A pidfd of the process that serves a mount; None when there is none (it was killed).
 
     Only processes of the user who mounted count: nobody else can pass theirs off as a daemon. A device number is used
-    again as soon as its mount is gone, while the daemon of that one is still ending: the youngest process counts.
+    again as soon as its mount is gone, while the daemon of that one is still ending: the youngest process counts, and
+    none that has ended and only waits to be reaped.
     """
     found: list[tuple[int, int]] = []
     for entry in Path("/proc").iterdir():
@@ -90,9 +91,11 @@ def find_daemon(mount: Mount) -> int | None:
                 continue
             if entry.stat().st_uid != mount.user_id:
                 continue
-            # proc_pid_stat(5): the fields after the name, which may hold blanks; starttime is field 22.
-            starttime = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[19])
-            found.append((starttime, int(entry.name)))
+            # proc_pid_stat(5): the fields after the name, which may hold blanks; state is field 3, starttime field 22.
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if fields[0] == b"Z":
+                continue
+            found.append((int(fields[19]), int(entry.name)))
         except OSError:
             continue
     with suppress(OSError):
