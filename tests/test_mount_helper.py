@@ -70,7 +70,7 @@ class Machine:
         return re.findall(r"/proc/(\d+)/", found)
 
     def mounts(self) -> list[list[str]]:
-        """The fields of the lines of /proc/mounts that are ours; those of others were there when the machine came up."""
+        """The fields of our lines of /proc/mounts; those of others were there when the machine came up."""
         lines = self("cat", "/proc/mounts").stdout.splitlines()
         return [line.split() for line in lines if f" {self.mountpoint} " in line]
 

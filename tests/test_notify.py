@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -155,7 +156,7 @@ def test_a_core_limit_of_zero_is_no_error(small_image: Path, tmp_path: Path) -> 
 
 
 def test_the_units_are_valid(tmp_path: Path) -> None:
-    if run("systemd-analyze", "--version", check=False).returncode:
+    if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd here")
     for name in "mystfuse@.service", "examples/srv-app.mount":
         text = (SERVICE.parent / name).read_text().replace("/usr/local/bin/mystfuse", "/bin/true")
