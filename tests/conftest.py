@@ -75,6 +75,14 @@ def mystfuse(*arguments: str | os.PathLike[str], **kwargs: Any) -> subprocess.Co
     return run(sys.executable, "-m", "mystfuse", *arguments, check=False, **kwargs)
 
 
+def assert_one_line(result: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
+    """It ended with this status and one line on stderr, with these parts."""
+    assert result.returncode == status, result.stderr
+    assert result.stderr.startswith("mystfuse: ") and result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
     """Wait for something that is to happen; fails the test when it does not."""
     deadline = time.monotonic() + seconds
@@ -185,12 +193,25 @@ def small_image(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return image
 
 
-@pytest.fixture
-def open_tmp_path() -> Iterator[Path]:
-    """A temporary directory that other users can get at: pytest's own are closed to them, by every run that starts."""
+@contextmanager
+def _open_directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mystfuse-test-") as name:
         path = Path(name)
         path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture
+def open_tmp_path() -> Iterator[Path]:
+    """A temporary directory that other users can get at: pytest's own are closed to them, by every run that starts."""
+    with _open_directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def open_tmp_path_of_module() -> Iterator[Path]:
+    """The same for a module's tests."""
+    with _open_directory() as path:
         yield path
 
 

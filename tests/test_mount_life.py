@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run, wait_until
+from conftest import GROUP, USER, assert_one_line, clear_mount, mounted, mystfuse, run, wait_until
 
 from mystfuse.fuse.mount_table import find_mount
 
@@ -38,13 +38,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def assert_one_line(result: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
-    assert result.returncode == status, result.stderr
-    assert result.stderr.startswith("mystfuse: ") and result.stderr.count("\n") == 1, result.stderr
-    for part in parts:
-        assert part in result.stderr
 
 
 # Beginnings

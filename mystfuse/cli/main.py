@@ -44,7 +44,12 @@ class _Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*COMMANDS, *ALIASES, "--help", "--version", "-h"):
-            if len(args) == 1 and not args[0].startswith("-") and not os.path.lexists(args[0]):
+            if (
+                len(args) == 1
+                and not ctx.resilient_parsing
+                and not args[0].startswith("-")
+                and not os.path.lexists(args[0])
+            ):
                 raise click.UsageError(f"{args[0]}: neither a command nor an image; see mystfuse --help")
             args = ["mount", *args]
         return super().parse_args(ctx, args)
@@ -65,15 +70,19 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
-    # Descriptors 0 to 2 must be what they are taken for, even when the caller has closed them: a file opened later
-    # would get their numbers.
+    open_standard_descriptors()
+    sys.exit(run(arguments))
+
+
+def open_standard_descriptors() -> None:
+    """Make descriptors 0 to 2 what they are taken for, even when the caller has closed them: a file opened later would
+    get their numbers."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     while descriptor <= 2:
         descriptor = os.open(os.devnull, os.O_RDWR)
     os.close(descriptor)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import re
+import select
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import load_trust, parse_id, parse_seconds, parse_size, trust_options
-from mystfuse.cli.text import complain, say
+from mystfuse.cli.text import complain, one_line, say
 from mystfuse.devices.memory import available_memory
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, UsageError
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.daemon import run_in_background
+from mystfuse.fuse.mount_table import find_mount_of
+from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.trust.policy import TrustPolicy
 from mystfuse.trust.sources import TrustOptions
@@ -34,6 +38,11 @@ MIN_OVERLAY_LIMIT = 1 << 20
 
 @click.command("mount", short_help="Mount an image, every block verified.")
 @trust_options
+@click.option(
+    "--trust-self/--no-trust-self",
+    default=True,
+    help="Whether an image may vouch for itself when nobody is trusted (default: yes, with a warning).",
+)
 @key_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option("-o", "mount_options", multiple=True, metavar="OPT[,OPT]", help="Mount options, see above.")
@@ -85,20 +94,26 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
     Each option can also be given to -o under its own name, with underscores for dashes: -o ro,allow_other,roothash=HEX.
     Further ones are nonempty, suid, dev, noexec, noxattr, noacl, and nocontrol (no .mystfuse directory).
     """
-    flags = parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
-    job = _prepare(given, flags, image, mountpoint)
+    try:
+        flags = parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()
+        job = prepare(given, flags, image, mountpoint)
+    except MystfuseError as error:
+        if given["foreground"]:
+            Notifier.from_environment().send(f"STATUS={one_line(str(error))}")
+        raise
     if job.foreground:
         return ExitStatus(job.serve(tell_foreground))
-    keep = {job.source.fileno()} | ({job.ready_fd} if job.ready_fd is not None else set())
-    started = run_in_background(job.serve, frozenset(keep))
+    started = run_in_background(job.serve, job.descriptors)
     if started.status is not ExitStatus.DONE:
         return complain(started.message, started.status)
     say(started.message)
     return started.status
 
 
-_FLAGS = frozenset({"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol"})
-_IGNORED = frozenset({"rw", "default_permissions", "noatime", "nosuid", "nodev", "exec", "async", "trust_self"})
+_FLAGS = frozenset({"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol", "default_permissions"})
+_IGNORED = frozenset({"rw", "noatime", "nosuid", "nodev", "exec", "async"})
+_IGNORED_VALUES = frozenset({"fsname", "subtype"})
+"""mount.fuse3 honours them where it mounts; where we mount, the mount table shows the image."""
 _LONG = frozenset({"allow_other", "insecure", "map_root", "foreground", "read_only"})
 _VALUES: dict[str, Callable[[str], Any]] = {
     "uid": parse_id,
@@ -117,12 +132,19 @@ _VALUES: dict[str, Callable[[str], Any]] = {
 _OTHER_NAMES = {"keyfile": "key_file"}
 """As crypttab(5) and the users of mount(8) spell it."""
 _LISTS = {"roothash": "roothashes", "pubkey": "pubkeys"}
+_CHOICES = {"ro": ("read_only", True), "trust_self": ("trust_self", True), "no_trust_self": ("trust_self", False)}
+OPTION_NAMES = frozenset({*_FLAGS, *_IGNORED, *_IGNORED_VALUES, *_LONG, *_VALUES, *_LISTS, *_CHOICES})
+"""What -o takes."""
 
 
 def parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
     """Put what -o says into ``given``, under the long options' names; returns the flags that have no long option.
 
     A comma inside a value is written ``\\,``.
+
+    Raises:
+        UsageError: not an option, or not a value that it can have.
+        MountError: ``remount``, as mount(8) passes it on.
     """
     flags: set[str] = set()
     for part in re.split(r"(?<!\\),", text):
@@ -138,31 +160,54 @@ def parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
                 raise UsageError(f"-o {part}: not a value that it can have") from error
         elif name in _LONG and not equals:
             given[name] = True
-        elif name == "ro" and not equals:
-            given["read_only"] = True
+        elif name in _CHOICES and not equals:
+            parameter, choice = _CHOICES[name]
+            given[parameter] = choice
         elif name in _FLAGS and not equals:
             flags.add(name)
-        elif name not in _IGNORED or equals:
+        elif part == "remount":
+            raise MountError("a mystfuse mount cannot be changed while it is there: unmount it and mount it again")
+        elif name not in (_IGNORED_VALUES if equals else _IGNORED):
             raise UsageError(f"-o {part}: no such mount option, or its value is missing or not wanted")
     return frozenset(flags)
 
 
-def _prepare(given: dict[str, Any], flags: frozenset[str], image: str, mountpoint: str) -> MountJob:
-    ready_fd: int | None = given["ready_fd"]
+def prepare(
+    given: Mapping[str, Any],
+    flags: frozenset[str],
+    image: str,
+    mountpoint: str,
+    mount_namespace: AbstractContextManager[object] | None = None,
+) -> MountJob:
+    """The job of mounting ``image`` on ``mountpoint`` as the options say, everything checked, keys read.
+
+    Args:
+        given: options by the long names' parameters; those that are missing have their defaults.
+        mount_namespace: where the mountpoint is looked at; files are opened outside it.
+    """
+    ready_fd: int | None = given.get("ready_fd")
     if ready_fd is not None:
         try:
             os.fstat(ready_fd if 2 < ready_fd < 1 << 31 else -1)
         except OSError as error:
             raise UsageError(f"--ready-fd {ready_fd}: not an open descriptor above 2") from error
-    if {"suid", "dev"} & flags and os.geteuid():
+    descriptor = _passed_descriptor(mountpoint, flags)
+    if {"suid", "dev"} & flags and os.geteuid() and descriptor is None:
         raise UsageError("-o suid and -o dev are for root alone")
     source = FileSource(image)
-    path = resolve_mountpoint(mountpoint)
-    _check_mountpoint(path, mountpoint, "nonempty" in flags)
-    log_file: Path | None = given["log_file"]
+    if descriptor is not None:
+        mount = find_mount_of(descriptor)
+        path = mount.mountpoint if mount is not None else mountpoint
+    else:
+        with mount_namespace or nullcontext():
+            path = resolve_mountpoint(mountpoint)
+            _check_mountpoint(path, mountpoint, "nonempty" in flags)
+    log_file: Path | None = given.get("log_file")
+    job = make_job(given, flags, source, path)
     return replace(
-        make_job(given, flags, source, path),
-        foreground=given["foreground"],
+        job,
+        options=replace(job.options, descriptor=descriptor),
+        foreground=given.get("foreground", False),
         log_file=log_file.absolute() if log_file else None,
         ready_fd=ready_fd,
     )
@@ -184,7 +229,7 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
             given.get("pubkeys", ()),
             given.get("insecure", False),
             given.get("hash_offset"),
-            trust_self=True,
+            trust_self=given.get("trust_self", True),
         )
     options = MountOptions(
         mountpoint=mountpoint,
@@ -207,6 +252,27 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
     )
     keys = load_keys(given.get("key_file"), given.get("passphrase_file"), source, may_ask=True)
     return MountJob(source, trust, keys, options)
+
+
+def _passed_descriptor(mountpoint: str, flags: frozenset[str]) -> int | None:
+    """The N of a mountpoint /dev/fd/N: a /dev/fuse that the caller has mounted, as mount.fuse3 does to start us without
+    privileges."""
+    match = re.fullmatch(r"/dev/fd/(\d{1,9})", mountpoint)
+    if match is None:
+        return None
+    descriptor = int(match[1])
+    try:
+        is_fuse = os.fstat(descriptor).st_rdev == os.stat("/dev/fuse").st_rdev
+    except OSError as error:
+        raise MountError(f"{mountpoint}: {error.strerror}") from error
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    # POLLERR comes unasked, from a /dev/fuse that is not mounted, or not any more.
+    if not is_fuse or poll.poll(0):
+        raise MountError(f"{mountpoint}: not a descriptor of /dev/fuse that is mounted somewhere")
+    if "default_permissions" not in flags:
+        raise UsageError(f"{mountpoint}: mount with -o default_permissions, or nobody checks permissions there")
+    return descriptor
 
 
 def _overlay_limit(given: int | None) -> int:

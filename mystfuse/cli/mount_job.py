@@ -11,10 +11,11 @@ from pathlib import Path
 
 from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.progress import progress
-from mystfuse.cli.text import complain, say
+from mystfuse.cli.text import complain, one_line, say
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, innermost
 from mystfuse.fuse.daemon import Report
+from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions
 from mystfuse.image.keys import Keys
 from mystfuse.trust.sources import TrustOptions
@@ -34,6 +35,12 @@ class MountJob:
     log_file: Path | None = None
     ready_fd: int | None = None
 
+    @property
+    def descriptors(self) -> frozenset[int]:
+        """What the daemon needs to inherit."""
+        wanted = (self.source.fileno(), self.ready_fd, self.options.descriptor)
+        return frozenset(descriptor for descriptor in wanted if descriptor is not None)
+
     def serve(self, report: Report) -> int:
         """Open the image and serve its mount until that ends; runs in the daemon. Returns the exit status."""
         # Imported here: the parent never needs them, and must not have started anything of theirs when it forks.
@@ -42,6 +49,8 @@ class MountJob:
         from mystfuse.fuse.session import Session
         from mystfuse.image.open import open_image
 
+        # Only in the foreground: who mounts in passing is not the service that the manager waits for.
+        notifier = Notifier.from_environment() if self.foreground else Notifier(None)
         is_ready = False
         start_up_is_over: Callable[[], None] = lambda: None  # noqa: E731
         trust_explanation = ""
@@ -50,11 +59,16 @@ class MountJob:
             nonlocal is_ready
             is_ready = True
             start_up_is_over()
-            report(ExitStatus.DONE, self._describe(trust_explanation))
+            description = self._describe(trust_explanation)
+            report(ExitStatus.DONE, description)
+            notifier.send("READY=1", f"STATUS={one_line(description)}")
             if self.ready_fd is not None:
                 with suppress(OSError):
                     os.write(self.ready_fd, b"ready\n")
                     os.close(self.ready_fd)
+
+        def on_ending() -> None:
+            notifier.send("STOPPING=1", "STATUS=unmounting")
 
         async def serve() -> int:
             nonlocal trust_explanation
@@ -74,7 +88,7 @@ class MountJob:
             trust_explanation = image.trust.explanation
             if not image.trust.is_vouched_for:
                 log.warning("%s is %s", self.source.name, trust_explanation)
-            return await Session(image, self.keys, self.options, on_ready, progress).run()
+            return await Session(image, self.keys, self.options, on_ready, progress, on_ending).run()
 
         try:
             self.keys.lock()
@@ -82,6 +96,7 @@ class MountJob:
             return int(trio.run(serve))
         except BaseException as error:
             status, message = self._explain(innermost(error))
+            notifier.send(f"STATUS={one_line(message)}")
             if is_ready:
                 log.error("%s", message)
             else:

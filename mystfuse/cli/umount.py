@@ -6,7 +6,7 @@ import click
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import parse_seconds
-from mystfuse.fuse.unmount import unmount_and_wait
+from mystfuse.fuse.unmount import unmount_and_wait, unmount_stale
 
 
 @click.command("umount", short_help="Unmount, and wait until the daemon is gone.")
@@ -19,10 +19,14 @@ from mystfuse.fuse.unmount import unmount_and_wait
     show_default=True,
     help="Seconds to wait for the daemon to end.",
 )
+@click.option("--stale", is_flag=True, help="Only clear away what a killed daemon has left, if anything.")
 @click.argument("mountpoint", type=click.Path(readable=False))
-def command(lazy: bool, timeout: float, mountpoint: str) -> None:
+def command(lazy: bool, timeout: float, stale: bool, mountpoint: str) -> None:
     """Unmount MOUNTPOINT and wait until the process that served it is gone.
 
     Also clears away what is left of a mount whose daemon was killed.
     """
+    if stale:
+        unmount_stale(resolve_mountpoint(mountpoint))
+        return
     unmount_and_wait(resolve_mountpoint(mountpoint), lazy, timeout)

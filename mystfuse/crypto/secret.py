@@ -80,8 +80,9 @@ def harden_process() -> None:
     To be called before a key comes in; children inherit it until they execute something else.
     """
     # Not 0: of the limits, 1 alone keeps the kernel from piping a dump to a program (core(5), core_pattern), also for
-    # mke2fs, which is dumpable again and sees plaintext.
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    # mke2fs, which is dumpable again and sees plaintext. (A limit that is 0 for good cannot be raised to that.)
+    limit = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] else 0
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 

@@ -46,16 +46,30 @@ def own_mountpoints() -> list[str]:
     return [path for path, mount in _mounts() if mount is not None][::-1]
 
 
+def find_mount_of(descriptor: int) -> Mount | None:
+    """The mount that a descriptor of /dev/fuse serves; None if the kernel does not say (older ones do not)."""
+    with suppress(OSError):
+        connection = re.search(r"^fuse_connection:\s*(\d+)$", Path(f"/proc/self/fdinfo/{descriptor}").read_text(), re.M)
+        for _, mount in _mounts():
+            # The connection's number is the device's: FUSE has major number 0, and a minor of 20 bits.
+            if mount is not None and connection is not None and mount.device == f"0:{connection[1]}":
+                return mount
+    return None
+
+
 def _mounts() -> Iterator[tuple[str, Mount | None]]:
-    """All mounts in the order of the table, with what is known of ours."""
+    """Every mount from the bottom up: its mountpoint, and what it is, if it is one of ours."""
     for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
         # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
         before, _, after = line.partition(" - ")
         fields, (fstype, source, super_options) = before.split(" "), after.split(" ", 2)
-        path = _unescape(fields[4])
+        mountpoint = _unescape(fields[4])
         user_id = re.search(r"\buser_id=(\d+)", super_options)
         is_ours = fstype == FSTYPE and user_id is not None
-        yield path, Mount(path, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None
+        yield (
+            mountpoint,
+            Mount(mountpoint, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None,
+        )
 
 
 def name_this_process(mount: Mount | None) -> None:
@@ -69,7 +83,8 @@ def find_daemon(mount: Mount) -> int | None:
     """A pidfd of the process that serves a mount; None when there is none (it was killed).
 
     Only processes of the user who mounted count: nobody else can pass theirs off as a daemon. A device number is used
-    again as soon as its mount is gone, while the daemon of that one is still ending: the youngest process counts.
+    again as soon as its mount is gone, while the daemon of that one is still ending: the youngest process counts, and
+    none that has ended and only waits to be reaped.
     """
     found: list[tuple[int, int]] = []
     for entry in Path("/proc").iterdir():
@@ -81,9 +96,11 @@ def find_daemon(mount: Mount) -> int | None:
                 continue
             if entry.stat().st_uid != mount.user_id:
                 continue
-            # proc_pid_stat(5): the fields after the name, which may hold blanks; starttime is field 22.
-            starttime = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[19])
-            found.append((starttime, int(entry.name)))
+            # proc_pid_stat(5): the fields after the name, which may hold blanks; state is field 3, starttime field 22.
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if fields[0] == b"Z":
+                continue
+            found.append((int(fields[19]), int(entry.name)))
         except OSError:
             continue
     with suppress(OSError):

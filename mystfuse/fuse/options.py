@@ -22,6 +22,8 @@ class MountOptions:
     """Absolute."""
     fsname: str
     """What the mount table shows as the source."""
+    descriptor: int | None = None
+    """A /dev/fuse that somebody else has mounted there already."""
     read_only: bool = False
     overlay_limit: int = 0
     """Bytes that what is written may take up in memory."""
@@ -42,6 +44,11 @@ class MountOptions:
     io_timeout: float = 30.0
     idle_timeout: float = math.inf
     on_corruption: OnCorruption = OnCorruption.EIO
+
+    @property
+    def fuse_mountpoint(self) -> str:
+        """The mountpoint for libfuse: where to mount, or which descriptor is mounted already."""
+        return self.mountpoint if self.descriptor is None else f"/dev/fd/{self.descriptor}"
 
     def fuse_options(self) -> set[str]:
         """The options for libfuse, in the ASCII it takes."""

@@ -44,6 +44,7 @@ class Session:
         keys: for an encrypted image; wiped as soon as it is open.
         progress: shown while a passphrase is tried.
         on_ready: called once, when the kernel's INIT has been answered: from then on the mount answers.
+        on_ending: called once, when the mount begins to end.
     """
 
     def __init__(
@@ -53,16 +54,18 @@ class Session:
         options: MountOptions,
         on_ready: Callable[[], None],
         progress: Progress,
+        on_ending: Callable[[], None] = lambda: None,
     ) -> None:
         self._image = image
         self._keys = keys
         self._progress = progress
         self._options = options
         self._on_ready = on_ready
+        self._on_ending = on_ending
         self._started = time.monotonic()
         self._exit_status = ExitStatus.DONE
         self._stop = trio.Event()
-        self._was_mounted = self._has_ended = False
+        self._was_mounted = self._is_ending = self._has_ended = False
         self._own_mount: Mount | None = None
         self._serving = trio.CancelScope()
         self._status: Callable[[], dict[str, Any]] = dict
@@ -98,7 +101,7 @@ class Session:
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
             operations = Operations(volume, self._options, self._status)
-            mount(operations, self._options.mountpoint, self._options.fuse_options())
+            mount(operations, self._options.fuse_mountpoint, self._options.fuse_options())
             self._was_mounted = True
             try:
                 self._own_mount = find_mount(self._options.mountpoint)
@@ -112,6 +115,7 @@ class Session:
             finally:
                 # close() ends the session for good: terminate() would crash after it.
                 self._has_ended = True
+                self._tell_ending()
                 with trio.CancelScope(shield=True):
                     if self._is_mounted():
                         await self._unmount()
@@ -128,6 +132,11 @@ class Session:
         # init() is called while INIT is handled, without an await; that we run again means that it has been answered.
         self._on_ready()
 
+    def _tell_ending(self) -> None:
+        if not self._is_ending:
+            self._is_ending = True
+            self._on_ending()
+
     async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if number == signal.SIGUSR1:
@@ -141,6 +150,7 @@ class Session:
         if not self._was_mounted:
             everything.cancel()
             return
+        self._tell_ending()
         if self._is_mounted():
             await self._unmount()
         if not self._has_ended:

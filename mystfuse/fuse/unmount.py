@@ -70,3 +70,19 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
     finally:
         if daemon is not None:
             os.close(daemon)
+
+
+def unmount_stale(mountpoint: str) -> None:
+    """Take away a mount of ours whose daemon is gone; if there is none, or it is served, do nothing.
+
+    Raises:
+        MountError: it cannot be unmounted.
+    """
+    mount = find_mount(mountpoint)
+    if mount is None:
+        return
+    daemon = find_daemon(mount)
+    if daemon is None:
+        unmount(mountpoint, lazy=True)
+    else:
+        os.close(daemon)

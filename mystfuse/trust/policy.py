@@ -94,7 +94,10 @@ def trust_without_tree() -> Trust:
 def _refusal(fssig: Fssig, policy: TrustPolicy) -> str:
     root = f"root hash {fssig.root_hash.hex()}"
     if not policy.trusts_somebody:
-        return f"not trusted: {root}, and no trusted root hash or public key is given; give --roothash or --pubkey"
+        return (
+            f"not trusted: {root}, and no trusted root hash or public key is given; "
+            "give --roothash or --pubkey (-o roothash=, -o pubkey=)"
+        )
     if not fssig.is_signed:
         return f"not trusted: the image is unsigned and its {root} is not in the list of trusted root hashes"
     signer = fssig.signer.hex()

@@ -1,0 +1,49 @@
+"""Mounting where mount(8) --namespace wants it: in another mount name space, with files from our own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from mystfuse.errors import MountError
+
+_CLONE_NEWNS = 0x00020000
+"""<linux/sched.h>"""
+
+
+class MountNamespace:
+    """Another mount name space. ``with`` it, paths mean what they mean there; ``enter`` goes there for good.
+
+    The process must have one thread.
+
+    Args:
+        name: its file, or the number of a process in it.
+
+    Raises:
+        MountError: there is none.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        try:
+            self.descriptor = os.open(f"/proc/{name}/ns/mnt" if name.isdecimal() else name, os.O_RDONLY)
+        except OSError as error:
+            raise MountError(f"mount name space {name}: {error.strerror}") from error
+        self._ours = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        self._directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+
+    def enter(self) -> None:
+        """Go there for good. Raises MountError if the system does not allow it."""
+        self._set(self.descriptor)
+
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, *error: object) -> None:
+        self._set(self._ours)
+        os.fchdir(self._directory)
+
+    def _set(self, descriptor: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(descriptor, _CLONE_NEWNS):
+            raise MountError(f"mount name space {self._name}: {os.strerror(ctypes.get_errno())}")
