@@ -1,6 +1,7 @@
 """mystfuse: mount verified, optionally signed EXT2 images, trusting nothing but the hash tree's root.
 
-``open_image`` reads an image without a mount. The names are imported when they are used, so that the command line
+``mount`` mounts an image for the time of a block, ``open_image`` reads one without a mount, ``make_image`` makes one.
+The names are imported when they are used, so that the command line
 starts without trio.
 """
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         FormatError,
         ImageReadError,
         IntegrityError,
+        MountError,
         MystfuseError,
         NotTrusted,
         StorageTimeout,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
         WrongKey,
     )
+    from mystfuse.mounting import make_image, mount
 
 __version__ = "0.1.0"
 
@@ -31,16 +34,23 @@ __all__ = [
     "FormatError",
     "ImageReadError",
     "IntegrityError",
+    "MountError",
     "MystfuseError",
     "NotTrusted",
     "StorageTimeout",
     "UnsupportedFeature",
     "UsageError",
     "WrongKey",
+    "make_image",
+    "mount",
     "open_image",
 ]
 
-_MODULES = dict.fromkeys(__all__, "mystfuse.errors") | {"open_image": "mystfuse.api"}
+_MODULES = dict.fromkeys(__all__, "mystfuse.errors") | {
+    "make_image": "mystfuse.mounting",
+    "mount": "mystfuse.mounting",
+    "open_image": "mystfuse.api",
+}
 """Where each name is defined."""
 
 

@@ -1,0 +1,217 @@
+"""``mystfuse.mount``: a real mountpoint for the time of a block, served by a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
+
+StrPath = str | os.PathLike[str]
+T = TypeVar("T")
+
+_MAX_SECRET = 4096
+"""Bytes: what surely fits a pipe that nobody reads yet."""
+_UNMOUNT_TIMEOUT = 30.0
+
+
+class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as m
+    """Mount an image for the time of a ``with`` or ``async with`` block (trio or asyncio).
+
+    ``os.fspath()`` of it is the mountpoint. What is written to the mount is forgotten when the block ends.
+
+    Args:
+        image: path of the image.
+        mountpoint: an existing, empty directory.
+        roothashes: trusted root hashes: hex digits, the 32 (sha512: 64) bytes, or the path of a file with hex digits.
+        pubkeys: trusted public keys: PEM, or the path of a PEM file. What is in /etc/mystfuse/trust.d counts as well.
+        trust: "self" lets the image vouch for itself when nobody is trusted: damage is found, a replaced image is not.
+        insecure: mount anything, even a bare EXT2 file system.
+        hash_offset: where the verity superblock is, in an image that has no signature block; goes with one root hash.
+        key: master key of an encrypted image: the bytes, or hex digits.
+        passphrase: passphrase of an encrypted image; of the two, give one.
+        read_only: refuse writes.
+        overlay_limit: bytes of memory that what is written may take up; None: half of what is available.
+        options: further mount options, as ``mystfuse mount -o`` takes them.
+
+    Raises, when the block begins:
+        NotTrusted: nobody who is trusted vouches for the image.
+        UsageError: an argument is not what it should be.
+        WrongKey: the image is encrypted and the key does not open it, or a key is given and it is not.
+        FormatError, IntegrityError: not an image, or a damaged one.
+        MountError: it cannot be mounted there.
+        MystfuseError: it cannot be read, or something else failed.
+    """
+
+    def __init__(
+        self,
+        image: StrPath,
+        mountpoint: StrPath,
+        *,
+        roothashes: Iterable[str | bytes | os.PathLike[str]] = (),
+        pubkeys: Iterable[str | bytes | os.PathLike[str]] = (),
+        trust: Literal["self"] | None = None,
+        insecure: bool = False,
+        hash_offset: int | None = None,
+        key: bytes | str | None = None,
+        passphrase: str | bytes | None = None,
+        read_only: bool = False,
+        overlay_limit: int | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        if trust not in (None, "self"):
+            raise UsageError(f'trust={trust!r}: only "self" and None are possible')
+        for name, given in (("roothashes", roothashes), ("pubkeys", pubkeys), ("options", options)):
+            if isinstance(given, str | bytes | os.PathLike):
+                raise UsageError(f"{name} must be a list of them, not a single one")
+        if key is not None and passphrase is not None:
+            raise UsageError("key and passphrase exclude each other: one of them opens the image")
+        self.image = Path(image)
+        self.mountpoint = Path(mountpoint)
+        self._arguments = ["-o", "trust_self" if trust == "self" else "no_trust_self"]
+        self._arguments += [f"--roothash={_text(value)}" for value in roothashes]
+        self._pubkeys = list(pubkeys)
+        self._secrets = [
+            (option, os.fsencode(value))
+            for option, value in (("--key-file", key), ("--passphrase-file", passphrase))
+            if value is not None
+        ]
+        for option, secret in self._secrets:
+            if not 0 < len(secret) <= _MAX_SECRET:
+                raise UsageError(f"a {option[2:-5]} of {len(secret)} bytes; it must have 1 to {_MAX_SECRET}")
+        if insecure:
+            self._arguments.append("--insecure")
+        if hash_offset is not None:
+            self._arguments.append(f"--hash-offset={hash_offset}")
+        if read_only:
+            self._arguments.append("--read-only")
+        if overlay_limit is not None:
+            self._arguments.append(f"--overlay-limit={overlay_limit}")
+        for option in options:
+            self._arguments += ["-o", option]
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.mountpoint)
+
+    def status(self) -> dict[str, Any]:
+        """What ``mystfuse status --json`` prints: why it is trusted, counts of what was verified, and so on.
+
+        Raises:
+            MountError: it is not mounted, or does not answer.
+        """
+        document: dict[str, Any] = json.loads(_run(["status", "--json", self]))
+        return document
+
+    def commit(self, image: StrPath, *, force: bool = False, options: Sequence[str] = ()) -> None:
+        """Make a new image of the present state; ``options`` as ``mystfuse commit`` takes them.
+
+        Raises:
+            MystfuseError: it cannot be made; nothing is left then.
+        """
+        _run(["commit", *(["--force"] if force else []), *options, self, image])
+
+    def __enter__(self) -> mount:
+        with ExitStack() as stack:
+            descriptors: list[int] = []
+
+            def pipe_with(data: bytes) -> str:
+                receiver, sender = os.pipe()
+                stack.callback(os.close, receiver)
+                descriptors.append(receiver)
+                os.write(sender, data)
+                os.close(sender)
+                return f"/dev/fd/{receiver}"
+
+            arguments: list[str | os.PathLike[str]] = ["mount", *self._arguments]
+            for value in self._pubkeys:
+                if isinstance(value, bytes) and len(value) > _MAX_SECRET:
+                    raise UsageError(f"pubkeys: {len(value)} bytes are no PEM public key")
+                path = pipe_with(value) if isinstance(value, bytes) else os.fspath(value)
+                arguments.append(f"--pubkey={path}")
+            for option, secret in self._secrets:
+                # One newline at the end of a passphrase file does not count: so one that is the passphrase's own does.
+                ending = b"\n" if option == "--passphrase-file" else b""
+                arguments.append(f"{option}={pipe_with(secret + ending)}")
+            _run([*arguments, "--", self.image, self.mountpoint], descriptors)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        from mystfuse.cli.mountpoint import resolve_mountpoint
+        from mystfuse.fuse.mount_table import find_mount
+        from mystfuse.fuse.unmount import BusyError, unmount_and_wait
+
+        path = resolve_mountpoint(os.fspath(self.mountpoint))
+        if find_mount(path) is None:
+            # Unmounted by somebody else, or ended by damage.
+            return
+        try:
+            unmount_and_wait(path, lazy=False, timeout=_UNMOUNT_TIMEOUT)
+        except BusyError:
+            with suppress(MountError):
+                unmount_and_wait(path, lazy=True, timeout=0.1)
+            if kind is None:
+                raise
+
+    async def __aenter__(self) -> mount:
+        return await _in_thread(self.__enter__)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await _in_thread(lambda: self.__exit__(kind, error, traceback))
+
+
+def make_image(directory: StrPath, image: StrPath, *, options: Sequence[str] = ()) -> None:
+    """Make an image of a directory; ``options`` as ``mystfuse mkext2`` takes them.
+
+    Raises:
+        MystfuseError: it cannot be made; nothing is left then.
+    """
+    _run(["mkext2", *options, "--", directory, image])
+
+
+def _text(value: str | bytes | os.PathLike[str]) -> str:
+    return value.hex() if isinstance(value, bytes) else os.fspath(value)
+
+
+def _run(arguments: Sequence[str | os.PathLike[str]], descriptors: Sequence[int] = ()) -> str:
+    """Run our command line; returns what it prints, or raises what it says."""
+    result = subprocess.run(
+        [sys.executable, "-m", "mystfuse", *(os.fspath(argument) for argument in arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        errors="surrogateescape",
+        pass_fds=descriptors,
+        check=False,
+    )
+    if result.returncode == 0:
+        return result.stdout
+    message = (result.stderr.splitlines() or [f"mystfuse exited {result.returncode}"])[-1].removeprefix("mystfuse: ")
+    try:
+        status = ExitStatus(result.returncode)
+    except ValueError:
+        raise MystfuseError(message) from None
+    raise error_of(status, message)
+
+
+async def _in_thread(action: Callable[[], T]) -> T:
+    """Run something that blocks, in whichever event loop this is; it comes to its end, also when cancelled."""
+    import sniffio
+
+    if sniffio.current_async_library() == "asyncio":
+        import asyncio
+
+        return await asyncio.shield(asyncio.to_thread(action))
+    import trio
+
+    # A thread is not abandoned when it is cancelled: trio waits for its end by itself.
+    return await trio.to_thread.run_sync(action, abandon_on_cancel=False)
