@@ -91,8 +91,12 @@ def test_completion(words: str, expected: str) -> None:
         }
         result = run(sys.executable, "-m", "mystfuse", env=environment)
         assert expected in result.stdout and result.stderr == ""
-        source = run(sys.executable, "-m", "mystfuse", env={"_MYSTFUSE_COMPLETE": f"{shell}_source"}).stdout
-        assert "mystfuse" in source
+
+
+def test_completion_is_made_for_every_shell() -> None:
+    for shell in "bash", "zsh", "fish":
+        script = run(sys.executable, "-m", "mystfuse", env={"_MYSTFUSE_COMPLETE": f"{shell}_source"}).stdout
+        assert f"_MYSTFUSE_COMPLETE={shell}_complete" in script
 
 
 def commands_of(document: Path) -> str:

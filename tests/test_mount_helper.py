@@ -124,14 +124,13 @@ def test_mount_findmnt_and_umount(machine: Machine, root_hash: str) -> None:
     ("options", "present", "absent"),
     [
         ("defaults", {"rw", "nosuid", "nodev", "noatime", "default_permissions"}, {"ro", "noexec"}),
-        ("ro", {"ro"}, {"rw"}),
+        ("rw,ro", {"ro"}, {"rw"}),
         # mount(8) keeps these to itself, as its defaults; ours are the other way round.
         ("rw,dev,suid", {"rw", "nosuid", "nodev"}, set()),
         ("rw,allow_dev,allow_suid", {"rw"}, {"nosuid", "nodev"}),
         ("nosuid,allow_dev,allow_suid", {"nosuid"}, {"nodev"}),
         ("suid,dev,nosuid,nodev,noexec", {"nosuid", "nodev", "noexec"}, set()),
         ("noexec,exec,ro,rw", {"rw"}, {"noexec", "ro"}),
-        ("users", {"nosuid", "nodev", "noexec"}, set()),
         ("user,allow_suid", {"nosuid", "nodev", "noexec"}, set()),
         ("user,exec,dev,suid", set(), {"nosuid", "nodev", "noexec"}),
         ("allow_other,uid=root", {"allow_other"}, set()),
