@@ -2,7 +2,7 @@
 ``myst`` read as ``mystfuse``.
 
 Corrections that its text needs: the line ``myst mkext2 --encrypt=keyfile ext2image`` lacks the directory; ``myst
-package`` does not say what config.json is; ``./myst/bin/hello`` lies in the current directory; its ``mount()`` names its
+package`` does not say what config.json is; ``./myst/bin/hello`` lies in the current directory; its ``mount()`` has its
 arguments the wrong way round (the image is the source) and is the Python API's here.
 """
 
