@@ -547,7 +547,7 @@ def test_an_image_that_is_not_in_the_lists_is_refused(
     # What this machine trusts otherwise does not count.
     (tmp_path / "trust.d").mkdir()
     shutil.copy(image_keys[0], tmp_path / "trust.d/image.pem")
-    command = with_directory("mystfuse.cli.options.TRUST_DIRECTORY", tmp_path / "trust.d")
+    command = with_directory("mystfuse.trust.sources.TRUST_DIRECTORY", tmp_path / "trust.d")
     assert run(*command, "exec", image, "/bin/echo", "hello").stderr == ""
     assert run(*command, "run", other, "--rootfs", image, check=False).returncode == NOT_TRUSTED
 
