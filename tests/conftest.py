@@ -117,11 +117,11 @@ def clear_mount(mountpoint: Path) -> None:
 
             poll = select.poll()
             poll.register(daemon, select.POLLIN)
-            if not poll.poll(10_000):
+            if not poll.poll(60_000):
                 import signal
 
                 signal.pidfd_send_signal(daemon, signal.SIGKILL)
-                pytest.fail(f"the daemon of {mountpoint} did not end within 10 s after unmounting")
+                pytest.fail(f"the daemon of {mountpoint} did not end within 60 s after unmounting")
         finally:
             os.close(daemon)
 

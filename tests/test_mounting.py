@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -160,8 +161,11 @@ def test_mounts(mystfuse_mount):
     print("MOUNTED", empty)
 """
     )
+    # An installed mystfuse brings the plugin itself; one in PYTHONPATH alone does not.
+    is_installed = any(point.value == "mystfuse.pytest_plugin" for point in entry_points(group="pytest11"))
+    plugin = [] if is_installed else ["-p", "mystfuse.pytest_plugin"]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "mystfuse.pytest_plugin", "-p", "no:cacheprovider",
+        [sys.executable, "-m", "pytest", "-q", "-s", *plugin, "-p", "no:cacheprovider",
          "--basetemp", tmp_path / "base", tmp_path / "test_it.py"],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
     )  # fmt: skip
