@@ -202,6 +202,15 @@ def _open_directory() -> Iterator[Path]:
 
 
 @pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory to mount on; what is left on it is taken away."""
+    path = tmp_path / "mount"
+    path.mkdir()
+    yield path
+    clear_mount(path)
+
+
+@pytest.fixture
 def open_tmp_path() -> Iterator[Path]:
     """A temporary directory that other users can get at: pytest's own are closed to them, by every run that starts."""
     with _open_directory() as path:

@@ -19,7 +19,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,14 +58,6 @@ def image(keys: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFactory
     result = mystfuse("mkext2", "--encrypt", keys / "key", "--passphrase-file", keys / "passphrase", small_tree, path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     return path
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "mount"
-    path.mkdir()
-    yield path
-    clear_mount(path)
 
 
 def refused(status: int, *arguments: str | Path, **kwargs: object) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import copy as copying
-import ctypes
 import hashlib
 import json
 import random
@@ -1107,13 +1106,6 @@ DIGITS = KEY.hex().encode()
 PASSPHRASE = b"correct horse battery"
 PAYLOAD = randbytes(40_960, "payload")
 SLOTS_OFFSET, PAYLOAD_OFFSET = 4096, 64 << 10
-
-
-@pytest.fixture(autouse=True)
-def unlock_memory() -> Iterator[None]:
-    """``unlock`` locks all memory of the process, here that of pytest."""
-    yield
-    ctypes.CDLL(None).munlockall()
 
 
 def encrypt(cipher: str, key: bytes, data: bytes, sector_size: int = 512, iv_tweak: int = 0) -> bytes:

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,6 @@ import pytest
 from conftest import GROUP, USER, assert_one_line, clear_mount, mounted, mystfuse, run, wait_until
 
 from mystfuse.fuse.mount_table import find_mount
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "mount"
-    path.mkdir()
-    yield path
-    clear_mount(path)
 
 
 def daemon_pid(mountpoint: Path) -> int:

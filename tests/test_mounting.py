@@ -21,13 +21,6 @@ from mystfuse.fuse.mount_table import find_mount
 MakeKeys = Callable[..., tuple[Path, Path]]
 
 
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "mount"
-    path.mkdir()
-    return path
-
-
 def test_an_image_is_mounted_for_a_block(small_image: Path, small_tree: Path, mountpoint: Path) -> None:
     with mystfuse.mount(small_image, mountpoint, trust="self") as m:
         assert m.mountpoint == mountpoint and os.fspath(m) == str(mountpoint)

@@ -40,13 +40,6 @@ def signed(alice: tuple[Path, Path], small_tree: Path, tmp_path_factory: pytest.
     return image
 
 
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "mount"
-    path.mkdir()
-    return path
-
-
 def root_hash(image: Path) -> str:
     return in_process("fssig", "--roothash", image).stdout.strip()
 

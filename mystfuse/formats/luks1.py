@@ -132,7 +132,8 @@ def pack_luks1(header: LuksHeader) -> bytes:
         if slot is None:
             packed += _KEYSLOT.pack(_DISABLED, 0, b"", offset, STRIPES)
         else:
-            packed += _KEYSLOT.pack(_ENABLED, slot.kdf.iterations, slot.kdf.salt, offset, slot.stripes)  # type: ignore[union-attr]
+            assert isinstance(slot.kdf, Pbkdf2)
+            packed += _KEYSLOT.pack(_ENABLED, slot.kdf.iterations, slot.kdf.salt, offset, slot.stripes)
     return packed
 
 

@@ -15,6 +15,7 @@ import pyfuse3
 import trio
 
 from mystfuse import __version__
+from mystfuse.crypto.secret import lock_memory
 from mystfuse.errors import ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.fuse.mount import mount
@@ -94,6 +95,9 @@ class Session:
 
     async def _mount_and_serve(self) -> None:
         async with run_pipeline(self._image, self._keys, self._options.io_timeout, self._progress) as pipeline:
+            # Here, where the process is our own, and not a program's that opens an image by the API.
+            if pipeline.unlocked and not lock_memory():
+                log.info("what is decrypted may be swapped out: the limit of locked memory is too low (ulimit -l)")
             limit = None if self._options.read_only else self._options.overlay_limit
             volume = await Volume.open(pipeline.device, limit)
             await self._check_root(volume)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from mystfuse.crypto.key_derivation import merge_key
-from mystfuse.crypto.secret import Secret, lock_memory
+from mystfuse.crypto.secret import Secret
 from mystfuse.crypto.sectors import SECTOR_SIZE, make_sector_cipher
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Device, Extent
@@ -131,8 +131,6 @@ async def unlock(verified: Device, header: LuksHeader, keys: Keys, progress: Pro
         )
     finally:
         key.wipe()
-    if not lock_memory():
-        log.info("what is decrypted may be swapped out: the limit of locked memory is too low (ulimit -l)")
     return Unlocked(header, CryptDevice(verified, cipher, header.payload_offset, size, header.sector_size))
 
 
