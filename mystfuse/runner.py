@@ -148,9 +148,23 @@ class _Misses:
         self._runs += 1
         if self._runs > MAX_RUNS or not missing.numbers.isdisjoint(blocks.pinned):
             raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {self._runs}: it cannot end")
-        await self._fetch(missing.numbers | missing.ahead)
+        wanted = missing.numbers | missing.ahead
+        if not self._fetch_now(wanted):
+            await self._fetch(wanted)
+        elif missing.progress:
+            # Something long: others get their turn.
+            await trio.lowlevel.checkpoint()
         if len(blocks.pinned) * self._cache.block_size > MAX_PINNED_BYTES:
             raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
+
+    def _fetch_now(self, wanted: frozenset[int]) -> bool:
+        """Fetch what can be had without waiting; False when it cannot, or not all of it."""
+        try:
+            fetched = self._cache.fetch_now(wanted)
+        except (IntegrityError, ImageReadError):
+            return False
+        self._blocks.pinned.update(fetched or {})
+        return fetched is not None
 
     async def _fetch(self, wanted: frozenset[int]) -> None:
         """A damaged block must not fail what is fetched along with it: then each is fetched by itself, and those that

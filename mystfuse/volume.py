@@ -211,6 +211,7 @@ class Volume:
         """Change mode, owner, times or size; see ``ext2.attributes.set_attributes``."""
         inode, is_done = await self._change(ino, attributes.set_attributes, ino, changes, caller)
         while not is_done:
+            await trio.lowlevel.checkpoint()
             rest = AttributeChanges(size=changes.size)
             inode, is_done = await self._change(ino, attributes.set_attributes, ino, rest, caller)
         return inode
@@ -302,8 +303,9 @@ class Volume:
         wanted = [segment.extent for segment in segments if segment.content is None]
         fetched: list[memoryview] = []
         if wanted:
+            at_once = self._device.read_now(wanted)
             changes = self.changes
-            fetched = await self._device.read(wanted)
+            fetched = await self._device.read(wanted) if at_once is None else at_once
             if changes != self.changes:
                 segments = await self._runner.run(self._locate, ino, offset, length)
                 now_wanted = [segment.extent for segment in segments if segment.content is None]

@@ -28,6 +28,9 @@ class MemoryDevice:
         self.damaged = damaged
         self._data = bytes(data)
 
+    def read_now(self, extents: Sequence[Extent]) -> None:
+        return None
+
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
         for offset, length in extents:
             if offset < 0 or length < 0 or offset + length > self.size:
@@ -43,6 +46,9 @@ class FileDevice:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = path.stat().st_size
+
+    def read_now(self, extents: Sequence[Extent]) -> None:
+        return None
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
         with self.path.open("rb") as file:

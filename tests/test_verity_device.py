@@ -100,6 +100,9 @@ class MemoryDevice:
         self.requests = 0
         self._pause = pause
 
+    def read_now(self, extents: Sequence[Extent]) -> None:
+        return None
+
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
         self.requests += 1
         self.reads.update(extents)

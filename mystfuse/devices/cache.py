@@ -43,10 +43,23 @@ class BlockCache:
         Raises:
             IntegrityError, ImageReadError: as the device does; then nothing is kept.
         """
+        runs = self._runs(numbers)
+        return self._keep(runs, await self._device.read(runs))
+
+    def fetch_now(self, numbers: Iterable[int]) -> dict[int, bytes] | None:
+        """The same, if the device has the blocks at once; else None."""
+        runs = self._runs(numbers)
+        parts = self._device.read_now(runs)
+        return None if parts is None else self._keep(runs, parts)
+
+    def _runs(self, numbers: Iterable[int]) -> list[Extent]:
         size = self.block_size
-        runs = coalesce((Extent(number * size, size) for number in set(numbers)), MAX_FETCH)
+        return coalesce([Extent(number * size, size) for number in set(numbers)], MAX_FETCH)
+
+    def _keep(self, runs: list[Extent], parts: list[memoryview]) -> dict[int, bytes]:
+        size = self.block_size
         fetched: dict[int, bytes] = {}
-        for run, data in zip(runs, await self._device.read(runs), strict=True):
+        for run, data in zip(runs, parts, strict=True):
             for start in range(0, run.length, size):
                 # A copy: a view would keep the whole run in memory.
                 fetched[(run.offset + start) // size] = bytes(data[start : start + size])

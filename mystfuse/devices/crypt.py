@@ -42,6 +42,24 @@ class CryptDevice:
             IntegrityError: as the device below does; nothing that has not been verified is decrypted.
             ImageReadError: the bytes cannot be had, or lie outside the payload.
         """
+        wanted = self._sectors(extents)
+        encrypted = await self._verified.read(wanted)
+        if sum(extent.length for extent in wanted) > INLINE_BYTES:
+            plain = await trio.to_thread.run_sync(self._decrypt, wanted, encrypted, limiter=self._threads)
+        else:
+            plain = self._decrypt(wanted, encrypted)
+        return self._cut(extents, plain)
+
+    def read_now(self, extents: Sequence[Extent]) -> list[memoryview] | None:
+        """The same, if the device below has it at once and decrypting it does not take long; else None."""
+        wanted = self._sectors(extents)
+        if sum(extent.length for extent in wanted) > INLINE_BYTES:
+            return None
+        encrypted = self._verified.read_now(wanted)
+        return None if encrypted is None else self._cut(extents, self._decrypt(wanted, encrypted))
+
+    def _sectors(self, extents: Sequence[Extent]) -> list[Extent]:
+        """The whole sectors that extents lie in, as extents of the device below."""
         wanted: list[Extent] = []
         for extent in extents:
             if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
@@ -49,11 +67,10 @@ class CryptDevice:
             start = extent.offset // self._sector_size * self._sector_size
             end = -(-extent.end // self._sector_size) * self._sector_size
             wanted.append(Extent(self._payload_offset + start, end - start))
-        encrypted = await self._verified.read(wanted)
-        if sum(extent.length for extent in wanted) > INLINE_BYTES:
-            plain = await trio.to_thread.run_sync(self._decrypt, wanted, encrypted, limiter=self._threads)
-        else:
-            plain = self._decrypt(wanted, encrypted)
+        return wanted
+
+    def _cut(self, extents: Sequence[Extent], plain: Sequence[bytes]) -> list[memoryview]:
+        """The bytes of each extent, out of the sectors that they lie in."""
         self.bytes_decrypted += sum(map(len, plain))
         result: list[memoryview] = []
         for extent, part in zip(extents, plain, strict=True):

@@ -32,6 +32,14 @@ class Device(Protocol):
         """
         ...
 
+    def read_now(self, extents: Sequence[Extent]) -> list[memoryview] | None:
+        """The same, if it can be had without waiting for anything; else None. Never blocks.
+
+        Raises:
+            IntegrityError, ImageReadError: as ``read``.
+        """
+        ...
+
 
 def coalesce(extents: Iterable[Extent], max_length: int) -> list[Extent]:
     """Merge extents that touch or overlap, as long as the result is not longer than ``max_length``.

@@ -13,6 +13,7 @@ import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import NoReturn
 
 import trio
@@ -80,67 +81,95 @@ class VerityDevice:
                 then, not even the extents that were fine.
             ImageReadError: the bytes cannot be had, or lie outside the device.
         """
-        block_size = self._superblock.data_block_size
-        for extent in extents:
-            if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
-                raise ImageReadError(f"verity: bytes {extent.offset} to {extent.end} are outside the device")
         result: list[memoryview] = []
-        for batch in self._batches(extents):
-            runs = coalesce((_aligned(extent, block_size) for extent in batch), self.size)
-            verified = await self._read_runs(runs)
-            for extent in batch:
-                index = bisect_right(runs, extent.offset, key=lambda run: run.offset) - 1
-                start, data = runs[index].offset, verified[index]
-                part = data[extent.offset - start : extent.end - start]
-                # A small part must not keep a long run in memory.
-                result.append(part if 2 * len(part) >= len(data) else memoryview(bytes(part)))
+        for batch, runs in self._batches(extents):
+            result += _cut(batch, runs, await self._read_runs(runs))
         return result
 
-    def _batches(self, extents: Sequence[Extent]) -> Iterator[Sequence[Extent]]:
-        """The extents in order, as many at a time as fill MAX_BATCH with the data and hash blocks they lie in.
+    def read_now(self, extents: Sequence[Extent]) -> list[memoryview] | None:
+        """The same, if data and the hash blocks on their paths can be had without waiting for storage; else None."""
+        result: list[memoryview] = []
+        for batch, runs in self._batches(extents):
+            held: dict[HashBlockKey, bytes] = {}
+            missing = self._missing(self._parents(runs), held)
+            wanted = [*map(self._hash_block_extent, missing), *runs]
+            unverified = self._unverified.read_now(wanted)
+            if unverified is None:
+                return None
+            _check_lengths(wanted, unverified)
+            self._keep_hash_blocks(missing, unverified, held)
+            data = unverified[len(missing) :]
+            self._check_data(runs, data, held)
+            result += _cut(batch, runs, data)
+        return result
+
+    def _batches(self, extents: Sequence[Extent]) -> Iterator[tuple[Sequence[Extent], list[Extent]]]:
+        """The extents in order, as many at a time as fill MAX_BATCH with the data and hash blocks they lie in; and the
+        runs of whole blocks that they lie in.
 
         With blocks of 512 KiB, a few scattered bytes can need a lot.
         """
         superblock = self._superblock
+        for extent in extents:
+            if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
+                raise ImageReadError(f"verity: bytes {extent.offset} to {extent.end} are outside the device")
         overhead = superblock.data_block_size + superblock.hash_block_size
         first = filled = 0
         for index, extent in enumerate(extents):
             need = extent.length + overhead
             if filled and filled + need > MAX_BATCH:
-                yield extents[first:index]
+                yield extents[first:index], self._runs(extents[first:index])
                 first, filled = index, 0
             filled += need
         if first < len(extents):
-            yield extents[first:]
+            yield extents[first:], self._runs(extents[first:])
+
+    def _runs(self, extents: Sequence[Extent]) -> list[Extent]:
+        """The runs of whole data blocks that extents lie in, sorted, each by itself."""
+        block_size = self._superblock.data_block_size
+        return coalesce([_aligned(extent, block_size) for extent in extents], self.size)
+
+    def _parents(self, runs: list[Extent]) -> set[int]:
+        """The level-0 hash blocks that have the digests of runs of data blocks."""
+        if not self._geometry.levels:
+            return set()
+        span = self._superblock.data_block_size * self._geometry.digests_per_block
+        return {index for run in runs for index in range(run.offset // span, (run.end - 1) // span + 1)}
 
     async def _read_runs(self, runs: list[Extent]) -> list[memoryview]:
         """Read and check runs of whole data blocks."""
-        superblock, per_block = self._superblock, self._geometry.digests_per_block
-        block_size, digest_size = superblock.data_block_size, superblock.digest_size
-        first_last = [(run.offset // block_size, (run.end - 1) // block_size) for run in runs]
-        parents = {index for first, last in first_last for index in range(first // per_block, last // per_block + 1)}
-        hash_blocks, unverified = await self._load(parents, runs)
-        for (first, last), data in zip(first_last, unverified, strict=True):
+        hash_blocks, unverified = await self._load(self._parents(runs), runs)
+        self._check_data(runs, unverified, hash_blocks)
+        return unverified
+
+    def _check_data(
+        self, runs: list[Extent], unverified: Sequence[memoryview], hash_blocks: dict[HashBlockKey, bytes]
+    ) -> None:
+        """Compare runs of data blocks with the *verified* hash blocks that have their digests."""
+        block_size, per_block = self._superblock.data_block_size, self._geometry.digests_per_block
+        digest_size = self._superblock.digest_size
+        for run, data in zip(runs, unverified, strict=True):
+            first, end = run.offset // block_size, run.end // block_size
             if self._geometry.levels:
-                expected = b"".join(
-                    hash_blocks[index][
-                        max(first - index * per_block, 0) * digest_size : min(last + 1 - index * per_block, per_block)
+                expected: bytes | memoryview = b"".join(
+                    hash_blocks[0, index][
+                        max(first - index * per_block, 0) * digest_size : min(end - index * per_block, per_block)
                         * digest_size
                     ]
-                    for index in range(first // per_block, last // per_block + 1)
+                    for index in range(first // per_block, (end - 1) // per_block + 1)
                 )
             else:
                 expected = self._root_hash
             bad = self._hasher.mismatches(data, block_size, expected)
-            self.blocks_verified += last + 1 - first - len(bad)
+            self.blocks_verified += end - first - len(bad)
             if bad:
                 self.blocks_failed += len(bad)
                 numbers = ", ".join(str(first + index) for index in bad[:8]) + (", ..." if len(bad) > 8 else "")
                 self._fail(f"verity: data block {numbers} ({block_size} bytes each) does not have its digest")
-        return unverified
 
-    async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[int, bytes], list[memoryview]]:
-        """The *verified* level-0 hash blocks ``parents``, and the *unverified* bytes of ``runs``, fetched together."""
+    async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[HashBlockKey, bytes], list[memoryview]]:
+        """*Verified* hash blocks, the level-0 ones ``parents`` among them, and the *unverified* bytes of ``runs``,
+        fetched together."""
         if not self._geometry.levels:
             return {}, await self._fetch([], {}, runs, None)
         held: dict[HashBlockKey, bytes] = {}
@@ -154,7 +183,7 @@ class VerityDevice:
             if missing or data is None:
                 data = await self._fetch(missing, held, runs if data is None else [], data)
                 continue
-            return {index: held[0, index] for index in parents}, data
+            return held, data
 
     async def _fetch(
         self,
@@ -170,21 +199,29 @@ class VerityDevice:
         try:
             extents = [self._hash_block_extent(key) for key in missing] + runs
             unverified = await self._unverified.read(extents)
-            for extent, part in zip(extents, unverified, strict=True):
-                if len(part) != extent.length:
-                    raise ImageReadError(f"verity: {len(part)} bytes came for the {extent.length} at {extent.offset}")
-            for key, part in zip(missing, unverified, strict=False):
-                # A copy: the part may be a small piece of a long read, which it would keep in memory.
-                unverified_block = bytes(part)
-                self._check_hash_block(key, unverified_block, held)
-                held[key] = self._verified_hash_blocks[key] = unverified_block
-                while len(self._verified_hash_blocks) > self._max_hash_blocks:
-                    self._verified_hash_blocks.popitem(last=False)
+            _check_lengths(extents, unverified)
+            self._keep_hash_blocks(missing, unverified, held)
         finally:
             for key in missing:
                 del self._loading[key]
             loaded.set()
         return unverified[len(missing) :] if data is None else data
+
+    def _keep_hash_blocks(
+        self, keys: list[HashBlockKey], unverified: Sequence[memoryview], held: dict[HashBlockKey, bytes]
+    ) -> None:
+        """Check hash blocks from the top down, and put them into ``held`` and among those that are kept.
+
+        Args:
+            unverified: begins with the hash blocks.
+        """
+        for key, part in zip(keys, unverified, strict=False):
+            # A copy: the part may be a small piece of a long read, which it would keep in memory.
+            unverified_block = bytes(part)
+            self._check_hash_block(key, unverified_block, held)
+            held[key] = self._verified_hash_blocks[key] = unverified_block
+            while len(self._verified_hash_blocks) > self._max_hash_blocks:
+                self._verified_hash_blocks.popitem(last=False)
 
     def _missing(self, parents: Iterable[int], held: dict[HashBlockKey, bytes]) -> list[HashBlockKey]:
         """Hash blocks that are needed to reach ``parents`` from what is verified already, the highest level first.
@@ -236,6 +273,27 @@ class VerityDevice:
         level, index = key
         size = self._superblock.hash_block_size
         return Extent(self._geometry.levels[level].offset + index * size, size)
+
+
+def _check_lengths(extents: Sequence[Extent], unverified: Sequence[memoryview]) -> None:
+    for extent, part in zip(extents, unverified, strict=True):
+        if len(part) != extent.length:
+            raise ImageReadError(f"verity: {len(part)} bytes came for the {extent.length} at {extent.offset}")
+
+
+def _cut(extents: Sequence[Extent], runs: list[Extent], verified: Sequence[memoryview]) -> list[memoryview]:
+    """The bytes of each extent, out of the runs that they lie in."""
+    parts: list[memoryview] = []
+    for extent in extents:
+        index = bisect_right(runs, extent.offset, key=_offset) - 1
+        start, data = runs[index].offset, verified[index]
+        part = data[extent.offset - start : extent.end - start]
+        # A small part must not keep a long run in memory.
+        parts.append(part if 2 * len(part) >= len(data) else memoryview(bytes(part)))
+    return parts
+
+
+_offset = itemgetter(0)
 
 
 def _aligned(extent: Extent, block_size: int) -> Extent:

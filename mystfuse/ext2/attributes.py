@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from errno import EACCES, ENODATA, EPERM
 
 from mystfuse.ext2.acl import Acl, acl_to_xattr
@@ -54,22 +54,21 @@ def set_attributes(
     is_reached = True
     if changes.size is not None:
         inode, is_reached = truncate(filesystem, transaction, inode, changes.size)
-        inode = replace(inode, i_mode=mode_after_write(inode, caller))
+        inode = inode._replace(i_mode=mode_after_write(inode, caller))
     if changes.uid is not None or changes.gid is not None:
-        inode = replace(
-            inode,
+        inode = inode._replace(
             uid=inode.uid if changes.uid is None else changes.uid,
             gid=inode.gid if changes.gid is None else changes.gid,
             i_mode=_mode_after_chown(inode, caller),
         )
     if changes.mode is not None:
-        inode = replace(inode, i_mode=stat.S_IFMT(inode.i_mode) | stat.S_IMODE(changes.mode))
+        inode = inode._replace(i_mode=stat.S_IFMT(inode.i_mode) | stat.S_IMODE(changes.mode))
         inode = _chmod_acl(filesystem, transaction, inode, caller)
     if changes.atime_ns is not None:
-        inode = replace(inode, atime_ns=changes.atime_ns)
+        inode = inode._replace(atime_ns=changes.atime_ns)
     if changes.mtime_ns is not None:
-        inode = replace(inode, mtime_ns=changes.mtime_ns)
-    inode = replace(inode, ctime_ns=transaction.now_ns)
+        inode = inode._replace(mtime_ns=changes.mtime_ns)
+    inode = inode._replace(ctime_ns=transaction.now_ns)
     write_inode(superblock, transaction, inode)
     # As the inode will be read back: the times cut to what it holds.
     return filesystem.inode(transaction, ino), is_reached
@@ -96,7 +95,7 @@ def set_xattr(
             mode = inode.i_mode & ~0o777 | acl.mode
             if not caller.is_root and not caller.is_in_group(inode.gid):
                 mode &= ~stat.S_ISGID
-            inode = replace(inode, i_mode=mode)
+            inode = inode._replace(i_mode=mode)
             if acl.is_minimal:
                 stored = None
     superblock, allocator = filesystem.superblock, filesystem.allocator
@@ -108,7 +107,7 @@ def set_xattr(
                 raise
     else:
         inode = set_attribute(superblock, allocator, transaction, inode, name, stored, caller)
-    write_inode(superblock, transaction, replace(inode, ctime_ns=transaction.now_ns))
+    write_inode(superblock, transaction, inode._replace(ctime_ns=transaction.now_ns))
 
 
 def remove_xattr(filesystem: FileSystem, transaction: Transaction, ino: int, name: bytes, caller: Caller) -> None:
@@ -125,7 +124,7 @@ def remove_xattr(filesystem: FileSystem, transaction: Transaction, ino: int, nam
     except OSError as error:
         if error.errno != ENODATA or name not in (POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT):
             raise
-    write_inode(superblock, transaction, replace(inode, ctime_ns=transaction.now_ns))
+    write_inode(superblock, transaction, inode._replace(ctime_ns=transaction.now_ns))
 
 
 def _changeable(filesystem: FileSystem, transaction: Transaction, ino: int) -> Inode:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
@@ -88,7 +87,7 @@ def map_for_writing(
             new.intersection_update(pointers)
             break
         pointers += present
-    inode = with_blocks(superblock, replace(inode, i_block=_ROOTS.pack(*roots)), added)
+    inode = with_blocks(superblock, inode._replace(i_block=_ROOTS.pack(*roots)), added)
     return Mapped(inode, pointers, frozenset(new))
 
 
@@ -211,7 +210,7 @@ def trim_blocks(
     if len(set(trimmer.freed)) != len(trimmer.freed):
         raise CorruptFilesystem(f"inode {inode.ino} has a block twice")
     allocator.free_blocks(transaction, trimmer.freed)
-    inode = with_blocks(superblock, replace(inode, i_block=_ROOTS.pack(*roots)), -len(trimmer.freed))
+    inode = with_blocks(superblock, inode._replace(i_block=_ROOTS.pack(*roots)), -len(trimmer.freed))
     return Trimmed(inode, end)
 
 

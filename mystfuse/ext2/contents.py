@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import replace
 from errno import EFBIG, EINVAL, EISDIR, ENOSPC
 
 from mystfuse.ext2.allocation import Caller
@@ -79,9 +78,9 @@ def write(
             block = transaction.create(number) if number in new else transaction.change(number)
             block[low:high] = part
     now = transaction.now_ns
-    inode = replace(inode, mtime_ns=now, ctime_ns=now, i_mode=mode_after_write(inode, caller))
+    inode = inode._replace(mtime_ns=now, ctime_ns=now, i_mode=mode_after_write(inode, caller))
     if end > inode.size:
-        inode = replace(inode, size=end)
+        inode = inode._replace(size=end)
         if end > _LARGE_FILE_SIZE:
             note_large_file(superblock, transaction)
     write_inode(superblock, transaction, inode)
@@ -135,7 +134,7 @@ def truncate(filesystem: FileSystem, transaction: Transaction, inode: Inode, siz
         inode, end = trim_blocks(superblock, filesystem.allocator, transaction, inode, keep, MAX_TRIMMED)
         is_reached = end <= keep
         reached = size if is_reached else min(end * superblock.block_size, inode.size)
-    inode = replace(inode, size=reached, mtime_ns=now, ctime_ns=now)
+    inode = inode._replace(size=reached, mtime_ns=now, ctime_ns=now)
     if is_reached:
         _zero_tail(filesystem, transaction, inode)
     return inode, is_reached
@@ -158,12 +157,12 @@ def release(filesystem: FileSystem, transaction: Transaction, ino: int) -> bool:
         inode, end = trim_blocks(superblock, filesystem.allocator, transaction, inode, 0, MAX_TRIMMED)
         if end:
             size = min(inode.size, end * superblock.block_size)
-            write_inode(superblock, transaction, replace(inode, size=size))
+            write_inode(superblock, transaction, inode._replace(size=size))
             return False
     inode = drop_block(superblock, filesystem.allocator, transaction, inode)
     filesystem.allocator.free_inode(transaction, inode)
     seconds = transaction.now_ns // 1_000_000_000
-    inode = replace(inode, size=0, i_blocks=0, i_dtime=seconds & 0x7FFFFFFF)
+    inode = inode._replace(size=0, i_blocks=0, i_dtime=seconds & 0x7FFFFFFF)
     write_inode(superblock, transaction, inode)
     transaction.on_commit.append(lambda: filesystem.forget(ino))
     return True

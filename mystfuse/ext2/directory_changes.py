@@ -9,7 +9,6 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from errno import ENOSPC
 from typing import NamedTuple
 
@@ -133,7 +132,7 @@ def insert_entry(
         # Names that are added one behind the other need not be looked through each time.
         left = None if latest else _most_room(superblock, directory, bytes(changed), logical)
         indexes.note_insertion(transaction, directory.ino, logical, offset + used, name, left)
-        return replace(directory, i_flags=directory.i_flags & ~EXT2_INDEX_FL)
+        return directory._replace(i_flags=directory.i_flags & ~EXT2_INDEX_FL)
     if directory.size + superblock.block_size > MAX_DIRECTORY_SIZE:
         raise OSError(ENOSPC, f"directory inode {directory.ino} is full")
     transaction.budget = max(transaction.budget, 1)
@@ -143,7 +142,7 @@ def insert_entry(
     _put_entry(transaction.create(pointers[0]), 0, ino, superblock.block_size, name, file_type)
     left = superblock.block_size - needed
     indexes.note_insertion(transaction, directory.ino, count, 0, name, left, is_new_block=True)
-    return replace(grown, size=grown.size + superblock.block_size, i_flags=grown.i_flags & ~EXT2_INDEX_FL)
+    return grown._replace(size=grown.size + superblock.block_size, i_flags=grown.i_flags & ~EXT2_INDEX_FL)
 
 
 def remove_entry(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
@@ -16,8 +15,7 @@ _COUNTS_OFFSET = 12
 _COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
 
 
-@dataclass(frozen=True, slots=True)
-class GroupDescriptor:
+class GroupDescriptor(NamedTuple):
     """32 bytes, little-endian: kernel, fs/ext2/ext2.h ``struct ext2_group_desc``."""
 
     bg_block_bitmap: int

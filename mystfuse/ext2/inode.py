@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 from collections.abc import Container
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
 from mystfuse.ext2.blocks import Blocks, Transaction
@@ -58,8 +58,7 @@ _FILE_TYPES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """One inode, decoded. Times are nanoseconds since the epoch; sizes are bytes."""
 
     ino: int
@@ -291,7 +290,7 @@ def with_blocks(superblock: Superblock, inode: Inode, count: int) -> Inode:
     i_blocks = max(inode.i_blocks + count * (superblock.block_size // 512), 0)
     if i_blocks >> 32:
         raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
-    return replace(inode, i_blocks=i_blocks)
+    return inode._replace(i_blocks=i_blocks)
 
 
 def is_inode_in_use(superblock: Superblock, blocks: Blocks, ino: int) -> bool:

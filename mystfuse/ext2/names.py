@@ -10,7 +10,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from errno import (
     EEXIST,
     EINVAL,
@@ -132,7 +131,7 @@ def create(
     if is_directory:
         inode, block = _first_block(filesystem, transaction, inode, caller)
         new_directory_block(superblock, block, ino, parent)
-        inode = replace(inode, size=superblock.block_size)
+        inode = inode._replace(size=superblock.block_size)
     elif stat.S_ISLNK(mode):
         inode = _with_target(filesystem, transaction, inode, target, caller)
     inode = _inherit_acl(filesystem, transaction, directory, inode, caller)
@@ -163,7 +162,7 @@ def link(filesystem: FileSystem, transaction: Transaction, ino: int, parent: int
         raise OSError(ENOENT, f"inode {ino} has been removed")
     if inode.i_links_count >= EXT2_LINK_MAX:
         raise OSError(EMLINK, f"inode {ino} has {inode.i_links_count} links")
-    inode = replace(inode, i_links_count=inode.i_links_count + 1, ctime_ns=transaction.now_ns)
+    inode = inode._replace(i_links_count=inode.i_links_count + 1, ctime_ns=transaction.now_ns)
     write_inode(superblock, transaction, inode)
     directory = _enter(filesystem, transaction, directory, name, inode, caller)
     _write_directory(filesystem, transaction, directory)
@@ -264,7 +263,7 @@ def rename(
     # The new entry may have been put between the old one and the one in front of it.
     old_place = find_place_again(superblock, transaction, old_directory, old_name, old_place)
     remove_entry(superblock, filesystem.name_indexes, transaction, old_directory, old_name, old_place)
-    write_inode(superblock, transaction, replace(inode, ctime_ns=transaction.now_ns))
+    write_inode(superblock, transaction, inode._replace(ctime_ns=transaction.now_ns))
     if moves:
         set_parent(superblock, transaction, inode, new_parent)
     lost = int(replaced is not None and replaced.is_directory)
@@ -304,7 +303,7 @@ def _exchange(
     point_entry(superblock, transaction, old_place, other.ino, other.i_mode)
     point_entry(superblock, transaction, new_place, inode.ino, inode.i_mode)
     for moved in (inode, other):
-        write_inode(superblock, transaction, replace(moved, ctime_ns=transaction.now_ns))
+        write_inode(superblock, transaction, moved._replace(ctime_ns=transaction.now_ns))
     _write_directory(filesystem, transaction, old_directory, links=-links)
     if not same_directory:
         _write_directory(filesystem, transaction, new_directory, links=links)
@@ -379,7 +378,7 @@ def _drop_link(filesystem: FileSystem, transaction: Transaction, inode: Inode) -
     if not inode.i_links_count:
         raise CorruptFilesystem(f"inode {inode.ino} had no links, but a name")
     links = 0 if inode.is_directory else inode.i_links_count - 1
-    inode = replace(inode, i_links_count=links, ctime_ns=transaction.now_ns)
+    inode = inode._replace(i_links_count=links, ctime_ns=transaction.now_ns)
     write_inode(filesystem.superblock, transaction, inode)
     if not links:
         transaction.on_commit.append(_adding(filesystem.orphans, inode.ino))
@@ -396,7 +395,7 @@ def _write_directory(filesystem: FileSystem, transaction: Transaction, directory
     count = directory.i_links_count + links
     if count < 0:
         raise CorruptFilesystem(f"directory inode {directory.ino} would have {count} links")
-    write_inode(filesystem.superblock, transaction, replace(directory, i_links_count=count, mtime_ns=now, ctime_ns=now))
+    write_inode(filesystem.superblock, transaction, directory._replace(i_links_count=count, mtime_ns=now, ctime_ns=now))
 
 
 def _first_block(
@@ -419,10 +418,10 @@ def _with_target(
     if len(target) >= min(filesystem.superblock.block_size, PATH_MAX):
         raise OSError(ENAMETOOLONG, f"a symbolic link's target of {len(target)} bytes")
     if len(target) < len(inode.i_block):
-        return replace(inode, i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target))
+        return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target))
     inode, block = _first_block(filesystem, transaction, inode, caller)
     block[: len(target)] = target
-    return replace(inode, size=len(target))
+    return inode._replace(size=len(target))
 
 
 def _device_block(rdev: int) -> bytes:
@@ -459,7 +458,7 @@ def _inherit_acl(
     except OSError as error:
         raise CorruptFilesystem(f"directory inode {directory.ino}: its default ACL is not valid") from error
     access = default.inherited(inode.i_mode)
-    inode = replace(inode, i_mode=inode.i_mode & ~0o777 | access.mode)
+    inode = inode._replace(i_mode=inode.i_mode & ~0o777 | access.mode)
     wanted = [(POSIX_ACL_DEFAULT, default)] if inode.is_directory else []
     if not access.is_minimal:
         wanted.append((POSIX_ACL_ACCESS, access))

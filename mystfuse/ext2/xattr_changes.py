@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from errno import ENODATA, ENOSPC, ERANGE
 
 from mystfuse.ext2.allocation import Allocator, Caller
@@ -55,12 +54,12 @@ def set_attribute(
             superblock,
             allocator,
             transaction,
-            replace(inode, extra=packed),
+            inode._replace(extra=packed),
             in_block,
             _without(in_block, index, suffix),
             caller,
         )
-    without = replace(inode, extra=_pack_body(inode, body) or inode.extra)
+    without = inode._replace(extra=_pack_body(inode, body) or inode.extra)
     wanted = [*_without(in_block, index, suffix), attribute]
     return _store_block(superblock, allocator, transaction, without, in_block, wanted, caller)
 
@@ -85,7 +84,7 @@ def remove_attribute(
     if len(body_left) == len(body) and len(block_left) == len(in_block):
         raise OSError(ENODATA, f"inode {inode.ino} has no attribute {name!r}")
     if len(body_left) != len(body):
-        inode = replace(inode, extra=_pack_body(inode, body_left) or inode.extra)
+        inode = inode._replace(extra=_pack_body(inode, body_left) or inode.extra)
     return _store_block(superblock, allocator, transaction, inode, in_block, block_left, caller)
 
 
@@ -101,7 +100,7 @@ def drop_block(superblock: Superblock, allocator: Allocator, transaction: Transa
         struct.pack_into("<I", transaction.change(number), _REFCOUNT_OFFSET, refcount - 1)
     else:
         allocator.free_blocks(transaction, [number])
-    return with_blocks(superblock, replace(inode, i_file_acl=0), -1)
+    return with_blocks(superblock, inode._replace(i_file_acl=0), -1)
 
 
 def _split(name: bytes) -> tuple[int, bytes]:
@@ -140,7 +139,7 @@ def _store_block(
     goal = group_first_block(superblock, (inode.ino - 1) // superblock.s_inodes_per_group)
     number = allocator.take_block(transaction, caller, goal)
     transaction.put(number, packed)
-    return with_blocks(superblock, replace(inode, i_file_acl=number), 1)
+    return with_blocks(superblock, inode._replace(i_file_acl=number), 1)
 
 
 def _pack_body(inode: Inode, attributes: list[Attribute]) -> bytes | None:
