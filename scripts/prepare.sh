@@ -46,7 +46,8 @@ find_python() {
 make_venv() {
     local extras=$1 stamp python
     stamp=$venv/.installed$extras
-    [ "$stamp" -nt "$project/pyproject.toml" ] && [ -x "$venv/bin/mystfuse" ] && return 0
+    [ "$stamp" -nt "$project/pyproject.toml" ] && [ -x "$venv/bin/mystfuse" ] &&
+        [ -z "$(find "$project/setup.py" "$project"/mystfuse/crypto/native/*.[ch] -newer "$stamp")" ] && return 0
     python=$(find_python)
     say "installing mystfuse$extras into $venv"
     "$venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$venv"
@@ -57,7 +58,7 @@ make_venv() {
 
 prepare() {
     [ -e /dev/fuse ] || fail "/dev/fuse is missing: this kernel or container has no FUSE (try: modprobe fuse)"
-    install_packages "ca-certificates fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv e2fsprogs openssl bubblewrap $1"
+    install_packages "ca-certificates fuse3 libfuse3-dev libssl-dev pkg-config gcc python3-dev python3-venv e2fsprogs openssl bubblewrap $1"
     make_venv "$2"
     PATH=$venv/bin:$PATH:/usr/sbin:/sbin
     export PATH

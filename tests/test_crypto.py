@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ from ext2_editor import MemoryDevice
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from mystfuse.crypto import sectors
 from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2, merge_key, split_key
 from mystfuse.crypto.secret import Secret
 from mystfuse.crypto.sectors import SectorCipher, XtsCipher, find_zero_sectors, make_sector_cipher
@@ -378,9 +380,24 @@ def randbytes(size: int, seed: object = 0) -> bytes:
     return random.Random(repr(seed)).randbytes(size)
 
 
+@pytest.fixture(scope="module", params=["native", "pure"])
+def twin(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The ciphers of one twin of the kernel, then of the other, in the place of the one that was chosen at import."""
+    module = pytest.importorskip(f"mystfuse.crypto.{request.param}.sectors")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in "XtsCipher", "CbcCipher", "EcbCipher":
+            patch.setattr(sectors, name, getattr(module, name))
+        patch.setattr(sys.modules[__name__], "XtsCipher", module.XtsCipher)
+        yield
+
+
+on_both_twins = pytest.mark.usefixtures("twin")
+
+
 # -- XTS
 
 
+@on_both_twins
 @pytest.mark.parametrize("number", IEEE_1619)
 def test_xts_has_the_vectors_of_ieee_1619(number: int) -> None:
     key, unit, plain = IEEE_1619_INPUTS[number]
@@ -389,12 +406,14 @@ def test_xts_has_the_vectors_of_ieee_1619(number: int) -> None:
     assert cipher.decrypt(vector(number), unit) == plain
 
 
+@on_both_twins
 def test_vectors_of_ieee_1619_that_follow_one_another_come_from_one_call() -> None:
     cipher = XtsCipher(memoryview(XTS_128_KEY))
     assert cipher.encrypt(PATTERN + vector(4) + vector(5), 0) == vector(4) + vector(5) + vector(6)
     assert cipher.decrypt(vector(7) + vector(8) + vector(9), 0xFD) == IEEE_1619_INPUTS[7][2] + vector(7) + vector(8)
 
 
+@on_both_twins
 @pytest.mark.parametrize("sector_size", SECTOR_SIZES)
 @pytest.mark.parametrize("key_size", [32, 64])
 @pytest.mark.parametrize("iv_mode", ["plain64", "plain"])
@@ -407,6 +426,7 @@ def test_xts_is_openssls_sector_by_sector(iv_mode: str, key_size: int, sector_si
             assert XtsCipher(memoryview(key), sector_size).encrypt(plain, first) == encrypted
 
 
+@on_both_twins
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_xts_is_openssls_for_any_key_place_and_tweak(data: st.DataObject) -> None:
@@ -420,6 +440,7 @@ def test_xts_is_openssls_for_any_key_place_and_tweak(data: st.DataObject) -> Non
     assert cipher_of("xts", iv_mode, key, sector_size, iv_tweak).decrypt(encrypted, sector) == plain
 
 
+@on_both_twins
 @pytest.mark.parametrize("key_size", [32, 48, 64])
 def test_xts_is_the_standards_block_by_block(key_size: int) -> None:
     key, plain = randbytes(key_size), randbytes(2048)
@@ -430,6 +451,7 @@ def test_xts_is_the_standards_block_by_block(key_size: int) -> None:
     assert cipher_of("xts", "plain64", key).decrypt(expected, 7) == plain
 
 
+@on_both_twins
 def test_plain_wraps_at_32_bits_and_plain64_does_not() -> None:
     key, plain = randbytes(64), randbytes(4 * 512)
     wrapped = encrypt_by_sector("xts", "plain64", key, plain[:1024], 0xFFFFFFFE) + encrypt_by_sector(
@@ -440,6 +462,7 @@ def test_plain_wraps_at_32_bits_and_plain64_does_not() -> None:
     assert cipher_of("xts", "plain64", key).decrypt(wrapped, 0xFFFFFFFE)[1024:] != plain[1024:]
 
 
+@on_both_twins
 @pytest.mark.parametrize("sector_size", SECTOR_SIZES)
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_xts_decrypts_what_it_encrypted(kind: type, sector_size: int) -> None:
@@ -451,6 +474,7 @@ def test_xts_decrypts_what_it_encrypted(kind: type, sector_size: int) -> None:
     assert cipher.encrypt(b"", 5) == cipher.decrypt(b"", 5) == b""
 
 
+@on_both_twins
 def test_iv_tweak_moves_the_sectors() -> None:
     key, plain = randbytes(64), randbytes(4096)
     tweaked = XtsCipher(memoryview(key), iv_tweak=0x123456789)
@@ -459,6 +483,7 @@ def test_iv_tweak_moves_the_sectors() -> None:
     assert tweaked.encrypt(plain, 10) == encrypt_by_sector("xts", "plain64", key, plain, 10, iv_tweak=0x123456789)
 
 
+@on_both_twins
 def test_vectors_of_large_sectors_count_units_of_512_bytes() -> None:
     key, plain = randbytes(64), randbytes(3 * 4096)
     cipher = XtsCipher(memoryview(key), 4096)
@@ -473,6 +498,7 @@ def test_vectors_of_large_sectors_count_units_of_512_bytes() -> None:
 # -- CBC and ECB
 
 
+@on_both_twins
 @pytest.mark.parametrize("sector_size", SECTOR_SIZES)
 @pytest.mark.parametrize("key_size", [16, 24, 32])
 @pytest.mark.parametrize("iv_mode", ["plain", "plain64", "essiv:sha256"])
@@ -483,6 +509,7 @@ def test_cbc_is_openssls_sector_by_sector(iv_mode: str, key_size: int, sector_si
         assert cipher_of("cbc", iv_mode, key, sector_size, iv_tweak=3).decrypt(encrypted, first) == plain
 
 
+@on_both_twins
 @pytest.mark.parametrize("bits", NIST_CBC)
 def test_cbc_has_the_vectors_of_nist(bits: int) -> None:
     # A sector's first block is added to a number; the blocks after one that is the vectors' vector are theirs.
@@ -491,6 +518,7 @@ def test_cbc_has_the_vectors_of_nist(bits: int) -> None:
     assert cipher.decrypt(sector, 12345)[16 : 16 + len(NIST_PLAIN)] == NIST_PLAIN
 
 
+@on_both_twins
 @pytest.mark.parametrize("key, vector, plain, encrypted", ESSIV)
 def test_essiv_has_the_vectors_of_the_kernel(key: str, vector: str, plain: bytes, encrypted: str) -> None:
     sector = bytes.fromhex(encrypted).ljust(512, b"\0")
@@ -498,6 +526,7 @@ def test_essiv_has_the_vectors_of_the_kernel(key: str, vector: str, plain: bytes
     assert cipher_of("cbc", "essiv:sha256", bytes.fromhex(key)).decrypt(sector, number)[: len(plain)] == plain
 
 
+@on_both_twins
 def test_ecb_takes_whole_blocks() -> None:
     cipher = cipher_of("ecb", "", bytes(range(16)))
     with pytest.raises(ValueError, match="17 bytes"):
@@ -505,6 +534,7 @@ def test_ecb_takes_whole_blocks() -> None:
     assert len(cipher.decrypt(bytes(32), 0)) == 32
 
 
+@on_both_twins
 @pytest.mark.parametrize("bits", NIST_ECB)
 @pytest.mark.parametrize("sector", [0, 1, 1 << 40])
 def test_ecb_has_the_vectors_of_nist_wherever_they_are(bits: int, sector: int) -> None:
@@ -517,6 +547,7 @@ def test_ecb_has_the_vectors_of_nist_wherever_they_are(bits: int, sector: int) -
 # -- any cipher
 
 
+@on_both_twins
 @pytest.mark.parametrize("sector_size", SECTOR_SIZES)
 @pytest.mark.parametrize("chain_mode, iv_mode, key_size", [("xts", "plain64", 64), ("cbc", "plain", 32)])
 def test_parts_of_sectors_are_refused(chain_mode: str, iv_mode: str, key_size: int, sector_size: int) -> None:
@@ -541,6 +572,7 @@ def test_parts_of_sectors_are_refused(chain_mode: str, iv_mode: str, key_size: i
     assert cipher.decrypt(encrypted, 8) == plain
 
 
+@on_both_twins
 @pytest.mark.parametrize(
     "chain_mode, iv_mode, key_size", [("xts", "plain64", 64), ("cbc", "essiv:sha256", 32), ("ecb", "", 32)]
 )
@@ -863,6 +895,7 @@ def crypt_device(size: int, sector_size: int = 512, behind: int = 0) -> tuple[Cr
     return CryptDevice(MemoryDevice(below), cipher, PAYLOAD, size, sector_size), plain
 
 
+@on_both_twins
 @pytest.mark.parametrize("sector_size", SECTOR_SIZES)
 async def test_extents_at_and_across_any_boundary_are_read(sector_size: int) -> None:
     device, plain = crypt_device(64 << 10, sector_size)
@@ -879,6 +912,7 @@ async def test_extents_at_and_across_any_boundary_are_read(sector_size: int) -> 
         assert part == plain[extent.offset : extent.end]
 
 
+@on_both_twins
 @given(st.lists(st.tuples(st.integers(0, 40_959), st.integers(1, 40_960)), max_size=6), st.sampled_from(SECTOR_SIZES))
 @settings(max_examples=60, deadline=None)
 def test_any_extents_are_read(ranges: list[tuple[int, int]], sector_size: int) -> None:
@@ -888,6 +922,7 @@ def test_any_extents_are_read(ranges: list[tuple[int, int]], sector_size: int) -
     assert [bytes(part) for part in parts] == [plain[extent.offset : extent.end] for extent in extents]
 
 
+@on_both_twins
 @pytest.mark.parametrize("behind", [0, 4096])
 async def test_extents_outside_the_payload_are_refused(behind: int) -> None:
     """Also where the device below goes on; and the good ones beside them are not read."""
@@ -914,6 +949,7 @@ async def test_extents_outside_the_payload_are_refused(behind: int) -> None:
     assert await device.read([]) == []
 
 
+@on_both_twins
 async def test_large_requests_are_decrypted_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     device, plain = crypt_device(1 << 20)
     threads: list[int] = []
@@ -937,6 +973,7 @@ async def test_large_requests_are_decrypted_by_a_thread(monkeypatch: pytest.Monk
     assert [thread == here for thread in threads] == [True, True, False, False, False, False]
 
 
+@on_both_twins
 async def test_many_tasks_read_one_device_at_once() -> None:
     device, plain = crypt_device(1 << 20, 4096)
 
@@ -950,6 +987,7 @@ async def test_many_tasks_read_one_device_at_once() -> None:
             nursery.start_soon(read, offset, 3)
 
 
+@on_both_twins
 @pytest.mark.parametrize("sector_size", SECTOR_SIZES)
 async def test_bytes_decrypted_counts_whole_sectors(sector_size: int) -> None:
     device, _ = crypt_device(64 << 10, sector_size)
@@ -961,6 +999,7 @@ async def test_bytes_decrypted_counts_whole_sectors(sector_size: int) -> None:
     assert device.bytes_decrypted == 4 * sector_size + (64 << 10)
 
 
+@on_both_twins
 async def test_what_fails_below_fails_above_and_is_not_decrypted() -> None:
     key, plain = randbytes(64), randbytes(8192)
     below = bytes(PAYLOAD) + encrypt_by_sector("xts", "plain64", key, plain, 0)

@@ -1,1 +1,1 @@
-"""Batch hashing: many blocks a call, so that a native kernel can take its place."""
+"""Digests of many blocks and AES over many sectors (natively, or in Python alone: ``kernel``), and keys."""

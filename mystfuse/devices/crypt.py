@@ -78,7 +78,7 @@ class CryptDevice:
             result.append(memoryview(part)[start : start + extent.length])
         return result
 
-    def _decrypt(self, extents: Sequence[Extent], encrypted: Sequence[memoryview]) -> list[bytes]:
+    def _decrypt(self, extents: Sequence[Extent], encrypted: Sequence[memoryview]) -> list[bytes | memoryview]:
         return [
             self._cipher.decrypt(data, (extent.offset - self._payload_offset) // SECTOR_SIZE)
             for extent, data in zip(extents, encrypted, strict=True)

@@ -95,7 +95,8 @@ class PlaintextFile(pyfuse3.Operations):
             raise FUSEError(error.errno or EIO) from error
         if encrypted.count(0) == length:
             return encrypted
-        plain = bytearray(self._cipher.decrypt(encrypted, start // SECTOR_SIZE))
+        plain = bytearray(encrypted)
+        self._cipher.decrypt_into(plain, start // SECTOR_SIZE, plain)
         for first, last in find_zero_sectors(encrypted):
             plain[first:last] = bytes(last - first)
         return bytes(plain)

@@ -191,7 +191,8 @@ async def _try_slot(verified: Device, header: LuksHeader, slot: Keyslot, passphr
             cipher = make_sector_cipher(slot.cipher.chain_mode, slot.cipher.iv_mode, slot_key.view)
         finally:
             slot_key.wipe()
-        material = bytearray(cipher.decrypt(encrypted, 0))
+        material = bytearray(encrypted)
+        cipher.decrypt_into(material, 0, material)
         try:
             return merge_key(memoryview(material)[: slot.material_size], slot.key_size, slot.af_hash)
         finally:

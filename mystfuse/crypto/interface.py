@@ -1,0 +1,79 @@
+"""What both twins of a kernel have in common."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+Bytes = bytes | bytearray | memoryview
+
+MAX_SALT_SIZE = 256
+"""Bytes, as in a verity superblock."""
+
+SECTOR_SIZE = 512
+"""Bytes that the number of a sector counts, whatever the size of a sector."""
+SECTOR_SIZES = (512, 1024, 2048, 4096)
+AES_BLOCK = 16
+IV_BITS = {"plain64": 64, "plain": 32, "essiv:sha256": 64, "": 64}
+"""Bits of a sector's number that its initialization vector is made of."""
+
+
+class SectorCipher(Protocol):
+    """A cipher that encrypts sectors each by itself. It may be used from several threads."""
+
+    def decrypt(self, data: Bytes, sector: int) -> bytes | memoryview:
+        """Decrypt consecutive whole sectors.
+
+        Args:
+            sector: the first one's place in 512-byte units.
+
+        Raises:
+            ValueError: a part of a sector.
+        """
+        ...
+
+    def decrypt_into(self, data: Bytes, sector: int, out: bytearray | memoryview) -> None:
+        """The same into memory of the caller: ``data`` itself, or as many bytes that do not overlap it.
+
+        Raises:
+            ValueError: a part of a sector, or ``out`` has another size, cannot be written, or overlaps ``data``.
+        """
+        ...
+
+
+def count_blocks(data: memoryview, block_size: int) -> int:
+    """How many blocks there are in ``data``; ValueError if the last one is not whole."""
+    if block_size <= 0 or data.nbytes % block_size:
+        raise ValueError(f"{data.nbytes} bytes are not whole blocks of {block_size}")
+    return data.nbytes // block_size
+
+
+def check_salt(salt: bytes) -> None:
+    """ValueError if it is too long."""
+    if len(salt) > MAX_SALT_SIZE:
+        raise ValueError(f"a salt of {len(salt)} bytes; {MAX_SALT_SIZE} are allowed")
+
+
+def check_expected(expected: memoryview, count: int, digest_size: int) -> None:
+    """ValueError if those are not the digests of so many blocks."""
+    if expected.nbytes != count * digest_size:
+        raise ValueError(f"{expected.nbytes} bytes are not {count} digests of {digest_size}")
+
+
+def check_sectors(data: memoryview, sector_size: int) -> None:
+    """ValueError if the last one is not whole."""
+    if data.nbytes % sector_size:
+        raise ValueError(f"{data.nbytes} bytes are not whole sectors of {sector_size}")
+
+
+def check_sector_size(sector_size: int) -> None:
+    """ValueError if dm-crypt has no such sectors."""
+    if sector_size not in SECTOR_SIZES:
+        raise ValueError(f"sectors of {sector_size} bytes")
+
+
+def writable(out: bytearray | memoryview, size: int) -> memoryview:
+    """``out`` as bytes to write to; ValueError if there are not as many as ``size``, or they cannot be written."""
+    view = memoryview(out).cast("B")
+    if view.readonly or len(view) != size:
+        raise ValueError(f"{len(view)} bytes, writable or not, for a result of {size}")
+    return view

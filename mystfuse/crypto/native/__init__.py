@@ -1,0 +1,17 @@
+"""The kernels in C over libcrypto. An ImportError says that they could not be built."""
+
+from __future__ import annotations
+
+from mystfuse.crypto.native._kernel import ffi, lib
+
+
+def allow_sha_instructions(allowed: bool) -> None:
+    """Whether hashers made from now on may use the processor's SHA instructions; for comparing, and for tests."""
+    lib.hasher_allow_instructions(allowed)
+
+
+def description() -> str:
+    """What they stand on: "libcrypto 3.0.19, SHA instructions over 3 blocks"."""
+    lanes = lib.hasher_lanes()
+    instructions = f", SHA instructions over {lanes} blocks" if lanes else ""
+    return f"libcrypto {ffi.string(lib.libcrypto_version()).decode()}{instructions}"

@@ -1,0 +1,6 @@
+"""What cffi makes of kernel.h."""
+
+from typing import Any
+
+ffi: Any
+lib: Any

@@ -1,0 +1,5 @@
+"""The native kernels, which pyproject.toml cannot name."""
+
+from setuptools import setup
+
+setup(cffi_modules=["mystfuse/crypto/native/build.py:ffi"])

@@ -1,0 +1,423 @@
+"""The kernels, native and in Python: the same tests on both twins, on both ways of the native one, and sanitized."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_crypto import encrypt_by_sector
+
+from mystfuse.crypto import kernel
+from mystfuse.crypto.pure import hashing as pure_hashing
+from mystfuse.crypto.pure import sectors as pure_sectors
+
+native: ModuleType | None
+try:
+    from mystfuse.crypto import native
+    from mystfuse.crypto.native import hashing as native_hashing
+    from mystfuse.crypto.native import sectors as native_sectors
+except ImportError:
+    native = None
+
+ROOT = Path(__file__).parents[1]
+SALT_SIZES = (0, 1, 31, 32, 33, 55, 56, 63, 64, 65, 128, 255, 256)
+BLOCK_SIZES = (512, 1024, 4096, 65536)
+
+Hasher = Callable[..., pure_hashing.BlockHasher]
+
+
+def without_instructions(*args: object) -> object:
+    """A native hasher that leaves the processor's SHA instructions alone."""
+    assert native is not None
+    native.allow_sha_instructions(False)
+    try:
+        return native_hashing.BlockHasher(*args)
+    finally:
+        native.allow_sha_instructions(True)
+
+
+HASHERS: dict[str, Hasher] = {"pure": pure_hashing.BlockHasher}
+SECTORS: dict[str, ModuleType] = {"pure": pure_sectors}
+if native is not None:
+    HASHERS |= {"native": native_hashing.BlockHasher, "libcrypto": without_instructions}
+    SECTORS["native"] = native_sectors
+
+every_hasher = pytest.mark.parametrize("make", HASHERS.values(), ids=HASHERS)
+every_twin = pytest.mark.parametrize("twin", SECTORS.values(), ids=SECTORS)
+needs_native = pytest.mark.skipif(native is None, reason="the native kernels are not built")
+
+
+def randbytes(size: int, seed: object = 0) -> bytes:
+    return random.Random(repr(seed)).randbytes(size)
+
+
+def expected_digests(algorithm: str, salt: bytes, hash_type: int, data: bytes, block_size: int) -> list[bytes]:
+    blocks = [data[start : start + block_size] for start in range(0, len(data), block_size)]
+    return [hashlib.new(algorithm, salt + block if hash_type else block + salt).digest() for block in blocks]
+
+
+# -- which one
+
+
+@needs_native
+def test_the_twins_have_the_same_interface() -> None:
+    def interface(of: type) -> dict[str, list[str]]:
+        functions = inspect.getmembers(of, inspect.isfunction)
+        return {
+            name: list(inspect.signature(function).parameters)
+            for name, function in functions
+            if name == "__init__" or not name.startswith("_")
+        }
+
+    for pure, compiled in (
+        (pure_hashing.BlockHasher, native_hashing.BlockHasher),
+        (pure_sectors.XtsCipher, native_sectors.XtsCipher),
+        (pure_sectors.CbcCipher, native_sectors.CbcCipher),
+        (pure_sectors.EcbCipher, native_sectors.EcbCipher),
+    ):
+        assert interface(pure) == interface(compiled)
+
+
+@pytest.mark.parametrize("value, pure", [("1", True), ("0", False), ("", False), (None, False)])
+def test_the_environment_chooses(value: str | None, pure: bool) -> None:
+    script = """
+from mystfuse.crypto import hashing, kernel, sectors
+print(kernel.name(), hashing.BlockHasher.__module__, sectors.XtsCipher.__module__, sep="|")
+"""
+    environment = {name: text for name, text in os.environ.items() if name != kernel.PURE_PYTHON_VARIABLE}
+    if value is not None:
+        environment[kernel.PURE_PYTHON_VARIABLE] = value
+    shown = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True).strip()
+    name, *modules = shown.split("|")
+    if pure or native is None:
+        assert name == "pure Python"
+        assert modules == ["mystfuse.crypto.pure.hashing", "mystfuse.crypto.pure.sectors"]
+    else:
+        assert name.startswith("native (libcrypto 3.")
+        assert modules == ["mystfuse.crypto.native.hashing", "mystfuse.crypto.native.sectors"]
+
+
+def test_the_native_kernels_are_there_where_they_can_be() -> None:
+    """scripts/prepare.sh installs what they need: silently going without would be slow, and untested."""
+    assert native is not None
+
+
+@needs_native
+def test_the_sha_instructions_are_used_where_they_are() -> None:
+    assert native is not None
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert ("SHA instructions" in native.description()) == ("sha_ni" in flags)
+    native.allow_sha_instructions(False)
+    try:
+        assert "SHA instructions" not in native.description()
+    finally:
+        native.allow_sha_instructions(True)
+
+
+# -- hashing
+
+
+@every_hasher
+@pytest.mark.parametrize("hash_type", [0, 1])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_digests_are_hashlibs(algorithm: str, hash_type: int, make: Hasher) -> None:
+    for salt_size, block_size in product(SALT_SIZES, BLOCK_SIZES):
+        salt = randbytes(salt_size, "salt")
+        hasher = make(algorithm, salt, hash_type)
+        assert hasher.digest_size == hashlib.new(algorithm).digest_size
+        # Up to three whole turns of three blocks, and every rest.
+        for count in (0, 1, 2, 3, 4, 5, 6, 7, 9) if block_size <= 4096 else (1, 2, 4):
+            data = randbytes(count * block_size, (salt_size, count))
+            expected = expected_digests(algorithm, salt, hash_type, data, block_size)
+            assert hasher.digests(data, block_size) == b"".join(expected)
+            assert hasher.mismatches(data, block_size, b"".join(expected)) == []
+            if count == 1:
+                assert hasher.digest(data) == expected[0]
+
+
+@every_hasher
+def test_the_largest_blocks(make: Hasher) -> None:
+    data, salt = randbytes(3 << 19), randbytes(32)
+    for hash_type in 0, 1:
+        expected = b"".join(expected_digests("sha256", salt, hash_type, data, 1 << 19))
+        assert make("sha256", salt, hash_type).digests(data, 1 << 19) == expected
+
+
+@every_hasher
+def test_a_single_digest_is_of_any_size(make: Hasher) -> None:
+    for size, hash_type in product([*range(200), 511, 513, 4095, 4097], (0, 1)):
+        block, salt = randbytes(size), randbytes(size % 257, "salt")
+        expected = hashlib.sha256(salt + block if hash_type else block + salt)
+        assert make("sha256", salt, hash_type).digest(block) == expected.digest()
+
+
+@every_hasher
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_blocks_salt_and_damage(make: Hasher, data: st.DataObject) -> None:
+    algorithm, hash_type = data.draw(st.sampled_from(["sha256", "sha512"])), data.draw(st.integers(0, 1))
+    salt = data.draw(st.binary(max_size=256))
+    block_size, count = data.draw(st.integers(1, 1500)), data.draw(st.integers(0, 12))
+    # At any address.
+    moved = data.draw(st.integers(0, 63))
+    blocks = memoryview(bytes(moved) + randbytes(block_size * count, data.draw(st.integers(0, 99))))[moved:]
+    expected = expected_digests(algorithm, salt, hash_type, bytes(blocks), block_size)
+    hasher = make(algorithm, salt, hash_type)
+    assert hasher.digests(blocks, block_size) == b"".join(expected)
+    bad = sorted(data.draw(st.sets(st.integers(0, count - 1)))) if count else []
+    claimed = bytearray(b"".join(expected))
+    for index in bad:
+        bit = data.draw(st.integers(0, hasher.digest_size * 8 - 1))
+        claimed[index * hasher.digest_size + bit // 8] ^= 1 << bit % 8
+    assert hasher.mismatches(blocks, block_size, claimed) == bad
+
+
+@every_hasher
+@pytest.mark.parametrize("count", [*range(1, 14), 256])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_every_mismatch_is_told(algorithm: str, count: int, make: Hasher) -> None:
+    hasher = make(algorithm, randbytes(32))
+    data, size = randbytes(count * 512), hasher.digest_size
+    good = hasher.digests(data, 512)
+    assert hasher.mismatches(data, 512, bytes(len(good))) == list(range(count))
+    for index in range(count) if count < 14 else (0, 1, 100, 253, 254, 255):
+        damaged = bytearray(data)
+        damaged[index * 512 + 511] ^= 0x80
+        assert hasher.mismatches(damaged, 512, good) == [index]
+        # The first and the last byte of a digest.
+        for place in index * size, (index + 1) * size - 1:
+            claimed = bytearray(good)
+            claimed[place] ^= 1
+            assert hasher.mismatches(data, 512, claimed) == [index]
+    assert hasher.mismatches(data, 512, good[size:] + good[:size]) == (list(range(count)) if count > 1 else [])
+
+
+@every_hasher
+def test_what_does_not_fit_is_refused(make: Hasher) -> None:
+    hasher = make("sha256", bytes(32))
+    for data, block_size in ((bytes(511), 512), (bytes(513), 512), (bytes(1), 512), (bytes(512), 0), (bytes(512), -1)):
+        with pytest.raises(ValueError):
+            hasher.digests(data, block_size)
+        with pytest.raises(ValueError):
+            hasher.mismatches(data, block_size, bytes(32))
+    for size in (0, 31, 32, 63, 65, 96):
+        with pytest.raises(ValueError, match="digests"):
+            hasher.mismatches(bytes(1024), 512, bytes(size))
+    with pytest.raises(ValueError, match="salt"):
+        make("sha256", bytes(257))
+    with pytest.raises(ValueError):
+        make("sha257", b"")
+
+
+@every_hasher
+def test_any_buffer_is_hashed(make: Hasher) -> None:
+    hasher, data = make("sha256", b"salt"), randbytes(4096)
+    expected = hasher.digests(data, 512)
+    for buffer in bytearray(data), memoryview(data), memoryview(bytearray(data)).cast("I"):
+        assert hasher.digests(buffer, 512) == expected
+        assert hasher.mismatches(buffer, 512, memoryview(expected)) == []
+        assert hasher.digest(buffer) == hashlib.sha256(b"salt" + data).digest()
+
+
+@pytest.fixture
+def busy_threads() -> Iterator[ThreadPoolExecutor]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            yield pool
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@every_hasher
+def test_threads_may_share_a_hasher(make: Hasher, busy_threads: ThreadPoolExecutor) -> None:
+    salt, data = randbytes(33), randbytes(1 << 20)
+    hasher = make("sha256", salt)
+    ranges = [(start << 12, (start + length) << 12) for start, length in product(range(0, 200, 13), (1, 2, 17, 50))]
+    digests = expected_digests("sha256", salt, 1, data, 4096)
+    expected = [b"".join(digests[a >> 12 : b >> 12]) for a, b in ranges]
+    got = busy_threads.map(lambda ab: hasher.digests(memoryview(data)[ab[0] : ab[1]], 4096), ranges * 4)
+    assert list(got) == expected * 4
+
+
+# -- sectors (vectors and modes are in test_crypto.py, on both twins)
+
+
+def ciphers(twin: ModuleType, sector_size: int = 512) -> dict[str, pure_sectors.XtsCipher]:
+    return {
+        "xts-plain64": twin.XtsCipher(randbytes(64), sector_size, 5),
+        "xts-plain": twin.XtsCipher(randbytes(32), sector_size, 5, "plain"),
+        "xts-192": twin.XtsCipher(randbytes(48), sector_size, 5),
+        "cbc-plain64": twin.CbcCipher(randbytes(32), sector_size, 5, "plain64"),
+        "cbc-plain": twin.CbcCipher(randbytes(24), sector_size, 5, "plain"),
+        "cbc-essiv": twin.CbcCipher(randbytes(16), sector_size, 5, "essiv:sha256"),
+        "ecb": twin.EcbCipher(randbytes(32)),
+    }
+
+
+@needs_native
+@pytest.mark.parametrize("sector_size", [512, 1024, 2048, 4096])
+def test_the_twins_decrypt_alike(sector_size: int) -> None:
+    """Around the edges of their steps of 8 and of 64 KiB, of 32 and of 64 bits, and at any address."""
+    pure = ciphers(pure_sectors, sector_size)
+    for name, cipher in ciphers(native_sectors, sector_size).items():
+        for sectors, first in product((1, 2, 7, 16, 17, 130), (0, 0xFFFFFFF0, (1 << 64) - 8, 1 << 70)):
+            data = memoryview(bytes(3) + randbytes(sectors * sector_size, sectors))[3:]
+            decrypted = cipher.decrypt(data, first)
+            assert decrypted == pure[name].decrypt(data, first)
+            if name.startswith("xts"):
+                assert cipher.encrypt(decrypted, first) == data
+                assert pure[name].encrypt(decrypted, first) == data
+
+
+@every_twin
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_sectors_are_openssls(twin: ModuleType, data: st.DataObject) -> None:
+    sector_size = data.draw(st.sampled_from([512, 1024, 2048, 4096]))
+    plain = randbytes(sector_size * data.draw(st.integers(1, 40)))
+    sector, iv_tweak = data.draw(st.integers(0, 1 << 62)), data.draw(st.integers(0, (1 << 62) - 1))
+    chain_mode = data.draw(st.sampled_from(["xts", "cbc"]))
+    iv_mode = data.draw(st.sampled_from(["plain64", "plain"] + ["essiv:sha256"] * (chain_mode == "cbc")))
+    key = randbytes(data.draw(st.sampled_from([32, 64] if chain_mode == "xts" else [16, 24, 32])), "key")
+    encrypted = encrypt_by_sector(chain_mode, iv_mode, key, plain, sector, sector_size, iv_tweak)
+    cipher = (twin.XtsCipher if chain_mode == "xts" else twin.CbcCipher)(key, sector_size, iv_tweak, iv_mode)
+    assert cipher.decrypt(encrypted, sector) == plain
+    if chain_mode == "xts":
+        assert cipher.encrypt(plain, sector) == encrypted
+
+
+@every_twin
+def test_a_result_goes_where_it_is_wanted(twin: ModuleType) -> None:
+    for name, cipher in ciphers(twin).items():
+        for size in (0, 512, 8192, 8192 + 512, 100 << 10):
+            data = randbytes(size)
+            expected = bytes(cipher.decrypt(data, 7))
+            out = bytearray(b"x" * (size + 2))
+            cipher.decrypt_into(data, 7, memoryview(out)[1:-1])
+            assert out == b"x" + expected + b"x", name
+            # In place, from any of its views.
+            for source in (bytes, bytearray, memoryview):
+                buffer = bytearray(data)
+                cipher.decrypt_into(buffer if source is not memoryview else memoryview(buffer), 7, buffer)
+                assert buffer == expected, name
+            if name.startswith("xts"):
+                cipher.encrypt_into(buffer, 7, memoryview(buffer))
+                assert buffer == data
+
+
+@every_twin
+def test_a_place_that_does_not_fit_is_refused(twin: ModuleType) -> None:
+    for cipher in ciphers(twin).values():
+        for out in bytearray(511), bytearray(513), bytearray(), bytearray(1024), memoryview(bytes(512)):
+            with pytest.raises(ValueError):
+                cipher.decrypt_into(bytes(512), 0, out)
+        with pytest.raises(ValueError):
+            cipher.decrypt_into(bytes(511), 0, bytearray(511))
+
+
+@needs_native
+def test_a_place_that_overlaps_is_refused() -> None:
+    cipher = native_sectors.XtsCipher(randbytes(64))
+    buffer = memoryview(bytearray(randbytes(2048)))
+    before = bytes(buffer)
+    for source, target in ((0, 512), (512, 0), (0, 1), (1, 0), (0, 1023)):
+        with pytest.raises(ValueError, match="overwrite"):
+            cipher.decrypt_into(buffer[source : source + 1024], 0, buffer[target : target + 1024])
+    assert buffer == before
+    cipher.decrypt_into(buffer[:1024], 0, buffer[1024:])
+    assert buffer[1024:] == cipher.decrypt(before[:1024], 0)
+
+
+@every_twin
+def test_keys_and_sectors_that_cannot_be_are_refused(twin: ModuleType) -> None:
+    for size in (0, 16, 31, 33, 63, 65, 128):
+        with pytest.raises(ValueError):
+            twin.XtsCipher(bytes(size))
+    for size in (0, 8, 15, 17, 31, 33, 64):
+        with pytest.raises(ValueError):
+            twin.CbcCipher(bytes(size), 512, 0, "plain")
+        with pytest.raises(ValueError):
+            twin.EcbCipher(bytes(size))
+    for sector_size in (0, 16, 256, 513, 8192, 1 << 32, -512):
+        with pytest.raises(ValueError):
+            twin.XtsCipher(bytes(range(64)), sector_size)
+        with pytest.raises(ValueError):
+            twin.CbcCipher(bytes(range(32)), sector_size, 0, "plain")
+
+
+@every_twin
+def test_a_cipher_keeps_its_key_when_the_callers_is_wiped(twin: ModuleType) -> None:
+    key, data = bytearray(randbytes(64)), randbytes(1024)
+    cipher = twin.XtsCipher(memoryview(key))
+    expected = bytes(cipher.decrypt(data, 0))
+    key[:] = bytes(64)
+    assert cipher.decrypt(data, 0) == expected
+
+
+@every_twin
+def test_threads_may_share_a_cipher_in_both_directions(twin: ModuleType, busy_threads: ThreadPoolExecutor) -> None:
+    cipher = ciphers(twin)["xts-plain64"]
+    plain = randbytes(1 << 19)
+    encrypted = bytes(cipher.encrypt(plain, 0))
+
+    def there_and_back(start: int) -> bool:
+        end = start + (48 << 10) + (start & 0x1FF << 9)
+        here = bytearray(encrypted[start:end])
+        cipher.decrypt_into(here, start >> 9, here)
+        decrypted = bytes(here)
+        cipher.encrypt_into(here, start >> 9, here)
+        return decrypted == plain[start:end] and here == encrypted[start:end]
+
+    assert all(busy_threads.map(there_and_back, [*range(0, 400 << 10, 9 << 9)] * 2))
+
+
+# -- sanitized
+
+
+@needs_native
+def test_under_the_sanitizers(tmp_path: Path) -> None:
+    """Everything above once more with the C code built by AddressSanitizer and UndefinedBehaviorSanitizer."""
+    if os.environ.get("MYSTFUSE_SANITIZED"):
+        assert native_hashing.lib is sys.modules["sanitized"].lib
+        return
+    libraries = [
+        subprocess.check_output(["gcc", f"-print-file-name=lib{name}.so"], text=True).strip()
+        for name in ("asan", "ubsan")
+    ]
+    if not all(map(os.path.isabs, libraries)):
+        pytest.skip("gcc has no sanitizers")
+    script = Path(__file__).with_name("sanitized_kernels.py")
+    build = [sys.executable, script, tmp_path]
+    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stdout + built.stderr
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "sanitized_kernels", "-p", "no:cacheprovider", "-p", "no:xdist",
+         "-k", "native or libcrypto or alike or overlaps or sanitizers", "tests/test_kernels.py"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(libraries),
+            # Python leaves memory behind on purpose; its small objects must come from malloc to be guarded.
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
+            "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+            "PYTHONMALLOC": "malloc",
+            "PYTHONPATH": f"{ROOT / 'tests'}:{tmp_path}",
+            "MYSTFUSE_SANITIZED": "1",
+        },
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    assert " passed" in result.stdout
