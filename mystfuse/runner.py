@@ -68,13 +68,14 @@ class Runner:
             OSError, MystfuseError: as the operation does.
         """
         blocks = Blocks(self._cache.get) if self._written is None else Blocks(self._cache.get, self._written.get)
-        misses = _Misses(self._cache, blocks)
+        misses: _Misses | None = None
         while True:
-            blocks.restart()
             try:
                 return operation(blocks, *args, **kwargs)
             except BlocksMissing as error:
                 missing = error
+            misses = misses or _Misses(self._cache, blocks)
+            blocks.restart()
             await misses.fetch(missing)
 
     async def change(

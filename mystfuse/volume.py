@@ -29,6 +29,7 @@ from mystfuse.ext2.directory import Entry
 from mystfuse.ext2.filesystem import FileSystem, Statistics
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.file_maps import FileMaps
 from mystfuse.merged_image import MergedImage
 from mystfuse.runner import Runner
 
@@ -57,6 +58,7 @@ class Volume:
         """None when nothing can be written."""
         self._device = device
         self._filesystem = FileSystem(superblock)
+        self._maps = FileMaps(self._filesystem)
         self._runner = Runner(self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room)
         self._moving = trio.Lock()
         self._released = trio.Event()
@@ -319,7 +321,8 @@ class Volume:
 
     def _locate(self, blocks: Blocks, ino: int, offset: int, length: int) -> list[_Segment]:
         """Where a range of a file is, and a copy of what of it has been written, as of now."""
-        inode = self._filesystem.regular_file(blocks, ino)
+        maps = self._maps.as_of(self.changes)
+        inode = maps.inode(blocks, ino)
         block_size = self.superblock.block_size
         stop = min(offset + length, inode.size)
         if stop <= offset:
@@ -327,7 +330,7 @@ class Volume:
         first, last = offset // block_size, (stop - 1) // block_size
         segments: list[_Segment] = []
         end = first * block_size
-        for run in self._filesystem.map_file(blocks, inode, first, last + 1 - first):
+        for run in maps.runs(blocks, inode, first, last + 1 - first):
             for piece, content in self._split_run(run):
                 start, end = end, end + piece.length * block_size
                 low, high = max(start, offset), min(end, stop)

@@ -69,7 +69,7 @@ class CryptDevice:
             wanted.append(Extent(self._payload_offset + start, end - start))
         return wanted
 
-    def _cut(self, extents: Sequence[Extent], plain: Sequence[bytes]) -> list[memoryview]:
+    def _cut(self, extents: Sequence[Extent], plain: Sequence[bytes | memoryview]) -> list[memoryview]:
         """The bytes of each extent, out of the sectors that they lie in."""
         self.bytes_decrypted += sum(map(len, plain))
         result: list[memoryview] = []

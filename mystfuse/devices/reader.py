@@ -98,7 +98,7 @@ class ImageReader:
             if unverified is None or len(unverified) != extent.length:
                 return None
             parts.append(memoryview(unverified))
-        self.bytes_read += sum(map(len, parts))
+            self.bytes_read += extent.length
         return parts
 
     async def run(self) -> None:
@@ -164,7 +164,9 @@ class ImageReader:
                 # Requests that were merged do not share each other's errors: each is tried again alone.
                 await self._read_cold(request.extents[index], [(request, index)])
 
-    def _deliver(self, extent: Extent, unverified: bytes | bytearray, receivers: list[tuple[_Request, int]]) -> None:
+    def _deliver(
+        self, extent: Extent, unverified: bytes | bytearray | memoryview, receivers: list[tuple[_Request, int]]
+    ) -> None:
         self.bytes_read += len(unverified)
         view = memoryview(unverified)
         for request, index in receivers:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from mystfuse.devices.buffers import Buffers
 from mystfuse.errors import FormatError, ImageReadError
 
 
@@ -19,7 +21,7 @@ class Source(Protocol):
     size: int
     """Bytes it had when it was opened."""
 
-    def read_cached(self, offset: int, length: int) -> bytes | bytearray | None:
+    def read_cached(self, offset: int, length: int) -> bytes | bytearray | memoryview | None:
         """The range, if it can be had without waiting for storage; else None. Never blocks."""
         ...
 
@@ -57,17 +59,19 @@ class FileSource:
                 kind = "a directory" if stat.S_ISDIR(mode) else "neither a regular file nor a block device"
                 raise FormatError(f"{self.name}: {kind}, not an image")
             self.size = os.lseek(self._fd, 0, os.SEEK_END)
+            self._flags = 0 if _is_in_memory(os.fstat(self._fd).st_dev) else os.RWF_NOWAIT
         except BaseException:
             os.close(self._fd)
             raise
         self._has_nowait = True
+        self._buffers = Buffers()
 
-    def read_cached(self, offset: int, length: int) -> bytearray | None:
+    def read_cached(self, offset: int, length: int) -> memoryview | None:
         if not self._has_nowait:
             return None
-        buffer = bytearray(length)
+        buffer = self._buffers.take(length)
         try:
-            count = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+            count = os.preadv(self._fd, [buffer], offset, self._flags)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -108,3 +112,14 @@ class FileSource:
     def resolved_name(self) -> str:
         """The absolute path, for the mount table."""
         return str(Path(self.name).resolve())
+
+
+def _is_in_memory(device: int) -> bool:
+    """Whether a file system keeps its files in memory: tmpfs knows no RWF_NOWAIT, and needs none."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):
+        # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
+        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+            if line.split(b" ", 3)[2] == number.encode():
+                return line.partition(b" - ")[2].split(b" ")[0] in (b"tmpfs", b"ramfs", b"devtmpfs")
+    return False

@@ -12,7 +12,7 @@ import hmac
 import logging
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import NoReturn
 
@@ -103,30 +103,34 @@ class VerityDevice:
             result += _cut(batch, runs, data)
         return result
 
-    def _batches(self, extents: Sequence[Extent]) -> Iterator[tuple[Sequence[Extent], list[Extent]]]:
+    def _batches(self, extents: Sequence[Extent]) -> Sequence[tuple[Sequence[Extent], list[Extent]]]:
         """The extents in order, as many at a time as fill MAX_BATCH with the data and hash blocks they lie in; and the
         runs of whole blocks that they lie in.
 
         With blocks of 512 KiB, a few scattered bytes can need a lot.
         """
-        superblock = self._superblock
         for extent in extents:
             if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
                 raise ImageReadError(f"verity: bytes {extent.offset} to {extent.end} are outside the device")
-        overhead = superblock.data_block_size + superblock.hash_block_size
+        overhead = self._superblock.data_block_size + self._superblock.hash_block_size
+        if sum([extent.length for extent in extents]) + len(extents) * overhead <= MAX_BATCH:
+            return [(extents, self._runs(extents))] if extents else []
+        batches: list[tuple[Sequence[Extent], list[Extent]]] = []
         first = filled = 0
         for index, extent in enumerate(extents):
             need = extent.length + overhead
             if filled and filled + need > MAX_BATCH:
-                yield extents[first:index], self._runs(extents[first:index])
+                batches.append((extents[first:index], self._runs(extents[first:index])))
                 first, filled = index, 0
             filled += need
-        if first < len(extents):
-            yield extents[first:], self._runs(extents[first:])
+        batches.append((extents[first:], self._runs(extents[first:])))
+        return batches
 
     def _runs(self, extents: Sequence[Extent]) -> list[Extent]:
         """The runs of whole data blocks that extents lie in, sorted, each by itself."""
         block_size = self._superblock.data_block_size
+        if len(extents) == 1:
+            return [_aligned(extents[0], block_size)]
         return coalesce([_aligned(extent, block_size) for extent in extents], self.size)
 
     def _parents(self, runs: list[Extent]) -> set[int]:
@@ -151,13 +155,14 @@ class VerityDevice:
         for run, data in zip(runs, unverified, strict=True):
             first, end = run.offset // block_size, run.end // block_size
             if self._geometry.levels:
-                expected: bytes | memoryview = b"".join(
-                    hash_blocks[0, index][
+                parts = [
+                    memoryview(hash_blocks[0, index])[
                         max(first - index * per_block, 0) * digest_size : min(end - index * per_block, per_block)
                         * digest_size
                     ]
                     for index in range(first // per_block, (end - 1) // per_block + 1)
-                )
+                ]
+                expected: bytes | memoryview = parts[0] if len(parts) == 1 else b"".join(parts)
             else:
                 expected = self._root_hash
             bad = self._hasher.mismatches(data, block_size, expected)
@@ -283,6 +288,8 @@ def _check_lengths(extents: Sequence[Extent], unverified: Sequence[memoryview]) 
 
 def _cut(extents: Sequence[Extent], runs: list[Extent], verified: Sequence[memoryview]) -> list[memoryview]:
     """The bytes of each extent, out of the runs that they lie in."""
+    if len(extents) == 1 and extents[0] == runs[0]:
+        return [verified[0]]
     parts: list[memoryview] = []
     for extent in extents:
         index = bisect_right(runs, extent.offset, key=_offset) - 1

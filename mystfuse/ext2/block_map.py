@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import count as counting
+from itertools import groupby
+from operator import sub
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
@@ -56,6 +59,14 @@ def map_runs(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, c
     if pointers and pointers[0] and pointers == list(range(pointers[0], pointers[0] + count)):
         return [Run(pointers[0], count)]
     runs: list[Run] = []
+    if 0 not in pointers:
+        # Without a loop of our own: within a run, pointer and position rise together.
+        position = 0
+        for _, group in groupby(map(sub, pointers, counting())):
+            length = len(list(group))
+            runs.append(Run(pointers[position], length))
+            position += length
+        return runs
     for pointer in pointers:
         if runs:
             physical, length = runs[-1]

@@ -64,21 +64,28 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
             has been given by then.
     """
     has_filetype = superblock.has_filetype
-    base = logical * superblock.block_size
+    block_size = superblock.block_size
+    base = logical * block_size
     unpack = _HEADER.unpack_from
-    for offset, rec_len in rec_lengths(superblock, inode, block, logical):
-        ino, _, name_len, file_type = unpack(block, offset)
+    offset = 0
+    while offset < block_size:
+        if offset + _MIN_REC_LEN > block_size:
+            raise _corrupt(inode, base + offset, "an entry does not fit its block")
+        ino, rec_len, name_len, file_type = unpack(block, offset)
+        if rec_len < _MIN_REC_LEN or rec_len & 3 or offset + rec_len > block_size:
+            rec_len = _check_rec_len(inode, rec_len, block_size, base, offset)
         if ino:
             if not has_filetype:
                 name_len |= file_type << 8
             start = offset + EXT2_DIR_ENTRY_HEADER
-            if name_len > min(rec_len - EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN):
+            if name_len > rec_len - EXT2_DIR_ENTRY_HEADER or name_len > EXT2_NAME_LEN:
                 raise _corrupt(inode, base + offset, f"name_len {name_len} does not fit rec_len {rec_len}")
             name = block[start : start + name_len]
             if _is_possible(name):
                 yield Entry(name, ino, base + offset, base + offset + rec_len)
             elif not (logical == 0 and (offset, name) in ((0, b"."), (12, b".."))):
                 log.warning("directory inode %d, byte %d: skipped impossible name %r", inode.ino, base + offset, name)
+        offset += rec_len
 
 
 def rec_lengths(
@@ -97,12 +104,21 @@ def rec_lengths(
         if offset + _MIN_REC_LEN > block_size:
             raise _corrupt(inode, base + offset, "an entry does not fit its block")
         (rec_len,) = unpack(block, offset)
-        if block_size == 65536 and rec_len in (65535, 0):
-            rec_len = 65536
-        if rec_len < _MIN_REC_LEN or rec_len % 4 or offset + rec_len > block_size:
-            raise _corrupt(inode, base + offset, f"rec_len {rec_len} cannot be")
+        if rec_len < _MIN_REC_LEN or rec_len & 3 or offset + rec_len > block_size:
+            rec_len = _check_rec_len(inode, rec_len, block_size, base, offset)
         yield offset, rec_len
         offset += rec_len
+
+
+def _check_rec_len(inode: Inode, rec_len: int, block_size: int, base: int, offset: int) -> int:
+    """The true length of an entry whose rec_len looks wrong.
+
+    Raises:
+        CorruptFilesystem: it is wrong.
+    """
+    if block_size == 65536 and rec_len in (65535, 0) and not offset:
+        return 65536
+    raise _corrupt(inode, base + offset, f"rec_len {rec_len} cannot be")
 
 
 class Found(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EINVAL, EISDIR, ENOTDIR
 
@@ -19,7 +20,7 @@ from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory import Entry, list_entries, read_parent
 from mystfuse.ext2.group import descriptor_block
-from mystfuse.ext2.inode import Inode, locate_inode, read_inode
+from mystfuse.ext2.inode import Inode, locate_inode, read_inode, read_inode_at
 from mystfuse.ext2.name_index import NameIndexes
 from mystfuse.ext2.superblock import Superblock, read_free_counts
 from mystfuse.ext2.symlink import read_target
@@ -103,19 +104,20 @@ class FileSystem:
         groups = {(ino - 1) // superblock.s_inodes_per_group for ino in possible}
         # Name all the descriptors, then all the inodes' blocks, rather than meet them one by one.
         blocks.want(sorted({descriptor_block(superblock, group) for group in groups}))
-        located: set[int] = set()
+        located: dict[int, tuple[int, int]] = {}
         for ino in possible:
             try:
-                located.add(locate_inode(superblock, blocks, ino)[0])
+                located[ino] = locate_inode(superblock, blocks, ino)
             except MystfuseError:
                 continue
-        blocks.want(sorted(located))
+        blocks.want(sorted({number for number, _ in located.values()}))
         found: list[Inode | None] = []
         for ino in numbers:
-            try:
-                found.append(self.inode(blocks, ino) if ino != EXT2_ROOT_INO else None)
-            except MystfuseError:
-                found.append(None)
+            inode = None
+            if ino in located and ino != EXT2_ROOT_INO:
+                with suppress(MystfuseError):
+                    inode = read_inode_at(superblock, blocks, ino, *located[ino], self.orphans)
+            found.append(inode)
         return found
 
     def lookup(self, blocks: Blocks, parent: int, name: bytes) -> Inode | None:

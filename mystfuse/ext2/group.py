@@ -12,6 +12,7 @@ from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
 _LAYOUT = struct.Struct("<IIIHHH14x")
 _COUNTS = struct.Struct("<HHH")  # bg_free_blocks_count bg_free_inodes_count bg_used_dirs_count
 _COUNTS_OFFSET = 12
+_MAX_SOUND_GROUPS = 65536
 _COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
 
 
@@ -65,7 +66,17 @@ def read_group_descriptor(superblock: Superblock, blocks: Blocks, group: int) ->
         CorruptFilesystem: its bitmaps or its inode table are not inside the group.
     """
     block = blocks.block(descriptor_block(superblock, group))
-    descriptor = GroupDescriptor(*_LAYOUT.unpack_from(block, group * GROUP_DESCRIPTOR_SIZE % superblock.block_size))
+    fields = _LAYOUT.unpack_from(block, group * GROUP_DESCRIPTOR_SIZE % superblock.block_size)
+    descriptor = GroupDescriptor._make(fields)
+    if superblock.sound_groups.get(group) != fields[:3]:
+        _check_places(superblock, group, descriptor)
+        if len(superblock.sound_groups) >= _MAX_SOUND_GROUPS:
+            superblock.sound_groups.clear()
+        superblock.sound_groups[group] = fields[:3]
+    return descriptor
+
+
+def _check_places(superblock: Superblock, group: int, descriptor: GroupDescriptor) -> None:
     first = group_first_block(superblock, group)
     end = first + group_size(superblock, group)
     # Without flex_bg they are in the group itself (fs/ext4/super.c, ext4_check_descriptors).
@@ -76,7 +87,6 @@ def read_group_descriptor(superblock: Superblock, blocks: Blocks, group: int) ->
     ):
         if not (first <= number and number + count <= end and superblock.is_data_block(number)):
             raise CorruptFilesystem(f"group {group}: {name} {number} is not inside the group, {first} to {end - 1}")
-    return descriptor
 
 
 def read_all_counts(superblock: Superblock, blocks: Blocks) -> list[GroupCounts]:

@@ -39,8 +39,8 @@ _HIGH_IDS = struct.Struct("<HH")  # l_i_uid_high l_i_gid_high
 _HIGH_IDS_OFFSET = 120
 _LINKS_COUNT_OFFSET = 26
 _EXTRA_ISIZE_OFFSET = 128
-_EXTRA_TIMES = struct.Struct("<III")  # i_ctime_extra i_mtime_extra i_atime_extra
-_EXTRA_TIMES_OFFSET = 132  # behind i_extra_isize u16 and i_checksum_hi u16
+_EXTRAS = struct.Struct("<H2xIII")  # i_extra_isize (i_checksum_hi) i_ctime_extra i_mtime_extra i_atime_extra
+_EXTRA_TIMES_OFFSET = 132
 _CRTIME = struct.Struct("<iI")  # i_crtime i_crtime_extra
 _CRTIME_OFFSET = 144
 EXTRA_ISIZE = 32
@@ -53,6 +53,7 @@ _NEEDED_FLAGS = {
     EXT4_EA_INODE_FL: "ea_inode",
     EXT4_INLINE_DATA_FL: "inline_data",
 }
+_ANY_NEEDED_FLAG = sum(_NEEDED_FLAGS)
 _FILE_TYPES = frozenset(
     {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
 )
@@ -87,11 +88,11 @@ class Inode(NamedTuple):
 
     @property
     def is_directory(self) -> bool:
-        return stat.S_ISDIR(self.i_mode)
+        return self.i_mode & 0o170000 == stat.S_IFDIR
 
     @property
     def is_regular(self) -> bool:
-        return stat.S_ISREG(self.i_mode)
+        return self.i_mode & 0o170000 == stat.S_IFREG
 
     @property
     def is_symlink(self) -> bool:
@@ -119,8 +120,8 @@ class Inode(NamedTuple):
         return os.makedev((new & 0xFFF00) >> 8, (new & 0xFF) | (new >> 12 & 0xFFF00))
 
     @classmethod
-    def parse(cls, data: bytes | memoryview, ino: int) -> Inode:
-        """Parse the ``s_inode_size`` bytes of inode ``ino``.
+    def parse(cls, data: bytes | memoryview, ino: int, offset: int = 0, size: int | None = None) -> Inode:
+        """Parse the ``s_inode_size`` bytes of inode ``ino``: ``size`` bytes of ``data`` from ``offset`` on, or all.
 
         Raises:
             CorruptFilesystem: its size or its type cannot be.
@@ -145,38 +146,42 @@ class Inode(NamedTuple):
             _i_faddr,
             uid_high,
             gid_high,
-        ) = _LAYOUT.unpack_from(data)
-        file_type = stat.S_IFMT(i_mode)
+        ) = _LAYOUT.unpack_from(data, offset)
+        if size is None:
+            size = len(data)
+        file_type = i_mode & 0o170000
         if file_type not in _FILE_TYPES:
             raise CorruptFilesystem(f"inode {ino}: i_mode {i_mode:#o} has no known file type")
-        for flag, name in _NEEDED_FLAGS.items():
-            if i_flags & flag:
-                raise UnsupportedFeature(f"inode {ino} uses {name}, which mystfuse does not have")
+        if i_flags & _ANY_NEEDED_FLAG:
+            name = next(name for flag, name in _NEEDED_FLAGS.items() if i_flags & flag)
+            raise UnsupportedFeature(f"inode {ino} uses {name}, which mystfuse does not have")
         # For directories the upper half is i_dir_acl, which nothing uses (fs/ext2/inode.c).
-        size = i_size | i_size_high << 32 if file_type == stat.S_IFREG else i_size
-        if size >= 1 << 63:
-            raise CorruptFilesystem(f"inode {ino}: its size {size} cannot be")
+        length = i_size | i_size_high << 32 if file_type == stat.S_IFREG else i_size
+        if length >= 1 << 63:
+            raise CorruptFilesystem(f"inode {ino}: its size {length} cannot be")
         extra = b""
         i_extra_isize = 0
         ctime_extra = mtime_extra = atime_extra = 0
-        if len(data) > EXT2_GOOD_OLD_INODE_SIZE:
-            i_extra_isize = int.from_bytes(data[128:130], "little")
-            if i_extra_isize > len(data) - EXT2_GOOD_OLD_INODE_SIZE or i_extra_isize % 4:
+        if size > EXT2_GOOD_OLD_INODE_SIZE:
+            i_extra_isize, ctime_extra, mtime_extra, atime_extra = _EXTRAS.unpack_from(
+                data, offset + _EXTRA_ISIZE_OFFSET
+            )
+            if i_extra_isize > size - EXT2_GOOD_OLD_INODE_SIZE or i_extra_isize % 4:
                 raise CorruptFilesystem(f"inode {ino}: i_extra_isize {i_extra_isize} cannot be")
             # A field counts when i_extra_isize covers it (fs/ext4/ext4.h EXT4_FITS_IN_INODE).
-            times = _EXTRA_TIMES.unpack_from(data, _EXTRA_TIMES_OFFSET)
-            covered = (i_extra_isize - 4) // 4
-            ctime_extra, mtime_extra, atime_extra = (
-                value if index < covered else 0 for index, value in enumerate(times)
-            )
+            if i_extra_isize < 16:
+                covered = (i_extra_isize - 4) // 4
+                atime_extra = 0
+                mtime_extra = mtime_extra if covered > 1 else 0
+                ctime_extra = ctime_extra if covered > 0 else 0
             if i_extra_isize:
-                extra = bytes(data[EXT2_GOOD_OLD_INODE_SIZE + i_extra_isize :])
+                extra = bytes(data[offset + EXT2_GOOD_OLD_INODE_SIZE + i_extra_isize : offset + size])
         return cls(
             ino,
             i_mode,
             i_uid | uid_high << 16,
             i_gid | gid_high << 16,
-            size,
+            length,
             _time_ns(i_atime, atime_extra),
             _time_ns(i_mtime, mtime_extra),
             _time_ns(i_ctime, ctime_extra),
@@ -269,13 +274,19 @@ def read_inode(superblock: Superblock, blocks: Blocks, ino: int, orphans: Contai
         CorruptFilesystem: no such inode number, one that nothing may refer to, a free one, or a broken one.
         UnsupportedFeature: see ``Inode.parse``.
     """
+    return read_inode_at(superblock, blocks, ino, *locate_inode(superblock, blocks, ino), orphans)
+
+
+def read_inode_at(
+    superblock: Superblock, blocks: Blocks, ino: int, number: int, offset: int, orphans: Container[int] = ()
+) -> Inode:
+    """The same for an inode that has been located: at byte ``offset`` of block ``number``."""
     if ino != EXT2_ROOT_INO and ino < superblock.s_first_ino:
         raise CorruptFilesystem(f"inode {ino} is reserved, no entry may refer to it")
-    number, offset = locate_inode(superblock, blocks, ino)
     block = blocks.find(number)
     if block is None:
         block = blocks.block(number, _ahead(superblock, number))
-    inode = Inode.parse(memoryview(block)[offset : offset + superblock.s_inode_size], ino)
+    inode = Inode.parse(block, ino, offset, superblock.s_inode_size)
     if not inode.i_links_count and ino not in orphans:
         raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
     return inode

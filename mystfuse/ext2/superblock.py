@@ -6,7 +6,8 @@ Layout: kernel, fs/ext2/ext2.h ``struct ext2_super_block``, and fs/ext4/ext4.h f
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from uuid import UUID
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
@@ -49,7 +50,7 @@ _FIRST_INO_OFFSET = 84
 _FEATURE_RO_COMPAT_OFFSET = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Superblock:
     """What the file system says about itself, checked against what the format allows.
 
@@ -78,36 +79,38 @@ class Superblock:
     block_size: int
     """Bytes: 1024 << s_log_block_size."""
     features: frozenset[str]
+    sound_groups: dict[int, tuple[int, int, int]] = field(default_factory=dict, repr=False, compare=False)
+    """Where the descriptors of groups that have been looked at say that bitmaps and table are, and rightly so."""
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the whole file system."""
         return self.s_blocks_count * self.block_size
 
-    @property
+    @cached_property
     def groups_count(self) -> int:
         return -(-(self.s_blocks_count - self.s_first_data_block) // self.s_blocks_per_group)
 
-    @property
+    @cached_property
     def has_errors(self) -> bool:
         """Whether somebody who used the file system before noted that it is damaged."""
         return bool(self.s_state & EXT2_ERROR_FS)
 
-    @property
+    @cached_property
     def has_filetype(self) -> bool:
         return "filetype" in self.features
 
-    @property
+    @cached_property
     def descriptor_blocks(self) -> int:
         """Blocks of the group descriptor table."""
         return -(-self.groups_count * GROUP_DESCRIPTOR_SIZE // self.block_size)
 
-    @property
+    @cached_property
     def table_blocks(self) -> int:
         """Blocks of a group's inode table."""
         return -(-self.s_inodes_per_group * self.s_inode_size // self.block_size)
 
-    @property
+    @cached_property
     def max_file_size(self) -> int:
         """Bytes of the largest file: what the map reaches, or what i_blocks can count, indirect blocks included.
 

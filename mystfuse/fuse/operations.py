@@ -43,7 +43,7 @@ from mystfuse.volume import Volume
 log = logging.getLogger(__name__)
 
 CACHE_SECONDS = 86400
-ENTRIES_AT_ONCE = 128
+ENTRIES_AT_ONCE = 512
 """Directory entries prepared together; what the kernel has no room for is kept for its next request."""
 _AFTER_DOT, _AFTER_DOTDOT = 1, 2
 """Where a listing stands behind ``.`` and ``..``; other positions are byte offsets, all of them larger."""

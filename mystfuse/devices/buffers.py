@@ -1,0 +1,33 @@
+"""Long buffers that are used again: fresh memory would have to be cleared, and paged in, for every request."""
+
+from __future__ import annotations
+
+from sys import getrefcount
+
+LONG = 64 << 10
+"""Bytes: shorter buffers are made anew, which costs less than looking for one."""
+_SIZE = 1 << 20
+"""Bytes of a buffer that is kept: what the kernel asks for at most."""
+_COUNT = 12
+_REFERENCES_WHEN_FREE = 3
+"""The list's own, the loop's variable, and the argument of ``getrefcount``."""
+
+
+class Buffers:
+    """Not for more than one thread."""
+
+    def __init__(self) -> None:
+        self._buffers: list[bytearray] = []
+
+    def take(self, length: int) -> memoryview:
+        """A buffer of ``length`` bytes, whatever they are. It is free again when nothing refers to it, or to a part of
+        it, any more."""
+        if not LONG <= length <= _SIZE:
+            return memoryview(bytearray(length))
+        for buffer in self._buffers:
+            if getrefcount(buffer) == _REFERENCES_WHEN_FREE:
+                return memoryview(buffer)[:length]
+        buffer = bytearray(_SIZE)
+        if len(self._buffers) < _COUNT:
+            self._buffers.append(buffer)
+        return memoryview(buffer)[:length]
