@@ -72,7 +72,9 @@ class Overlay:
 
     def holds(self, number: int) -> bool:
         """Whether writing the block (again) takes up no more memory."""
-        return number in self._slots and not any(snapshot.shares(number) for snapshot in self._snapshots)
+        if number not in self._slots:
+            return False
+        return not self._snapshots or not any(snapshot.shares(number) for snapshot in self._snapshots)
 
     def commit(self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool) -> None:
         """Store blocks, and drop those that are free now: all of it or nothing.

@@ -28,6 +28,7 @@ from mystfuse.ext2.group import (
     metadata_runs,
     read_all_counts,
     read_group_descriptor,
+    read_group_places,
 )
 from mystfuse.ext2.inode import Inode, is_inode_in_use
 from mystfuse.ext2.superblock import Superblock, change_free_counts, read_free_counts
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _NEAR_GROUPS = 8
 """Groups whose bitmaps are looked at before the whole descriptor table is."""
+_MAX_REMEMBERED = 65536
 _MAX_GROUPS_SEARCHED = 4096
 """Groups to look for room in one by one, when those that should have it have none."""
 
@@ -74,6 +76,7 @@ class Allocator:
     def __init__(self, superblock: Superblock) -> None:
         self._superblock = superblock
         self._sound: set[int] = set()
+        self._runs_of_metadata: dict[int, list[tuple[int, int]]] = {}
         self._broken: set[int] = set()
         self._misleading: set[int] = set()
         """Groups whose inode bitmap has been found wrong."""
@@ -132,7 +135,7 @@ class Allocator:
                     found += counts[group].free_blocks
                     if found >= count:
                         break
-        transaction.want(read_group_descriptor(superblock, transaction, group).bg_block_bitmap for group in chosen)
+        transaction.want(read_group_places(superblock, transaction, group).bg_block_bitmap for group in chosen)
         yield from chosen
         # Reached only if a group had less than its count says, or cannot be used.
         if count:
@@ -146,7 +149,7 @@ class Allocator:
         remaining, step = islice(groups, _MAX_GROUPS_SEARCHED), 1
         while chunk := list(islice(remaining, step)):
             transaction.want(descriptor_block(self._superblock, group) for group in chunk)
-            transaction.want(bitmap(read_group_descriptor(self._superblock, transaction, group)) for group in chunk)
+            transaction.want(bitmap(read_group_places(self._superblock, transaction, group)) for group in chunk)
             yield from chunk
             step *= 4
 
@@ -190,12 +193,12 @@ class Allocator:
         transaction.want(read_group_descriptor(superblock, transaction, group).bg_block_bitmap for group in by_group)
         freed = 0
         for group, members in by_group.items():
-            descriptor = read_group_descriptor(superblock, transaction, group)
+            descriptor = read_group_places(superblock, transaction, group)
             if not self._is_sound(transaction, group):
                 raise CorruptFilesystem(f"group {group}: its bitmap contradicts its metadata")
             first_block = group_first_block(superblock, group)
             runs = list(_runs(number - first_block for number in members))
-            if _overlap(runs, metadata_runs(superblock, group, descriptor)):
+            if _overlap(runs, self._metadata_runs(transaction, group)):
                 raise CorruptFilesystem(f"group {group}: a block of a file is the file system's own")
             bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
             if not bitmap.clear(runs):
@@ -215,10 +218,19 @@ class Allocator:
             groups = ((number - superblock.s_first_data_block) for number in (start, start + length - 1))
             low, high = (number // superblock.s_blocks_per_group for number in groups)
             for group in range(low, high + 1):
-                descriptor = read_group_descriptor(superblock, transaction, group)
                 first = group_first_block(superblock, group)
-                if _overlap([(start - first, length)], metadata_runs(superblock, group, descriptor)):
+                if _overlap([(start - first, length)], self._metadata_runs(transaction, group)):
                     raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
+
+    def _metadata_runs(self, transaction: Transaction, group: int) -> list[tuple[int, int]]:
+        """See ``group.metadata_runs``; remembered, for a while, since nothing about them changes."""
+        runs = self._runs_of_metadata.get(group)
+        if runs is None:
+            if len(self._runs_of_metadata) >= _MAX_REMEMBERED:
+                self._runs_of_metadata.clear()
+            places = read_group_places(self._superblock, transaction, group)
+            runs = self._runs_of_metadata[group] = metadata_runs(self._superblock, group, places)
+        return runs
 
     def take_inode(self, transaction: Transaction, directory: Inode, mode: int) -> int:
         """Take an inode number for something new in ``directory``; OSError (ENOSPC) if there is none."""
@@ -227,12 +239,11 @@ class Allocator:
         _, free_inodes = read_free_counts(superblock, transaction)
         if not free_inodes:
             raise OSError(ENOSPC, "no free inode")
-        # Each group once, in the order of the first mention.
-        groups = dict.fromkeys(self._groups_for_inode(transaction, directory, is_directory))
+        groups = _once_each(self._groups_for_inode(transaction, directory, is_directory))
         for group in self._in_steps(transaction, groups, attrgetter("bg_inode_bitmap")):
             index = self._find_free_inode(transaction, group)
             if index is not None:
-                number = read_group_descriptor(superblock, transaction, group).bg_inode_bitmap
+                number = read_group_places(superblock, transaction, group).bg_inode_bitmap
                 bitmap = Bitmap(transaction.block(number), superblock.s_inodes_per_group)
                 bitmap.set(index, 1)
                 transaction.put(number, bitmap.pack())
@@ -329,6 +340,15 @@ class Allocator:
         log.warning("group %d: its bitmap contradicts its metadata: nothing will be written there", group)
         self._broken.add(group)
         return False
+
+
+def _once_each(groups: Iterable[int]) -> Iterator[int]:
+    """Each group once, in the order of the first mention; not looked for further than needed."""
+    seen: set[int] = set()
+    for group in groups:
+        if group not in seen:
+            seen.add(group)
+            yield group
 
 
 def _least_used(counts: list[GroupCounts]) -> int | None:

@@ -12,7 +12,7 @@ from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
 _LAYOUT = struct.Struct("<IIIHHH14x")
 _COUNTS = struct.Struct("<HHH")  # bg_free_blocks_count bg_free_inodes_count bg_used_dirs_count
 _COUNTS_OFFSET = 12
-_MAX_SOUND_GROUPS = 65536
+_MAX_GROUP_PLACES = 65536
 _COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
 
 
@@ -66,14 +66,19 @@ def read_group_descriptor(superblock: Superblock, blocks: Blocks, group: int) ->
         CorruptFilesystem: its bitmaps or its inode table are not inside the group.
     """
     block = blocks.block(descriptor_block(superblock, group))
-    fields = _LAYOUT.unpack_from(block, group * GROUP_DESCRIPTOR_SIZE % superblock.block_size)
-    descriptor = GroupDescriptor._make(fields)
-    if superblock.sound_groups.get(group) != fields[:3]:
+    descriptor = GroupDescriptor(*_LAYOUT.unpack_from(block, group * GROUP_DESCRIPTOR_SIZE % superblock.block_size))
+    places = superblock.group_places.get(group)
+    if places is None or descriptor[:3] != places[:3]:
         _check_places(superblock, group, descriptor)
-        if len(superblock.sound_groups) >= _MAX_SOUND_GROUPS:
-            superblock.sound_groups.clear()
-        superblock.sound_groups[group] = fields[:3]
+        if len(superblock.group_places) >= _MAX_GROUP_PLACES:
+            superblock.group_places.clear()
+        superblock.group_places[group] = descriptor
     return descriptor
+
+
+def read_group_places(superblock: Superblock, blocks: Blocks, group: int) -> GroupDescriptor:
+    """The same, if it is for where bitmaps and inode table are, which never changes: the counts may be old."""
+    return superblock.group_places.get(group) or read_group_descriptor(superblock, blocks, group)
 
 
 def _check_places(superblock: Superblock, group: int, descriptor: GroupDescriptor) -> None:

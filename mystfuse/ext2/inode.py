@@ -20,7 +20,7 @@ from mystfuse.ext2.constants import (
     EXT4_EXTENTS_FL,
     EXT4_INLINE_DATA_FL,
 )
-from mystfuse.ext2.group import read_group_descriptor
+from mystfuse.ext2.group import read_group_places
 from mystfuse.ext2.superblock import Superblock
 
 INODE_TABLE_AHEAD = 32 * 1024
@@ -258,9 +258,8 @@ def locate_inode(superblock: Superblock, blocks: Blocks, ino: int) -> tuple[int,
     if not 0 < ino <= superblock.s_inodes_count:
         raise CorruptFilesystem(f"inode number {ino} is not between 1 and {superblock.s_inodes_count}")
     group, index = divmod(ino - 1, superblock.s_inodes_per_group)
-    descriptor = read_group_descriptor(superblock, blocks, group)
     position, offset = divmod(index * superblock.s_inode_size, superblock.block_size)
-    return descriptor.bg_inode_table + position, offset
+    return read_group_places(superblock, blocks, group).bg_inode_table + position, offset
 
 
 def read_inode(superblock: Superblock, blocks: Blocks, ino: int, orphans: Container[int] = ()) -> Inode:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
@@ -27,6 +28,9 @@ from mystfuse.ext2.constants import (
     SUPERBLOCK_SIZE,
 )
 from mystfuse.ext2.features import check_supported, feature_names
+
+if TYPE_CHECKING:
+    from mystfuse.ext2.group import GroupDescriptor
 
 GROUP_DESCRIPTOR_SIZE = 32
 
@@ -79,8 +83,8 @@ class Superblock:
     block_size: int
     """Bytes: 1024 << s_log_block_size."""
     features: frozenset[str]
-    sound_groups: dict[int, tuple[int, int, int]] = field(default_factory=dict, repr=False, compare=False)
-    """Where the descriptors of groups that have been looked at say that bitmaps and table are, and rightly so."""
+    group_places: dict[int, GroupDescriptor] = field(default_factory=dict, repr=False, compare=False)
+    """Descriptors as they were when they were found sound: for where bitmaps and inode table are; see ``group``."""
 
     @cached_property
     def size(self) -> int:
