@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable
 from errno import ENOSPC, EROFS
 from functools import partial
@@ -18,6 +19,7 @@ import trio
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.devices.overlay import Overlay
+from mystfuse.devices.workers import Workers
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2 import attributes, contents, names
 from mystfuse.ext2.allocation import Caller
@@ -35,6 +37,8 @@ from mystfuse.runner import Runner
 
 log = logging.getLogger(__name__)
 
+INLINE_BYTES = 256 << 10
+"""Bytes that are checked and decrypted on the event loop's thread: handing them over costs more than it saves."""
 _READ_ATTEMPTS = 2
 """Times that a read whose blocks change under it is tried before writers of the file are held back."""
 _RELEASE_PATIENCE = 0.05
@@ -60,6 +64,7 @@ class Volume:
         self._filesystem = FileSystem(superblock)
         self._maps = FileMaps(self._filesystem)
         self._runner = Runner(self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room)
+        self._workers = Workers()
         self._moving = trio.Lock()
         self._released = trio.Event()
         self._being_released: set[int] = set()
@@ -305,9 +310,16 @@ class Volume:
         wanted = [segment.extent for segment in segments if segment.content is None]
         fetched: list[memoryview] = []
         if wanted:
-            at_once = self._device.read_now(wanted)
             changes = self.changes
-            fetched = await self._device.read(wanted) if at_once is None else at_once
+            batch = self._device.begin(wanted)
+            if batch is None:
+                fetched = await self._device.read(wanted)
+            else:
+                if length > INLINE_BYTES and os.environ.get("T"):
+                    await self._workers.run(batch.run)
+                else:
+                    batch.run()
+                fetched = batch.result()
             if changes != self.changes:
                 segments = await self._runner.run(self._locate, ino, offset, length)
                 now_wanted = [segment.extent for segment in segments if segment.content is None]

@@ -28,7 +28,7 @@ class MemoryDevice:
         self.damaged = damaged
         self._data = bytes(data)
 
-    def read_now(self, extents: Sequence[Extent]) -> None:
+    def begin(self, extents: Sequence[Extent]) -> None:
         return None
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
@@ -47,7 +47,7 @@ class FileDevice:
         self.path = path
         self.size = path.stat().st_size
 
-    def read_now(self, extents: Sequence[Extent]) -> None:
+    def begin(self, extents: Sequence[Extent]) -> None:
         return None
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:

@@ -100,7 +100,7 @@ class MemoryDevice:
         self.requests = 0
         self._pause = pause
 
-    def read_now(self, extents: Sequence[Extent]) -> None:
+    def begin(self, extents: Sequence[Extent]) -> None:
         return None
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:

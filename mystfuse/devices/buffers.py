@@ -1,7 +1,12 @@
-"""Long buffers that are used again: fresh memory would have to be cleared, and paged in, for every request."""
+"""Long buffers that are used again: fresh memory would have to be cleared, and paged in, for every request.
+
+They are whole pages: to 16 bytes behind a page boundary, where malloc puts what is large, AMD's Zen 3 copies at a fifth
+of its speed.
+"""
 
 from __future__ import annotations
 
+import mmap
 from sys import getrefcount
 
 LONG = 64 << 10
@@ -17,7 +22,7 @@ class Buffers:
     """Not for more than one thread."""
 
     def __init__(self) -> None:
-        self._buffers: list[bytearray] = []
+        self._buffers: list[mmap.mmap] = []
 
     def take(self, length: int) -> memoryview:
         """A buffer of ``length`` bytes, whatever they are. It is free again when nothing refers to it, or to a part of
@@ -27,7 +32,7 @@ class Buffers:
         for buffer in self._buffers:
             if getrefcount(buffer) == _REFERENCES_WHEN_FREE:
                 return memoryview(buffer)[:length]
-        buffer = bytearray(_SIZE)
+        buffer = mmap.mmap(-1, _SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if len(self._buffers) < _COUNT:
             self._buffers.append(buffer)
         return memoryview(buffer)[:length]

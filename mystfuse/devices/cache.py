@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from mystfuse.devices.device import Device, Extent, coalesce
+from mystfuse.devices.device import Device, Extent, coalesce, read_now
 
 METADATA_CACHE_BYTES = 32 << 20
 MAX_FETCH = 1 << 20
@@ -49,7 +49,7 @@ class BlockCache:
     def fetch_now(self, numbers: Iterable[int]) -> dict[int, bytes] | None:
         """The same, if the device has the blocks at once; else None."""
         runs = self._runs(numbers)
-        parts = self._device.read_now(runs)
+        parts = read_now(self._device, runs)
         return None if parts is None else self._keep(runs, parts)
 
     def _runs(self, numbers: Iterable[int]) -> list[Extent]:

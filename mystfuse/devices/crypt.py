@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import trio
 
 from mystfuse.crypto.sectors import SECTOR_SIZE, SectorCipher
-from mystfuse.devices.device import Device, Extent
+from mystfuse.devices.buffers import Buffers
+from mystfuse.devices.device import Batch, Complete, Device, Extent
 from mystfuse.errors import ImageReadError
 
 INLINE_BYTES = 128 << 10
@@ -33,6 +34,7 @@ class CryptDevice:
         self._cipher = cipher
         self._payload_offset = payload_offset
         self._sector_size = sector_size
+        self._buffers = Buffers()
         self._threads = trio.CapacityLimiter(_THREADS)
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
@@ -43,20 +45,21 @@ class CryptDevice:
             ImageReadError: the bytes cannot be had, or lie outside the payload.
         """
         wanted = self._sectors(extents)
-        encrypted = await self._verified.read(wanted)
+        batch = self._verified.begin(wanted)
+        if batch is None:
+            batch = Complete(await self._verified.read(wanted))
+        decryption = Decryption(self, extents, wanted, batch)
         if sum(extent.length for extent in wanted) > INLINE_BYTES:
-            plain = await trio.to_thread.run_sync(self._decrypt, wanted, encrypted, limiter=self._threads)
+            await trio.to_thread.run_sync(decryption.run, limiter=self._threads)
         else:
-            plain = self._decrypt(wanted, encrypted)
-        return self._cut(extents, plain)
+            decryption.run()
+        return decryption.result()
 
-    def read_now(self, extents: Sequence[Extent]) -> list[memoryview] | None:
-        """The same, if the device below has it at once and decrypting it does not take long; else None."""
+    def begin(self, extents: Sequence[Extent]) -> Decryption | None:
+        """The same in two steps, if the device below has the bytes at once; else None."""
         wanted = self._sectors(extents)
-        if sum(extent.length for extent in wanted) > INLINE_BYTES:
-            return None
-        encrypted = self._verified.read_now(wanted)
-        return None if encrypted is None else self._cut(extents, self._decrypt(wanted, encrypted))
+        batch = self._verified.begin(wanted)
+        return None if batch is None else Decryption(self, extents, wanted, batch)
 
     def _sectors(self, extents: Sequence[Extent]) -> list[Extent]:
         """The whole sectors that extents lie in, as extents of the device below."""
@@ -69,17 +72,48 @@ class CryptDevice:
             wanted.append(Extent(self._payload_offset + start, end - start))
         return wanted
 
-    def _cut(self, extents: Sequence[Extent], plain: Sequence[bytes | memoryview]) -> list[memoryview]:
-        """The bytes of each extent, out of the sectors that they lie in."""
-        self.bytes_decrypted += sum(map(len, plain))
-        result: list[memoryview] = []
-        for extent, part in zip(extents, plain, strict=True):
-            start = extent.offset % self._sector_size
-            result.append(memoryview(part)[start : start + extent.length])
-        return result
 
-    def _decrypt(self, extents: Sequence[Extent], encrypted: Sequence[memoryview]) -> list[bytes | memoryview]:
+class Decryption:
+    """A ``Batch`` of sectors, once the device below has checked them.
+
+    Args:
+        extents: what is wanted, in bytes of the payload.
+        sectors: the whole sectors that each of them lies in, as extents of the device below.
+        encrypted: their contents.
+    """
+
+    def __init__(
+        self, device: CryptDevice, extents: Sequence[Extent], sectors: Sequence[Extent], encrypted: Batch
+    ) -> None:
+        self._device = device
+        self._extents = extents
+        self._sectors = sectors
+        self._encrypted = encrypted
+        self._plain = [device._buffers.take(extent.length) for extent in sectors]
+        self._is_decrypted = False
+
+    def run(self) -> None:
+        self._encrypted.run()
+        verified = self._encrypted.parts()
+        if verified is None:
+            return
+        for sectors, data, plain in zip(self._sectors, verified, self._plain, strict=True):
+            number = (sectors.offset - self._device._payload_offset) // SECTOR_SIZE
+            self._device._cipher.decrypt_into(data, number, plain)
+        self._is_decrypted = True
+
+    def parts(self) -> list[memoryview] | None:
+        if not self._is_decrypted:
+            return None
+        sector_size = self._device._sector_size
         return [
-            self._cipher.decrypt(data, (extent.offset - self._payload_offset) // SECTOR_SIZE)
-            for extent, data in zip(extents, encrypted, strict=True)
+            plain[(start := extent.offset % sector_size) : start + extent.length]
+            for extent, plain in zip(self._extents, self._plain, strict=True)
         ]
+
+    def result(self) -> list[memoryview]:
+        self._encrypted.result()
+        parts = self.parts()
+        assert parts is not None
+        self._device.bytes_decrypted += sum(map(len, self._plain))
+        return parts

@@ -17,6 +17,42 @@ class Extent(NamedTuple):
         return self.offset + self.length
 
 
+class Batch(Protocol):
+    """Ranges of bytes that have been fetched, and are still to be checked and decrypted."""
+
+    def run(self) -> None:
+        """Do that work. It may be done in any thread; errors wait for ``result``."""
+        ...
+
+    def parts(self) -> list[memoryview] | None:
+        """What ``result`` will return; None if it will raise. After ``run``, in any thread."""
+        ...
+
+    def result(self) -> list[memoryview]:
+        """The bytes of each extent, when ``run`` has come to its end; on the event loop's thread.
+
+        Raises:
+            IntegrityError: the bytes are not what the hash tree says.
+        """
+        ...
+
+
+class Complete:
+    """A ``Batch`` with nothing left to do."""
+
+    def __init__(self, parts: list[memoryview]) -> None:
+        self._parts = parts
+
+    def run(self) -> None:
+        pass
+
+    def parts(self) -> list[memoryview]:
+        return self._parts
+
+    def result(self) -> list[memoryview]:
+        return self._parts
+
+
 class Device(Protocol):
     """Something that returns exact ranges of bytes, or fails."""
 
@@ -32,13 +68,26 @@ class Device(Protocol):
         """
         ...
 
-    def read_now(self, extents: Sequence[Extent]) -> list[memoryview] | None:
-        """The same, if it can be had without waiting for anything; else None. Never blocks.
+    def begin(self, extents: Sequence[Extent]) -> Batch | None:
+        """The same in two steps, if the bytes can be had without waiting for storage; else None. Never blocks.
 
         Raises:
             IntegrityError, ImageReadError: as ``read``.
         """
         ...
+
+
+def read_now(device: Device, extents: Sequence[Extent]) -> list[memoryview] | None:
+    """What ``device.read`` returns, if it can be had without waiting for storage; else None. Never blocks.
+
+    Raises:
+        IntegrityError, ImageReadError: as ``read``.
+    """
+    batch = device.begin(extents)
+    if batch is None:
+        return None
+    batch.run()
+    return batch.result()
 
 
 def coalesce(extents: Iterable[Extent], max_length: int) -> list[Extent]:

@@ -1,6 +1,6 @@
 """The untrusted-reader task: the only code that touches the image while it is mounted.
 
-What the page cache has is read at once (``read_now``): handing it to a task would cost more than reading it. The rest
+What the page cache has is read at once (``begin``): handing it to a task would cost more than reading it. The rest
 reaches the task through a bounded queue. It takes all that are waiting, merges neighbours into long reads, and gives
 them to a few threads, so that a cold or hanging disk never stops the event loop. Nobody believes what either returns
 before ``verity`` has looked at it.
@@ -16,7 +16,7 @@ from functools import partial
 
 import trio
 
-from mystfuse.devices.device import Extent, coalesce
+from mystfuse.devices.device import Complete, Extent, coalesce
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, StorageTimeout
 
@@ -90,7 +90,7 @@ class ImageReader:
             raise request.error
         return [part for part in request.parts if part is not None]
 
-    def read_now(self, extents: Sequence[Extent]) -> list[memoryview] | None:
+    def begin(self, extents: Sequence[Extent]) -> Complete | None:
         """The *unverified* bytes of each extent, if all of them are in the page cache; else None."""
         parts: list[memoryview] = []
         for extent in extents:
@@ -99,7 +99,7 @@ class ImageReader:
                 return None
             parts.append(memoryview(unverified))
             self.bytes_read += extent.length
-        return parts
+        return Complete(parts)
 
     async def run(self) -> None:
         """Serve requests until cancelled; those under way fail then."""

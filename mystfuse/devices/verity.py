@@ -19,7 +19,7 @@ from typing import NoReturn
 import trio
 
 from mystfuse.crypto.hashing import BlockHasher
-from mystfuse.devices.device import Device, Extent, coalesce
+from mystfuse.devices.device import Device, Extent, coalesce, read_now
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 
@@ -86,22 +86,22 @@ class VerityDevice:
             result += _cut(batch, runs, await self._read_runs(runs))
         return result
 
-    def read_now(self, extents: Sequence[Extent]) -> list[memoryview] | None:
-        """The same, if data and the hash blocks on their paths can be had without waiting for storage; else None."""
-        result: list[memoryview] = []
-        for batch, runs in self._batches(extents):
-            held: dict[HashBlockKey, bytes] = {}
-            missing = self._missing(self._parents(runs), held)
-            wanted = [*map(self._hash_block_extent, missing), *runs]
-            unverified = self._unverified.read_now(wanted)
-            if unverified is None:
-                return None
-            _check_lengths(wanted, unverified)
-            self._keep_hash_blocks(missing, unverified, held)
-            data = unverified[len(missing) :]
-            self._check_data(runs, data, held)
-            result += _cut(batch, runs, data)
-        return result
+    def begin(self, extents: Sequence[Extent]) -> Check | None:
+        """The same in two steps, if data and the hash blocks on their paths can be had without waiting for storage;
+        else None. Hash blocks have been checked when it returns, data has not."""
+        batches = self._batches(extents)
+        if len(batches) > 1:
+            return None
+        runs = batches[0][1] if batches else []
+        held: dict[HashBlockKey, bytes] = {}
+        missing = self._missing(self._parents(runs), held)
+        wanted = [*map(self._hash_block_extent, missing), *runs] if missing else runs
+        unverified = read_now(self._unverified, wanted)
+        if unverified is None:
+            return None
+        _check_lengths(wanted, unverified)
+        self._keep_hash_blocks(missing, unverified, held)
+        return Check(self, extents, runs, unverified[len(missing) :], held)
 
     def _batches(self, extents: Sequence[Extent]) -> Sequence[tuple[Sequence[Extent], list[Extent]]]:
         """The extents in order, as many at a time as fill MAX_BATCH with the data and hash blocks they lie in; and the
@@ -143,13 +143,20 @@ class VerityDevice:
     async def _read_runs(self, runs: list[Extent]) -> list[memoryview]:
         """Read and check runs of whole data blocks."""
         hash_blocks, unverified = await self._load(self._parents(runs), runs)
-        self._check_data(runs, unverified, hash_blocks)
+        self._count(runs, self._find_mismatches(runs, unverified, hash_blocks))
         return unverified
 
-    def _check_data(
+    def _find_mismatches(
         self, runs: list[Extent], unverified: Sequence[memoryview], hash_blocks: dict[HashBlockKey, bytes]
-    ) -> None:
-        """Compare runs of data blocks with the *verified* hash blocks that have their digests."""
+    ) -> list[int]:
+        """Compare runs of data blocks with the *verified* hash blocks that have their digests.
+
+        Touches nothing of ours that changes: it may be done in any thread.
+
+        Returns:
+            The numbers of the blocks that have another digest.
+        """
+        mismatches: list[int] = []
         block_size, per_block = self._superblock.data_block_size, self._geometry.digests_per_block
         digest_size = self._superblock.digest_size
         for run, data in zip(runs, unverified, strict=True):
@@ -165,12 +172,17 @@ class VerityDevice:
                 expected: bytes | memoryview = parts[0] if len(parts) == 1 else b"".join(parts)
             else:
                 expected = self._root_hash
-            bad = self._hasher.mismatches(data, block_size, expected)
-            self.blocks_verified += end - first - len(bad)
-            if bad:
-                self.blocks_failed += len(bad)
-                numbers = ", ".join(str(first + index) for index in bad[:8]) + (", ..." if len(bad) > 8 else "")
-                self._fail(f"verity: data block {numbers} ({block_size} bytes each) does not have its digest")
+            mismatches += [first + index for index in self._hasher.mismatches(data, block_size, expected)]
+        return mismatches
+
+    def _count(self, runs: list[Extent], mismatches: list[int]) -> None:
+        """Count what has been checked, and raise IntegrityError if some of it was wrong."""
+        block_size = self._superblock.data_block_size
+        self.blocks_verified += sum([run.length for run in runs]) // block_size - len(mismatches)
+        if mismatches:
+            self.blocks_failed += len(mismatches)
+            numbers = ", ".join(map(str, mismatches[:8])) + (", ..." if len(mismatches) > 8 else "")
+            self._fail(f"verity: data block {numbers} ({block_size} bytes each) does not have its digest")
 
     async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[HashBlockKey, bytes], list[memoryview]]:
         """*Verified* hash blocks, the level-0 ones ``parents`` among them, and the *unverified* bytes of ``runs``,
@@ -278,6 +290,38 @@ class VerityDevice:
         level, index = key
         size = self._superblock.hash_block_size
         return Extent(self._geometry.levels[level].offset + index * size, size)
+
+
+class Check:
+    """A ``Batch`` of data blocks, and the *verified* hash blocks to compare them with."""
+
+    def __init__(
+        self,
+        device: VerityDevice,
+        extents: Sequence[Extent],
+        runs: list[Extent],
+        unverified: list[memoryview],
+        hash_blocks: dict[HashBlockKey, bytes],
+    ) -> None:
+        self._device = device
+        self._extents = extents
+        self._runs = runs
+        self._unverified = unverified
+        self._hash_blocks = hash_blocks
+        self._mismatches: list[int] | None = None
+
+    def run(self) -> None:
+        self._mismatches = self._device._find_mismatches(self._runs, self._unverified, self._hash_blocks)
+
+    def parts(self) -> list[memoryview] | None:
+        if self._mismatches is None or self._mismatches:
+            return None
+        return _cut(self._extents, self._runs, self._unverified)
+
+    def result(self) -> list[memoryview]:
+        assert self._mismatches is not None
+        self._device._count(self._runs, self._mismatches)
+        return _cut(self._extents, self._runs, self._unverified)
 
 
 def _check_lengths(extents: Sequence[Extent], unverified: Sequence[memoryview]) -> None:
