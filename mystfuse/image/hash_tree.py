@@ -10,7 +10,7 @@ from itertools import pairwise
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.errors import MystfuseError
 from mystfuse.formats.verity import TreeGeometry, TreeLevel, VeritySuperblock
-from mystfuse.image.parallel import run_in_order
+from mystfuse.image.parallel import ReadBuffer, run_in_order
 
 CHUNK = 1 << 20
 """Bytes of data hashed at a time."""
@@ -92,8 +92,12 @@ def _data_jobs(fd: int, superblock: VeritySuperblock, hasher: BlockHasher) -> It
     zero_digest = hasher.digest(bytes(block_size))
     chunk = max(CHUNK, block_size)
 
+    buffer = ReadBuffer()
+
     def read_and_hash(position: int, length: int) -> bytes:
-        return hasher.digests(_read_all(fd, length, position), block_size)
+        data = buffer.view(length)
+        _read_all(fd, data, position)
+        return hasher.digests(data, block_size)
 
     next_data = -1
     for position in range(0, superblock.data_size, chunk):
@@ -117,14 +121,12 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
         raise MystfuseError(f"writing the image: {error.strerror}") from error
 
 
-def _read_all(fd: int, length: int, offset: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        part = os.pread(fd, length - len(data), offset + len(data))
-        if not part:
-            raise MystfuseError(f"reading the image back: it ends at byte {offset + len(data)}")
-        data += part
-    return data
+def _read_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.preadv(fd, [data], offset)
+        if not count:
+            raise MystfuseError(f"reading the image back: it ends at byte {offset}")
+        data, offset = data[count:], offset + count
 
 
 def _next_data(fd: int, position: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Thread, local
 from typing import TypeVar
 
 JOBS_A_WORKER = 3
@@ -19,6 +19,20 @@ _GRACE = 1.0
 
 Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple["Future[Result]", Callable[[], Result]] | None]
+
+
+class ReadBuffer:
+    """Memory to read into, for each thread its own, used again and again: fresh memory costs as much as reading."""
+
+    def __init__(self) -> None:
+        self._local = local()
+
+    def view(self, size: int) -> memoryview:
+        """So many bytes, with something in them, until this thread asks again."""
+        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._local.buffer = bytearray(size)
+        return memoryview(buffer)[:size]
 
 
 def run_in_order(jobs: Iterable[Callable[[], Result]]) -> Iterator[Result]:

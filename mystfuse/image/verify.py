@@ -10,11 +10,11 @@ from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError
 from mystfuse.image.open import HashTree
-from mystfuse.image.parallel import run_in_order
+from mystfuse.image.parallel import ReadBuffer, run_in_order
 
-CHUNK = 1 << 20
+CHUNK = 512 << 10
 """Bytes of data read and hashed at a time."""
-JOB = 2 << 20
+JOB = 4 << 20
 """Bytes of data that one thread checks by itself, with the hash blocks above them."""
 _DATA = -1
 """The level below the lowest one of hash blocks."""
@@ -78,6 +78,7 @@ class _Checker:
         self._geometry = tree.geometry
         self._root_hash = root_hash
         self._hasher = BlockHasher(superblock.algorithm, superblock.salt, superblock.hash_type)
+        self._buffer = ReadBuffer()
 
     def jobs(self) -> Iterator[Callable[[], _Checked]]:
         """The whole tree, cut into jobs in the order of the data.
@@ -138,22 +139,33 @@ class _Checker:
 
     def _read_hash_blocks(self, level: int, first: int, count: int, expected: bytes) -> tuple[bytes, list[int]]:
         size = self._superblock.hash_block_size
-        return self._read(self._geometry.levels[level].offset + first * size, size, count, expected)
+        blocks, bad = self._read(self._geometry.levels[level].offset + first * size, size, count, expected)
+        return bytes(blocks), bad
 
-    def _read(self, offset: int, size: int, count: int, expected: bytes) -> tuple[bytes, list[int]]:
-        """Blocks, and which of them are bad; those that cannot be read are zeros, and bad."""
+    def _read(self, offset: int, size: int, count: int, expected: bytes) -> tuple[memoryview, list[int]]:
+        """Blocks, until this thread reads again, and which of them are bad. In the place of those that cannot be read
+        may be anything."""
+        unverified = self._buffer.view(count * size)
         try:
-            unverified = self._source.read(offset, count * size)
+            self._source.read_into(offset, unverified)
         except ImageReadError:
-            if count == 1:
-                return bytes(size), [0]
-            digest_size = self._superblock.digest_size
-            parts = [
-                self._read(offset + index * size, size, 1, expected[index * digest_size : (index + 1) * digest_size])
+            return unverified, [
+                index
                 for index in range(count)
+                if not self._is_good(
+                    offset + index * size, unverified[index * size : (index + 1) * size], expected, index
+                )
             ]
-            return b"".join(part for part, _ in parts), [index for index, (_, bad) in enumerate(parts) if bad]
         return unverified, self._hasher.mismatches(unverified, size, expected)
+
+    def _is_good(self, offset: int, unverified: memoryview, expected: bytes, index: int) -> bool:
+        """Read a single block."""
+        try:
+            self._source.read_into(offset, unverified)
+        except ImageReadError:
+            return False
+        digest_size = self._superblock.digest_size
+        return self._hasher.digest(unverified) == expected[index * digest_size : (index + 1) * digest_size]
 
     def _below(self, level: int, first: int, verified: bytes) -> tuple[int, int, bytes]:
         """The run below the hash blocks ``verified``, which begin with the one numbered ``first``.
