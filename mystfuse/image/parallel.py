@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from collections import deque
@@ -22,16 +23,20 @@ _Queue = SimpleQueue[tuple["Future[Result]", Callable[[], Result]] | None]
 
 
 class ReadBuffer:
-    """Memory to read into, for each thread its own, used again and again: fresh memory costs as much as reading."""
+    """Memory to read into, for each thread its own, used again and again: fresh memory costs as much as reading.
+
+    It is whole pages: to 16 bytes behind a page boundary, where malloc puts what is large, AMD's Zen 3 copies at a fifth
+    of its speed (1.6 instead of 8 GB/s from the page cache).
+    """
 
     def __init__(self) -> None:
         self._local = local()
 
     def view(self, size: int) -> memoryview:
         """So many bytes, with something in them, until this thread asks again."""
-        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        buffer: mmap.mmap | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < size:
-            buffer = self._local.buffer = bytearray(size)
+            buffer = self._local.buffer = mmap.mmap(-1, size)
         return memoryview(buffer)[:size]
 
 
