@@ -16,7 +16,7 @@ from mystfuse.errors import ExitStatus, MystfuseError
 
 COMMANDS = (
     "mount", "umount", "status", "commit", "exec", "package", "run", "mkext2", "fssig", "verify",
-    "ls", "cat", "extract", "tar",
+    "ls", "cat", "extract", "tar", "speed",
 )  # fmt: skip
 ALIASES = {"exec-sgx": "exec", "exec-linux": "exec", "package-sgx": "package"}
 """The names that the original's documentation uses."""
@@ -55,6 +55,14 @@ class _Commands(click.Group):
         return super().parse_args(ctx, args)
 
 
+def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from mystfuse.crypto import kernel
+
+        click.echo(f"mystfuse, version {__version__}\nkernel: {kernel.name()}")
+        ctx.exit()
+
+
 @click.command(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -63,7 +71,14 @@ class _Commands(click.Group):
     "2 usage, 3 not trusted, 4 integrity check failed, 5 wrong or missing key, 6 not an image that can be read, "
     "7 mount failed.",
 )
-@click.version_option(__version__, prog_name="mystfuse")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, and what hashes and decrypts.",
+)
 def cli() -> None:
     """Mount verified EXT2 images, and make, inspect and check them."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mystfuse.errors import UsageError
-from mystfuse.trust.signature import SigningKey
 from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_key, read_small_file
+
+if TYPE_CHECKING:
+    from mystfuse.trust.signature import SigningKey
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,6 +95,9 @@ def read_signing_key(value: str) -> SigningKey:
     public, separator, private = value.partition(":")
     if not separator or not public or not private:
         raise UsageError(f"--sign {value}: must be PUBLIC.pem:PRIVATE.pem")
+    # Only here: cryptography takes long to import.
+    from mystfuse.trust.signature import SigningKey
+
     return SigningKey.from_pem_pair(
         read_small_file(public, "--sign"), read_small_file(private, "--sign"), public, private
     )

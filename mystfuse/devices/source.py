@@ -33,6 +33,14 @@ class Source(Protocol):
         """
         ...
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """The same into memory of the caller, which fills it all.
+
+        Raises:
+            ImageReadError: as for ``read``.
+        """
+        ...
+
     def close(self) -> None: ...
 
 
@@ -88,17 +96,31 @@ class FileSource:
                 # Python retries EINTR itself (PEP 475).
                 part = os.pread(self._fd, missing, offset + length - missing)
             except OSError as error:
-                raise ImageReadError(
-                    f"{self.name}: reading {length} bytes at {offset}: {os.strerror(error.errno or 0)}"
-                ) from error
+                raise self._failed(error, offset, length) from error
             if not part:
-                raise ImageReadError(
-                    f"{self.name}: truncated: it ends at byte {offset + length - missing}, "
-                    f"before byte {offset + length}"
-                )
+                raise self._truncated(offset, length, missing)
             parts.append(part)
             missing -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        length = missing = len(buffer)
+        while missing:
+            try:
+                count = os.preadv(self._fd, [buffer[length - missing :]], offset + length - missing)
+            except OSError as error:
+                raise self._failed(error, offset, length) from error
+            if not count:
+                raise self._truncated(offset, length, missing)
+            missing -= count
+
+    def _failed(self, error: OSError, offset: int, length: int) -> ImageReadError:
+        return ImageReadError(f"{self.name}: reading {length} bytes at {offset}: {os.strerror(error.errno or 0)}")
+
+    def _truncated(self, offset: int, length: int, missing: int) -> ImageReadError:
+        return ImageReadError(
+            f"{self.name}: truncated: it ends at byte {offset + length - missing}, before byte {offset + length}"
+        )
 
     def fileno(self) -> int:
         """The descriptor, which a daemon keeps over its fork."""

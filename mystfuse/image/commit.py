@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher
 from mystfuse.errors import MystfuseError
@@ -17,7 +18,9 @@ from mystfuse.image.keys import Encryption
 from mystfuse.image.luks_format import make_luks_header
 from mystfuse.image.progress import Progress
 from mystfuse.image.seal import VERITY_BLOCK_SIZE, seal, truncate
-from mystfuse.trust.signature import SigningKey
+
+if TYPE_CHECKING:
+    from mystfuse.trust.signature import SigningKey
 
 _CHUNK = 1 << 20
 _HOLE = 64 << 10

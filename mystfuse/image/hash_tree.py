@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.errors import MystfuseError
 from mystfuse.formats.verity import TreeGeometry, TreeLevel, VeritySuperblock
+from mystfuse.image.parallel import ReadBuffer, run_in_order
 
 CHUNK = 1 << 20
 """Bytes of data hashed at a time."""
@@ -73,26 +75,39 @@ def write_tree(
     for level, parent in pairwise(levels):
         level.parent = parent
     write_all(fd, superblock.pack().ljust(superblock.hash_block_size, b"\0"), hash_offset)
+    digests = b""
+    for digests in run_in_order(_data_jobs(fd, superblock, hasher)):
+        if levels:
+            levels[0].add(digests)
+        if advance is not None:
+            advance(len(digests) // superblock.digest_size * superblock.data_block_size)
+    for level in levels:
+        level.finish()
+    return levels[-1].root_hash if levels else digests
+
+
+def _data_jobs(fd: int, superblock: VeritySuperblock, hasher: BlockHasher) -> Iterator[Callable[[], bytes]]:
+    """What gives the digests of the data, a chunk a job."""
     block_size = superblock.data_block_size
     zero_digest = hasher.digest(bytes(block_size))
     chunk = max(CHUNK, block_size)
+
+    buffer = ReadBuffer()
+
+    def read_and_hash(position: int, length: int) -> bytes:
+        data = buffer.view(length)
+        _read_all(fd, data, position)
+        return hasher.digests(data, block_size)
+
     next_data = -1
-    digests = b""
     for position in range(0, superblock.data_size, chunk):
         length = min(chunk, superblock.data_size - position)
         if next_data < position:
             next_data = _next_data(fd, position)
         if next_data >= position + length:
-            digests = zero_digest * (length // block_size)
+            yield partial(bytes.__mul__, zero_digest, length // block_size)
         else:
-            digests = hasher.digests(_read_all(fd, length, position), block_size)
-        if levels:
-            levels[0].add(digests)
-        if advance is not None:
-            advance(length)
-    for level in levels:
-        level.finish()
-    return levels[-1].root_hash if levels else digests
+            yield partial(read_and_hash, position, length)
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:
@@ -106,14 +121,12 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
         raise MystfuseError(f"writing the image: {error.strerror}") from error
 
 
-def _read_all(fd: int, length: int, offset: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        part = os.pread(fd, length - len(data), offset + len(data))
-        if not part:
-            raise MystfuseError(f"reading the image back: it ends at byte {offset + len(data)}")
-        data += part
-    return data
+def _read_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.preadv(fd, [data], offset)
+        if not count:
+            raise MystfuseError(f"reading the image back: it ends at byte {offset}")
+        data, offset = data[count:], offset + count
 
 
 def _next_data(fd: int, position: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2
 from mystfuse.crypto.secret import Secret
 from mystfuse.devices.memory import available_memory
 from mystfuse.errors import MystfuseError, WrongKey
@@ -81,6 +80,9 @@ def derive_key(kdf: Pbkdf2 | Argon2, passphrase: Secret, length: int) -> Secret:
     Raises:
         MystfuseError: it needs more memory than there is.
     """
+    # Only here: cryptography takes long to import.
+    from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2
+
     if isinstance(kdf, Pbkdf2):
         return derive_pbkdf2(kdf.hash_name, passphrase.view, kdf.salt, kdf.iterations, length)
     try:

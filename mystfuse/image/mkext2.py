@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from mystfuse.crypto.sectors import XtsCipher
@@ -28,7 +29,9 @@ from mystfuse.image.luks_format import Random, encrypt_zeros, make_luks_header
 from mystfuse.image.progress import Progress
 from mystfuse.image.seal import SALT_SIZE, VERITY_BLOCK_SIZE, seal, truncate
 from mystfuse.image.source_tree import SourceTree, scan
-from mystfuse.trust.signature import SigningKey
+
+if TYPE_CHECKING:
+    from mystfuse.trust.signature import SigningKey
 
 MIN_SIZE = 8 << 20
 """The original's smallest file system."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from mystfuse.errors import MystfuseError
@@ -12,7 +13,9 @@ from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 from mystfuse.image.atomic_file import AtomicFile, WritableFile
 from mystfuse.image.hash_tree import write_all, write_tree
 from mystfuse.image.progress import Progress
-from mystfuse.trust.signature import SigningKey
+
+if TYPE_CHECKING:
+    from mystfuse.trust.signature import SigningKey
 
 VERITY_BLOCK_SIZE = 4096
 SALT_SIZE = 32

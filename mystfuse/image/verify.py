@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError
 from mystfuse.image.open import HashTree
+from mystfuse.image.parallel import ReadBuffer, run_in_order
 
-CHUNK = 1 << 20
+CHUNK = 512 << 10
+"""Bytes of data read and hashed at a time."""
+JOB = 4 << 20
+"""Bytes of data that one thread checks by itself, with the hash blocks above them."""
+_DATA = -1
+"""The level below the lowest one of hash blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,92 +42,156 @@ def find_damage(
         advance: called with the number of data bytes dealt with since the last call.
     """
     pending: BadRange | None = None
-    for bad in _Checker(source, tree, root_hash, advance or (lambda _: None)).run():
-        if pending and pending.what == bad.what and pending.offset + pending.length == bad.offset:
-            pending = BadRange(pending.what, pending.offset, pending.length + bad.length)
-            continue
-        if pending:
-            yield pending
-        pending = bad
+    for checked in run_in_order(_Checker(source, tree, root_hash).jobs()):
+        for bad in checked.bad:
+            if pending and pending.what == bad.what and pending.offset + pending.length == bad.offset:
+                pending = BadRange(pending.what, pending.offset, pending.length + bad.length)
+                continue
+            if pending:
+                yield pending
+            pending = bad
+        if advance is not None:
+            advance(checked.data_bytes)
     if pending:
         yield pending
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What has come of a job."""
+
+    bad: list[BadRange]
+    data_bytes: int
+
+
 class _Checker:
-    def __init__(self, source: Source, tree: HashTree, root_hash: bytes, advance: Callable[[int], None]) -> None:
+    """Checks runs: consecutive blocks of one level, or of data, and everything below them.
+
+    A run is given by its level, its first block, how many blocks it has, and their digests, joined, from hash blocks
+    that have been verified.
+    """
+
+    def __init__(self, source: Source, tree: HashTree, root_hash: bytes) -> None:
         superblock = tree.superblock
         self._source = source
         self._superblock = superblock
         self._geometry = tree.geometry
         self._root_hash = root_hash
-        self._advance = advance
         self._hasher = BlockHasher(superblock.algorithm, superblock.salt, superblock.hash_type)
+        self._buffer = ReadBuffer()
 
-    def run(self) -> Iterator[BadRange]:
-        levels = self._geometry.levels
-        if not levels:
-            yield from self._check_data(0, 1, self._root_hash)
-        else:
-            yield from self._check_hash_block(len(levels) - 1, 0, self._root_hash)
+    def jobs(self) -> Iterator[Callable[[], _Checked]]:
+        """The whole tree, cut into jobs in the order of the data.
 
-    def _check_hash_block(self, level: int, index: int, expected: bytes) -> Iterator[BadRange]:
-        """Check one hash block, then everything below it. As deep as the tree has levels."""
-        size, per_block = self._superblock.hash_block_size, self._geometry.digests_per_block
-        offset = self._geometry.levels[level].offset + index * size
-        try:
-            unverified = self._source.read(offset, size)
-        except ImageReadError:
-            unverified = b""
-        if not hmac.compare_digest(self._hasher.digest(unverified), expected):
-            yield BadRange(f"hash tree level {level}", offset, size)
-            yield from self._unreachable(level, index)
-            return
-        verified = unverified
-        digest_size = self._geometry.digest_size
-        first = index * per_block
-        if level == 0:
-            count = min(per_block, self._superblock.data_blocks - first)
-            yield from self._check_data(first, count, verified[: count * digest_size])
-            return
-        count = min(per_block, self._geometry.levels[level - 1].blocks - first)
-        for slot in range(count):
-            digest = verified[slot * digest_size : (slot + 1) * digest_size]
-            yield from self._check_hash_block(level - 1, first + slot, digest)
+        Hash blocks with more below them than a job are checked in between, as the jobs are taken.
+        """
+        return self._jobs(len(self._geometry.levels) - 1, 0, 1, self._root_hash)
 
-    def _check_data(self, first: int, count: int, expected: bytes) -> Iterator[BadRange]:
+    def _jobs(self, level: int, first: int, count: int, expected: bytes) -> Iterator[Callable[[], _Checked]]:
+        digest_size = self._superblock.digest_size
+        span = self._span(level)
+        cut_deeper = span > JOB and level > _DATA
+        step = 1 if cut_deeper else max(JOB // span, 1)
+        for start in range(0, count, step):
+            size = min(step, count - start)
+            digests = expected[start * digest_size : (start + size) * digest_size]
+            if not cut_deeper:
+                yield partial(self._check, level, first + start, size, digests)
+                continue
+            verified, bad = self._read_hash_blocks(level, first + start, 1, digests)
+            if bad:
+                found = self._unvouched(level, first + start)
+                yield partial(_Checked, found, self._data_bytes(level, first + start, 1))
+            else:
+                yield from self._jobs(level - 1, *self._below(level, first + start, verified))
+
+    def _check(self, level: int, first: int, count: int, expected: bytes) -> _Checked:
+        return _Checked(self._find_bad(level, first, count, expected), self._data_bytes(level, first, count))
+
+    def _find_bad(self, level: int, first: int, count: int, expected: bytes) -> list[BadRange]:
+        """Check a run. As deep as the tree has levels."""
+        if level == _DATA:
+            return self._find_bad_data(first, count, expected)
+        verified, bad = self._read_hash_blocks(level, first, count, expected)
+        found: list[BadRange] = []
+        size = self._superblock.hash_block_size
+        start = 0
+        # What is below good neighbours is one run too.
+        for index in (*bad, count):
+            if index > start:
+                good = verified[start * size : index * size]
+                found += self._find_bad(level - 1, *self._below(level, first + start, good))
+            if index < count:
+                found += self._unvouched(level, first + index)
+            start = index + 1
+        return found
+
+    def _find_bad_data(self, first: int, count: int, expected: bytes) -> list[BadRange]:
         size, digest_size = self._superblock.data_block_size, self._superblock.digest_size
         step = max(CHUNK // size, 1)
+        found: list[BadRange] = []
         for start in range(0, count, step):
-            blocks = min(step, count - start)
-            offset = (first + start) * size
+            offset, blocks = (first + start) * size, min(step, count - start)
             digests = expected[start * digest_size : (start + blocks) * digest_size]
-            try:
-                bad = self._hasher.mismatches(self._source.read(offset, blocks * size), size, digests)
-            except ImageReadError:
-                bad = self._unreadable(offset, blocks, digests)
-            for index in bad:
-                yield BadRange("data", offset + index * size, size)
-            self._advance(blocks * size)
+            _, bad = self._read(offset, size, blocks, digests)
+            found += (BadRange("data", offset + index * size, size) for index in bad)
+        return found
 
-    def _unreadable(self, offset: int, blocks: int, digests: bytes) -> list[int]:
-        """Which blocks of a range that could not be read in one go are bad, read one by one."""
-        size, digest_size = self._superblock.data_block_size, self._superblock.digest_size
-        bad: list[int] = []
-        for index in range(blocks):
-            try:
-                block = self._source.read(offset + index * size, size)
-            except ImageReadError:
-                bad.append(index)
-                continue
-            if self._hasher.digest(block) != digests[index * digest_size : (index + 1) * digest_size]:
-                bad.append(index)
-        return bad
+    def _read_hash_blocks(self, level: int, first: int, count: int, expected: bytes) -> tuple[bytes, list[int]]:
+        size = self._superblock.hash_block_size
+        blocks, bad = self._read(self._geometry.levels[level].offset + first * size, size, count, expected)
+        return bytes(blocks), bad
 
-    def _unreachable(self, level: int, index: int) -> Iterator[BadRange]:
-        """What a bad hash block leaves without anybody to vouch for it."""
-        span = self._geometry.digests_per_block ** (level + 1)
-        first = index * span
-        count = min(span, self._superblock.data_blocks - first)
-        size = self._superblock.data_block_size
-        yield BadRange("data under a bad hash block", first * size, count * size)
-        self._advance(count * size)
+    def _read(self, offset: int, size: int, count: int, expected: bytes) -> tuple[memoryview, list[int]]:
+        """Blocks, until this thread reads again, and which of them are bad. In the place of those that cannot be read
+        may be anything."""
+        unverified = self._buffer.view(count * size)
+        try:
+            self._source.read_into(offset, unverified)
+        except ImageReadError:
+            return unverified, [
+                index
+                for index in range(count)
+                if not self._is_good(
+                    offset + index * size, unverified[index * size : (index + 1) * size], expected, index
+                )
+            ]
+        return unverified, self._hasher.mismatches(unverified, size, expected)
+
+    def _is_good(self, offset: int, unverified: memoryview, expected: bytes, index: int) -> bool:
+        """Read a single block."""
+        try:
+            self._source.read_into(offset, unverified)
+        except ImageReadError:
+            return False
+        digest_size = self._superblock.digest_size
+        return self._hasher.digest(unverified) == expected[index * digest_size : (index + 1) * digest_size]
+
+    def _below(self, level: int, first: int, verified: bytes) -> tuple[int, int, bytes]:
+        """The run below the hash blocks ``verified``, which begin with the one numbered ``first``.
+
+        Hash blocks are nothing but digests, since both have a power of two of bytes; behind the last digest are zeros.
+        """
+        digest_size = self._superblock.digest_size
+        first *= self._geometry.digests_per_block
+        total = self._geometry.levels[level - 1].blocks if level else self._superblock.data_blocks
+        count = min(len(verified) // digest_size, total - first)
+        return first, count, verified[: count * digest_size]
+
+    def _unvouched(self, level: int, index: int) -> list[BadRange]:
+        """A bad hash block, and what it leaves without anybody to vouch for it."""
+        size = self._superblock.hash_block_size
+        return [
+            BadRange(f"hash tree level {level}", self._geometry.levels[level].offset + index * size, size),
+            BadRange("data under a bad hash block", index * self._span(level), self._data_bytes(level, index, 1)),
+        ]
+
+    def _span(self, level: int) -> int:
+        """Bytes of data below a block of a level, unless they end before."""
+        blocks: int = self._geometry.digests_per_block ** (level + 1)
+        return blocks * self._superblock.data_block_size
+
+    def _data_bytes(self, level: int, first: int, count: int) -> int:
+        """Bytes of data below a run."""
+        span = self._span(level)
+        return min(count * span, self._superblock.data_size - first * span)

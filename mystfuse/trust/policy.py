@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from mystfuse.errors import NotTrusted
 from mystfuse.formats.fssig import Fssig
-from mystfuse.trust.signature import PublicKey
+
+if TYPE_CHECKING:
+    from mystfuse.trust.signature import PublicKey
 
 
 class TrustReason(Enum):

@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.trust.policy import TrustPolicy
-from mystfuse.trust.signature import PublicKey
+
+if TYPE_CHECKING:
+    from mystfuse.trust.signature import PublicKey
 
 TRUST_DIRECTORY = Path("/etc/mystfuse/trust.d")
 MAX_SMALL_FILE = 64 * 1024
@@ -69,7 +72,14 @@ def parse_root_hash(value: str, option: str = "--roothash") -> bytes:
 
 def read_public_key(path: str) -> PublicKey:
     """The public key in a PEM file; UsageError if it is none."""
-    return PublicKey.from_pem(read_small_file(path, "--pubkey"), path)
+    return _parse_public_key(read_small_file(path, "--pubkey"), path)
+
+
+def _parse_public_key(pem: bytes, name: str) -> PublicKey:
+    # Only here: cryptography takes long to import.
+    from mystfuse.trust.signature import PublicKey
+
+    return PublicKey.from_pem(pem, name)
 
 
 def read_small_file(path: str, option: str) -> bytes:
@@ -111,5 +121,5 @@ def read_trust_directory(directory: Path) -> tuple[list[bytes], list[PublicKey]]
                 raise UsageError(f"{path}: not a root hash")
             hashes.append(found)
         elif name.endswith(".pem"):
-            keys.append(PublicKey.from_pem(read_small_file(path, "trusted key"), path))
+            keys.append(_parse_public_key(read_small_file(path, "trusted key"), path))
     return hashes, keys
