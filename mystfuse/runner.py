@@ -61,13 +61,17 @@ class Runner:
         finally:
             self._held.pop(ino).set()
 
+    def blocks(self) -> Blocks:
+        """What is in memory, for one run of an operation that changes nothing."""
+        return Blocks(self._cache.get) if self._written is None else Blocks(self._cache.get, self._written.get)
+
     async def run(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation that changes nothing. It comes to its end, and this returns, without an await between.
 
         Raises:
             OSError, MystfuseError: as the operation does.
         """
-        blocks = Blocks(self._cache.get) if self._written is None else Blocks(self._cache.get, self._written.get)
+        blocks = self.blocks()
         misses: _Misses | None = None
         while True:
             try:

@@ -17,7 +17,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 import trio
 
 from mystfuse.devices.cache import BlockCache
-from mystfuse.devices.device import Device, Extent
+from mystfuse.devices.device import Device, Extent, read_now
 from mystfuse.devices.overlay import Overlay
 from mystfuse.devices.workers import Workers
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
@@ -25,7 +25,7 @@ from mystfuse.ext2 import attributes, contents, names
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.block_map import Run, Stretch
-from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.directory import Entry
 from mystfuse.ext2.filesystem import FileSystem, Statistics
@@ -160,6 +160,20 @@ class Volume:
         if data is None:
             raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
         return data
+
+    def read_now(self, ino: int, longest: int) -> bytes | memoryview | None:
+        """The whole of a regular file of up to ``longest`` bytes, if nobody has to be waited for; else None. Whatever
+        is wrong with it will be found again by who reads it."""
+        maps = self._maps.as_of(self.changes)
+        blocks = self._runner.blocks()
+        try:
+            if maps.inode(blocks, ino).size > longest:
+                return None
+            segments = self._locate(blocks, ino, 0, longest)
+            fetched = read_now(self._device, [segment.extent for segment in segments if segment.content is None])
+        except (BlocksMissing, MystfuseError, OSError):
+            return None
+        return None if fetched is None else _join(segments, fetched)
 
     async def stretch(self, ino: int, offset: int) -> Stretch:
         """Whether a regular file has data or a hole at byte ``offset``, and for how many bytes at least that goes on:
@@ -327,9 +341,7 @@ class Volume:
                 fetched = [part for part in found if part is not None]
                 if len(fetched) < len(now_wanted):
                     return None
-        pieces = iter(fetched)
-        parts = [next(pieces) if segment.content is None else segment.content for segment in segments]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return _join(segments, fetched)
 
     def _locate(self, blocks: Blocks, ino: int, offset: int, length: int) -> list[_Segment]:
         """Where a range of a file is, and a copy of what of it has been written, as of now."""
@@ -380,6 +392,13 @@ class _Segment(NamedTuple):
 
     extent: Extent
     content: bytes | None
+
+
+def _join(segments: list[_Segment], fetched: list[memoryview]) -> bytes | memoryview:
+    """The contents of segments: what was fetched, and what was in memory."""
+    pieces = iter(fetched)
+    parts = [next(pieces) if segment.content is None else segment.content for segment in segments]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _find_part(extent: Extent, wanted: list[Extent], fetched: list[memoryview]) -> memoryview | None:

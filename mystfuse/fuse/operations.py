@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 CACHE_SECONDS = 86400
 ENTRIES_AT_ONCE = 512
 """Directory entries prepared together; what the kernel has no room for is kept for its next request."""
+SMALL_FILE = 64 << 10
+"""Bytes: files up to here are handed to the kernel when they are opened."""
+_MAX_HANDED_OVER = 65536
 _AFTER_DOT, _AFTER_DOTDOT = 1, 2
 """Where a listing stands behind ``.`` and ``..``; other positions are byte offsets, all of them larger."""
 
@@ -129,6 +132,8 @@ class Operations(pyfuse3.Operations):
         """Open files by handle: of the file system, its merged image, or the contents of a control file."""
         self._directories: dict[int, _OpenDirectory] = {}
         self._next_handle = 1
+        self._handed_over: set[int] = set()
+        """Small files that the kernel was given, and has not forgotten since."""
         self._has_warned = False
 
     @property
@@ -161,7 +166,8 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:
             ino = _ext2_ino(number)
-            self._references.forgotten(ino, count)
+            if self._references.forgotten(ino, count):
+                self._handed_over.discard(ino)
             await self._release_unused(ino)
 
     @_handler
@@ -269,6 +275,8 @@ class Operations(pyfuse3.Operations):
                 raise FUSEError(errno.EPERM)
         if flags & os.O_TRUNC:
             await self._volume.set_attributes(ino, AttributeChanges(size=0), caller)
+        if not is_writing:
+            self._hand_over(ino)
         return self._open_file(ino, caller)
 
     @_handler
@@ -489,6 +497,28 @@ class Operations(pyfuse3.Operations):
             groups = caller.groups()
             caller = replace(caller, groups=lambda: groups)
         return FileInfo(fh=self._add(self._files, _OpenFile(ino, caller)), keep_cache=True)
+
+    def _hand_over(self, ino: int) -> None:
+        """Put a small file that is being opened into the kernel's page cache: it will not have to ask for it.
+
+        notify_store waits for pages that are locked, and would wait for ever for those that are locked by a READ, which
+        only this thread answers. A READ belongs to a handle (the kernel holds it until the READ has been answered), so
+        there is none while there is no handle; and for want of a writer no page is dirty. Between looking at both and
+        storing there is no await.
+        """
+        if ino in self._handed_over or self._references.is_open(ino):
+            return
+        content = self._volume.read_now(ino, SMALL_FILE)
+        if not content:
+            return
+        if len(self._handed_over) >= _MAX_HANDED_OVER:
+            self._handed_over.clear()
+        self._handed_over.add(ino)
+        try:
+            pyfuse3.notify_store(ino, 0, content)  # type: ignore[arg-type]  # pyfuse3 takes any buffer
+        except OSError as error:
+            # It asks, then.
+            log.debug("inode %d was not handed over: %s", ino, error)
 
     def _is_control(self, ino: int) -> bool:
         return self._control is not None and self._control.owns(ino)

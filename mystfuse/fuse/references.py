@@ -27,17 +27,19 @@ class References:
             self._in_page[number] += 1
         page[index] += 1
 
-    def forgotten(self, ino: int, count: int) -> None:
-        """The kernel has forgotten ``count`` of those."""
+    def forgotten(self, ino: int, count: int) -> bool:
+        """The kernel has forgotten ``count`` of those. True if it does not know the inode any more."""
         number, index = divmod(ino, _PAGE)
         page = self._pages.get(number)
         if page is None or not page[index]:
-            return
+            return True
         page[index] -= min(count, page[index])
         if not page[index]:
             self._in_page[number] -= 1
             if not self._in_page[number]:
                 del self._in_page[number], self._pages[number]
+            return True
+        return False
 
     def opened(self, ino: int) -> None:
         """A handle of the inode was opened."""
@@ -48,6 +50,10 @@ class References:
         self._open[ino] -= 1
         if not self._open[ino]:
             del self._open[ino]
+
+    def is_open(self, ino: int) -> bool:
+        """Whether there is a handle of the inode."""
+        return ino in self._open
 
     def has(self, ino: int) -> bool:
         """Whether the kernel knows the inode, or has it open."""

@@ -22,6 +22,7 @@ from mystfuse.fuse.mount import mount
 from mystfuse.fuse.mount_table import Mount, find_mount, name_this_process
 from mystfuse.fuse.operations import Operations
 from mystfuse.fuse.options import MountOptions, OnCorruption
+from mystfuse.fuse.read_ahead import raise_read_ahead
 from mystfuse.fuse.unmount import BusyError, unmount
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage
@@ -134,6 +135,8 @@ class Session:
     async def _tell_ready(self, operations: Operations) -> None:
         await operations.ready.wait()
         # init() is called while INIT is handled, without an await; that we run again means that it has been answered.
+        if self._own_mount is not None:
+            raise_read_ahead(self._own_mount.device)
         self._on_ready()
 
     def _tell_ending(self) -> None:
