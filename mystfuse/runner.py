@@ -82,6 +82,23 @@ class Runner:
             blocks.restart()
             await misses.fetch(missing)
 
+    def run_now(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """The same, if all blocks can be had without waiting for storage; else None.
+
+        Raises:
+            OSError, MystfuseError: as the operation does.
+        """
+        blocks = self.blocks()
+        misses = _Misses(self._cache, blocks)
+        while True:
+            try:
+                return operation(blocks, *args, **kwargs)
+            except BlocksMissing as error:
+                missing = error
+            blocks.restart()
+            if not misses.fetch_now(missing):
+                return None
+
     async def change(
         self,
         ino: int,
@@ -145,6 +162,20 @@ class _Misses:
             StorageTimeout: storage does not answer.
             RuntimeError: the operation would never end.
         """
+        if not self.fetch_now(missing):
+            await self._fetch(missing.numbers | missing.ahead)
+        elif missing.progress:
+            # Something long: others get their turn.
+            await trio.lowlevel.checkpoint()
+        self._check_pinned()
+
+    def fetch_now(self, missing: BlocksMissing) -> bool:
+        """Fetch and pin the blocks that the operation missed, if that needs no waiting; False if it does, or one of
+        them cannot be had.
+
+        Raises:
+            RuntimeError: the operation would never end.
+        """
         blocks = self._blocks
         if missing.progress:
             blocks.pinned.clear()
@@ -153,23 +184,17 @@ class _Misses:
         self._runs += 1
         if self._runs > MAX_RUNS or not missing.numbers.isdisjoint(blocks.pinned):
             raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {self._runs}: it cannot end")
-        wanted = missing.numbers | missing.ahead
-        if not self._fetch_now(wanted):
-            await self._fetch(wanted)
-        elif missing.progress:
-            # Something long: others get their turn.
-            await trio.lowlevel.checkpoint()
-        if len(blocks.pinned) * self._cache.block_size > MAX_PINNED_BYTES:
-            raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
-
-    def _fetch_now(self, wanted: frozenset[int]) -> bool:
-        """Fetch what can be had without waiting; False when it cannot, or not all of it."""
         try:
-            fetched = self._cache.fetch_now(wanted)
+            fetched = self._cache.fetch_now(missing.numbers | missing.ahead)
         except (IntegrityError, ImageReadError):
             return False
-        self._blocks.pinned.update(fetched or {})
+        blocks.pinned.update(fetched or {})
+        self._check_pinned()
         return fetched is not None
+
+    def _check_pinned(self) -> None:
+        if len(self._blocks.pinned) * self._cache.block_size > MAX_PINNED_BYTES:
+            raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
 
     async def _fetch(self, wanted: frozenset[int]) -> None:
         """A damaged block must not fail what is fetched along with it: then each is fetched by itself, and those that

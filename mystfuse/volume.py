@@ -25,7 +25,7 @@ from mystfuse.ext2 import attributes, contents, names
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.block_map import Run, Stretch
-from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
+from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.directory import Entry
 from mystfuse.ext2.filesystem import FileSystem, Statistics
@@ -164,14 +164,18 @@ class Volume:
     def read_now(self, ino: int, longest: int) -> bytes | memoryview | None:
         """The whole of a regular file of up to ``longest`` bytes, if nobody has to be waited for; else None. Whatever
         is wrong with it will be found again by who reads it."""
-        maps = self._maps.as_of(self.changes)
-        blocks = self._runner.blocks()
-        try:
-            if maps.inode(blocks, ino).size > longest:
+
+        def locate(blocks: Blocks) -> list[_Segment] | None:
+            if self._maps.as_of(self.changes).inode(blocks, ino).size > longest:
                 return None
-            segments = self._locate(blocks, ino, 0, longest)
+            return self._locate(blocks, ino, 0, longest)
+
+        try:
+            segments = self._runner.run_now(locate)
+            if segments is None:
+                return None
             fetched = read_now(self._device, [segment.extent for segment in segments if segment.content is None])
-        except (BlocksMissing, MystfuseError, OSError):
+        except (MystfuseError, OSError):
             return None
         return None if fetched is None else _join(segments, fetched)
 
