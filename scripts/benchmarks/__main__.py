@@ -103,6 +103,7 @@ def _run(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
 def _measure(bench: Bench, job: Job, progress: Progress) -> Outcome:
     """All rounds of one job, the contenders taking turns. A peer that fails is left out, mystfuse must not."""
     outcome = Outcome(job)
+    start = time.monotonic()
     contenders = {}
     for name, measure in job.measures.items():
         if reason := bench.missing(name):
@@ -126,6 +127,7 @@ def _measure(bench: Bench, job: Job, progress: Progress) -> Outcome:
                     del contenders[name], outcome.readings[name]
             progress.advance(task)
     progress.update(task, visible=False)
+    outcome.seconds = time.monotonic() - start
     return outcome
 
 

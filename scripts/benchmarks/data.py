@@ -14,13 +14,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from benchmarks.reader import MIB, checksum
 from benchmarks.tools import drop_caches, mystfuse_command, run
 
 SEED = 2026
+BLOCK_SIZE = 4096
+"""Bytes; small images would have smaller blocks than large ones."""
 NAMES_A_DIRECTORY = 100
 EVERY_NTH = 5
 """Of a tree's files, which are read."""
@@ -37,15 +39,15 @@ class Sizes:
 
     big: int = 1 << 30
     """The large file."""
-    names: int = 2000
+    names: int = 1000
     """Small files beside it, for first look-ups."""
     tree: int = 50_000
     """Entries of the tree, directories included."""
-    untarred: int = 10_000
-    """Entries of the archive, about."""
+    untarred: int = 5000
+    """Files of the archive, about."""
     created: int = 20_000
     written: int = 1 << 30
-    random_reads: int = 5000
+    random_reads: int = 2000
     mounts: int = 10
     large_image: int = 64 << 30
     rounds: int = 3
@@ -56,12 +58,12 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     big=256 << 20,
-    names=500,
+    names=300,
     tree=6000,
-    untarred=1500,
-    created=1500,
+    untarred=500,
+    created=1000,
     written=256 << 20,
-    random_reads=1000,
+    random_reads=500,
     mounts=3,
     rounds=1,
 )
@@ -136,15 +138,14 @@ class Store:
 
     def empty(self) -> Item:
         """An image with nothing in it but room to write."""
-        room = self.sizes.written + self.sizes.written // 4 + self.sizes.created * 8192 + (32 << 20)
-        return self._make("empty", {"free": room}, self._make_empty)
+        return self._make("empty", {"size": self._room()}, self._make_empty)
 
     def sparse(self) -> Item:
         """Two images with next to nothing in them: ``small`` of 64 MiB, and ``large``."""
         return self._make("sparse", {"large": self.sizes.large_image}, self._make_sparse)
 
     def _make(self, name: str, recipe: dict[str, int], build: Callable[[Path, Any], None]) -> Item:
-        recipe = {"version": 1, "seed": SEED, **recipe}
+        recipe = {"version": 3, "seed": SEED, **recipe}
         stamp = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
         directory = self.work / f"{name}-{stamp}"
         facts_file = directory / "facts.json"
@@ -191,25 +192,30 @@ class Store:
 
     def _make_tree(self, directory: Path, facts: dict[str, Any]) -> None:
         source = directory / "source"
-        paths = [f"tree/{d:04}/{n:04}" for d, n in _grid(self.sizes.tree - self.sizes.tree // (NAMES_A_DIRECTORY + 1))]
+        paths = tree_paths(self.sizes.tree)
         sizes = make_files(source, paths, "tree")
         _describe(directory, sizes)
-        facts["entries"] = len(sizes) + len({os.path.dirname(path) for path in sizes})
+        facts["entries"] = len(sizes) + len(_parents(paths)) - 1
         facts["bytes"] = sum(sizes.values())
         _list(directory / "files.list", source, paths[::EVERY_NTH], facts, "files")
-        in_tar = paths[: self.sizes.untarred // NAMES_A_DIRECTORY * NAMES_A_DIRECTORY]
+        in_tar = paths[:: len(paths) // self.sizes.untarred]
         _list(directory / "tar.list", source, in_tar, facts, "tar")
-        parents = sorted({os.path.dirname(path) for path in in_tar})
-        facts["tar_entries"] = len(in_tar) + len(parents) + 1
-        run("tar", "-cf", directory / "part.tar", "--no-recursion", "-C", source, "tree", *parents, *in_tar)
+        contents = sorted([*_parents(in_tar), *in_tar])
+        facts["tar_entries"] = len(contents)
+        names = directory / "contents.list"
+        names.write_text("\n".join(contents))
+        run("tar", "-cf", directory / "part.tar", "--no-recursion", "-C", source, "-T", names)
         facts["image"] = make_image(source, directory / "image.img")
         shutil.rmtree(source)
 
     def _make_empty(self, directory: Path, facts: dict[str, Any]) -> None:
         (directory / "source").mkdir()
         _describe(directory, {})
-        room = self.sizes.written + self.sizes.written // 4 + self.sizes.created * 8192 + (32 << 20)
-        facts["image"] = make_image(directory / "source", directory / "image.img", "--free", str(room))
+        facts["image"] = make_image(directory / "source", directory / "image.img", "--size", str(self._room()))
+
+    def _room(self) -> int:
+        """Bytes of a file system that all that is written fits into, inodes included."""
+        return self.sizes.written * 3 // 2 + (self.sizes.created + self.sizes.untarred) * 16384 + (64 << 20)
 
     def _make_sparse(self, directory: Path, facts: dict[str, Any]) -> None:
         source = directory / "source"
@@ -226,7 +232,7 @@ def recipes(sizes: Sizes) -> dict[str, int]:
 
 def make_image(source: Path, image: Path, *options: str) -> dict[str, Any]:
     """Make an image of a directory; returns its hash offset and root hash."""
-    run(*mystfuse_command(), "mkext2", "--force", *options, source, image)
+    run(*mystfuse_command(), "mkext2", "--force", f"--block-size={BLOCK_SIZE}", *options, source, image)
     image.chmod(0o644)
     found = json.loads(run(*mystfuse_command(), "fssig", "--json", image))
     return {"hash_offset": found["hash_offset"], "root_hash": found["root_hash"]}
@@ -253,6 +259,32 @@ def make_files(root: Path, paths: list[str], seed: str) -> dict[str, int]:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(generator.randbytes(sizes[path]))
     return sizes
+
+
+def tree_paths(entries: int) -> list[str]:
+    """Files of a tree like /usr, together with its directories about ``entries``: nine to a directory, though a few
+    directories have thousands and most have two or three, and several deep."""
+    generator = random.Random(f"{SEED} paths")
+    directories = ["tree"]
+    for index in range(1, entries // 10):
+        # Rather in one of the first than in one of the last.
+        parent = directories[int(index * generator.random() ** 1.5)]
+        directories.append(f"{parent}/{_name(generator)}")
+    files = {
+        f"{directories[int(len(directories) * generator.random() ** 3)]}/{_name(generator)}.x"
+        for _ in range(entries - len(directories))
+    }
+    return sorted(files)
+
+
+def _name(generator: random.Random) -> str:
+    """10 to 26 characters, so that none comes twice."""
+    return generator.randbytes(generator.randint(5, 13)).hex()
+
+
+def _parents(paths: list[str]) -> set[str]:
+    """All directories on the way to some files."""
+    return {str(parent) for path in paths for parent in PurePosixPath(path).parents if str(parent) != "."}
 
 
 def clean(work: Path) -> None:

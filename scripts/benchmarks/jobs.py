@@ -293,7 +293,7 @@ JOBS: tuple[Job, ...] = (
         "memory",
         "resident memory after reading",
         "MiB",
-        _on("mystfuse fuse2fs floor", memory),
+        _on("mystfuse floor", memory),
         (Mark(100),),
         once=True,
     ),

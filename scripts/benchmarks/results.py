@@ -48,6 +48,8 @@ class Outcome:
     job: Job
     readings: dict[str, list[float]] = field(default_factory=dict)
     """By contender, in the job's unit."""
+    seconds: float = 0.0
+    """What it took altogether."""
 
     def median(self, contender: str) -> float | None:
         values = self.readings.get(contender)
@@ -72,6 +74,7 @@ class Outcome:
             "name": self.job.name,
             "title": self.job.title,
             "unit": self.job.unit,
+            "seconds": round(self.seconds, 1),
             "readings": self.readings,
             "medians": {name: self.median(name) for name in self.readings},
             "ratios": {name: self.ratio(name) for name in self.readings if name != SUBJECT},
