@@ -8,18 +8,20 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine
-from benchmarks.bench import Bench, open_scratch
+from benchmarks.bench import Bench, alone_in, open_scratch
 from benchmarks.data import FULL, QUICK, TINY, Store, clean, recipes
 from benchmarks.jobs import JOBS, Job, choose
 from benchmarks.picture import draw
-from benchmarks.results import SUBJECT, Outcome, print_table
+from benchmarks.plots import draw_plots
+from benchmarks.results import SUBJECT, Outcome, number, print_table
+from benchmarks.scaling import Plot, Scaling
 from benchmarks.tools import BenchmarkError, LeftOut, WrongResult
 
 DEFAULT_WORK = Path("/var/tmp/mystfuse-bench")
@@ -40,10 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{job.name:18}{job.title}, {job.unit}: {', '.join(job.measures)}")
         return 0
     try:
-        if options.clean:
-            clean(options.work)
+        if options.clean and not options.work.is_dir():
             return 0
-        return _run(options, jobs)
+        with alone_in(options.work, lambda text: print(text, file=sys.stderr)):
+            if options.clean:
+                clean(options.work)
+                return 0
+            return _run(options, jobs)
+    except OSError as error:
+        return _fail(str(error), 1)
     except BenchmarkError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
@@ -62,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the jobs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all readings here")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the table here")
+    parser.add_argument("--scaling", action="store_true", help="instead: how it scales, up to files of 8 GiB")
+    parser.add_argument("--scaling-svg", type=Path, metavar="FILE", help="draw that here")
     parser.add_argument("--work", type=Path, metavar="DIR", default=DEFAULT_WORK, help=f"data (default {DEFAULT_WORK})")
     parser.add_argument("--clean", action="store_true", help="remove the data, and end")
     return parser
@@ -77,9 +86,15 @@ def _run(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
         console.print(f"{name:12}{value}", highlight=False, markup=False)
     start = time.monotonic()
     with open_scratch(options.work) as scratch, _progress() as progress:
-        store = Store(options.work, sizes, lambda text: progress.console.print(text, markup=False, highlight=False))
-        bench = Bench(store, scratch)
+
+        def say(text: str) -> None:
+            progress.console.print(text, markup=False, highlight=False)
+
+        bench = Bench(Store(options.work, sizes, say), scratch)
         bench.match_read_ahead()
+        if options.scaling or options.scaling_svg:
+            plots = Scaling(options.work, sizes, scratch, say, divisor=256 if options.tiny else 1).measure()
+            return _report_scaling(options, facts, console, plots)
         outcomes = [_measure(bench, job, progress) for job in jobs]
     console.print()
     print_table(console, outcomes)
@@ -95,9 +110,26 @@ def _run(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
         }
         options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if options.svg:
-        words = f"{facts['CPU']}, {facts['cores']} cores, Linux {facts['kernel']}, {facts['date']}"
-        options.svg.write_text(draw(outcomes, words))
+        options.svg.write_text(draw(outcomes, _subtitle(facts)))
     return 0
+
+
+def _report_scaling(options: argparse.Namespace, facts: dict[str, str], console: Console, plots: Sequence[Plot]) -> int:
+    for plot in plots:
+        console.print(f"\n{plot.title}: {plot.y_label} by {plot.x_label}", highlight=False)
+        for name, points in plot.lines.items():
+            figures = ", ".join(f"{number(x)}: {number(y)}" for x, y in points)
+            console.print(f"  {name:12}{figures}", highlight=False)
+    if options.json:
+        document = {"machine": facts, "plots": [asdict(plot) for plot in plots]}
+        options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    if options.scaling_svg:
+        options.scaling_svg.write_text(draw_plots(plots, _subtitle(facts)))
+    return 0
+
+
+def _subtitle(facts: dict[str, str]) -> str:
+    return f"{facts['CPU']}, {facts['cores']} cores, Linux {facts['kernel']}, {facts['date']}"
 
 
 def _measure(bench: Bench, job: Job, progress: Progress) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.data import Image, Sizes, Store
+from benchmarks.data import Image, Say, Sizes, Store
 from benchmarks.peers import PEERS, Floor, Mounted, Mystfuse, Peer
 from benchmarks.reader import MIB, Result, checksum
 from benchmarks.tools import StrPath, WrongResult, drop_caches, is_installed, read_into_page_cache, run, run_reader
@@ -112,9 +113,21 @@ def check(what: str, result: Result, expected: Result) -> None:
 
 
 @contextmanager
+def alone_in(work: Path, say: Say) -> Iterator[None]:
+    """Waits for another run with the same data: they would spoil each other's figures."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another benchmark that uses {work}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def open_scratch(work: Path) -> Iterator[Path]:
     """A directory for the time of a run, which other users can get at."""
-    work.mkdir(parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix=".scratch-", dir=work)).resolve()
     try:
         os.chmod(path, 0o755)

@@ -6,6 +6,7 @@ recipes are left alone until ``--clean``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 from benchmarks.reader import MIB, checksum
 from benchmarks.tools import drop_caches, mystfuse_command, run
 
+GIB = 1 << 30
 SEED = 2026
 BLOCK_SIZE = 4096
 """Bytes; small images would have smaller blocks than large ones."""
@@ -30,7 +32,7 @@ MEAN_SIZE = 6000
 """Bytes, of the files of a tree; their sizes are exponentially distributed."""
 MAX_SIZE = 256 << 10
 Say = Callable[[str], None]
-_NAMES = ("big", "secret", "tree", "empty", "sparse", "scratch")
+_NAMES = ("big", "secret", "tree", "empty", "sparse", "flat", "scratch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,10 @@ class Store:
         """Two images with next to nothing in them: ``small`` of 64 MiB, and ``large``."""
         return self._make("sparse", {"large": self.sizes.large_image}, self._make_sparse)
 
+    def flat(self, count: int) -> Item:
+        """An image with a directory ``flat`` of so many names; a hundred of them in ``looked-up.list``."""
+        return self._make("flat", {"flat": count}, functools.partial(self._make_flat, count))
+
     def _make(self, name: str, recipe: dict[str, int], build: Callable[[Path, Any], None]) -> Item:
         recipe = {"version": 3, "seed": SEED, **recipe}
         stamp = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
@@ -208,6 +214,17 @@ class Store:
         facts["image"] = make_image(source, directory / "image.img")
         shutil.rmtree(source)
 
+    def _make_flat(self, count: int, directory: Path, facts: dict[str, Any]) -> None:
+        source = directory / "source"
+        generator = random.Random(f"{SEED} flat")
+        sizes = make_files(source, [f"flat/{_name(generator)}" for _ in range(count)], "flat", mean=16)
+        _describe(directory, sizes)
+        looked_up = generator.sample(sorted(sizes), min(count, 100))
+        (directory / "looked-up.list").write_text("\n".join(looked_up))
+        facts["looked_up_bytes"] = sum(sizes[path] for path in looked_up)
+        facts["image"] = make_image(source, directory / "image.img")
+        shutil.rmtree(source)
+
     def _make_empty(self, directory: Path, facts: dict[str, Any]) -> None:
         (directory / "source").mkdir()
         _describe(directory, {})
@@ -250,12 +267,12 @@ def write_random(path: Path, size: int, seed: str) -> int:
     return crc
 
 
-def make_files(root: Path, paths: list[str], seed: str) -> dict[str, int]:
-    """Make small files; returns their sizes in bytes."""
+def make_files(root: Path, paths: list[str], seed: str, mean: int = MEAN_SIZE) -> dict[str, int]:
+    """Make small files of ``mean`` bytes on average; returns their sizes in bytes."""
     generator = random.Random(f"{SEED} {seed}")
     sizes: dict[str, int] = {}
     for path in paths:
-        sizes[path] = min(1 + int(generator.expovariate(1 / MEAN_SIZE)), MAX_SIZE)
+        sizes[path] = min(1 + int(generator.expovariate(1 / mean)), MAX_SIZE)
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(generator.randbytes(sizes[path]))
     return sizes
@@ -289,11 +306,10 @@ def _parents(paths: list[str]) -> set[str]:
 
 def clean(work: Path) -> None:
     """Remove what was made in ``work``, and nothing else."""
-    if not work.is_dir():
-        return
     for entry in work.iterdir():
         if (entry / "facts.json").exists() or entry.name.startswith(tuple(f".{name}-" for name in _NAMES)):
             shutil.rmtree(entry)
+    (work / "lock").unlink(missing_ok=True)
     if not any(work.iterdir()):
         work.rmdir()
 

@@ -111,14 +111,20 @@ class Mystfuse(Peer):
 
     @contextmanager
     def _mount(self, image: Image, mountpoint: Path, writable: bool, ordinary: bool) -> Iterator[int | None]:
+        pid: int | None = None
         try:
             # For writing always: that is how it is used, and reading must not gain from its absence.
             start = time.perf_counter()
             run(*self.command(image, mountpoint), ordinary=ordinary)
             self.seconds_to_mount = time.perf_counter() - start
-            yield _daemon_of(mountpoint)
+            pid = _daemon_of(mountpoint)
+            yield pid
         finally:
             _end_mystfuse(mountpoint)
+            if pid is not None:
+                # As the first process of a name space we are its parent.
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
 
 
 class Fuse2fs(Peer):

@@ -14,7 +14,7 @@ BAR_WIDTH = 400
 MOST = 2.5
 """Times its mark that the longest bar stands for; longer ones are cut off there."""
 ROW = 26
-HEAD = 74
+HEAD = 84
 REACHED, MISSED, TEXT, FAINT = "#2f7d4f", "#b5482f", "#1b1f24", "#c9ced6"
 FONT = "font-family='DejaVu Sans, Helvetica, Arial, sans-serif'"
 
@@ -50,7 +50,7 @@ def draw(outcomes: Iterable[Outcome], subtitle: str) -> str:
     """Bars: how mystfuse's figures stand to their marks. The line at 1 is the mark."""
     parts = [
         text(16, 28, "mystfuse against its marks", 18),
-        text(16, 48, subtitle, 12),
+        text(16, 48, f"A bar that passes the line has reached its mark. {subtitle}", 12),
     ]
     y = HEAD
     for outcome in outcomes:

@@ -167,6 +167,14 @@ def stream(path: str) -> Result:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def stats(root: str, list_file: str) -> Result:
+    """Look up each of the files that are listed."""
+    paths = [f"{root}/{line}" for line in Path(list_file).read_text().splitlines()]
+    start = time.perf_counter()
+    sizes = sum(os.lstat(path).st_size for path in paths)
+    return {"seconds": time.perf_counter() - start, "files": len(paths), "bytes": sizes}
+
+
 def lookups(root: str, list_file: str, streamed: str) -> Result:
     """Look up names that the kernel does not know yet while another process reads a file at full speed.
 
@@ -209,6 +217,7 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "created": created,
     "untar": untar,
     "stream": stream,
+    "stats": stats,
     "lookups": lookups,
 }
 
