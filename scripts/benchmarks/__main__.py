@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -135,6 +136,9 @@ def _subtitle(facts: dict[str, str]) -> str:
 def _measure(bench: Bench, job: Job, progress: Progress) -> Outcome:
     """All rounds of one job, the contenders taking turns. A peer that fails is left out, mystfuse must not."""
     outcome = Outcome(job)
+    if job.needs_root and os.getuid():
+        bench.note(f"{job.name} is left out: needs root")
+        return outcome
     start = time.monotonic()
     contenders = {}
     for name, measure in job.measures.items():

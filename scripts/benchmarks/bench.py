@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.data import Image, Say, Sizes, Store
+from benchmarks.data import Image, Say, Sizes, Store, remove_unfinished
 from benchmarks.peers import PEERS, Floor, Mounted, Mystfuse, Peer
 from benchmarks.reader import MIB, Result, checksum
 from benchmarks.tools import StrPath, WrongResult, drop_caches, is_installed, read_into_page_cache, run, run_reader
@@ -114,7 +114,8 @@ def check(what: str, result: Result, expected: Result) -> None:
 
 @contextmanager
 def alone_in(work: Path, say: Say) -> Iterator[None]:
-    """Waits for another run with the same data: they would spoil each other's figures."""
+    """Waits for another run with the same data: they would spoil each other's figures. Removes what one that was killed
+    has left."""
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
@@ -122,6 +123,7 @@ def alone_in(work: Path, say: Say) -> Iterator[None]:
         except BlockingIOError:
             say(f"waiting for another benchmark that uses {work}")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_unfinished(work)
         yield
 
 

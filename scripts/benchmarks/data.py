@@ -304,10 +304,18 @@ def _parents(paths: list[str]) -> set[str]:
     return {str(parent) for path in paths for parent in PurePosixPath(path).parents if str(parent) != "."}
 
 
+def remove_unfinished(work: Path) -> None:
+    """Remove what a run that was killed was just making."""
+    for entry in work.iterdir():
+        if entry.name.startswith(tuple(f".{name}-" for name in _NAMES)):
+            shutil.rmtree(entry)
+
+
 def clean(work: Path) -> None:
     """Remove what was made in ``work``, and nothing else."""
+    remove_unfinished(work)
     for entry in work.iterdir():
-        if (entry / "facts.json").exists() or entry.name.startswith(tuple(f".{name}-" for name in _NAMES)):
+        if (entry / "facts.json").exists():
             shutil.rmtree(entry)
     (work / "lock").unlink(missing_ok=True)
     if not any(work.iterdir()):

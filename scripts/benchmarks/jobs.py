@@ -44,6 +44,7 @@ class Job:
     """The field of ``Sizes`` that says how many readings are taken, whatever the rounds."""
     once: bool = False
     """One reading is enough."""
+    needs_root: bool = False
 
 
 def _on(names: str, measure: Callable[[Bench, str], float]) -> dict[str, Measure]:
@@ -176,6 +177,7 @@ JOBS: tuple[Job, ...] = (
         "MB/s",
         _on(ALL, read_big) | {"openssl": tool_jobs.openssl_speed},
         (Mark(2, "fuse2fs"), Mark(0.6, "openssl"), Mark(0.75, "openssl", aim=True)),
+        needs_root=True,
     ),
     Job(
         "read-user",
