@@ -68,6 +68,7 @@ QUICK = Sizes(
     random_reads=500,
     mounts=3,
     rounds=1,
+    memory_passes=2,
 )
 TINY = Sizes(
     big=4 * MIB,
