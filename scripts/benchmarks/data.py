@@ -1,0 +1,338 @@
+"""The files that are measured: made once, from a seed, and kept for the next time.
+
+Each ``Item`` is a directory whose name ends in a hash of its recipe, with its facts in ``facts.json``. Items of other
+recipes are left alone until ``--clean``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from benchmarks.reader import MIB, checksum
+from benchmarks.tools import drop_caches, mystfuse_command, run
+
+GIB = 1 << 30
+SEED = 2026
+BLOCK_SIZE = 4096
+"""Bytes; small images would have smaller blocks than large ones."""
+NAMES_A_DIRECTORY = 100
+EVERY_NTH = 5
+"""Of a tree's files, which are read."""
+MEAN_SIZE = 6000
+"""Bytes, of the files of a tree; their sizes are exponentially distributed."""
+MAX_SIZE = 256 << 10
+Say = Callable[[str], None]
+_NAMES = ("big", "secret", "tree", "empty", "sparse", "flat", "scratch")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured. Sizes are bytes."""
+
+    big: int = 1 << 30
+    """The large file."""
+    names: int = 1000
+    """Small files beside it, for first look-ups."""
+    tree: int = 50_000
+    """Entries of the tree, directories included."""
+    untarred: int = 5000
+    """Files of the archive, about."""
+    created: int = 20_000
+    written: int = 1 << 30
+    random_reads: int = 2000
+    mounts: int = 10
+    large_image: int = 64 << 30
+    rounds: int = 3
+    memory_passes: int = 4
+    """How often the large file is read before memory is looked at."""
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    big=256 << 20,
+    names=300,
+    tree=6000,
+    untarred=500,
+    created=1000,
+    written=256 << 20,
+    random_reads=500,
+    mounts=3,
+    rounds=1,
+    memory_passes=2,
+)
+TINY = Sizes(
+    big=4 * MIB,
+    names=100,
+    tree=300,
+    untarred=100,
+    created=50,
+    written=4 * MIB,
+    random_reads=50,
+    mounts=2,
+    large_image=1 << 30,
+    rounds=1,
+    memory_passes=1,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that mystfuse made, and what is in it."""
+
+    path: Path
+    contents: Path
+    """JSON: bytes of each file by path, for ``floor``."""
+    hash_offset: int
+    """Bytes of the file system (or of its ciphertext) before the hash tree."""
+    root_hash: str
+    key: Path | None = None
+    passphrase: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    directory: Path
+    facts: dict[str, Any]
+
+    def image(self, name: str = "image") -> Image:
+        """The image ``name``.img of this item."""
+        found = self.facts[name]
+        secret = self.directory / "key"
+        return Image(
+            self.directory / f"{name}.img",
+            self.directory / "contents.json",
+            found["hash_offset"],
+            found["root_hash"],
+            secret if secret.exists() else None,
+            self.directory / "passphrase" if secret.exists() else None,
+        )
+
+
+class Store:
+    """The items, each made when it is first asked for."""
+
+    def __init__(self, work: Path, sizes: Sizes, say: Say) -> None:
+        self.work = work
+        self.sizes = sizes
+        self._say = say
+
+    def big(self) -> Item:
+        """A directory ``source`` with a large file ``big`` and small ones in ``names`` (``names.list``); its image."""
+        return self._make("big", {"big": self.sizes.big, "names": self.sizes.names}, self._make_big)
+
+    def secret(self) -> Item:
+        """The image of the same directory, encrypted."""
+        return self._make("secret", {"big": self.sizes.big, "names": self.sizes.names}, self._make_secret)
+
+    def tree(self) -> Item:
+        """An image with a directory ``tree`` of many small files; every nth in ``files.list``; ``part.tar`` and what is
+        in it (``tar.list``)."""
+        return self._make("tree", {"tree": self.sizes.tree, "untarred": self.sizes.untarred}, self._make_tree)
+
+    def empty(self) -> Item:
+        """An image with nothing in it but room to write."""
+        return self._make("empty", {"size": self._room()}, self._make_empty)
+
+    def sparse(self) -> Item:
+        """Two images with next to nothing in them: ``small`` of 64 MiB, and ``large``."""
+        return self._make("sparse", {"large": self.sizes.large_image}, self._make_sparse)
+
+    def flat(self, count: int) -> Item:
+        """An image with a directory ``flat`` of so many names; a hundred of them in ``looked-up.list``."""
+        return self._make("flat", {"flat": count}, functools.partial(self._make_flat, count))
+
+    def _make(self, name: str, recipe: dict[str, int], build: Callable[[Path, Any], None]) -> Item:
+        recipe = {"version": 3, "seed": SEED, **recipe}
+        stamp = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
+        directory = self.work / f"{name}-{stamp}"
+        facts_file = directory / "facts.json"
+        if not facts_file.exists():
+            self._say(f"making {directory}")
+            self.work.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.work))
+            try:
+                unfinished.chmod(0o755)
+                facts: dict[str, Any] = {}
+                build(unfinished, facts)
+                (unfinished / "facts.json").write_text(json.dumps(facts, indent=1))
+                shutil.rmtree(directory, ignore_errors=True)
+                unfinished.rename(directory)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            os.sync()
+            drop_caches()
+        return Item(directory, json.loads(facts_file.read_text()))
+
+    def _make_big(self, directory: Path, facts: dict[str, Any]) -> None:
+        source = directory / "source"
+        source.mkdir()
+        facts["crc"] = write_random(source / "big", self.sizes.big, "big")
+        sizes = {"big": self.sizes.big}
+        names = make_files(source, [f"names/{d:03}/{n:04}" for d, n in _grid(self.sizes.names)], "names")
+        _describe(directory, sizes | names)
+        (directory / "names.list").write_text("\n".join(names))
+        facts["names_bytes"] = sum(names.values())
+        facts["image"] = make_image(source, directory / "image.img")
+
+    def _make_secret(self, directory: Path, facts: dict[str, Any]) -> None:
+        big = self.big()
+        shutil.copy(big.directory / "contents.json", directory)
+        generator = random.Random("key")
+        (directory / "key").write_bytes(generator.randbytes(64))
+        (directory / "passphrase").write_text(generator.randbytes(12).hex())
+        for name in ("key", "passphrase"):
+            # It protects nothing, and an ordinary user reads it too.
+            (directory / name).chmod(0o644)
+        options = ["--encrypt", str(directory / "key"), "--passphrase-file", str(directory / "passphrase")]
+        facts["crc"] = big.facts["crc"]
+        facts["image"] = make_image(big.directory / "source", directory / "image.img", *options)
+
+    def _make_tree(self, directory: Path, facts: dict[str, Any]) -> None:
+        source = directory / "source"
+        paths = tree_paths(self.sizes.tree)
+        sizes = make_files(source, paths, "tree")
+        _describe(directory, sizes)
+        facts["entries"] = len(sizes) + len(_parents(paths)) - 1
+        facts["bytes"] = sum(sizes.values())
+        _list(directory / "files.list", source, paths[::EVERY_NTH], facts, "files")
+        in_tar = paths[:: len(paths) // self.sizes.untarred]
+        _list(directory / "tar.list", source, in_tar, facts, "tar")
+        contents = sorted([*_parents(in_tar), *in_tar])
+        facts["tar_entries"] = len(contents)
+        names = directory / "contents.list"
+        names.write_text("\n".join(contents))
+        run("tar", "-cf", directory / "part.tar", "--no-recursion", "-C", source, "-T", names)
+        facts["image"] = make_image(source, directory / "image.img")
+        shutil.rmtree(source)
+
+    def _make_flat(self, count: int, directory: Path, facts: dict[str, Any]) -> None:
+        source = directory / "source"
+        generator = random.Random(f"{SEED} flat")
+        sizes = make_files(source, [f"flat/{_name(generator)}" for _ in range(count)], "flat", mean=16)
+        _describe(directory, sizes)
+        looked_up = generator.sample(sorted(sizes), min(count, 100))
+        (directory / "looked-up.list").write_text("\n".join(looked_up))
+        facts["looked_up_bytes"] = sum(sizes[path] for path in looked_up)
+        facts["image"] = make_image(source, directory / "image.img")
+        shutil.rmtree(source)
+
+    def _make_empty(self, directory: Path, facts: dict[str, Any]) -> None:
+        (directory / "source").mkdir()
+        _describe(directory, {})
+        facts["image"] = make_image(directory / "source", directory / "image.img", "--size", str(self._room()))
+
+    def _room(self) -> int:
+        """Bytes of a file system that all that is written fits into, inodes included."""
+        return self.sizes.written * 3 // 2 + (self.sizes.created + self.sizes.untarred) * 16384 + (64 << 20)
+
+    def _make_sparse(self, directory: Path, facts: dict[str, Any]) -> None:
+        source = directory / "source"
+        make_files(source, ["file"], "sparse")
+        _describe(directory, {})
+        facts["small"] = make_image(source, directory / "small.img", "--size", str(64 << 20))
+        facts["large"] = make_image(source, directory / "large.img", "--size", str(self.sizes.large_image))
+
+
+def recipes(sizes: Sizes) -> dict[str, int]:
+    """The sizes, for the record."""
+    return asdict(sizes)
+
+
+def make_image(source: Path, image: Path, *options: str) -> dict[str, Any]:
+    """Make an image of a directory; returns its hash offset and root hash."""
+    run(*mystfuse_command(), "mkext2", "--force", f"--block-size={BLOCK_SIZE}", *options, source, image)
+    image.chmod(0o644)
+    found = json.loads(run(*mystfuse_command(), "fssig", "--json", image))
+    return {"hash_offset": found["hash_offset"], "root_hash": found["root_hash"]}
+
+
+def write_random(path: Path, size: int, seed: str) -> int:
+    """Write a file of ``size`` bytes that cannot be compressed; returns its CRC-32."""
+    crc = 0
+    generator = random.Random(f"{SEED} {seed}")
+    with path.open("wb") as file:
+        for offset in range(0, size, MIB):
+            part = generator.randbytes(min(MIB, size - offset))
+            file.write(part)
+            crc = checksum([part], crc)
+    return crc
+
+
+def make_files(root: Path, paths: list[str], seed: str, mean: int = MEAN_SIZE) -> dict[str, int]:
+    """Make small files of ``mean`` bytes on average; returns their sizes in bytes."""
+    generator = random.Random(f"{SEED} {seed}")
+    sizes: dict[str, int] = {}
+    for path in paths:
+        sizes[path] = min(1 + int(generator.expovariate(1 / mean)), MAX_SIZE)
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(generator.randbytes(sizes[path]))
+    return sizes
+
+
+def tree_paths(entries: int) -> list[str]:
+    """Files of a tree like /usr, together with its directories about ``entries``: nine to a directory, though a few
+    directories have thousands and most have two or three, and several deep."""
+    generator = random.Random(f"{SEED} paths")
+    directories = ["tree"]
+    for index in range(1, entries // 10):
+        # Rather in one of the first than in one of the last.
+        parent = directories[int(index * generator.random() ** 1.5)]
+        directories.append(f"{parent}/{_name(generator)}")
+    files = {
+        f"{directories[int(len(directories) * generator.random() ** 3)]}/{_name(generator)}.x"
+        for _ in range(entries - len(directories))
+    }
+    return sorted(files)
+
+
+def _name(generator: random.Random) -> str:
+    """10 to 26 characters, so that none comes twice."""
+    return generator.randbytes(generator.randint(5, 13)).hex()
+
+
+def _parents(paths: list[str]) -> set[str]:
+    """All directories on the way to some files."""
+    return {str(parent) for path in paths for parent in PurePosixPath(path).parents if str(parent) != "."}
+
+
+def remove_unfinished(work: Path) -> None:
+    """Remove what a run that was killed was just making."""
+    for entry in work.iterdir():
+        if entry.name.startswith(tuple(f".{name}-" for name in _NAMES)):
+            shutil.rmtree(entry)
+
+
+def clean(work: Path) -> None:
+    """Remove what was made in ``work``, and nothing else."""
+    remove_unfinished(work)
+    for entry in work.iterdir():
+        if (entry / "facts.json").exists():
+            shutil.rmtree(entry)
+    (work / "lock").unlink(missing_ok=True)
+    if not any(work.iterdir()):
+        work.rmdir()
+
+
+def _grid(count: int) -> Iterator[tuple[int, int]]:
+    return (divmod(index, NAMES_A_DIRECTORY) for index in range(count))
+
+
+def _describe(directory: Path, sizes: dict[str, int]) -> None:
+    (directory / "contents.json").write_text(json.dumps(sizes))
+
+
+def _list(list_file: Path, source: Path, paths: list[str], facts: dict[str, Any], name: str) -> None:
+    """Note which files are to be read, and what they hold."""
+    list_file.write_text("\n".join(paths))
+    contents = [(source / path).read_bytes() for path in paths]
+    facts[f"{name}_bytes"], facts[f"{name}_crc"] = sum(map(len, contents)), checksum(contents)

@@ -1,0 +1,274 @@
+"""Who is measured: mystfuse, and the file systems it is compared with. A peer mounts an image, for a block."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.data import Image
+from benchmarks.tools import (
+    BenchmarkError,
+    StrPath,
+    as_user,
+    is_installed,
+    mystfuse_command,
+    run,
+    user_ids,
+)
+from mystfuse.fuse.mount_table import find_daemon, find_mount
+from mystfuse.fuse.unmount import unmount_and_wait
+
+SECONDS_TO_MOUNT = 30
+SECONDS_TO_END = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    path: Path
+    pid: int | None
+    """The process that serves it, if there is one."""
+
+    def memory(self, field: str) -> float:
+        """VmRSS or VmHWM of the process that serves it, MiB."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 1024
+        raise BenchmarkError(f"/proc/{self.pid}/status has no {field}")
+
+    @property
+    def read_ahead(self) -> int:
+        """KiB that the kernel reads ahead on it."""
+        return int(_read_ahead_file(self.path).read_text())
+
+
+class Peer(ABC):
+    """One of those who mount images.
+
+    Args:
+        scratch: a directory for mountpoints and for copies of images.
+    """
+
+    name: str
+    keeps_writes = True
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+
+    @abstractmethod
+    def missing(self) -> str:
+        """Why it cannot be measured here; "" if it can."""
+
+    @abstractmethod
+    def _mount(
+        self, image: Image, mountpoint: Path, writable: bool, ordinary: bool
+    ) -> AbstractContextManager[int | None]:
+        """A context manager that mounts and unmounts, and gives the serving process' number."""
+
+    @contextmanager
+    def mount(self, image: Image, *, writable: bool = False, ordinary: bool = False) -> Iterator[Mounted]:
+        """Mount ``image``; it never changes.
+
+        Args:
+            writable: for writing too.
+            ordinary: as an ordinary user, if we are root.
+
+        Raises:
+            BenchmarkError: it cannot be mounted, or not be unmounted.
+        """
+        mountpoint = Path(tempfile.mkdtemp(prefix="mount-", dir=self.scratch))
+        if ordinary and os.getuid() == 0:
+            os.chown(mountpoint, *user_ids())
+        try:
+            with self._mount(image, mountpoint, writable, ordinary) as pid:
+                yield Mounted(mountpoint, pid)
+        finally:
+            # Fails, as it should, when something is still mounted there.
+            mountpoint.rmdir()
+
+
+class Mystfuse(Peer):
+    name = "mystfuse"
+    seconds_to_mount = 0.0
+    """What the last mount took until the command returned, with its mount answering."""
+
+    def missing(self) -> str:
+        return ""
+
+    def command(self, image: Image, mountpoint: Path) -> list[str]:
+        """What mounts it in the background."""
+        keys = [f"--key-file={image.key}"] if image.key else []
+        trust = f"--roothash={image.root_hash}"
+        return [*mystfuse_command(), "mount", trust, *keys, str(image.path), str(mountpoint)]
+
+    @contextmanager
+    def _mount(self, image: Image, mountpoint: Path, writable: bool, ordinary: bool) -> Iterator[int | None]:
+        pid: int | None = None
+        try:
+            # For writing always: that is how it is used, and reading must not gain from its absence.
+            start = time.perf_counter()
+            run(*self.command(image, mountpoint), ordinary=ordinary)
+            self.seconds_to_mount = time.perf_counter() - start
+            pid = _daemon_of(mountpoint)
+            yield pid
+        finally:
+            _end_mystfuse(mountpoint)
+            if pid is not None:
+                # As the first process of a name space we are its parent.
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+
+
+class Fuse2fs(Peer):
+    name = "fuse2fs"
+
+    def missing(self) -> str:
+        return "" if is_installed("fuse2fs") else "not installed"
+
+    @contextmanager
+    def _mount(self, image: Image, mountpoint: Path, writable: bool, ordinary: bool) -> Iterator[int | None]:
+        with _own_copy(image, self.scratch, writable) as path:
+            command: list[StrPath] = ["fuse2fs", "-f", *([] if writable else ["-o", "ro"]), path, mountpoint]
+            with _served(as_user(command, ordinary), mountpoint) as pid:
+                yield pid
+
+
+class Kernel(Peer):
+    """The kernel's own ext2, through a loop device."""
+
+    name = "kernel"
+
+    def missing(self) -> str:
+        if os.getuid():
+            return "needs root"
+        return "" if Path("/dev/loop-control").exists() else "no loop devices"
+
+    @contextmanager
+    def _mount(self, image: Image, mountpoint: Path, writable: bool, ordinary: bool) -> Iterator[int | None]:
+        with _own_copy(image, self.scratch, writable) as path:
+            run("mount", "-t", "ext2", "-o", f"loop,noatime,{'rw' if writable else 'ro'}", path, mountpoint)
+            try:
+                yield None
+            finally:
+                _unmount(mountpoint)
+
+
+class Floor(Peer):
+    """Empty operations: the most that pyfuse3 allows."""
+
+    name = "floor"
+    keeps_writes = False
+    read_ahead = 128
+    """KiB; to be what mystfuse has."""
+
+    def missing(self) -> str:
+        return ""
+
+    @contextmanager
+    def _mount(self, image: Image, mountpoint: Path, writable: bool, ordinary: bool) -> Iterator[int | None]:
+        command: list[StrPath] = [sys.executable, "-m", "benchmarks.floor", image.contents, mountpoint]
+        with _served(as_user(command, ordinary), mountpoint) as pid:
+            if not ordinary and os.getuid() == 0:
+                # INIT has to be answered first: that sets it, too.
+                os.statvfs(mountpoint)
+                _read_ahead_file(mountpoint).write_text(str(self.read_ahead))
+            yield pid
+
+
+PEERS: tuple[type[Peer], ...] = (Mystfuse, Fuse2fs, Kernel, Floor)
+
+
+def _read_ahead_file(mountpoint: Path) -> Path:
+    device = os.stat(mountpoint).st_dev
+    return Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+
+
+@contextmanager
+def _own_copy(image: Image, scratch: Path, is_wanted: bool) -> Iterator[Path]:
+    """The image itself, or a copy for one who writes into it."""
+    if not is_wanted:
+        yield image.path
+        return
+    directory = Path(tempfile.mkdtemp(prefix="copy-", dir=scratch))
+    try:
+        copy = directory / "image"
+        run("cp", "--sparse=always", image.path, copy)
+        yield copy
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def _served(command: Sequence[StrPath], mountpoint: Path) -> Iterator[int]:
+    """A mount that a program serves which stays in the foreground; gives the program's number."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [os.fspath(word) for word in command], stdin=subprocess.DEVNULL, stdout=said, stderr=said
+        )
+        try:
+            deadline = time.monotonic() + SECONDS_TO_MOUNT
+            while not _is_mounted(mountpoint):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    said.seek(0)
+                    words = said.read().decode(errors="replace").split()
+                    raise BenchmarkError(f"{Path(command[0]).name} did not mount: {' '.join(words)[-200:]}")
+                time.sleep(0.005)
+            yield process.pid
+        finally:
+            if _is_mounted(mountpoint):
+                _unmount(mountpoint)
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _is_mounted(mountpoint: Path) -> bool:
+    """By the mount table: nothing is asked of the mount itself."""
+    wanted = str(mountpoint).encode()
+    return any(line.split()[4] == wanted for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
+
+
+def _unmount(mountpoint: Path) -> None:
+    """Unmount; what somebody else has just opened is waited for, and then unmounted all the same."""
+    command = ["umount"] if os.getuid() == 0 else ["fusermount3", "-u"]
+    for _ in range(50):
+        if subprocess.run([*command, str(mountpoint)], capture_output=True, check=False).returncode == 0:
+            return
+        time.sleep(0.1)
+    lazy = ["-l"] if os.getuid() == 0 else ["-z"]
+    run(*command, *lazy, mountpoint)
+
+
+def _daemon_of(mountpoint: Path) -> int | None:
+    mount = find_mount(str(mountpoint))
+    descriptor = find_daemon(mount) if mount else None
+    if descriptor is None:
+        return None
+    try:
+        for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _end_mystfuse(mountpoint: Path) -> None:
+    if find_mount(str(mountpoint)) is None:
+        return
+    for _ in range(3):
+        with suppress(Exception):
+            unmount_and_wait(str(mountpoint), lazy=False, timeout=SECONDS_TO_END)
+            return
+        time.sleep(0.5)
+    unmount_and_wait(str(mountpoint), lazy=True, timeout=SECONDS_TO_END)

@@ -1,0 +1,229 @@
+"""The program that does the readings: the same for every peer, in a process of its own, as any user.
+
+    python reader.py COMMAND ARGUMENT...
+
+Prints one JSON object: ``seconds`` that the thing itself took, without the program's start and without the check of
+what was read, and what the check found. Needs nothing but the standard library, find(1) and tar(1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+
+MIB = 1 << 20
+FILES_A_DIRECTORY = 1000
+CREATED_SIZE = 1024
+"""Bytes in each created file."""
+
+Result = dict[str, float | int | str]
+
+
+def checksum(parts: Iterable[bytes | memoryview], crc: int = 0) -> int:
+    """CRC-32 of all parts one after another (behind what ``crc`` is of). We look for mistakes, not for forgers."""
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+def _through(descriptor: int, buffer: bytearray) -> Iterable[memoryview]:
+    """The file from its beginning, in pieces."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    view = memoryview(buffer)
+    while count := os.readv(descriptor, [buffer]):
+        yield view[:count]
+
+
+def sequential(path: str, mode: str) -> Result:
+    """Read a file from beginning to end; ``warm``: once before that, and opened anew.
+
+    It is checked afterwards through the same descriptor, from the pages that were just read.
+    """
+    buffer = bytearray(MIB)
+    if mode == "warm":
+        descriptor = os.open(path, os.O_RDONLY)
+        for _ in _through(descriptor, buffer):
+            pass
+        os.close(descriptor)
+    total = 0
+    start = time.perf_counter()
+    descriptor = os.open(path, os.O_RDONLY)
+    while count := os.readv(descriptor, [buffer]):
+        total += count
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "bytes": total, "crc": checksum(_through(descriptor, buffer))}
+
+
+def walk(path: str, mode: str) -> Result:
+    """Count what is below a directory, and the sizes of files, by find(1); ``warm``: once before that."""
+    command = ["find", path, "-mindepth", "1", "-printf", "%y %s\\n"]
+    if mode == "warm":
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    start = time.perf_counter()
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    seconds = time.perf_counter() - start
+    lines = output.split(b"\n")[:-1]
+    sizes = sum(int(line[2:]) for line in lines if line.startswith(b"f"))
+    return {"seconds": seconds, "entries": len(lines), "bytes": sizes}
+
+
+def files(root: str, list_file: str) -> Result:
+    """Open, read and close each of the files that are listed, a line each, relative to ``root``."""
+    paths = [f"{root}/{line}" for line in Path(list_file).read_text().splitlines()]
+    found: list[bytes] = []
+    start = time.perf_counter()
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        while part := os.read(descriptor, MIB):
+            found.append(part)
+        os.close(descriptor)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "files": len(paths), "bytes": sum(map(len, found)), "crc": checksum(found)}
+
+
+def random_reads(path: str, count: str, seed: str) -> Result:
+    """Read single blocks of 4 KiB, none twice, in an order that depends on the seed alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    blocks = os.fstat(descriptor).st_size // 4096
+    offsets = [block * 4096 for block in random.Random(int(seed)).sample(range(blocks), min(int(count), blocks))]
+    start = time.perf_counter()
+    found = [os.pread(descriptor, 4096, offset) for offset in offsets]
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "reads": len(found), "bytes": sum(map(len, found)), "crc": checksum(found)}
+
+
+def write(path: str, size: str, seed: str) -> Result:
+    """Write a new file in pieces of 1 MiB, and close it."""
+    pieces = [random.Random(f"{seed} {index}").randbytes(MIB) for index in range(16)]
+    order = [pieces[index % len(pieces)] for index in range(int(size) // MIB)]
+    start = time.perf_counter()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    for piece in order:
+        if os.write(descriptor, piece) != MIB:
+            raise OSError(f"{path}: a short write")
+    os.close(descriptor)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "bytes": len(order) * MIB, "crc": checksum(order)}
+
+
+def _created(directory: str, count: int) -> list[tuple[str, bytes]]:
+    unit = CREATED_SIZE // 8
+    return [
+        (f"{directory}/{index // FILES_A_DIRECTORY:03}/{index:08}", b"%08d" % index * unit) for index in range(count)
+    ]
+
+
+def create(directory: str, count: str) -> Result:
+    """Make small files, a thousand to a directory."""
+    wanted = _created(directory, int(count))
+    for parent in sorted({os.path.dirname(path) for path, _ in wanted}):
+        os.mkdir(parent)
+    start = time.perf_counter()
+    for path, content in wanted:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.write(descriptor, content)
+        os.close(descriptor)
+    return {"seconds": time.perf_counter() - start, "files": len(wanted)}
+
+
+def created(directory: str, count: str) -> Result:
+    """How many of the files that ``create`` made are there as they should be."""
+    good = sum(Path(path).read_bytes() == content for path, content in _created(directory, int(count)))
+    return {"seconds": 0, "files": good}
+
+
+def untar(archive: str, directory: str) -> Result:
+    """Unpack a tar archive by tar(1)."""
+    start = time.perf_counter()
+    subprocess.run(["tar", "-xf", archive, "-C", directory], check=True)
+    return {"seconds": time.perf_counter() - start}
+
+
+def stream(path: str) -> Result:
+    """Read a file over and over, never from the page cache, until SIGTERM."""
+    total = 0
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print(json.dumps({"seconds": time.perf_counter() - start, "bytes": total}), flush=True)
+        os._exit(0)
+
+    start = time.perf_counter()
+    signal.signal(signal.SIGTERM, end)
+    buffer = bytearray(MIB)
+    descriptor = os.open(path, os.O_RDONLY)
+    while True:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        while count := os.readv(descriptor, [buffer]):
+            total += count
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def stats(root: str, list_file: str) -> Result:
+    """Look up each of the files that are listed."""
+    paths = [f"{root}/{line}" for line in Path(list_file).read_text().splitlines()]
+    start = time.perf_counter()
+    sizes = sum(os.lstat(path).st_size for path in paths)
+    return {"seconds": time.perf_counter() - start, "files": len(paths), "bytes": sizes}
+
+
+def lookups(root: str, list_file: str, streamed: str) -> Result:
+    """Look up names that the kernel does not know yet while another process reads a file at full speed.
+
+    Returns the 99th percentile of the latencies, seconds, and how fast the other process was meanwhile.
+    """
+    paths = [f"{root}/{line}" for line in Path(list_file).read_text().splitlines()]
+    for parent in sorted({os.path.dirname(path) for path in paths}):
+        os.lstat(parent)
+    other = subprocess.Popen([sys.executable, __file__, "stream", streamed], stdout=subprocess.PIPE)
+    try:
+        time.sleep(0.3)
+        latencies, sizes = [], 0
+        for path in paths:
+            start = time.perf_counter()
+            sizes += os.lstat(path).st_size
+            latencies.append(time.perf_counter() - start)
+            time.sleep(0.002)
+    finally:
+        other.terminate()
+        output, _ = other.communicate()
+    latencies.sort()
+    streaming = json.loads(output)
+    return {
+        "seconds": latencies[int(len(latencies) * 0.99)],
+        "median": latencies[len(latencies) // 2],
+        "files": len(paths),
+        "bytes": sizes,
+        "streamed": streaming["bytes"],
+        "rate": streaming["bytes"] / streaming["seconds"],
+    }
+
+
+COMMANDS: dict[str, Callable[..., Result]] = {
+    "sequential": sequential,
+    "walk": walk,
+    "files": files,
+    "random": random_reads,
+    "write": write,
+    "create": create,
+    "created": created,
+    "untar": untar,
+    "stream": stream,
+    "stats": stats,
+    "lookups": lookups,
+}
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(COMMANDS[sys.argv[1]](*sys.argv[2:])))
+    except (OSError, subprocess.SubprocessError) as problem:
+        sys.exit(f"{sys.argv[1]}: {problem}")
