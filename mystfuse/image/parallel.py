@@ -25,8 +25,8 @@ _Queue = SimpleQueue[tuple["Future[Result]", Callable[[], Result]] | None]
 class ReadBuffer:
     """Memory to read into, for each thread its own, used again and again: fresh memory costs as much as reading.
 
-    It is whole pages: to 16 bytes behind a page boundary, where malloc puts what is large, AMD's Zen 3 copies at a
-    fifth of its speed (1.6 instead of 8 GB/s from the page cache).
+    It is whole pages: to 16 bytes behind a page's start, where malloc puts what is large, AMD's Zen 3 copies at a fifth
+    of its speed (1.6 instead of 8 GB/s from the page cache).
     """
 
     def __init__(self) -> None:
