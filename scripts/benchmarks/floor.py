@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import mmap
 import os
 import stat
 import sys
@@ -33,7 +34,7 @@ from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.session import MAX_TASKS
 
 CACHE_SECONDS = 86400
-ZEROS = memoryview(bytes(1 << 20))
+ZEROS = memoryview(mmap.mmap(-1, 1 << 20))
 """As much as the kernel asks for at once."""
 
 

@@ -9,6 +9,7 @@ what was read, and what the check found. Needs nothing but the standard library,
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import signal
@@ -28,14 +29,25 @@ CREATED_SIZE = 1024
 Result = dict[str, float | int | str]
 
 
-def checksum(parts: Iterable[bytes | memoryview], crc: int = 0) -> int:
+def checksum(parts: Iterable[bytes | memoryview | mmap.mmap], crc: int = 0) -> int:
     """CRC-32 of all parts one after another (behind what ``crc`` is of). We look for mistakes, not for forgers."""
     for part in parts:
         crc = zlib.crc32(part, crc)
     return crc
 
 
-def _through(descriptor: int, buffer: bytearray) -> Iterable[memoryview]:
+def pages(size: int) -> mmap.mmap:
+    """Memory to read into or write from, of whole pages, as cat(1), cp(1) and dd(1) use it.
+
+    Not a bytearray: to 16 bytes behind a page boundary, where it lies, some processors copy at a fifth of their speed,
+    which would be all that is measured.
+    """
+    buffer = mmap.mmap(-1, size)
+    buffer.write(bytes(size))
+    return buffer
+
+
+def _through(descriptor: int, buffer: mmap.mmap) -> Iterable[memoryview]:
     """The file from its beginning, in pieces."""
     os.lseek(descriptor, 0, os.SEEK_SET)
     view = memoryview(buffer)
@@ -48,7 +60,7 @@ def sequential(path: str, mode: str) -> Result:
 
     It is checked afterwards through the same descriptor, from the pages that were just read.
     """
-    buffer = bytearray(MIB)
+    buffer = pages(MIB)
     if mode == "warm":
         descriptor = os.open(path, os.O_RDONLY)
         for _ in _through(descriptor, buffer):
@@ -80,11 +92,12 @@ def files(root: str, list_file: str) -> Result:
     """Open, read and close each of the files that are listed, a line each, relative to ``root``."""
     paths = [f"{root}/{line}" for line in Path(list_file).read_text().splitlines()]
     found: list[bytes] = []
+    buffer = pages(128 << 10)
     start = time.perf_counter()
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
-        while part := os.read(descriptor, MIB):
-            found.append(part)
+        while count := os.readv(descriptor, [buffer]):
+            found.append(buffer[:count])
         os.close(descriptor)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "files": len(paths), "bytes": sum(map(len, found)), "crc": checksum(found)}
@@ -103,7 +116,9 @@ def random_reads(path: str, count: str, seed: str) -> Result:
 
 def write(path: str, size: str, seed: str) -> Result:
     """Write a new file in pieces of 1 MiB, and close it."""
-    pieces = [random.Random(f"{seed} {index}").randbytes(MIB) for index in range(16)]
+    pieces = [pages(MIB) for _ in range(16)]
+    for index, piece in enumerate(pieces):
+        piece[:] = random.Random(f"{seed} {index}").randbytes(MIB)
     order = [pieces[index % len(pieces)] for index in range(int(size) // MIB)]
     start = time.perf_counter()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -158,7 +173,7 @@ def stream(path: str) -> Result:
 
     start = time.perf_counter()
     signal.signal(signal.SIGTERM, end)
-    buffer = bytearray(MIB)
+    buffer = pages(MIB)
     descriptor = os.open(path, os.O_RDONLY)
     while True:
         os.lseek(descriptor, 0, os.SEEK_SET)
