@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from errno import ENOSPC, EROFS
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 import trio
 
 from mystfuse.devices.cache import BlockCache
-from mystfuse.devices.device import Device, Extent, read_now
+from mystfuse.devices.device import Batch, Device, Extent, read_now
 from mystfuse.devices.overlay import Overlay
 from mystfuse.devices.workers import Workers
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
@@ -33,6 +32,7 @@ from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.file_maps import FileMaps
 from mystfuse.merged_image import MergedImage
+from mystfuse.read_ahead import ReadAhead, Stream
 from mystfuse.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,9 @@ class Volume:
     ``release`` must be called for every inode in ``orphans`` when nobody uses it any more.
     """
 
-    def __init__(self, superblock: Superblock, device: Device, overlay_limit: int | None) -> None:
+    def __init__(
+        self, superblock: Superblock, device: Device, overlay_limit: int | None, workers: Workers | None = None
+    ) -> None:
         self.superblock = superblock
         self.cache = BlockCache(device, superblock.block_size)
         self.overlay = None if overlay_limit is None else Overlay(superblock.block_size, overlay_limit)
@@ -64,7 +66,8 @@ class Volume:
         self._filesystem = FileSystem(superblock)
         self._maps = FileMaps(self._filesystem)
         self._runner = Runner(self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room)
-        self._workers = Workers()
+        self._workers = workers or Workers()
+        self._read_ahead = ReadAhead(self._begin, lambda: self.changes, self._workers)
         self._moving = trio.Lock()
         self._released = trio.Event()
         self._being_released: set[int] = set()
@@ -72,11 +75,12 @@ class Volume:
         """Orphans that nobody uses, and that could not be released."""
 
     @classmethod
-    async def open(cls, device: Device, overlay_limit: int | None = None) -> Volume:
+    async def open(cls, device: Device, overlay_limit: int | None = None, workers: Workers | None = None) -> Volume:
         """Read the superblock.
 
         Args:
             overlay_limit: bytes that what is written may take up in memory; None for a read-only volume.
+            workers: threads for what is long; own ones if None.
 
         Raises:
             FormatError: not an EXT2 file system, one with unsupported features, or a corrupt one.
@@ -92,7 +96,7 @@ class Volume:
             )
         if superblock.has_errors:
             log.warning("the file system is marked as having errors: run e2fsck on the image it was made from")
-        return cls(superblock, device, overlay_limit)
+        return cls(superblock, device, overlay_limit, workers)
 
     @property
     def orphans(self) -> set[int]:
@@ -144,13 +148,20 @@ class Volume:
         """What statfs(2) reports."""
         return await self._runner.run(self._filesystem.statistics)
 
-    async def read(self, ino: int, offset: int, length: int) -> bytes | memoryview:
+    async def read(self, ino: int, offset: int, length: int, stream: Stream | None = None) -> bytes | memoryview:
         """Up to ``length`` bytes of a regular file from byte ``offset`` on; fewer only at its end.
+
+        Args:
+            stream: of a reader who may go on from there; see ``close_stream``.
 
         Raises:
             IsADirectoryError: not a regular file.
             CorruptFilesystem, IntegrityError, ImageReadError
         """
+        if stream is not None:
+            ahead = await self._read_ahead.read(stream, ino, offset, length)
+            if ahead is not None:
+                return ahead
         for _ in range(_READ_ATTEMPTS):
             data = await self._try_read(ino, offset, length)
             if data is not None:
@@ -160,6 +171,22 @@ class Volume:
         if data is None:
             raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
         return data
+
+    def close_stream(self, stream: Stream) -> None:
+        """The reader will not come back."""
+        self._read_ahead.drop(stream)
+
+    def _begin(self, ino: int, offset: int, length: int) -> _Piece | None:
+        """Begin to fetch a range of a file, if nobody has to be waited for; else None. Whatever is wrong will be found
+        again by who reads it."""
+        try:
+            segments = self._runner.run_now(self._locate, ino, offset, length)
+            if segments is None:
+                return None
+            batch = self._device.begin([segment.extent for segment in segments if segment.content is None])
+        except (MystfuseError, OSError):
+            return None
+        return None if batch is None else _Piece(segments, batch)
 
     def read_now(self, ino: int, longest: int) -> bytes | memoryview | None:
         """The whole of a regular file of up to ``longest`` bytes, if nobody has to be waited for; else None. Whatever
@@ -333,11 +360,12 @@ class Volume:
             if batch is None:
                 fetched = await self._device.read(wanted)
             else:
-                if length > INLINE_BYTES and os.environ.get("T"):
+                if length > INLINE_BYTES:
                     await self._workers.run(batch.run)
                 else:
                     batch.run()
-                fetched = batch.result()
+                at_once = batch.result()
+                fetched = await self._device.read(wanted) if at_once is None else at_once
             if changes != self.changes:
                 segments = await self._runner.run(self._locate, ino, offset, length)
                 now_wanted = [segment.extent for segment in segments if segment.content is None]
@@ -396,6 +424,34 @@ class _Segment(NamedTuple):
 
     extent: Extent
     content: bytes | None
+
+
+class _Piece:
+    """A range of a file on its way; see ``read_ahead.Piece``."""
+
+    def __init__(self, segments: list[_Segment], batch: Batch) -> None:
+        self.length = sum([segment.extent.length for segment in segments])
+        self.run = batch.run
+        self._segments = segments
+        self._batch = batch
+        self._parts: list[bytes | memoryview] | None = None
+
+    def read(self, start: int, end: int) -> bytes | memoryview | None:
+        if self._parts is None:
+            # Errors are for who reads the block that is wrong: he reads it again.
+            fetched = None if self._batch.parts() is None else self._batch.result()
+            if fetched is None:
+                return None
+            pieces = iter(fetched)
+            self._parts = [next(pieces) if segment.content is None else segment.content for segment in self._segments]
+        found: list[bytes | memoryview] = []
+        position = 0
+        for part in self._parts:
+            low, high = max(start - position, 0), min(end - position, len(part))
+            if low < high:
+                found.append(memoryview(part)[low:high])
+            position += len(part)
+        return found[0] if len(found) == 1 else b"".join(found)
 
 
 def _join(segments: list[_Segment], fetched: list[memoryview]) -> bytes | memoryview:

@@ -64,7 +64,7 @@ def test_buffers_of_every_length_are_writable_and_no_longer_than_asked(length: i
 
 
 async def test_work_is_done_in_other_threads_and_several_at_once() -> None:
-    workers = Workers()
+    workers = Workers(2)
     meet = threading.Barrier(2)
     threads: set[int] = set()
 
@@ -81,7 +81,7 @@ async def test_work_is_done_in_other_threads_and_several_at_once() -> None:
 
 
 async def test_errors_of_work_reach_who_asked_for_it() -> None:
-    workers = Workers()
+    workers = Workers(2)
 
     def work() -> None:
         raise ZeroDivisionError("work")
@@ -93,7 +93,7 @@ async def test_errors_of_work_reach_who_asked_for_it() -> None:
 
 
 async def test_cancelled_work_is_waited_for_since_it_uses_our_buffers() -> None:
-    workers = Workers()
+    workers = Workers(2)
     is_done = threading.Event()
 
     def work() -> None:

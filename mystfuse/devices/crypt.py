@@ -45,15 +45,14 @@ class CryptDevice:
             ImageReadError: the bytes cannot be had, or lie outside the payload.
         """
         wanted = self._sectors(extents)
-        batch = self._verified.begin(wanted)
-        if batch is None:
-            batch = Complete(await self._verified.read(wanted))
-        decryption = Decryption(self, extents, wanted, batch)
+        decryption = Decryption(self, extents, wanted, Complete(await self._verified.read(wanted)))
         if sum(extent.length for extent in wanted) > INLINE_BYTES:
             await trio.to_thread.run_sync(decryption.run, limiter=self._threads)
         else:
             decryption.run()
-        return decryption.result()
+        plain = decryption.result()
+        assert plain is not None
+        return plain
 
     def begin(self, extents: Sequence[Extent]) -> Decryption | None:
         """The same in two steps, if the device below has the bytes at once; else None."""
@@ -111,9 +110,8 @@ class Decryption:
             for extent, plain in zip(self._extents, self._plain, strict=True)
         ]
 
-    def result(self) -> list[memoryview]:
-        self._encrypted.result()
-        parts = self.parts()
-        assert parts is not None
+    def result(self) -> list[memoryview] | None:
+        if self._encrypted.result() is None:
+            return None
         self._device.bytes_decrypted += sum(map(len, self._plain))
-        return parts
+        return self.parts()

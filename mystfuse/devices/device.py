@@ -18,18 +18,19 @@ class Extent(NamedTuple):
 
 
 class Batch(Protocol):
-    """Ranges of bytes that have been fetched, and are still to be checked and decrypted."""
+    """Ranges of bytes that are still to be taken from the page cache, checked and decrypted."""
 
     def run(self) -> None:
-        """Do that work. It may be done in any thread; errors wait for ``result``."""
+        """Do that work. It may be done in any thread; errors wait for ``result``. Never waits for storage."""
         ...
 
     def parts(self) -> list[memoryview] | None:
-        """What ``result`` will return; None if it will raise. After ``run``, in any thread."""
+        """What ``result`` will return; None if it will raise, too. After ``run``, in any thread."""
         ...
 
-    def result(self) -> list[memoryview]:
-        """The bytes of each extent, when ``run`` has come to its end; on the event loop's thread.
+    def result(self) -> list[memoryview] | None:
+        """The bytes of each extent, when ``run`` has come to its end; on the event loop's thread. None when storage has
+        to be waited for: ``read`` does that.
 
         Raises:
             IntegrityError: the bytes are not what the hash tree says.

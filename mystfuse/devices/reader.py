@@ -1,6 +1,6 @@
 """The untrusted-reader task: the only code that touches the image while it is mounted.
 
-What the page cache has is read at once (``begin``): handing it to a task would cost more than reading it. The rest
+What the page cache has is read at once (``Reading``): handing it to a task would cost more than reading it. The rest
 reaches the task through a bounded queue. It takes all that are waiting, merges neighbours into long reads, and gives
 them to a few threads, so that a cold or hanging disk never stops the event loop. Nobody believes what either returns
 before ``verity`` has looked at it.
@@ -16,7 +16,8 @@ from functools import partial
 
 import trio
 
-from mystfuse.devices.device import Complete, Extent, coalesce
+from mystfuse.devices.buffers import Buffers
+from mystfuse.devices.device import Extent, coalesce
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, StorageTimeout
 
@@ -51,6 +52,33 @@ class _Request:
         self.done.set()
 
 
+class Reading:
+    """A ``Batch`` of ranges that the page cache may have."""
+
+    def __init__(self, reader: ImageReader, extents: Sequence[Extent]) -> None:
+        self._reader = reader
+        self._extents = extents
+        # One buffer for all of them: there are not many long ones.
+        buffer, end = reader.buffers.take(sum([extent.length for extent in extents])), 0
+        self._buffers = [buffer[end : (end := end + extent.length)] for extent in extents]
+        self._is_there = False
+
+    def run(self) -> None:
+        read = self._reader.source.read_cached_into
+        self._is_there = all(
+            read(extent.offset, buffer) for extent, buffer in zip(self._extents, self._buffers, strict=True)
+        )
+
+    def parts(self) -> list[memoryview] | None:
+        return self._buffers if self._is_there else None
+
+    def result(self) -> list[memoryview] | None:
+        if not self._is_there:
+            return None
+        self._reader.bytes_read += sum(map(len, self._buffers))
+        return self._buffers
+
+
 class ImageReader:
     """Reads ranges of a ``Source`` on behalf of the layers above. Start ``run`` before calling ``read``.
 
@@ -62,7 +90,8 @@ class ImageReader:
         self.size = source.size
         self.bytes_read = 0
         self.failures = 0
-        self._source = source
+        self.source = source
+        self.buffers = Buffers()
         self._io_timeout = io_timeout
         self._send, self._receive = trio.open_memory_channel[_Request](QUEUE_DEPTH)
         self._under_way: set[_Request] = set()
@@ -83,23 +112,16 @@ class ImageReader:
             await self._send.send(request)
             await request.done.wait()
         except trio.BrokenResourceError as error:
-            raise ImageReadError(f"{self._source.name}: the reader has ended") from error
+            raise ImageReadError(f"{self.source.name}: the reader has ended") from error
         finally:
             self._under_way.discard(request)
         if request.error is not None:
             raise request.error
         return [part for part in request.parts if part is not None]
 
-    def begin(self, extents: Sequence[Extent]) -> Complete | None:
-        """The *unverified* bytes of each extent, if all of them are in the page cache; else None."""
-        parts: list[memoryview] = []
-        for extent in extents:
-            unverified = self._source.read_cached(extent.offset, extent.length)
-            if unverified is None or len(unverified) != extent.length:
-                return None
-            parts.append(memoryview(unverified))
-            self.bytes_read += extent.length
-        return Complete(parts)
+    def begin(self, extents: Sequence[Extent]) -> Reading:
+        """The *unverified* bytes of each extent, if they are in the page cache when the batch is run."""
+        return Reading(self, extents)
 
     async def run(self) -> None:
         """Serve requests until cancelled; those under way fail then."""
@@ -107,7 +129,7 @@ class ImageReader:
             await self._serve()
         finally:
             for request in self._under_way:
-                request.fail(ImageReadError(f"{self._source.name}: the reader has ended"))
+                request.fail(ImageReadError(f"{self.source.name}: the reader has ended"))
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery, self._receive:
@@ -119,7 +141,7 @@ class ImageReader:
                 except trio.WouldBlock:
                     pass
                 for extent, receivers in _merge(batch):
-                    unverified = self._source.read_cached(extent.offset, extent.length)
+                    unverified = self.source.read_cached(extent.offset, extent.length)
                     if unverified is not None and len(unverified) == extent.length:
                         self._deliver(extent, unverified, receivers)
                     else:
@@ -134,14 +156,14 @@ class ImageReader:
                     raise trio.TooSlowError
                 with trio.fail_after(self._io_timeout):
                     unverified = await trio.to_thread.run_sync(
-                        partial(self._source.read, extent.offset, extent.length),
+                        partial(self.source.read, extent.offset, extent.length),
                         limiter=self._threads,
                         abandon_on_cancel=True,
                     )
         except trio.TooSlowError:
             may_retry = False
             error = StorageTimeout(
-                f"{self._source.name}: no answer from storage within {self._io_timeout:g} s "
+                f"{self.source.name}: no answer from storage within {self._io_timeout:g} s "
                 f"({extent.length} bytes at {extent.offset})"
             )
         except ImageReadError as read_error:
@@ -153,7 +175,7 @@ class ImageReader:
                 return
             may_retry = False
             error = ImageReadError(
-                f"{self._source.name}: {len(unverified)} bytes came for the {extent.length} at {extent.offset}"
+                f"{self.source.name}: {len(unverified)} bytes came for the {extent.length} at {extent.offset}"
             )
         self.failures += 1
         log.error("reader: %s", error)

@@ -25,6 +25,10 @@ class Source(Protocol):
         """The range, if it can be had without waiting for storage; else None. Never blocks."""
         ...
 
+    def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
+        """The same into memory of the caller; False if it cannot be had so, or not all of it. In any thread."""
+        ...
+
     def read(self, offset: int, length: int) -> bytes:
         """Exactly the range, however long it takes.
 
@@ -75,18 +79,21 @@ class FileSource:
         self._buffers = Buffers()
 
     def read_cached(self, offset: int, length: int) -> memoryview | None:
-        if not self._has_nowait:
-            return None
         buffer = self._buffers.take(length)
+        return buffer if self.read_cached_into(offset, buffer) else None
+
+    def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
+        if not self._has_nowait:
+            return False
         try:
             count = os.preadv(self._fd, [buffer], offset, self._flags)
         except BlockingIOError:
-            return None
+            return False
         except OSError as error:
             # Some file systems cannot tell. Anything else will be met again, and told, by read().
             self._has_nowait = error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-            return None
-        return buffer if count == length else None
+            return False
+        return count == len(buffer)
 
     def read(self, offset: int, length: int) -> bytes:
         parts: list[bytes] = []

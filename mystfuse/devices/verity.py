@@ -19,7 +19,7 @@ from typing import NoReturn
 import trio
 
 from mystfuse.crypto.hashing import BlockHasher
-from mystfuse.devices.device import Device, Extent, coalesce, read_now
+from mystfuse.devices.device import Batch, Device, Extent, coalesce, read_now
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 
@@ -88,20 +88,22 @@ class VerityDevice:
 
     def begin(self, extents: Sequence[Extent]) -> Check | None:
         """The same in two steps, if data and the hash blocks on their paths can be had without waiting for storage;
-        else None. Hash blocks have been checked when it returns, data has not."""
+        else None. Hash blocks have been checked when it returns."""
         batches = self._batches(extents)
         if len(batches) > 1:
             return None
         runs = batches[0][1] if batches else []
         held: dict[HashBlockKey, bytes] = {}
         missing = self._missing(self._parents(runs), held)
-        wanted = [*map(self._hash_block_extent, missing), *runs] if missing else runs
-        unverified = read_now(self._unverified, wanted)
-        if unverified is None:
-            return None
-        _check_lengths(wanted, unverified)
-        self._keep_hash_blocks(missing, unverified, held)
-        return Check(self, extents, runs, unverified[len(missing) :], held)
+        if missing:
+            wanted = [*map(self._hash_block_extent, missing)]
+            unverified = read_now(self._unverified, wanted)
+            if unverified is None:
+                return None
+            _check_lengths(wanted, unverified)
+            self._keep_hash_blocks(missing, unverified, held)
+        data = self._unverified.begin(runs)
+        return None if data is None else Check(self, extents, runs, data, held)
 
     def _batches(self, extents: Sequence[Extent]) -> Sequence[tuple[Sequence[Extent], list[Extent]]]:
         """The extents in order, as many at a time as fill MAX_BATCH with the data and hash blocks they lie in; and the
@@ -300,7 +302,7 @@ class Check:
         device: VerityDevice,
         extents: Sequence[Extent],
         runs: list[Extent],
-        unverified: list[memoryview],
+        unverified: Batch,
         hash_blocks: dict[HashBlockKey, bytes],
     ) -> None:
         self._device = device
@@ -311,17 +313,22 @@ class Check:
         self._mismatches: list[int] | None = None
 
     def run(self) -> None:
-        self._mismatches = self._device._find_mismatches(self._runs, self._unverified, self._hash_blocks)
+        self._unverified.run()
+        unverified = self._unverified.parts()
+        if unverified is not None:
+            self._mismatches = self._device._find_mismatches(self._runs, unverified, self._hash_blocks)
 
     def parts(self) -> list[memoryview] | None:
-        if self._mismatches is None or self._mismatches:
+        unverified = self._unverified.parts()
+        if unverified is None or self._mismatches is None or self._mismatches:
             return None
-        return _cut(self._extents, self._runs, self._unverified)
+        return _cut(self._extents, self._runs, unverified)
 
-    def result(self) -> list[memoryview]:
-        assert self._mismatches is not None
+    def result(self) -> list[memoryview] | None:
+        if self._unverified.result() is None or self._mismatches is None:
+            return None
         self._device._count(self._runs, self._mismatches)
-        return _cut(self._extents, self._runs, self._unverified)
+        return self.parts()
 
 
 def _check_lengths(extents: Sequence[Extent], unverified: Sequence[memoryview]) -> None:

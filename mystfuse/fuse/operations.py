@@ -38,6 +38,7 @@ from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, IMAGE_INO
 from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.references import References
 from mystfuse.merged_image import MergedImage
+from mystfuse.read_ahead import Stream
 from mystfuse.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class _OpenFile:
     ino: int
     caller: Caller
     """Who opened it: a write does not say who writes."""
+    stream: Stream
 
 
 @dataclass(slots=True)
@@ -286,7 +288,7 @@ class Operations(pyfuse3.Operations):
             return file[off : off + size]
         if isinstance(file, MergedImage):
             return await file.read(off, size)
-        return await self._volume.read(file.ino, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+        return await self._volume.read(file.ino, off, size, file.stream)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -300,6 +302,7 @@ class Operations(pyfuse3.Operations):
         if isinstance(file, MergedImage):
             file.close()
         elif isinstance(file, _OpenFile):
+            self._volume.close_stream(file.stream)
             self._references.closed(file.ino)
             await self._release_unused(file.ino)
 
@@ -496,7 +499,7 @@ class Operations(pyfuse3.Operations):
             # Whoever opened it may be gone when it is written to.
             groups = caller.groups()
             caller = replace(caller, groups=lambda: groups)
-        return FileInfo(fh=self._add(self._files, _OpenFile(ino, caller)), keep_cache=True)
+        return FileInfo(fh=self._add(self._files, _OpenFile(ino, caller, Stream())), keep_cache=True)
 
     def _hand_over(self, ino: int) -> None:
         """Put a small file that is being opened into the kernel's page cache: it will not have to ask for it.

@@ -100,7 +100,7 @@ class Session:
             if pipeline.unlocked and not lock_memory():
                 log.info("what is decrypted may be swapped out: the limit of locked memory is too low (ulimit -l)")
             limit = None if self._options.read_only else self._options.overlay_limit
-            volume = await Volume.open(pipeline.device, limit)
+            volume = await Volume.open(pipeline.device, limit, pipeline.workers)
             await self._check_root(volume)
             self._status = self._status_of(pipeline, volume)
             if pipeline.verity:

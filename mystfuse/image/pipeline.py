@@ -11,6 +11,7 @@ import trio
 from mystfuse.devices.device import Device
 from mystfuse.devices.reader import ImageReader
 from mystfuse.devices.verity import VerityDevice
+from mystfuse.devices.workers import Workers
 from mystfuse.errors import WrongKey
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage
@@ -26,6 +27,7 @@ class Pipeline:
     verity: VerityDevice | None
     unlocked: Unlocked | None
     """None for an image that is not encrypted."""
+    workers: Workers
     device: Device
     """The topmost layer: verified, where there is a tree, and decrypted."""
 
@@ -49,6 +51,7 @@ async def run_pipeline(
     if image.tree is not None:
         assert image.trust.root_hash is not None
         verity = VerityDevice(reader, image.tree.superblock, image.tree.geometry, image.trust.root_hash)
+    workers = Workers()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader.run)
         try:
@@ -59,7 +62,9 @@ async def run_pipeline(
             elif keys:
                 # Somebody who counts on encryption must not get another image in its place.
                 raise WrongKey(f"a key is given{keys.origin and f' ({keys.origin})'}, but the image is not encrypted")
-            yield Pipeline(reader, verity, unlocked, unlocked.device if unlocked else verity or reader)
+            yield Pipeline(reader, verity, unlocked, workers, unlocked.device if unlocked else verity or reader)
         finally:
             keys.wipe()
+            # Nobody may read from the source when it is closed.
+            workers.close()
             nursery.cancel_scope.cancel()
