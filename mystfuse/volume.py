@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 INLINE_BYTES = 256 << 10
 """Bytes that are checked and decrypted on the event loop's thread: handing them over costs more than it saves."""
+_LISTING_ATTEMPTS = 2
+"""Times that a listing during which something was committed is tried in two steps, before it is made in one."""
 _READ_ATTEMPTS = 2
 """Times that a read whose blocks change under it is tried before writers of the file are held back."""
 _RELEASE_PATIENCE = 0.05
@@ -116,6 +118,15 @@ class Volume:
         """What ``name`` in directory ``parent`` refers to; None if there is no such name."""
         return await self._runner.run(self._filesystem.lookup, parent, name)
 
+    async def dots(self, ino: int) -> tuple[int, int]:
+        """Of a directory: (the inode number of the directory above, its size in bytes)."""
+
+        def dots(blocks: Blocks) -> tuple[int, int]:
+            directory = self._filesystem.inode(blocks, ino)
+            return self._filesystem.parent(blocks, directory), directory.size
+
+        return await self._runner.run(dots)
+
     async def parent(self, directory: Inode) -> int:
         """The inode number of the directory above."""
         return await self._runner.run(self._filesystem.parent, directory)
@@ -126,6 +137,13 @@ class Volume:
         Returns:
             The entries, and the offset to go on from: the directory's size when there are no more.
         """
+        for _ in range(_LISTING_ATTEMPTS):
+            changes = self.changes
+            # Two operations, so that the entries are not gone through again for every miss of the inodes.
+            entries, next_offset = await self._runner.run(self._filesystem.entries, ino, offset, max_entries)
+            inodes = await self._runner.run(self._filesystem.inodes, [entry.ino for entry in entries])
+            if changes == self.changes:
+                return list(zip(entries, inodes, strict=True)), next_offset
         return await self._runner.run(self._filesystem.listing, ino, offset, max_entries)
 
     async def target(self, ino: int) -> bytes:

@@ -22,12 +22,14 @@ from mystfuse.devices.buffers import LONG, Buffers
 from mystfuse.devices.device import Complete, Extent
 from mystfuse.devices.source import FileSource
 from mystfuse.devices.workers import Workers
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.file_maps import WINDOW
 from mystfuse.fuse.mount_table import find_mount
 from mystfuse.fuse.operations import SMALL_FILE
 from mystfuse.fuse.read_ahead import READ_AHEAD
+from mystfuse.read_ahead import DEPTH, MAX_STREAMS, Stream
 from mystfuse.volume import INLINE_BYTES, Volume
 
 ROOT = Caller(0, 0)
@@ -194,6 +196,110 @@ async def test_a_broken_pointer_costs_its_own_block_and_not_its_window(tmp_path:
             assert bytes(await volume.read(ino, block * 4096, 4096)) == content[block * 4096 :][:4096]
 
 
+# Reading ahead
+
+
+async def sequential(volume: Volume, ino: int, size: int, step: int, content: bytes | bytearray) -> None:
+    """Read a file from front to back as one reader, and compare."""
+    stream = Stream()
+    for offset in range(0, size + step, step):
+        assert bytes(await volume.read(ino, offset, step, stream)) == content[offset : offset + step]
+    volume.close_stream(stream)
+
+
+@pytest.fixture(params=[0, 2], ids=["inline", "threads"])
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    workers = Workers(request.param)
+    yield workers
+    workers.close()
+
+
+@pytest.mark.parametrize("step", [4096, 100_000, 128 << 10, 1 << 20, 3 << 20])
+async def test_readers_from_front_to_back_get_what_is_in_the_file(step: int, workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    content = file_with_holes(tmp_path / "tree/file", 7, 1024)
+    image = make_image(tmp_path / "image", "-b", "1024", size="64M", tree=tmp_path / "tree")
+    volume = await Volume.open(FastDevice(image.read_bytes()), None, workers)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(sequential, volume, 12, len(content), step, content)
+
+
+async def test_what_was_read_ahead_is_dropped_when_something_is_written(workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    content = bytearray(file_with_holes(tmp_path / "tree/file", 8, 1024))
+    image = make_image(tmp_path / "image", "-b", "1024", size="64M", tree=tmp_path / "tree")
+    volume = await Volume.open(FastDevice(image.read_bytes()), 64 << 20, workers)
+    stream, step, dice = Stream(), 128 << 10, random.Random(8)
+    for offset in range(0, len(content), step):
+        assert bytes(await volume.read(12, offset, step, stream)) == content[offset : offset + step]
+        start = min(offset + step + dice.randrange(300_000), len(content) - 100)
+        content[start : start + 100] = piece = dice.randbytes(100)
+        await volume.write(12, start, piece, ROOT)
+    await volume.set_attributes(12, AttributeChanges(size=1_000_000), ROOT)
+    await sequential(volume, 12, 1_000_000, step, content[:1_000_000])
+
+
+class DamagedDevice(FastDevice):
+    """The same, and the bytes at ``damaged`` are not what they were; counts who met them."""
+
+    met = 0
+
+    def begin(self, extents: list[Extent]) -> Complete:  # type: ignore[override]
+        if any(offset < bad.stop and bad.start < offset + length for offset, length in extents for bad in self.damaged):
+            return Damaged([])
+        return super().begin(extents)
+
+
+class Damaged(Complete):
+    def parts(self) -> None:  # type: ignore[override]
+        return None
+
+    def result(self) -> list[memoryview]:
+        DamagedDevice.met += 1
+        raise IntegrityError("damaged")
+
+
+async def test_damage_ahead_of_a_reader_is_met_by_who_reads_it_and_by_nobody_else(
+    workers: Workers, tmp_path: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    content = os.urandom(4 << 20)
+    (tmp_path / "tree/file").write_bytes(content)
+    editor = Editor(make_image(tmp_path / "image", "-b", "4096", size="32M", tree=tmp_path / "tree").read_bytes())
+    start = bytes(editor.data).index(content[2 << 20 :][:4096])
+    volume = await Volume.open(DamagedDevice(editor.data, [range(start, start + 4096)]), None, workers)
+    stream, step = Stream(), 128 << 10
+    DamagedDevice.met = 0
+    for offset in range(0, len(content), step):
+        if offset <= 2 << 20 < offset + step:
+            assert not DamagedDevice.met
+            with pytest.raises(IntegrityError):
+                await volume.read(12, offset, step, stream)
+            assert DamagedDevice.met == 1
+        else:
+            assert bytes(await volume.read(12, offset, step, stream)) == content[offset : offset + step]
+    assert DamagedDevice.met == 1
+
+
+async def test_what_is_ready_for_readers_who_do_not_come_back_is_bounded(workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_bytes(os.urandom(6 << 20))
+    data = make_image(tmp_path / "image", "-b", "4096", size="32M", tree=tmp_path / "tree").read_bytes()
+    volume = await Volume.open(FastDevice(data), None, workers)
+    streams = [Stream() for _ in range(3 * MAX_STREAMS)]
+    for stream in streams:
+        await volume.read(12, 0, 128 << 10, stream)
+        await volume.read(12, 128 << 10, 128 << 10, stream)
+    assert sum(bool(stream.chunks) for stream in streams) <= MAX_STREAMS
+    assert all(len(stream.chunks) <= DEPTH + 1 for stream in streams)
+    # Nor is anything fetched for who reads here and there.
+    stream = Stream()
+    for offset in (0, 5 << 20, 1 << 20, 3 << 20):
+        await volume.read(12, offset, 4096, stream)
+    assert not stream.chunks
+
+
 # Files that are in memory
 
 
@@ -311,7 +417,7 @@ def test_many_readers_and_writers_of_small_files_never_see_what_was_not_written(
         assert not wrong, wrong[:5]
 
 
-# Reading ahead
+# The kernel's reading ahead
 
 
 def test_the_kernel_reads_far_ahead_for_root(small_image: Path, mountpoint: Path) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
@@ -25,6 +27,7 @@ MAX_DIRECTORY_SIZE = 1 << 29
 DIRECTORY_AHEAD = 32 * 1024
 """Bytes of a directory that are fetched together while it is listed."""
 _MIN_REC_LEN = 12
+_MAX_BLOCKS_KNOWN = 256
 _HEADER = struct.Struct("<IHBB")
 _REC_LEN = struct.Struct("<4xH")
 
@@ -155,6 +158,53 @@ def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: i
                 return Found(ino, offset, previous)
         previous = offset
     return None
+
+
+class BlockNames:
+    """The names in blocks of directories that are looked into again and again, so that each block is gone through once.
+
+    A block is known by what is in it: one that has changed is gone through anew.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, int], tuple[bytes, dict[bytes, Found] | None]] = OrderedDict()
+        """By directory and number of the block: its contents, and the names in it if it has been met twice."""
+
+    def find(self, superblock: Superblock, inode: Inode, block: bytes, logical: int, name: bytes) -> Found | None:
+        """The same as ``find_in_block``."""
+        known, names = self._known.get((inode.ino, logical), (b"", None))
+        if names is not None and known == block:
+            found = names.get(name)
+            # A block that is broken behind the names we know is for the other function to complain about.
+            return found or find_in_block(superblock, inode, block, logical, name)
+        if name not in block:
+            return None
+        self._known[inode.ino, logical] = (
+            block,
+            _names_in(superblock, inode, block, logical) if known == block else None,
+        )
+        self._known.move_to_end((inode.ino, logical))
+        if len(self._known) > _MAX_BLOCKS_KNOWN:
+            self._known.popitem(last=False)
+        return find_in_block(superblock, inode, block, logical, name)
+
+
+def _names_in(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> dict[bytes, Found]:
+    """The names in a block, up to where it is broken."""
+    names: dict[bytes, Found] = {}
+    previous = -1
+    with suppress(CorruptFilesystem):
+        for offset, rec_len in rec_lengths(superblock, inode, block, logical):
+            ino, _, name_len, file_type = _HEADER.unpack_from(block, offset)
+            if not superblock.has_filetype:
+                name_len |= file_type << 8
+            if ino and name_len <= rec_len - EXT2_DIR_ENTRY_HEADER:
+                start = offset + EXT2_DIR_ENTRY_HEADER
+                name = block[start : start + name_len]
+                if _is_possible(name):
+                    names.setdefault(name, Found(ino, offset, previous))
+            previous = offset
+    return names
 
 
 def list_entries(

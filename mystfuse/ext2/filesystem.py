@@ -19,8 +19,8 @@ from mystfuse.ext2.block_map import Run, Stretch, map_runs, map_stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory import Entry, list_entries, read_parent
-from mystfuse.ext2.group import descriptor_block
-from mystfuse.ext2.inode import Inode, locate_inode, read_inode, read_inode_at
+from mystfuse.ext2.group import descriptor_block, read_group_places
+from mystfuse.ext2.inode import Inode, locate_inode, read_inode_at
 from mystfuse.ext2.name_index import NameIndexes
 from mystfuse.ext2.superblock import Superblock, read_free_counts
 from mystfuse.ext2.symlink import read_target
@@ -41,6 +41,7 @@ class Statistics:
 
 
 _MAX_GOALS = 1024
+_MAX_PARSED = 4096
 
 
 class FileSystem:
@@ -57,6 +58,8 @@ class FileSystem:
         """Inodes without a name that are still in use, because they are open or the kernel knows them."""
         self._next_generation = secrets.randbits(32)
         self._goals: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._parsed: dict[int, tuple[bytes, Inode]] = {}
+        """Inodes as they were in the inode table, and parsed."""
         self._overhead = self._count_overhead()
 
     def fork(self) -> FileSystem:
@@ -94,7 +97,19 @@ class FileSystem:
         Raises:
             CorruptFilesystem: there is none, or it is broken.
         """
-        return read_inode(self.superblock, blocks, ino, self.orphans)
+        superblock = self.superblock
+        number, offset = locate_inode(superblock, blocks, ino)
+        block = blocks.find(number)
+        if block is not None:
+            known, inode = self._parsed.get(ino, (b"", None))
+            if inode is not None and known == block[offset : offset + superblock.s_inode_size]:
+                return inode
+        inode = read_inode_at(superblock, blocks, ino, number, offset, self.orphans)
+        if block is not None and inode.i_links_count:
+            if len(self._parsed) >= _MAX_PARSED:
+                self._parsed.clear()
+            self._parsed[ino] = block[offset : offset + superblock.s_inode_size], inode
+        return inode
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
         """What the entries of a directory refer to; None for what cannot be had or cannot be: a damaged or
@@ -104,19 +119,30 @@ class FileSystem:
         groups = {(ino - 1) // superblock.s_inodes_per_group for ino in possible}
         # Name all the descriptors, then all the inodes' blocks, rather than meet them one by one.
         blocks.want(sorted({descriptor_block(superblock, group) for group in groups}))
+        tables: dict[int, int] = {}
+        for group in groups:
+            with suppress(MystfuseError):
+                tables[group] = read_group_places(superblock, blocks, group).bg_inode_table
+        per_group, inode_size, block_size = (
+            superblock.s_inodes_per_group,
+            superblock.s_inode_size,
+            superblock.block_size,
+        )
         located: dict[int, tuple[int, int]] = {}
         for ino in possible:
-            try:
-                located[ino] = locate_inode(superblock, blocks, ino)
-            except MystfuseError:
-                continue
+            group, index = divmod(ino - 1, per_group)
+            if group in tables:
+                position, within = divmod(index * inode_size, block_size)
+                located[ino] = tables[group] + position, within
         blocks.want(sorted({number for number, _ in located.values()}))
         found: list[Inode | None] = []
         for ino in numbers:
             inode = None
             if ino in located and ino != EXT2_ROOT_INO:
-                with suppress(MystfuseError):
+                try:
                     inode = read_inode_at(superblock, blocks, ino, *located[ino], self.orphans)
+                except MystfuseError:
+                    inode = None
             found.append(inode)
         return found
 

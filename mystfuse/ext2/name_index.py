@@ -19,7 +19,7 @@ from itertools import chain, islice
 from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
-from mystfuse.ext2.directory import Found, block_count, directory_block, find_in_block, parse_block
+from mystfuse.ext2.directory import BlockNames, Found, block_count, directory_block, parse_block
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
@@ -173,6 +173,7 @@ class NameIndexes:
     def __init__(self) -> None:
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
         self._weight = 0
+        self._block_names = BlockNames()
         self._latest: OrderedDict[int, tuple[int, int]] = OrderedDict()
         """Where the latest entry of a directory was put: block and offset. The next one fits behind it, most often."""
 
@@ -188,13 +189,13 @@ class NameIndexes:
         count = block_count(superblock, inode)
         if count == 1:
             number = map_blocks(superblock, blocks, inode, 0, 1)[0]
-            found = find_in_block(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
+            found = self._block_names.find(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
             return (found, 0) if found else None
         index = self._complete_index(superblock, blocks, inode, count)
         for logical in index.candidates(name):
             number = map_blocks(superblock, blocks, inode, logical, 1)[0]
             block = directory_block(inode, blocks, logical, number)
-            if found := find_in_block(superblock, inode, block, logical, name):
+            if found := self._block_names.find(superblock, inode, block, logical, name):
                 return found, logical
         if index.damage is not None:
             if isinstance(index.damage, ImageReadError):

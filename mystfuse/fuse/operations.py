@@ -97,6 +97,8 @@ class _OpenDirectory:
     """Where ``prepared`` begins."""
     changes: int = 0
     """``Volume.changes`` when it was made: what has changed since must not be handed over."""
+    size: int = 0
+    """Bytes of the directory, as of ``changes``; 0 if not known."""
     prepared: list[tuple[bytes, EntryAttributes, int]] = field(default_factory=list)
     """Entries with the position behind each, made but not yet handed over."""
 
@@ -129,6 +131,8 @@ class Operations(pyfuse3.Operations):
         self._options = options
         self._control = ControlDirectory(status, volume.superblock.size) if options.control else None
         self._own = os.getuid(), os.getgid()
+        self._shows_owners = not options.map_root and options.uid is None and options.gid is None
+        self._block_size = volume.superblock.block_size
         self._references = References()
         self._files: dict[int, _OpenFile | MergedImage | bytes] = {}
         """Open files by handle: of the file system, its merged image, or the contents of a control file."""
@@ -321,8 +325,10 @@ class Operations(pyfuse3.Operations):
         replied = False
         while True:
             if not directory.prepared or directory.position != position or directory.changes != self._volume.changes:
+                if directory.changes != self._volume.changes:
+                    directory.size = 0
                 try:
-                    directory.prepared = await self._prepare(directory.ino, position)
+                    directory.prepared = await self._prepare(directory, position)
                     # No await since they were made: this is the state that they show.
                     directory.changes = self._volume.changes
                 except MystfuseError:
@@ -396,8 +402,9 @@ class Operations(pyfuse3.Operations):
         data.f_namemax = EXT2_NAME_LEN
         return data
 
-    async def _prepare(self, ino: int, position: int) -> list[tuple[bytes, EntryAttributes, int]]:
+    async def _prepare(self, directory: _OpenDirectory, position: int) -> list[tuple[bytes, EntryAttributes, int]]:
         """The next entries of a directory from ``position`` on, with the position behind each; empty at its end."""
+        ino = directory.ino
         if self._control and self._control.owns(ino):
             own: list[tuple[bytes, EntryAttributes]] = [
                 (b".", self._control.attributes(CONTROL_INO)),
@@ -406,10 +413,13 @@ class Operations(pyfuse3.Operations):
             ]
             return [(name, attributes, index) for index, (name, attributes) in enumerate(own, 1)][position:]
         if position < _AFTER_DOTDOT:
-            directory = await self._volume.inode(ino)
-            dots = [(b".", _dot(ino), _AFTER_DOT), (b"..", _dot(await self._volume.parent(directory)), _AFTER_DOTDOT)]
+            parent, directory.size = await self._volume.dots(ino)
+            dots = [(b".", _dot(ino), _AFTER_DOT), (b"..", _dot(parent), _AFTER_DOTDOT)]
             return dots[position:]
         offset = 0 if position == _AFTER_DOTDOT else position
+        if offset and offset == directory.size and directory.changes == self._volume.changes:
+            # The kernel comes once more to be told that this is the end.
+            return []
         hidden = CONTROL_NAME if self._control and ino == EXT2_ROOT_INO else None
         while True:
             found, next_offset = await self._volume.entries(ino, offset, ENTRIES_AT_ONCE)
@@ -466,10 +476,13 @@ class Operations(pyfuse3.Operations):
         attributes.entry_timeout = attributes.attr_timeout = CACHE_SECONDS
         attributes.st_mode = inode.i_mode
         attributes.st_nlink = inode.i_links_count
-        attributes.st_uid, attributes.st_gid = self._owner(inode.uid, inode.gid)
-        attributes.st_rdev = inode.rdev
+        attributes.st_uid, attributes.st_gid = (
+            (inode.uid, inode.gid) if self._shows_owners else self._owner(inode.uid, inode.gid)
+        )
+        if rdev := inode.rdev:
+            attributes.st_rdev = rdev
         attributes.st_size = inode.size
-        attributes.st_blksize = self._volume.superblock.block_size
+        attributes.st_blksize = self._block_size
         attributes.st_blocks = inode.i_blocks
         attributes.st_atime_ns = inode.atime_ns
         attributes.st_mtime_ns = inode.mtime_ns
