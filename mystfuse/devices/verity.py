@@ -247,6 +247,11 @@ class VerityDevice:
         What is found verified is put into ``held``, out of reach of eviction."""
         missing: list[HashBlockKey] = []
         wanted = set(parents)
+        if all((0, index) in self._verified_hash_blocks for index in wanted):
+            for index in wanted:
+                held[0, index] = self._verified_hash_blocks[0, index]
+                self._verified_hash_blocks.move_to_end((0, index))
+            return missing
         for level in range(len(self._geometry.levels)):
             absent: set[int] = set()
             for index in wanted:
