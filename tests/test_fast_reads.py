@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from struct import pack
 
 import pytest
 import trio
@@ -25,6 +26,7 @@ from mystfuse.devices.workers import Workers
 from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
+from mystfuse.ext2.directory import MAX_NAMES_KNOWN, BlockNames
 from mystfuse.file_maps import WINDOW
 from mystfuse.fuse.mount_table import find_mount
 from mystfuse.fuse.operations import SMALL_FILE
@@ -426,3 +428,50 @@ def test_the_kernel_reads_far_ahead_for_root(small_image: Path, mountpoint: Path
         assert mount is not None
         setting = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb")
         wait_until(lambda: int(setting.read_text()) << 10 == READ_AHEAD, 5)
+
+
+# Names that are looked up again
+
+
+@pytest.mark.parametrize("options", [("-b", "1024"), ("-b", "4096"), ("-b", "1024", "-O", "^filetype")])
+async def test_names_are_found_again_and_again_whatever_becomes_of_them(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    names = [b"name-%d" % number * (1 + number % 5) for number in range(300)]
+    for name in names:
+        (tmp_path / "tree" / os.fsdecode(name)).write_bytes(name)
+    image = make_image(tmp_path / "image", *options, size="16M", tree=tmp_path / "tree")
+    volume = await Volume.open(FastDevice(image.read_bytes()), 16 << 20)
+    present, dice = dict.fromkeys(names), random.Random(4)
+    for _ in range(2000):
+        name = dice.choice(names)
+        for _ in range(dice.randrange(1, 4)):
+            inode = await volume.lookup(2, name)
+            assert (inode is not None) == (name in present)
+            if inode is not None:
+                assert bytes(await volume.read(inode.ino, 0, 100)) == name[:100]
+        if dice.random() < 0.2:
+            if inode is not None:
+                await volume.remove(2, name, False)
+                await volume.release(inode.ino)
+                del present[name]
+            else:
+                made = await volume.create(2, name, 0o100644, ROOT)
+                await volume.write(made.ino, 0, name, ROOT)
+                present[name] = None
+
+
+async def test_what_is_remembered_of_directories_is_bounded(tmp_path: Path) -> None:
+    data = make_image(tmp_path / "image", "-b", "65536", "-N", "64", size="8M").read_bytes()
+    volume = await Volume.open(MemoryDevice(data))
+    root = await volume.inode(2)
+    block = b"".join(pack("<IHBB8s", 11, 16, 8, 1, b"n%07d" % number) for number in range(4096))
+    names = BlockNames()
+    for logical in range(12):
+        for _ in range(3):
+            found = names.find(volume.superblock, root, block, logical, b"n0004095")
+            assert found is not None and found.offset == 65536 - 16
+            assert names.find(volume.superblock, root, block, logical, b"n0004096") is None
+    assert names._count <= MAX_NAMES_KNOWN
+    assert names._count == sum(20 + len(known or ()) for _, known in names._known.values())

@@ -27,7 +27,8 @@ MAX_DIRECTORY_SIZE = 1 << 29
 DIRECTORY_AHEAD = 32 * 1024
 """Bytes of a directory that are fetched together while it is listed."""
 _MIN_REC_LEN = 12
-_MAX_BLOCKS_KNOWN = 256
+MAX_NAMES_KNOWN = 20_000
+"""Names in blocks that are looked into again and again, each about 200 bytes; a block counts as 20 besides."""
 _HEADER = struct.Struct("<IHBB")
 _REC_LEN = struct.Struct("<4xH")
 
@@ -169,6 +170,7 @@ class BlockNames:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[int, int], tuple[bytes, dict[bytes, Found] | None]] = OrderedDict()
         """By directory and number of the block: its contents, and the names in it if it has been met twice."""
+        self._count = 0
 
     def find(self, superblock: Superblock, inode: Inode, block: bytes, logical: int, name: bytes) -> Found | None:
         """The same as ``find_in_block``."""
@@ -179,14 +181,22 @@ class BlockNames:
             return found or find_in_block(superblock, inode, block, logical, name)
         if name not in block:
             return None
-        self._known[inode.ino, logical] = (
-            block,
-            _names_in(superblock, inode, block, logical) if known == block else None,
-        )
-        self._known.move_to_end((inode.ino, logical))
-        if len(self._known) > _MAX_BLOCKS_KNOWN:
-            self._known.popitem(last=False)
+        names = _names_in(superblock, inode, block, logical) if known == block else None
+        self._forget((inode.ino, logical))
+        self._known[inode.ino, logical] = block, names
+        self._count += _weight(names)
+        while self._count > MAX_NAMES_KNOWN and len(self._known) > 1:
+            self._forget(next(iter(self._known)))
         return find_in_block(superblock, inode, block, logical, name)
+
+    def _forget(self, key: tuple[int, int]) -> None:
+        if key in self._known:
+            _, names = self._known.pop(key)
+            self._count -= _weight(names)
+
+
+def _weight(names: dict[bytes, Found] | None) -> int:
+    return 20 + len(names or ())
 
 
 def _names_in(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> dict[bytes, Found]:
