@@ -14,8 +14,14 @@ LONG = 64 << 10
 _SIZE = 1 << 20
 """Bytes of a buffer that is kept: what the kernel asks for at most."""
 _COUNT = 12
-_REFERENCES_WHEN_FREE = 3
-"""The list's own, the loop's variable, and the argument of ``getrefcount``."""
+
+
+def _count_references(buffers: list[mmap.mmap], index: int) -> int:
+    return getrefcount(buffers[index])
+
+
+_REFERENCES_WHEN_FREE = _count_references([mmap.mmap(-1, mmap.PAGESIZE)], 0)
+"""To a buffer that only the list refers to. Which of its own references Python counts depends on its version."""
 
 
 class Buffers:
@@ -29,9 +35,9 @@ class Buffers:
         it, any more."""
         if not LONG <= length <= _SIZE:
             return memoryview(bytearray(length))
-        for buffer in self._buffers:
-            if getrefcount(buffer) == _REFERENCES_WHEN_FREE:
-                return memoryview(buffer)[:length]
+        for index in range(len(self._buffers)):
+            if _count_references(self._buffers, index) == _REFERENCES_WHEN_FREE:
+                return memoryview(self._buffers[index])[:length]
         buffer = mmap.mmap(-1, _SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if len(self._buffers) < _COUNT:
             self._buffers.append(buffer)
