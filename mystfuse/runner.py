@@ -120,7 +120,7 @@ class Runner:
         assert self._written is not None
         cache = self._cache
         transaction = Transaction(cache.block_size, cache.get, self._written, self._room, time.time_ns())
-        misses = _Misses(cache, transaction)
+        misses: _Misses | None = None
         budget: int | None = None
         while True:
             while ino in self._held:
@@ -144,6 +144,7 @@ class Runner:
                 for action in transaction.on_commit:
                     action()
                 return result
+            misses = misses or _Misses(cache, transaction)
             await misses.fetch(missing)
 
 

@@ -341,7 +341,7 @@ class Volume:
         """Run an operation that changes something, the contents of inode ``ino`` perhaps."""
         if self.overlay is None:
             raise OSError(EROFS, "the volume is read-only")
-        patience = trio.current_time() + _RELEASE_PATIENCE
+        patience: float | None = None
         while True:
             try:
                 return await self._runner.change(ino, partial(operation, self._filesystem), *args, **kwargs)
@@ -349,6 +349,8 @@ class Volume:
                 if error.errno != ENOSPC or not self.orphans:
                     raise
                 no_space = error
+            if patience is None:
+                patience = trio.current_time() + _RELEASE_PATIENCE
             # A release that is under way gives something back with every step.
             released = self._released
             with trio.move_on_at(math.inf if self._being_released else patience) as waiting:

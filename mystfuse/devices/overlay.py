@@ -86,26 +86,27 @@ class Overlay:
             OverlayFull: the limit would be exceeded.
             OSError: ENOSPC, the system has no memory left.
         """
-        new = sum(not self.holds(number) for number in changed)
-        dropped = sum(self.holds(number) for number in freed)
-        if new:
-            self._check_room(new - dropped, use_reserve)
+        held = self.holds if self._snapshots else self._slots.__contains__
+        new = [number for number in changed if not held(number)]
         stored: dict[int, int] = {}
-        try:
-            for number, content in changed.items():
-                if not self.holds(number):
-                    stored[number] = self._arenas.store(content)
-        except OSError:
-            self._arenas.free(stored.values())
-            raise
-        self._drop(freed)
+        if new:
+            dropped = sum(held(number) for number in freed)
+            self._check_room(len(new) - dropped, use_reserve)
+            try:
+                for number in new:
+                    stored[number] = self._arenas.store(changed[number])
+            except OSError:
+                self._arenas.free(stored.values())
+                raise
+        if freed:
+            self._drop(freed)
         for number, content in changed.items():
             if number not in stored:
                 self._arenas.overwrite(self._slots[number], content)
-        for number, slot in stored.items():
-            if self._snapshots:
+        if self._snapshots:
+            for number in stored:
                 self._leave_to_snapshots(number)
-            self._slots[number] = slot
+        self._slots.update(stored)
         self._largest = max(self._largest, len(self._slots))
 
     def snapshot(self) -> Snapshot:

@@ -93,14 +93,17 @@ class Allocator:
         """
         superblock = self._superblock
         count = min(count, self.available_blocks(transaction, caller))
+        if not count:
+            return []
         if not superblock.is_data_block(goal):
             goal = superblock.s_first_data_block + 1
-        taken: list[int] = []
         home, bit = divmod(goal - superblock.s_first_data_block, superblock.s_blocks_per_group)
-        for group in self._groups_with_blocks(transaction, home, count):
-            taken += self._take_in_group(transaction, group, bit if group == home else 0, count - len(taken))
-            if len(taken) == count:
-                break
+        taken = self._take_in_group(transaction, home, bit, count) if home in self._sound else []
+        if len(taken) < count:
+            for group in self._groups_with_blocks(transaction, home, count - len(taken)):
+                taken += self._take_in_group(transaction, group, bit if group == home else 0, count - len(taken))
+                if len(taken) == count:
+                    break
         if taken:
             change_free_counts(superblock, transaction, -len(taken), 0)
         return taken
@@ -148,8 +151,9 @@ class Allocator:
         """The groups, their bitmaps fetched in ever larger steps, so that many groups are few misses."""
         remaining, step = islice(groups, _MAX_GROUPS_SEARCHED), 1
         while chunk := list(islice(remaining, step)):
-            transaction.want(descriptor_block(self._superblock, group) for group in chunk)
-            transaction.want(bitmap(read_group_places(self._superblock, transaction, group)) for group in chunk)
+            if step > 1:
+                transaction.want(descriptor_block(self._superblock, group) for group in chunk)
+                transaction.want(bitmap(read_group_places(self._superblock, transaction, group)) for group in chunk)
             yield from chunk
             step *= 4
 
@@ -157,7 +161,7 @@ class Allocator:
         superblock = self._superblock
         descriptor = read_group_descriptor(superblock, transaction, group)
         count = min(count, descriptor.bg_free_blocks_count)
-        if not count or not self._is_usable(transaction, group):
+        if not count or not (group in self._sound or self._is_usable(transaction, group)):
             return []
         first_block = group_first_block(superblock, group)
         bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
@@ -215,8 +219,8 @@ class Allocator:
         """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
         superblock = self._superblock
         for start, length in _runs(numbers):
-            groups = ((number - superblock.s_first_data_block) for number in (start, start + length - 1))
-            low, high = (number // superblock.s_blocks_per_group for number in groups)
+            low = (start - superblock.s_first_data_block) // superblock.s_blocks_per_group
+            high = (start + length - 1 - superblock.s_first_data_block) // superblock.s_blocks_per_group
             for group in range(low, high + 1):
                 first = group_first_block(superblock, group)
                 if _overlap([(start - first, length)], self._metadata_runs(transaction, group)):
@@ -241,37 +245,37 @@ class Allocator:
             raise OSError(ENOSPC, "no free inode")
         groups = _once_each(self._groups_for_inode(transaction, directory, is_directory))
         for group in self._in_steps(transaction, groups, attrgetter("bg_inode_bitmap")):
-            index = self._find_free_inode(transaction, group)
-            if index is not None:
-                number = read_group_places(superblock, transaction, group).bg_inode_bitmap
-                bitmap = Bitmap(transaction.block(number), superblock.s_inodes_per_group)
-                bitmap.set(index, 1)
-                transaction.put(number, bitmap.pack())
-                change_group_counts(superblock, transaction, group, inodes=-1, directories=int(is_directory))
+            ino = self._take_inode_in_group(transaction, group, is_directory)
+            if ino:
                 change_free_counts(superblock, transaction, 0, -1)
-                return group * superblock.s_inodes_per_group + index + 1
+                return ino
         raise OSError(ENOSPC, "no free inode")
 
-    def _find_free_inode(self, transaction: Transaction, group: int) -> int | None:
-        """The index of a free inode in a group; None if there is none, or the group's bitmap is of no use."""
+    def _take_inode_in_group(self, transaction: Transaction, group: int, is_directory: bool) -> int:
+        """Take an inode of a group; 0 if there is none free, or the group's bitmap is of no use."""
         superblock = self._superblock
         descriptor = read_group_descriptor(superblock, transaction, group)
         if not descriptor.bg_free_inodes_count or group in self._misleading:
-            return None
+            return 0
         try:
             block = transaction.block(descriptor.bg_inode_bitmap)
         except (IntegrityError, ImageReadError):
             # Logged where it was found; other groups have room.
-            return None
+            return 0
         reserved = superblock.s_first_ino - 1 if group == 0 else 0
-        index, length = Bitmap(block, superblock.s_inodes_per_group).find_free_run(reserved, 1)
+        bitmap = Bitmap(block, superblock.s_inodes_per_group)
+        index, length = bitmap.find_free_run(reserved, 1)
         if not length:
-            return None
-        if is_inode_in_use(superblock, transaction, group * superblock.s_inodes_per_group + index + 1):
+            return 0
+        ino = group * superblock.s_inodes_per_group + index + 1
+        if is_inode_in_use(superblock, transaction, ino):
             log.warning("group %d: its inode bitmap has an inode in use for free: no inode is taken there", group)
             self._misleading.add(group)
-            return None
-        return index
+            return 0
+        bitmap.set(index, 1)
+        transaction.put(descriptor.bg_inode_bitmap, bitmap.pack())
+        change_group_counts(superblock, transaction, group, inodes=-1, directories=int(is_directory))
+        return ino
 
     def free_inode(self, transaction: Transaction, inode: Inode) -> None:
         """Give an inode number back.
@@ -393,4 +397,8 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def _overlap(runs: Iterable[tuple[int, int]], others: Sequence[tuple[int, int]]) -> bool:
-    return any(first < other + length and other < first + count for first, count in runs for other, length in others)
+    for first, count in runs:
+        for other, length in others:
+            if first < other + length and other < first + count:
+                return True
+    return False

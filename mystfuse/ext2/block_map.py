@@ -18,6 +18,8 @@ from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
+_ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+
 
 class Run(NamedTuple):
     """Consecutive blocks of a file that are consecutive on disk, or a hole."""
@@ -36,8 +38,11 @@ def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int,
         CorruptFilesystem: a pointer outside the file system, or a block past what a map can hold.
     """
     end = first + count
-    direct = struct.unpack(f"<{EXT2_N_BLOCKS}I", inode.i_block)
+    direct = _ROOTS.unpack(inode.i_block)
     pointers = list(direct[first : min(end, EXT2_NDIR_BLOCKS)])
+    if end <= EXT2_NDIR_BLOCKS:
+        _check_pointers(superblock, inode, pointers)
+        return pointers
     per_block = superblock.block_size // 4
     base = EXT2_NDIR_BLOCKS
     for depth in (1, 2, 3):
@@ -51,6 +56,16 @@ def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int,
         raise CorruptFilesystem(f"inode {inode.ino}: block {end - 1} is past the {base} that a map can hold")
     _check_pointers(superblock, inode, pointers)
     return pointers
+
+
+def map_block(superblock: Superblock, blocks: Blocks, inode: Inode, logical: int) -> int:
+    """The pointer of one block; see ``map_blocks``."""
+    if logical < EXT2_NDIR_BLOCKS:
+        number: int = _ROOTS.unpack(inode.i_block)[logical]
+        if number and not superblock.is_data_block(number):
+            _check_pointers(superblock, inode, [number])
+        return number
+    return map_blocks(superblock, blocks, inode, logical, 1)[0]
 
 
 def map_runs(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[Run]:

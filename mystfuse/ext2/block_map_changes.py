@@ -12,7 +12,7 @@ from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.group import group_first_block
-from mystfuse.ext2.inode import Inode, with_blocks
+from mystfuse.ext2.inode import Inode, blocks_after
 from mystfuse.ext2.superblock import Superblock
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
@@ -49,11 +49,9 @@ def map_for_writing(
         BlocksMissing, CorruptFilesystem
     """
     mapped = map_blocks(superblock, transaction, inode, first, count)
-    allocator.check_writable(transaction, [pointer for pointer in mapped if pointer])
-    for index, pointer in enumerate(mapped):
-        if not (pointer and transaction.holds_written(pointer)) and not transaction.spend():
-            del mapped[index:]
-            break
+    if any(mapped):
+        allocator.check_writable(transaction, [pointer for pointer in mapped if pointer])
+    del mapped[transaction.spend_for(mapped) :]
     if all(mapped):
         return Mapped(inode, mapped, frozenset())
     roots = list(_ROOTS.unpack(inode.i_block))
@@ -65,7 +63,8 @@ def map_for_writing(
         holes = present.count(0)
         if holes:
             nodes = _path_nodes(transaction, roots, leaf)
-            allocator.check_writable(transaction, [node for node in nodes if node])
+            if any(nodes):
+                allocator.check_writable(transaction, [node for node in nodes if node])
             missing_nodes = nodes.count(0)
             near = _goal(superblock, inode, pointers, nodes, goal)
             taken = allocator.take_blocks(transaction, caller, near, holes + missing_nodes)
@@ -78,8 +77,11 @@ def map_for_writing(
                 nodes = _link_nodes(transaction, roots, leaf, nodes, taken[:missing_nodes])
                 del taken[:missing_nodes]
             new.update(taken)
-            filler = iter(taken)
-            present = [pointer or next(filler, 0) for pointer in present]
+            if len(taken) == len(present):
+                present = taken
+            else:
+                filler = iter(taken)
+                present = [pointer or next(filler, 0) for pointer in present]
             if taken:
                 _store(transaction, roots, nodes, leaf, present)
         if 0 in present:
@@ -87,7 +89,7 @@ def map_for_writing(
             new.intersection_update(pointers)
             break
         pointers += present
-    inode = with_blocks(superblock, inode._replace(i_block=_ROOTS.pack(*roots)), added)
+    inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=blocks_after(superblock, inode, added))
     return Mapped(inode, pointers, frozenset(new))
 
 
@@ -210,7 +212,8 @@ def trim_blocks(
     if len(set(trimmer.freed)) != len(trimmer.freed):
         raise CorruptFilesystem(f"inode {inode.ino} has a block twice")
     allocator.free_blocks(transaction, trimmer.freed)
-    inode = with_blocks(superblock, inode._replace(i_block=_ROOTS.pack(*roots)), -len(trimmer.freed))
+    i_blocks = blocks_after(superblock, inode, -len(trimmer.freed))
+    inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=i_blocks)
     return Trimmed(inode, end)
 
 

@@ -60,8 +60,8 @@ class Blocks:
         """Blocks that cannot be had, and why. An operation meets the error when it looks at the block, not before."""
         self._cached = cached
         self._written = written
-        self._seen: dict[int, bytes | None] = {}
-        """Written blocks as this run has seen them: nothing else happens while it runs."""
+        self._seen: dict[int, bytes] = {}
+        """Blocks as this run has seen them: nothing else happens while it runs."""
 
     def restart(self) -> None:
         """A new run begins."""
@@ -73,18 +73,17 @@ class Blocks:
         Raises:
             MystfuseError: the block cannot be had.
         """
-        if number in self._seen:
-            block = self._seen[number]
-        else:
-            block = self._seen[number] = self._written(number)
+        block = self._seen.get(number)
         if block is None:
-            block = self.pinned.get(number)
-        if block is None:
-            if number in self.damaged:
-                raise self.damaged[number]
-            block = self._cached(number)
-            if block is not None:
+            block = self._written(number) or self.pinned.get(number)
+            if block is None:
+                if number in self.damaged:
+                    raise self.damaged[number]
+                block = self._cached(number)
+                if block is None:
+                    return None
                 self.pinned[number] = block
+            self._seen[number] = block
         return block
 
     def block(self, number: int, ahead: Iterable[int] = ()) -> bytes:
@@ -94,7 +93,7 @@ class Blocks:
             BlocksMissing: it is not in memory.
             MystfuseError: it cannot be had.
         """
-        block = self.find(number)
+        block = self._seen.get(number) or self.find(number)
         if block is None:
             raise BlocksMissing([number], (other for other in ahead if not self._is_known(other)))
         return block
@@ -115,7 +114,7 @@ class Blocks:
         Raises:
             BlocksMissing: naming every one that is neither in memory nor known to be damaged.
         """
-        missing = [number for number in numbers if not self._is_known(number)]
+        missing = [number for number in numbers if number not in self._seen and not self._is_known(number)]
         if missing:
             raise BlocksMissing(missing)
 
@@ -143,6 +142,7 @@ class Transaction(Blocks):
         self.now_ns = now_ns
         """The time of the operation, in nanoseconds since the epoch."""
         self.changed: dict[int, bytes | bytearray | memoryview] = {}
+        """None of them is among the blocks that have been seen, or is freed."""
         self.freed: set[int] = set()
         self.on_commit: list[Callable[[], None]] = []
         """What has to follow in memory when the blocks have been committed; must not fail."""
@@ -172,13 +172,19 @@ class Transaction(Blocks):
         self.budget = self._room() if budget is None else budget
         self.spent = 0
 
-    def spend(self) -> bool:
-        """Count one block of file data; False if the budget is spent."""
-        if self.budget <= 0:
-            return False
-        self.budget -= 1
-        self.spent += 1
-        return True
+    def spend_for(self, pointers: Sequence[int]) -> int:
+        """Count blocks of file data that are to be written, those that take up more memory then; 0 stands for one that
+        is still to be taken. Returns for how many of them the budget is enough, from the first one on."""
+        costs = [not (pointer and self.holds_written(pointer)) for pointer in pointers]
+        enough = len(costs)
+        if sum(costs) > self.budget:
+            # The block that cannot be paid is the first one behind those that can.
+            paying = [index for index, cost in enumerate(costs) if cost]
+            enough = paying[max(self.budget, 0)]
+        cost = sum(costs[:enough])
+        self.budget -= cost
+        self.spent += cost
+        return enough
 
     def find(self, number: int) -> bytes | None:
         block = self.changed.get(number)
@@ -191,20 +197,26 @@ class Transaction(Blocks):
             BlocksMissing, MystfuseError: as ``block``.
         """
         block = self.changed.get(number)
+        if isinstance(block, bytearray):
+            return block
         if number in self.freed:
             raise CorruptFilesystem(f"block {number} is freed as a file's, and the file system's own")
-        if not isinstance(block, bytearray):
-            block = self.changed[number] = bytearray(self.block(number) if block is None else block)
+        block = bytearray(self.block(number) if block is None else block)
+        self._replace(number, block)
         return block
 
     def create(self, number: int) -> bytearray:
         """A block that was free so far: zeros, to be filled in place. What the image holds there is never read."""
-        block = self.changed[number] = bytearray(self._block_size)
-        self.freed.discard(number)
+        block = bytearray(self._block_size)
+        self._replace(number, block)
         return block
 
     def put(self, number: int, content: bytes | memoryview) -> None:
         """Replace the whole block. ``content`` must not change before the commit."""
+        self._replace(number, content)
+
+    def _replace(self, number: int, content: bytes | bytearray | memoryview) -> None:
+        self._seen.pop(number, None)
         self.changed[number] = content
         self.freed.discard(number)
 

@@ -6,7 +6,7 @@ import stat
 from errno import EFBIG, EINVAL, EISDIR, ENOSPC
 
 from mystfuse.ext2.allocation import Caller
-from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.block_map_changes import map_for_writing, trim_blocks
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.filesystem import FileSystem
@@ -66,27 +66,42 @@ def write(
     if length <= 0:
         raise OSError(ENOSPC, "no free block, or the overlay is full")
     end = offset + length
-    edges = {index for index, byte in ((0, offset), (len(pointers) - 1, end)) if byte % block_size}
-    transaction.want(pointers[index] for index in edges if pointers[index] not in new)
-    for index, number in enumerate(pointers):
-        start = (first + index) * block_size
-        low, high = max(offset - start, 0), min(end - start, block_size)
-        part = data[start + low - offset : start + high - offset]
-        if high - low == block_size:
-            transaction.put(number, part)
-        else:
-            block = transaction.create(number) if number in new else transaction.change(number)
-            block[low:high] = part
+    if end > max(inode.size, _LARGE_FILE_SIZE):
+        note_large_file(superblock, transaction)
     now = transaction.now_ns
-    inode = inode._replace(mtime_ns=now, ctime_ns=now, i_mode=mode_after_write(inode, caller))
-    if end > inode.size:
-        inode = inode._replace(size=end)
-        if end > _LARGE_FILE_SIZE:
-            note_large_file(superblock, transaction)
+    mode = mode_after_write(inode, caller)
+    inode = inode._replace(mtime_ns=now, ctime_ns=now, i_mode=mode, size=max(inode.size, end))
     write_inode(superblock, transaction, inode)
+    _fill(transaction, block_size, pointers, new, offset - first * block_size, data[:length])
     if new:
         transaction.on_commit.append(lambda: filesystem.set_goal(ino, first + len(pointers), pointers[-1] + 1))
     return length
+
+
+def _fill(
+    transaction: Transaction,
+    block_size: int,
+    pointers: list[int],
+    new: frozenset[int],
+    start: int,
+    data: memoryview,
+) -> None:
+    """Put ``data`` into blocks of a file, from byte ``start`` of the first one on."""
+    partial = {index for index, byte in ((0, start), (-1, start + len(data))) if byte % block_size}
+    if partial:
+        transaction.want([number for index in partial if (number := pointers[index]) not in new])
+    position, index = 0, 0
+    while position < len(data):
+        number = pointers[index]
+        part = data[position : position + block_size - start]
+        if len(part) == block_size:
+            transaction.put(number, part)
+        else:
+            block = transaction.create(number) if number in new else transaction.change(number)
+            block[start : start + len(part)] = part
+        position += len(part)
+        index += 1
+        start = 0
 
 
 def mode_after_write(inode: Inode, caller: Caller) -> int:
@@ -174,7 +189,7 @@ def _zero_tail(filesystem: FileSystem, transaction: Transaction, inode: Inode) -
     logical, used = divmod(inode.size, block_size)
     if not used:
         return
-    (number,) = map_blocks(filesystem.superblock, transaction, inode, logical, 1)
+    number = map_block(filesystem.superblock, transaction, inode, logical)
     if number and any(transaction.block(number)[used:]):
         filesystem.allocator.check_writable(transaction, [number])
         transaction.change(number)[used:] = bytes(block_size - used)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
-from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.block_map import map_block, map_blocks
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
 from mystfuse.ext2.inode import Inode
@@ -274,7 +274,7 @@ def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:
         CorruptFilesystem: the directory does not begin with ``.`` and ``..``.
     """
     block_count(superblock, inode)
-    block = directory_block(inode, blocks, 0, map_blocks(superblock, blocks, inode, 0, 1)[0])
+    block = directory_block(inode, blocks, 0, map_block(superblock, blocks, inode, 0))
     ino, _, name_len, _ = _HEADER.unpack_from(block, 12)
     if not ino or name_len != 2 or block[20:22] != b"..":
         raise _corrupt(inode, 12, "there is no entry .. where it belongs")

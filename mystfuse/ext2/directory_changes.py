@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import Allocator, Caller
-from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_INDEX_FL
@@ -66,7 +66,7 @@ def find_place(
     if found is None:
         return None
     (ino, offset, previous), logical = found
-    (number,) = map_blocks(superblock, transaction, directory, logical, 1)
+    number = map_block(superblock, transaction, directory, logical)
     return Place(ino, logical, number, offset, previous)
 
 
@@ -112,7 +112,7 @@ def insert_entry(
     file_type = _FILE_TYPES[stat.S_IFMT(mode)] if superblock.has_filetype else 0
     count = block_count(superblock, directory)
     for logical in indexes.blocks_with_room(superblock, transaction, directory, needed):
-        (number,) = map_blocks(superblock, transaction, directory, logical, 1)
+        number = map_block(superblock, transaction, directory, logical)
         block = directory_block(directory, transaction, logical, number)
         latest = indexes.latest(directory.ino, logical)
         room = _find_room(superblock, directory, block, logical, needed, latest)
@@ -171,7 +171,7 @@ def point_entry(superblock: Superblock, transaction: Transaction, place: Place, 
 
 def set_parent(superblock: Superblock, transaction: Transaction, directory: Inode, parent: int) -> None:
     """Point ``..`` elsewhere. Whoever calls has read it by ``read_parent``, which checks that it is in its place."""
-    (number,) = map_blocks(superblock, transaction, directory, 0, 1)
+    number = map_block(superblock, transaction, directory, 0)
     struct.pack_into("<I", transaction.change(number), _DOTDOT_OFFSET, parent)
 
 

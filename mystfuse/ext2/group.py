@@ -52,10 +52,16 @@ def descriptor_block(superblock: Superblock, group: int) -> int:
     Raises:
         CorruptFilesystem: it would be outside the file system.
     """
-    number = superblock.s_first_data_block + 1 + group * GROUP_DESCRIPTOR_SIZE // superblock.block_size
-    if not superblock.is_data_block(number):
+    return _locate_descriptor(superblock, group)[0]
+
+
+def _locate_descriptor(superblock: Superblock, group: int) -> tuple[int, int]:
+    """Where the descriptor of a group is: (block number, byte offset in the block)."""
+    position, offset = divmod(group * GROUP_DESCRIPTOR_SIZE, superblock.block_size)
+    number = superblock.s_first_data_block + 1 + position
+    if not number < superblock.s_blocks_count:
         raise CorruptFilesystem(f"group {group}: its descriptor would be outside, in block {number}")
-    return number
+    return number, offset
 
 
 def read_group_descriptor(superblock: Superblock, blocks: Blocks, group: int) -> GroupDescriptor:
@@ -65,8 +71,8 @@ def read_group_descriptor(superblock: Superblock, blocks: Blocks, group: int) ->
         BlocksMissing: its block is not in memory.
         CorruptFilesystem: its bitmaps or its inode table are not inside the group.
     """
-    block = blocks.block(descriptor_block(superblock, group))
-    descriptor = GroupDescriptor(*_LAYOUT.unpack_from(block, group * GROUP_DESCRIPTOR_SIZE % superblock.block_size))
+    number, offset = _locate_descriptor(superblock, group)
+    descriptor = GroupDescriptor._make(_LAYOUT.unpack_from(blocks.block(number), offset))
     places = superblock.group_places.get(group)
     if places is None or descriptor[:3] != places[:3]:
         _check_places(superblock, group, descriptor)
@@ -115,8 +121,9 @@ def change_group_counts(
     Raises:
         CorruptFilesystem: a count would leave its range.
     """
-    block = transaction.change(descriptor_block(superblock, group))
-    offset = group * GROUP_DESCRIPTOR_SIZE % superblock.block_size + _COUNTS_OFFSET
+    number, offset = _locate_descriptor(superblock, group)
+    block = transaction.change(number)
+    offset += _COUNTS_OFFSET
     free_blocks, free_inodes, used_dirs = _COUNTS.unpack_from(block, offset)
     free_blocks, free_inodes, used_dirs = free_blocks + blocks, free_inodes + inodes, used_dirs + directories
     if not (

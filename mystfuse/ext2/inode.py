@@ -40,6 +40,7 @@ _HIGH_IDS_OFFSET = 120
 _LINKS_COUNT_OFFSET = 26
 _EXTRA_ISIZE_OFFSET = 128
 _EXTRAS = struct.Struct("<H2xIII")  # i_extra_isize (i_checksum_hi) i_ctime_extra i_mtime_extra i_atime_extra
+_EXTRA_TIMES = struct.Struct("<III")  # i_ctime_extra i_mtime_extra i_atime_extra
 _EXTRA_TIMES_OFFSET = 132
 _CRTIME = struct.Struct("<iI")  # i_crtime i_crtime_extra
 _CRTIME_OFFSET = 144
@@ -202,10 +203,9 @@ class Inode(NamedTuple):
         Times are cut to what the inode can hold: whole seconds up to 2038 in 128 bytes, nanoseconds up to 2446 in more.
         """
         covered = (self.i_extra_isize - 4) // 4
-        (atime, atime_extra), (ctime, ctime_extra), (mtime, mtime_extra) = (
-            _pack_time(time_ns, covered > field)
-            for time_ns, field in ((self.atime_ns, 2), (self.ctime_ns, 0), (self.mtime_ns, 1))
-        )
+        atime, atime_extra = _pack_time(self.atime_ns, covered > 2)
+        ctime, ctime_extra = _pack_time(self.ctime_ns, covered > 0)
+        mtime, mtime_extra = _pack_time(self.mtime_ns, covered > 1)
         _HEAD.pack_into(
             block,
             offset,
@@ -224,9 +224,12 @@ class Inode(NamedTuple):
         _BODY.pack_into(block, offset + _BODY_OFFSET, self.i_block, self.i_generation, self.i_file_acl, self.size >> 32)
         _HIGH_IDS.pack_into(block, offset + _HIGH_IDS_OFFSET, self.uid >> 16, self.gid >> 16)
         if self.i_extra_isize:
-            extras = struct.pack("<III", ctime_extra, mtime_extra, atime_extra)[: max(covered, 0) * 4]
             start = offset + _EXTRA_TIMES_OFFSET
-            block[start : start + len(extras)] = extras
+            if covered > 2:
+                _EXTRA_TIMES.pack_into(block, start, ctime_extra, mtime_extra, atime_extra)
+            else:
+                extras = _EXTRA_TIMES.pack(ctime_extra, mtime_extra, atime_extra)[: max(covered, 0) * 4]
+                block[start : start + len(extras)] = extras
             start = offset + EXT2_GOOD_OLD_INODE_SIZE + self.i_extra_isize
             block[start : start + len(self.extra)] = self.extra
 
@@ -234,6 +237,8 @@ class Inode(NamedTuple):
 def _pack_time(time_ns: int, has_extra: bool) -> tuple[int, int]:
     """Encode a time: (the 32-bit field, its extra field), cut to what they can hold."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    if 0 < seconds < _TIME_MAX:
+        return seconds, nanoseconds << 2
     limit = _EXTRA_TIME_MAX if has_extra else _TIME_MAX
     if not _TIME_MIN < seconds < limit:
         # No nanoseconds in the first and last second either (fs/inode.c, timestamp_truncate).
@@ -259,7 +264,8 @@ def locate_inode(superblock: Superblock, blocks: Blocks, ino: int) -> tuple[int,
         raise CorruptFilesystem(f"inode number {ino} is not between 1 and {superblock.s_inodes_count}")
     group, index = divmod(ino - 1, superblock.s_inodes_per_group)
     position, offset = divmod(index * superblock.s_inode_size, superblock.block_size)
-    return read_group_places(superblock, blocks, group).bg_inode_table + position, offset
+    places = superblock.group_places.get(group) or read_group_places(superblock, blocks, group)
+    return places.bg_inode_table + position, offset
 
 
 def read_inode(superblock: Superblock, blocks: Blocks, ino: int, orphans: Container[int] = ()) -> Inode:
@@ -297,10 +303,15 @@ def with_blocks(superblock: Superblock, inode: Inode, count: int) -> Inode:
     Raises:
         CorruptFilesystem: i_blocks cannot count them.
     """
+    return inode._replace(i_blocks=blocks_after(superblock, inode, count))
+
+
+def blocks_after(superblock: Superblock, inode: Inode, count: int) -> int:
+    """Its i_blocks then; raises CorruptFilesystem as ``with_blocks``."""
     i_blocks = max(inode.i_blocks + count * (superblock.block_size // 512), 0)
     if i_blocks >> 32:
         raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
-    return inode._replace(i_blocks=i_blocks)
+    return i_blocks
 
 
 def is_inode_in_use(superblock: Superblock, blocks: Blocks, ino: int) -> bool:
@@ -310,7 +321,7 @@ def is_inode_in_use(superblock: Superblock, blocks: Blocks, ino: int) -> bool:
         BlocksMissing, MystfuseError: the inode's block cannot be had.
     """
     number, offset = locate_inode(superblock, blocks, ino)
-    block = blocks.block(number, _ahead(superblock, number))
+    block = blocks.find(number) or blocks.block(number, _ahead(superblock, number))
     return block[offset + _LINKS_COUNT_OFFSET : offset + _LINKS_COUNT_OFFSET + 2] != b"\0\0"
 
 

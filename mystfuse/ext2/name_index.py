@@ -17,7 +17,7 @@ from functools import cache, partial
 from itertools import chain, islice
 
 from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
-from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.block_map import map_block, map_blocks
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.directory import BlockNames, Found, block_count, directory_block, parse_block
 from mystfuse.ext2.inode import Inode
@@ -188,12 +188,12 @@ class NameIndexes:
         """
         count = block_count(superblock, inode)
         if count == 1:
-            number = map_blocks(superblock, blocks, inode, 0, 1)[0]
+            number = map_block(superblock, blocks, inode, 0)
             found = self._block_names.find(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
             return (found, 0) if found else None
         index = self._complete_index(superblock, blocks, inode, count)
         for logical in index.candidates(name):
-            number = map_blocks(superblock, blocks, inode, logical, 1)[0]
+            number = map_block(superblock, blocks, inode, logical)
             block = directory_block(inode, blocks, logical, number)
             if found := self._block_names.find(superblock, inode, block, logical, name):
                 return found, logical
@@ -220,7 +220,7 @@ class NameIndexes:
                 raise index.damage
             logicals = index.blocks_with_names()
         for logical in logicals:
-            (number,) = map_blocks(superblock, blocks, inode, logical, 1)
+            number = map_block(superblock, blocks, inode, logical)
             block = directory_block(inode, blocks, logical, number)
             if any(True for _ in parse_block(superblock, inode, block, logical)):
                 return False
@@ -240,7 +240,7 @@ class NameIndexes:
         if len(index) >= MAX_NAMES:
             raise OSError(ENOSPC, f"directory inode {inode.ino} has {MAX_NAMES} names")
         chosen = index.blocks_with_room(length)
-        blocks.want(map_blocks(superblock, blocks, inode, logical, 1)[0] for logical in chosen)
+        blocks.want(map_block(superblock, blocks, inode, logical) for logical in chosen)
         return chosen
 
     def set_room(self, ino: int, logical: int, length: int) -> None:

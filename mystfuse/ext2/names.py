@@ -440,17 +440,8 @@ def _inherit_acl(
     """Give a new inode what its directory's default ACL says (fs/posix_acl.c, posix_acl_create)."""
     if inode.is_symlink:
         return inode
-    stored = next(
-        (
-            attribute.value
-            for attribute in (
-                *read_body(directory),
-                *read_block(filesystem.superblock, transaction, directory),
-            )
-            if attribute.name_index == INDEX_ACL_DEFAULT
-        ),
-        None,
-    )
+    attributes = read_body(directory) + read_block(filesystem.superblock, transaction, directory)
+    stored = next((attribute.value for attribute in attributes if attribute.name_index == INDEX_ACL_DEFAULT), None)
     if stored is None:
         return inode
     try:

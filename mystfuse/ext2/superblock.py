@@ -87,6 +87,11 @@ class Superblock:
     """Descriptors as they were when they were found sound: for where bitmaps and inode table are; see ``group``."""
 
     @cached_property
+    def location(self) -> tuple[int, int]:
+        """Where it is: (block number, byte offset in the block)."""
+        return divmod(SUPERBLOCK_OFFSET, self.block_size)
+
+    @cached_property
     def size(self) -> int:
         """Bytes of the whole file system."""
         return self.s_blocks_count * self.block_size
@@ -264,14 +269,14 @@ def read_free_counts(superblock: Superblock, blocks: Blocks) -> tuple[int, int]:
     Raises:
         BlocksMissing: the superblock's block is not in memory.
     """
-    number, offset = _location(superblock)
+    number, offset = superblock.location
     free_blocks, free_inodes = _FREE_COUNTS.unpack_from(blocks.block(number), offset + _FREE_COUNTS_OFFSET)
     return free_blocks, free_inodes
 
 
 def change_free_counts(superblock: Superblock, transaction: Transaction, blocks: int, inodes: int) -> None:
     """Add ``blocks`` and ``inodes`` (negative: taken) to the superblock's counts."""
-    number, offset = _location(superblock)
+    number, offset = superblock.location
     block = transaction.change(number)
     offset += _FREE_COUNTS_OFFSET
     free_blocks, free_inodes = _FREE_COUNTS.unpack_from(block, offset)
@@ -282,7 +287,7 @@ def change_free_counts(superblock: Superblock, transaction: Transaction, blocks:
 
 def note_large_file(superblock: Superblock, transaction: Transaction) -> None:
     """Set large_file, and with it revision 1: there is a file over 2 GiB (fs/ext2/inode.c, __ext2_write_inode)."""
-    number, offset = _location(superblock)
+    number, offset = superblock.location
     position = offset + _FEATURE_RO_COMPAT_OFFSET
     (ro_compat,) = struct.unpack_from("<I", transaction.block(number), position)
     if ro_compat & EXT2_FEATURE_RO_COMPAT_LARGE_FILE:
@@ -292,10 +297,6 @@ def note_large_file(superblock: Superblock, transaction: Transaction) -> None:
     if superblock.s_rev_level == EXT2_GOOD_OLD_REV:
         struct.pack_into("<I", block, offset + _REV_LEVEL_OFFSET, EXT2_DYNAMIC_REV)
         struct.pack_into("<IH", block, offset + _FIRST_INO_OFFSET, EXT2_GOOD_OLD_FIRST_INO, EXT2_GOOD_OLD_INODE_SIZE)
-
-
-def _location(superblock: Superblock) -> tuple[int, int]:
-    return divmod(SUPERBLOCK_OFFSET, superblock.block_size)
 
 
 def _is_inode_size(size: int, block_size: int) -> bool:
