@@ -506,7 +506,9 @@ def test_cbc_is_openssls_sector_by_sector(iv_mode: str, key_size: int, sector_si
     for length, first in product((sector_size, (64 << 10) + sector_size, 300 << 10), FIRST_SECTORS):
         key, plain = randbytes(key_size, (length, first)), randbytes(length, first)
         encrypted = encrypt_by_sector("cbc", iv_mode, key, plain, first, sector_size, iv_tweak=3)
-        assert cipher_of("cbc", iv_mode, key, sector_size, iv_tweak=3).decrypt(encrypted, first) == plain
+        cipher = cipher_of("cbc", iv_mode, key, sector_size, iv_tweak=3)
+        assert cipher.decrypt(encrypted, first) == plain
+        assert cipher.encrypt(plain, first) == encrypted
 
 
 @on_both_twins
@@ -515,7 +517,11 @@ def test_cbc_has_the_vectors_of_nist(bits: int) -> None:
     # A sector's first block is added to a number; the blocks after one that is the vectors' vector are theirs.
     sector = (NIST_CBC_VECTOR + bytes.fromhex(NIST_CBC[bits])).ljust(512, b"\0")
     cipher = cipher_of("cbc", "plain64", bytes.fromhex(NIST_KEYS[bits]))
-    assert cipher.decrypt(sector, 12345)[16 : 16 + len(NIST_PLAIN)] == NIST_PLAIN
+    plain = bytes(cipher.decrypt(sector, 12345))
+    assert plain[16 : 16 + len(NIST_PLAIN)] == NIST_PLAIN
+    assert cipher.encrypt(plain[: 16 + len(NIST_PLAIN)].ljust(512, b"\0"), 12345)[: 16 + len(NIST_PLAIN)] == (
+        NIST_CBC_VECTOR + bytes.fromhex(NIST_CBC[bits])
+    )
 
 
 @on_both_twins
@@ -523,7 +529,9 @@ def test_cbc_has_the_vectors_of_nist(bits: int) -> None:
 def test_essiv_has_the_vectors_of_the_kernel(key: str, vector: str, plain: bytes, encrypted: str) -> None:
     sector = bytes.fromhex(encrypted).ljust(512, b"\0")
     number = int.from_bytes(bytes.fromhex(vector), "little")
-    assert cipher_of("cbc", "essiv:sha256", bytes.fromhex(key)).decrypt(sector, number)[: len(plain)] == plain
+    cipher = cipher_of("cbc", "essiv:sha256", bytes.fromhex(key))
+    assert cipher.decrypt(sector, number)[: len(plain)] == plain
+    assert cipher.encrypt(plain.ljust(512, b"\0"), number)[: len(plain)] == bytes.fromhex(encrypted)
 
 
 @on_both_twins
@@ -531,7 +539,9 @@ def test_ecb_takes_whole_blocks() -> None:
     cipher = cipher_of("ecb", "", bytes(range(16)))
     with pytest.raises(ValueError, match="17 bytes"):
         cipher.decrypt(bytes(17), 0)
-    assert len(cipher.decrypt(bytes(32), 0)) == 32
+    with pytest.raises(ValueError, match="17 bytes"):
+        cipher.encrypt(bytes(17), 0)
+    assert len(cipher.decrypt(bytes(32), 0)) == len(cipher.encrypt(bytes(32), 0)) == 32
 
 
 @on_both_twins
@@ -542,6 +552,7 @@ def test_ecb_has_the_vectors_of_nist_wherever_they_are(bits: int, sector: int) -
     encrypted = bytes.fromhex(NIST_ECB[bits])
     assert cipher.decrypt(encrypted, sector) == NIST_PLAIN
     assert cipher.decrypt(memoryview(encrypted * 5000), sector) == NIST_PLAIN * 5000
+    assert cipher.encrypt(memoryview(NIST_PLAIN * 5000), sector) == encrypted * 5000
 
 
 # -- any cipher
@@ -563,13 +574,13 @@ def test_parts_of_sectors_are_refused(chain_mode: str, iv_mode: str, key_size: i
     ):
         with pytest.raises(ValueError):
             cipher.decrypt(bytes(length), 0)
-        if isinstance(cipher, XtsCipher):
-            with pytest.raises(ValueError):
-                cipher.encrypt(bytes(length), 0)
+        with pytest.raises(ValueError):
+            cipher.encrypt(bytes(length), 0)
     # A refusal leaves nothing behind in the cipher.
     plain = randbytes(2 * sector_size)
     encrypted = encrypt_by_sector(chain_mode, iv_mode, randbytes(key_size), plain, 8, sector_size)
     assert cipher.decrypt(encrypted, 8) == plain
+    assert cipher.encrypt(plain, 8) == encrypted
 
 
 @on_both_twins

@@ -270,17 +270,18 @@ def ciphers(twin: ModuleType, sector_size: int = 512) -> dict[str, pure_sectors.
 
 @needs_native
 @pytest.mark.parametrize("sector_size", [512, 1024, 2048, 4096])
-def test_the_twins_decrypt_alike(sector_size: int) -> None:
-    """Around the edges of their steps of 8 and of 64 KiB, of 32 and of 64 bits, and at any address."""
+def test_the_twins_decrypt_and_encrypt_alike(sector_size: int) -> None:
+    """Around the edges of their steps (8 and 64 KiB, 16 and 128 sectors), of 32 and of 64 bits, and at any address."""
     pure = ciphers(pure_sectors, sector_size)
     for name, cipher in ciphers(native_sectors, sector_size).items():
         for sectors, first in product((1, 2, 7, 16, 17, 130), (0, 0xFFFFFFF0, (1 << 64) - 8, 1 << 70)):
             data = memoryview(bytes(3) + randbytes(sectors * sector_size, sectors))[3:]
             decrypted = cipher.decrypt(data, first)
             assert decrypted == pure[name].decrypt(data, first)
-            if name.startswith("xts"):
-                assert cipher.encrypt(decrypted, first) == data
-                assert pure[name].encrypt(decrypted, first) == data
+            assert cipher.encrypt(decrypted, first) == data
+            assert pure[name].encrypt(decrypted, first) == data
+            plain = memoryview(bytes(5) + decrypted)[5:]
+            assert cipher.encrypt(plain, first) == pure[name].encrypt(plain, first) == data
 
 
 @every_twin
@@ -296,8 +297,7 @@ def test_any_sectors_are_openssls(twin: ModuleType, data: st.DataObject) -> None
     encrypted = encrypt_by_sector(chain_mode, iv_mode, key, plain, sector, sector_size, iv_tweak)
     cipher = (twin.XtsCipher if chain_mode == "xts" else twin.CbcCipher)(key, sector_size, iv_tweak, iv_mode)
     assert cipher.decrypt(encrypted, sector) == plain
-    if chain_mode == "xts":
-        assert cipher.encrypt(plain, sector) == encrypted
+    assert cipher.encrypt(plain, sector) == encrypted
 
 
 @every_twin
@@ -314,9 +314,11 @@ def test_a_result_goes_where_it_is_wanted(twin: ModuleType) -> None:
                 buffer = bytearray(data)
                 cipher.decrypt_into(buffer if source is not memoryview else memoryview(buffer), 7, buffer)
                 assert buffer == expected, name
-            if name.startswith("xts"):
+                # And back, in place and elsewhere.
+                cipher.encrypt_into(expected, 7, memoryview(out)[1:-1])
+                assert out == b"x" + data + b"x", name
                 cipher.encrypt_into(buffer, 7, memoryview(buffer))
-                assert buffer == data
+                assert buffer == data, name
 
 
 @every_twin
@@ -325,21 +327,28 @@ def test_a_place_that_does_not_fit_is_refused(twin: ModuleType) -> None:
         for out in bytearray(511), bytearray(513), bytearray(), bytearray(1024), memoryview(bytes(512)):
             with pytest.raises(ValueError):
                 cipher.decrypt_into(bytes(512), 0, out)
-        with pytest.raises(ValueError):
-            cipher.decrypt_into(bytes(511), 0, bytearray(511))
+            with pytest.raises(ValueError):
+                cipher.encrypt_into(bytes(512), 0, out)
+        for run in cipher.decrypt_into, cipher.encrypt_into:
+            with pytest.raises(ValueError):
+                run(bytes(511), 0, bytearray(511))
 
 
 @needs_native
-def test_a_place_that_overlaps_is_refused() -> None:
-    cipher = native_sectors.XtsCipher(randbytes(64))
+@pytest.mark.parametrize("name", ["xts-plain64", "cbc-essiv", "ecb"])
+def test_a_place_that_overlaps_is_refused(name: str) -> None:
+    cipher = ciphers(native_sectors)[name]
     buffer = memoryview(bytearray(randbytes(2048)))
     before = bytes(buffer)
     for source, target in ((0, 512), (512, 0), (0, 1), (1, 0), (0, 1023)):
-        with pytest.raises(ValueError, match="overwrite"):
-            cipher.decrypt_into(buffer[source : source + 1024], 0, buffer[target : target + 1024])
+        for run in cipher.decrypt_into, cipher.encrypt_into:
+            with pytest.raises(ValueError, match="overwrite"):
+                run(buffer[source : source + 1024], 0, buffer[target : target + 1024])
     assert buffer == before
     cipher.decrypt_into(buffer[:1024], 0, buffer[1024:])
     assert buffer[1024:] == cipher.decrypt(before[:1024], 0)
+    cipher.encrypt_into(buffer[1024:], 0, buffer[:1024])
+    assert buffer[:1024] == before[:1024]
 
 
 @every_twin
@@ -369,8 +378,11 @@ def test_a_cipher_keeps_its_key_when_the_callers_is_wiped(twin: ModuleType) -> N
 
 
 @every_twin
-def test_threads_may_share_a_cipher_in_both_directions(twin: ModuleType, busy_threads: ThreadPoolExecutor) -> None:
-    cipher = ciphers(twin)["xts-plain64"]
+@pytest.mark.parametrize("name", ["xts-plain64", "cbc-essiv"])
+def test_threads_may_share_a_cipher_in_both_directions(
+    name: str, twin: ModuleType, busy_threads: ThreadPoolExecutor
+) -> None:
+    cipher = ciphers(twin)[name]
     plain = randbytes(1 << 19)
     encrypted = bytes(cipher.encrypt(plain, 0))
 

@@ -14,6 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from cli_in_process import in_process
 from conftest import GROUP, SBIN, USER, mounted, mystfuse, run
 
 from mystfuse.errors import MystfuseError
+from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
+from mystfuse.ext2.superblock import Superblock
 from mystfuse.image.atomic_file import AtomicFile
 
 MIB = 1 << 20
@@ -343,6 +346,41 @@ def test_free_leaves_that_room(options: tuple[str, ...], small_tree: Path, tmp_p
         assert 30 * MIB <= status.f_bavail * status.f_frsize < 40 * MIB
 
 
+def inodes_of(image: Path) -> int:
+    with image.open("rb") as file:
+        return Superblock.parse(os.pread(file.fileno(), SUPERBLOCK_SIZE, SUPERBLOCK_OFFSET)).s_inodes_count
+
+
+def inodes_by_default(size: int, environment: dict[str, str]) -> int:
+    """How many inodes mke2fs makes when it is left to it."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(size)
+        run("mke2fs", "-q", "-F", "-t", "ext2", file.name, f"{size >> 10}k", env=environment)
+        return inodes_of(Path(file.name))
+
+
+@pytest.mark.parametrize("free", ["0", "300M", "400M", "480M", "1G"])
+def test_there_are_as_many_inodes_as_mke2fs_gives(free: str, small_tree: Path, tmp_path: Path) -> None:
+    """Also where a first size was not enough: all of the free space must be of use."""
+    image = tmp_path / "image"
+    size = int(make(small_tree, image, f"--free={free}")["hash_offset"])
+    assert inodes_of(image) >= inodes_by_default(size, dict(os.environ)) > size // 20000
+    assert_clean(image)
+
+
+@pytest.mark.parametrize("ratio", [1024, 1 << 20])
+def test_another_mke2fs_conf_counts_and_everything_fits(ratio: int, tiny_files: Path, tmp_path: Path) -> None:
+    """With more inodes than ours would be, and with fewer than the directory needs."""
+    image, configuration = tmp_path / "image", tmp_path / "mke2fs.conf"
+    configuration.write_text(
+        f"[defaults]\nbase_features = filetype\nblocksize = 1024\ninode_size = 256\ninode_ratio = {ratio}\n"
+    )
+    environment = {**os.environ, "MKE2FS_CONFIG": str(configuration)}
+    size = int(make(tiny_files, image, "--free=60M", env=environment)["hash_offset"])
+    assert inodes_of(image) >= max(inodes_by_default(size, environment), 20_000)
+    assert_clean(image)
+
+
 @pytest.mark.parametrize("options", [(), ("--block-size=4096", "--free=5M")])
 def test_many_tiny_files_are_made_to_fit(options: tuple[str, ...], tiny_files: Path, tmp_path: Path) -> None:
     image = tmp_path / "image"
@@ -550,6 +588,15 @@ def is_mke2fs(pid: int) -> bool:
         return False
 
 
+def is_copying(pid: int) -> bool:
+    """Whether this process is mke2fs, filling a file system: not the dry run before, nor what becomes mke2fs later."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return arguments[0].endswith(b"/mke2fs") and b"-d" in arguments
+
+
 @pytest.mark.parametrize("phase", ["copying", "hashing"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_nothing_behind(number: int, phase: str, tiny_files: Path, tmp_path: Path) -> None:
@@ -568,17 +615,21 @@ def test_a_signal_leaves_nothing_behind(number: int, phase: str, tiny_files: Pat
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            if children:
-                child = int(children[0])
-                if phase == "copying":
-                    break
-            elif child:
+            child = next(filter(is_copying, map(int, children)), child)
+            if child and (phase == "copying" or not children):
                 break
             time.sleep(0.002)
         assert child
+        if phase == "copying":
+            # It takes half a second, and we may be held up for longer: it must not come to its end meanwhile.
+            os.kill(child, signal.SIGSTOP)
+            assert is_copying(child)
         assert process.poll() is None
         started = time.monotonic()
         process.send_signal(number)
+        if phase == "copying":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGCONT)
         _, error = process.communicate(timeout=20)
         assert time.monotonic() - started < 5
         if number == signal.SIGINT:

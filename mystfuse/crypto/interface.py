@@ -39,6 +39,14 @@ class SectorCipher(Protocol):
         """
         ...
 
+    def encrypt(self, data: Bytes, sector: int) -> bytes | memoryview:
+        """Encrypt consecutive whole sectors; as ``decrypt``."""
+        ...
+
+    def encrypt_into(self, data: Bytes, sector: int, out: bytearray | memoryview) -> None:
+        """The same into memory of the caller; as ``decrypt_into``."""
+        ...
+
 
 def count_blocks(data: memoryview, block_size: int) -> int:
     """How many blocks there are in ``data``; ValueError if the last one is not whole."""

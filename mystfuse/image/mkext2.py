@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -174,8 +176,8 @@ def _reproducible_random(encryption: Encryption, digest: bytes) -> Random:
     return random
 
 
-def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int | None]:
-    """How large the file system has to be, and how many inodes to ask for (None: as many as mke2fs gives).
+def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int]:
+    """How large the file system has to be, and how many inodes it has to have at least.
 
     The original's rule (its ``mkext2``): the directory's size rounded up to 1 MiB, times 1.5, at least 8 MiB. It does
     not think of small files, which fill whole blocks, nor of inodes: ours is grown where they would not fit.
@@ -189,7 +191,7 @@ def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int | N
         needed = tree.content_size(block_size) + options.free
         needed = int((needed + inode_tables) / _RESERVED) + size // 512 + 64 * block_size
         if needed <= size:
-            return _round_up(size, max(block_size, VERITY_BLOCK_SIZE)), inodes if inodes > size // ratio else None
+            return _round_up(size, max(block_size, VERITY_BLOCK_SIZE)), inodes
         size = _round_up(needed, MIB)
 
 
@@ -226,7 +228,7 @@ def _fit_filesystem(
         else:
             missing = size // 4
         size = _round_up(size + int(missing / _RESERVED), MIB)
-        inodes = max(tree.inodes + tree.inodes // 4 + 64, inodes or 0)
+        inodes = max(tree.inodes + tree.inodes // 4 + 64, inodes)
     raise MystfuseError(f"{directory}: mke2fs cannot fit it into {size} bytes")
 
 
@@ -234,12 +236,15 @@ def _run_mke2fs(
     file: WritableFile,
     directory: Path,
     size: int,
-    inodes: int | None,
+    inodes: int,
     options: Mkext2Options,
     uuid: UUID,
     hash_seed: UUID,
 ) -> bool:
     """Make and fill the file system; False when the directory does not fit.
+
+    Args:
+        inodes: how many there have to be at least; mke2fs gives more to a file system of this size, or just so many.
 
     Raises:
         MystfuseError: mke2fs is missing, or failed in another way.
@@ -250,11 +255,12 @@ def _run_mke2fs(
     command = [mke2fs, "-q", "-F", "-t", "ext2", "-U", str(uuid), "-E", f"hash_seed={hash_seed}"]
     if options.block_size is not None:
         command += ["-b", str(options.block_size)]
-    if inodes is not None:
-        command += ["-N", str(inodes)]
-    command += ["-d", os.fspath(directory.resolve()), file.path, f"{size // 1024}k"]
-    # mke2fs sorts names by the locale.
+    place = [file.path, f"{size // 1024}k"]
+    # mke2fs sorts names by the locale, and we read what it says.
     environment = {**os.environ, "LC_ALL": "C"}
+    if inodes > _inodes_by_default([mke2fs, "-n", *command[2:], *place], environment, file.fd):
+        command += ["-N", str(inodes)]
+    command += ["-d", os.fspath(directory.resolve()), *place]
     if options.epoch is not None:
         environment["E2FSPROGS_FAKE_TIME"] = str(max(options.epoch, 1))
     if options.trace is not None:
@@ -281,6 +287,23 @@ def _run_mke2fs(
         raise _AttributesTooLarge
     message = " ".join(result.stdout.split()) or f"exit status {result.returncode}"
     raise MystfuseError(f"mke2fs failed: {message}")
+
+
+def _inodes_by_default(dry_run: list[str], environment: dict[str, str], fd: int) -> int:
+    """How many inodes mke2fs would make by itself: that depends on mke2fs.conf, so we ask it rather than reckon."""
+    result = subprocess.run(
+        dry_run,
+        env=environment,
+        pass_fds=[fd],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        errors="replace",
+        check=False,
+    )
+    match = re.search(r"\b(\d+) inodes\b", result.stdout)
+    # Without an answer nothing is asked for in its stead. If it cannot make it at all, it says so when it has to.
+    return int(match[1]) if match else sys.maxsize
 
 
 def _read_superblock(fd: int) -> Superblock:

@@ -45,7 +45,7 @@ sector_cipher *sector_cipher_new(enum chain_mode chain_mode, int essiv, const ui
                                  size_t sector_size, uint64_t iv_mask);
 void sector_cipher_free(sector_cipher *self);
 
-/* Decrypt or (CHAIN_XTS alone) encrypt `size` bytes of whole sectors, of CHAIN_ECB whole AES blocks. `out` is `in`, or does not
+/* Decrypt or encrypt `size` bytes of whole sectors, of CHAIN_ECB whole AES blocks. `out` is `in`, or does not
  * overlap it. `number` is that of the first sector, in units of 512 bytes. */
 int sector_cipher_run(sector_cipher *self, int encrypts, const uint8_t *in, uint8_t *out, size_t size, uint64_t number);
 

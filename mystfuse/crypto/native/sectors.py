@@ -47,6 +47,14 @@ class _Cipher:
         """The same into ``out``: ``data`` itself, or as many bytes that do not overlap it."""
         self._into(data, sector, out, False)
 
+    def encrypt(self, data: Bytes, sector: int) -> memoryview:
+        """Encrypt consecutive whole sectors; ``sector`` is the first one's place in 512-byte units."""
+        return self._new(data, sector, True)
+
+    def encrypt_into(self, data: Bytes, sector: int, out: bytearray | memoryview) -> None:
+        """The same into ``out``: ``data`` itself, or as many bytes that do not overlap it."""
+        self._into(data, sector, out, True)
+
     def _new(self, data: Bytes, sector: int, encrypts: bool) -> memoryview:
         view = memoryview(data)
         check_sectors(view, self._unit)
@@ -76,24 +84,16 @@ class XtsCipher(_Cipher):
     def __init__(self, key: Bytes, sector_size: int = SECTOR_SIZE, iv_tweak: int = 0, iv_mode: str = "plain64") -> None:
         super().__init__(lib.CHAIN_XTS, key, sector_size, iv_tweak, iv_mode)
 
-    def encrypt(self, data: Bytes, sector: int) -> memoryview:
-        """Encrypt consecutive whole sectors; ``sector`` is the first one's place in 512-byte units."""
-        return self._new(data, sector, True)
-
-    def encrypt_into(self, data: Bytes, sector: int, out: bytearray | memoryview) -> None:
-        """The same into ``out``: ``data`` itself, or as many bytes that do not overlap it."""
-        self._into(data, sector, out, True)
-
 
 class CbcCipher(_Cipher):
-    """AES-CBC, decryption alone, with dm-crypt's initialization vectors."""
+    """AES-CBC with dm-crypt's initialization vectors."""
 
     def __init__(self, key: Bytes, sector_size: int, iv_tweak: int, iv_mode: str) -> None:
         super().__init__(lib.CHAIN_CBC, key, sector_size, iv_tweak, iv_mode)
 
 
 class EcbCipher(_Cipher):
-    """AES-ECB, decryption alone: equal blocks look equal, so it hides little. The original reads it."""
+    """AES-ECB: equal blocks look equal, so it hides little. The original reads it."""
 
     def __init__(self, key: Bytes) -> None:
         super().__init__(lib.CHAIN_ECB, key, SECTOR_SIZE)

@@ -30,6 +30,8 @@ from mystfuse.crypto.interface import (
 
 _STEP = 64 << 10
 """Bytes dealt with at a time: about what stays in the processor's cache."""
+_LANES = 128
+"""Sectors that CBC encrypts side by side: their next blocks are one call of AES."""
 
 
 class _Ecb:
@@ -78,6 +80,15 @@ class _Cipher:
         target = writable(out, memoryview(data).nbytes)
         target[:] = self.decrypt(data, sector)
 
+    def encrypt(self, data: Bytes, sector: int) -> bytes:
+        """Encrypt consecutive whole sectors; ``sector`` is the first one's place in 512-byte units."""
+        raise NotImplementedError
+
+    def encrypt_into(self, data: Bytes, sector: int, out: bytearray | memoryview) -> None:
+        """The same into ``out``: ``data`` itself, or as many bytes that do not overlap it."""
+        target = writable(out, memoryview(data).nbytes)
+        target[:] = self.encrypt(data, sector)
+
 
 class XtsCipher(_Cipher):
     """AES-XTS; the key is two AES keys of the same size, the second for the tweaks."""
@@ -94,13 +105,7 @@ class XtsCipher(_Cipher):
         return self._run(self._decrypt, data, sector)
 
     def encrypt(self, data: Bytes, sector: int) -> bytes:
-        """Encrypt consecutive whole sectors; ``sector`` is the first one's place in 512-byte units."""
         return self._run(self._encrypt, data, sector)
-
-    def encrypt_into(self, data: Bytes, sector: int, out: bytearray | memoryview) -> None:
-        """The same into ``out``: ``data`` itself, or as many bytes that do not overlap it."""
-        target = writable(out, memoryview(data).nbytes)
-        target[:] = self.encrypt(data, sector)
 
     def _run(self, aes: _Ecb, data: Bytes, sector: int) -> bytes:
         parts: list[bytes] = []
@@ -137,12 +142,12 @@ class XtsCipher(_Cipher):
 
 
 class CbcCipher(_Cipher):
-    """AES-CBC, decryption alone, with dm-crypt's initialization vectors."""
+    """AES-CBC with dm-crypt's initialization vectors."""
 
     def __init__(self, key: Bytes, sector_size: int, iv_tweak: int, iv_mode: str) -> None:
         check_sector_size(sector_size)
         self._sector_size = sector_size
-        self._decrypt = _Ecb(key, encrypts=False)
+        self._decrypt, self._encrypt = _Ecb(key, encrypts=False), _Ecb(key, encrypts=True)
         self._vectors = _InitializationVectors(sector_size, iv_tweak, IV_BITS[iv_mode])
         # essiv: the number of the sector, encrypted with the hash of the key.
         self._encrypt_vector = _Ecb(hashlib.sha256(key).digest(), True) if iv_mode == "essiv:sha256" else bytes
@@ -160,23 +165,47 @@ class CbcCipher(_Cipher):
             parts.append(plain.to_bytes(len(part), "little"))
         return b"".join(parts)
 
+    def encrypt(self, data: Bytes, sector: int) -> bytes:
+        steps = _steps(data, sector, self._sector_size, _LANES * self._sector_size)
+        return b"".join(self._encrypt_side_by_side(part, number) for number, part in steps)
+
+    def _encrypt_side_by_side(self, plain: memoryview, sector: int) -> bytearray:
+        """A sector goes block by block, since each is added to the encrypted one before it; but all sectors at once."""
+        size = len(plain) // self._sector_size * AES_BLOCK
+        encrypted = self._encrypt_vector(self._vectors.blocks(sector, size // AES_BLOCK))
+        result, gathered = bytearray(len(plain)), bytearray(size)
+        # Words of 8 bytes, two a block.
+        source, target, lanes = (memoryview(each).cast("Q") for each in (plain, result, gathered))
+        step = self._sector_size // 8
+        for low in range(0, step, 2):
+            high = low + 1
+            lanes[::2], lanes[1::2] = source[low::step], source[high::step]
+            added = int.from_bytes(gathered, "little") ^ int.from_bytes(encrypted, "little")
+            encrypted = self._encrypt(added.to_bytes(size, "little"))
+            halves = memoryview(encrypted).cast("Q")
+            target[low::step], target[high::step] = halves[::2], halves[1::2]
+        return result
+
 
 class EcbCipher(_Cipher):
-    """AES-ECB, decryption alone: equal blocks look equal, so it hides little. The original reads it."""
+    """AES-ECB: equal blocks look equal, so it hides little. The original reads it."""
 
     def __init__(self, key: Bytes) -> None:
-        self._decrypt = _Ecb(key, encrypts=False)
+        self._decrypt, self._encrypt = _Ecb(key, encrypts=False), _Ecb(key, encrypts=True)
 
     def decrypt(self, data: Bytes, sector: int) -> bytes:
         return b"".join(self._decrypt(part) for _, part in _steps(data, sector, AES_BLOCK))
 
+    def encrypt(self, data: Bytes, sector: int) -> bytes:
+        return b"".join(self._encrypt(part) for _, part in _steps(data, sector, AES_BLOCK))
 
-def _steps(data: Bytes, sector: int, sector_size: int) -> Iterator[tuple[int, memoryview]]:
+
+def _steps(data: Bytes, sector: int, sector_size: int, step: int = _STEP) -> Iterator[tuple[int, memoryview]]:
     """Consecutive pieces of ``data``, each with the number of its first sector in 512-byte units."""
     view = memoryview(data).cast("B")
     check_sectors(view, sector_size)
-    for start in range(0, len(view), _STEP):
-        yield sector + start // SECTOR_SIZE, view[start : start + _STEP]
+    for start in range(0, len(view), step):
+        yield sector + start // SECTOR_SIZE, view[start : start + step]
 
 
 @lru_cache(maxsize=256)
