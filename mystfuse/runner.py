@@ -31,7 +31,11 @@ class WrittenStore(Protocol):
     def holds(self, number: int) -> bool: ...
 
     def commit(
-        self, changed: Mapping[int, bytes | bytearray | memoryview], freed: Collection[int], use_reserve: bool
+        self,
+        changed: Mapping[int, bytes | bytearray | memoryview],
+        freed: Collection[int],
+        use_reserve: bool,
+        runs: Collection[tuple[int, memoryview]] = (),
     ) -> None: ...
 
 
@@ -132,14 +136,16 @@ class Runner:
                 missing = error
             else:
                 try:
-                    self._written.commit(transaction.changed, transaction.freed, transaction.gives_back)
+                    self._written.commit(
+                        transaction.changed, transaction.freed, transaction.gives_back, transaction.runs
+                    )
                 except OverlayFull as error:
                     # What the metadata takes up is known only now.
                     budget = transaction.spent - error.missing
                     if not transaction.is_divisible or budget <= 0:
                         raise
                     continue
-                if transaction.changed or transaction.freed:
+                if transaction.changed or transaction.freed or transaction.runs:
                     self.commits += 1
                 for action in transaction.on_commit:
                     action()

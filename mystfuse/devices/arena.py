@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable
+from contextlib import suppress
 from errno import ENOSPC
 from itertools import pairwise
 
 ARENA_SIZE = 4 << 20
 """Bytes."""
+_MADV_POPULATE_WRITE = 23
+"""Linux 5.14, include/uapi/asm-generic/mman-common.h; Python has no name for it."""
 
 
 class Arenas:
@@ -49,6 +52,47 @@ class Arenas:
         start = index * self._block_size
         self._arenas[arena][start : start + self._block_size] = content
         return arena * self._slots + index
+
+    def store_run(self, content: memoryview) -> list[int]:
+        """Take slots for several blocks and fill them: all of it or nothing. Returns their numbers, in order.
+
+        Raises:
+            OSError: ENOSPC, the system has no memory left.
+        """
+        slots: list[int] = []
+        count = len(content) // self._block_size
+        try:
+            while len(slots) < count:
+                slots += self._store_in_arena(content[len(slots) * self._block_size :])
+        except OSError:
+            self.free(slots)
+            raise
+        return slots
+
+    def _store_in_arena(self, content: memoryview) -> list[int]:
+        """Store as many blocks as have room in one arena, and one at least."""
+        if not self._with_room:
+            self._add_arena()
+        arena = self._with_room[-1]
+        free = self._free[arena]
+        # As they would be popped one by one.
+        indices = free[: -(len(content) // self._block_size) - 1 : -1]
+        del free[-len(indices) :]
+        if not free:
+            self._with_room.pop()
+        self.used += len(indices)
+        size, used_in_page, position = self._block_size, self._used_in_page[arena], 0
+        for stretch in _stretches(indices):
+            if self._slots_per_page == 1:
+                used_in_page[stretch.start : stretch.stop] = b"\1" * len(stretch)
+            else:
+                for index in stretch:
+                    used_in_page[index // self._slots_per_page] += 1
+            start, length = stretch.start * size, len(stretch) * size
+            _populate(self._arenas[arena], start, length)
+            self._arenas[arena][start : start + length] = content[position : position + length]
+            position += length
+        return [arena * self._slots + index for index in indices]
 
     def overwrite(self, slot: int, content: bytes | bytearray | memoryview) -> None:
         """Fill a slot that is in use with something else."""
@@ -107,3 +151,19 @@ class Arenas:
         ends = [*(previous for previous, page in pairwise(pages) if page != previous + 1), pages[-1]]
         for start, end in zip(starts, ends, strict=True):
             self._arenas[arena].madvise(mmap.MADV_DONTNEED, start * length, (end + 1 - start) * length)
+
+
+def _stretches(indices: list[int]) -> list[range]:
+    """Consecutive numbers, together."""
+    if indices[-1] - indices[0] == len(indices) - 1 and indices == list(range(indices[0], indices[-1] + 1)):
+        return [range(indices[0], indices[-1] + 1)]
+    ends = [position for position in range(1, len(indices)) if indices[position] != indices[position - 1] + 1]
+    return [range(indices[begin], indices[end - 1] + 1) for begin, end in pairwise([0, *ends, len(indices)])]
+
+
+def _populate(memory: mmap.mmap, start: int, length: int) -> None:
+    """Have the system give the pages of a range at once, rather than each when it is first written to."""
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    # An older kernel does not know this: then they come one by one.
+    with suppress(OSError):
+        memory.madvise(_MADV_POPULATE_WRITE, first, start + length - first)

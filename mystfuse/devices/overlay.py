@@ -19,6 +19,8 @@ _RESERVE = 16
 _SMALL_TABLE = 10_000
 
 Content = bytes | bytearray | memoryview
+Runs = Collection[tuple[int, memoryview]]
+"""Of consecutive blocks the number of the first one, and what is in all of them."""
 
 
 class OverlayFull(OSError):
@@ -37,6 +39,7 @@ class Overlay:
 
     def __init__(self, block_size: int, limit: int) -> None:
         self.limit = limit
+        self._block_size = block_size
         self._cost = block_size + _BOOKKEEPING
         self._most = limit // self._cost
         self._reserve = max(self._most // _RESERVE, min(self._most // 2, 16))
@@ -76,23 +79,34 @@ class Overlay:
             return False
         return not self._snapshots or not any(snapshot.shares(number) for snapshot in self._snapshots)
 
-    def commit(self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool) -> None:
+    def commit(
+        self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool, runs: Runs = ()
+    ) -> None:
         """Store blocks, and drop those that are free now: all of it or nothing.
 
         Args:
             use_reserve: whether the last part of the limit may be used.
+            runs: more blocks to be stored, none of which is in ``changed`` or another run.
 
         Raises:
             OverlayFull: the limit would be exceeded.
             OSError: ENOSPC, the system has no memory left.
         """
+        if self._snapshots:
+            changed, runs = _split_runs(changed, runs, self._block_size), ()
+        else:
+            changed, runs = self._split_held_runs(changed, runs)
         held = self.holds if self._snapshots else self._slots.__contains__
         new = [number for number in changed if not held(number)]
         stored: dict[int, int] = {}
-        if new:
+        if new or runs:
+            count = len(new) + sum(len(content) for _, content in runs) // self._block_size
             dropped = sum(held(number) for number in freed)
-            self._check_room(len(new) - dropped, use_reserve)
+            self._check_room(count - dropped, use_reserve)
             try:
+                for first, run in runs:
+                    slots = self._arenas.store_run(run)
+                    stored.update(zip(range(first, first + len(slots)), slots, strict=True))
                 for number in new:
                     stored[number] = self._arenas.store(changed[number])
             except OSError:
@@ -120,6 +134,14 @@ class Overlay:
         snapshot = Snapshot(self, self._arenas)
         self._snapshots.append(snapshot)
         return snapshot
+
+    def _split_held_runs(self, changed: Mapping[int, Content], runs: Runs) -> tuple[Mapping[int, Content], Runs]:
+        """Runs of which something has been written before are handled as single blocks."""
+        size = self._block_size
+        held = [run for run in runs if not self._slots.keys().isdisjoint(range(run[0], run[0] + len(run[1]) // size))]
+        if not held:
+            return changed, runs
+        return _split_runs(changed, held, size), [run for run in runs if run not in held]
 
     def _drop(self, numbers: Collection[int]) -> None:
         free: list[int] = []
@@ -163,6 +185,16 @@ class Overlay:
             raise OverlayFull(f"the overlay is full ({self.used} of {self.limit} bytes)", missing)
 
 
+def _split_runs(changed: Mapping[int, Content], runs: Runs, block_size: int) -> Mapping[int, Content]:
+    """``changed``, and the blocks of runs one by one."""
+    blocks = (
+        (first + index, content[start : start + block_size])
+        for first, content in runs
+        for index, start in enumerate(range(0, len(content), block_size))
+    )
+    return {**changed, **dict(blocks)} if runs else changed
+
+
 class Snapshot:
     """The overlay as it was at one moment. It can be written to as well, which nobody else sees.
 
@@ -191,8 +223,11 @@ class Snapshot:
         """Whether writing the block (again) takes up no more memory."""
         return self._own.get(number) is not None
 
-    def commit(self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool) -> None:
+    def commit(
+        self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool, runs: Runs = ()
+    ) -> None:
         """Store blocks in the snapshot alone; raises OSError (ENOSPC) when the overlay's limit would be exceeded."""
+        changed = _split_runs(changed, runs, self._overlay._block_size)
         new = sum(not self.holds(number) for number in changed)
         if new:
             self._overlay._check_room(new, use_reserve)

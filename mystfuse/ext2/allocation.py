@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
-from itertools import islice
+from itertools import islice, pairwise
 from operator import attrgetter
 
 from mystfuse.errors import CorruptFilesystem, ImageReadError, IntegrityError
@@ -201,7 +201,7 @@ class Allocator:
             if not self._is_sound(transaction, group):
                 raise CorruptFilesystem(f"group {group}: its bitmap contradicts its metadata")
             first_block = group_first_block(superblock, group)
-            runs = list(_runs(number - first_block for number in members))
+            runs = runs_of([number - first_block for number in members])
             if _overlap(runs, self._metadata_runs(transaction, group)):
                 raise CorruptFilesystem(f"group {group}: a block of a file is the file system's own")
             bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
@@ -215,10 +215,10 @@ class Allocator:
         if freed:
             change_free_counts(superblock, transaction, freed, 0)
 
-    def check_writable(self, transaction: Transaction, numbers: Sequence[int]) -> None:
+    def check_writable(self, transaction: Transaction, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
         superblock = self._superblock
-        for start, length in _runs(numbers):
+        for start, length in runs_of(numbers):
             low = (start - superblock.s_first_data_block) // superblock.s_blocks_per_group
             high = (start + length - 1 - superblock.s_first_data_block) // superblock.s_blocks_per_group
             for group in range(low, high + 1):
@@ -243,13 +243,27 @@ class Allocator:
         _, free_inodes = read_free_counts(superblock, transaction)
         if not free_inodes:
             raise OSError(ENOSPC, "no free inode")
+        ino = self._take_any_inode(transaction, directory, is_directory)
+        if not ino:
+            raise OSError(ENOSPC, "no free inode")
+        change_free_counts(superblock, transaction, 0, -1)
+        return ino
+
+    def _take_any_inode(self, transaction: Transaction, directory: Inode, is_directory: bool) -> int:
+        """Take an inode of the best group that has one; 0 if none has."""
+        superblock = self._superblock
+        if not is_directory:
+            parent = (directory.ino - 1) // superblock.s_inodes_per_group
+            if read_group_descriptor(superblock, transaction, parent).bg_free_blocks_count:
+                ino = self._take_inode_in_group(transaction, parent, is_directory)
+                if ino:
+                    return ino
         groups = _once_each(self._groups_for_inode(transaction, directory, is_directory))
         for group in self._in_steps(transaction, groups, attrgetter("bg_inode_bitmap")):
             ino = self._take_inode_in_group(transaction, group, is_directory)
             if ino:
-                change_free_counts(superblock, transaction, 0, -1)
                 return ino
-        raise OSError(ENOSPC, "no free inode")
+        return 0
 
     def _take_inode_in_group(self, transaction: Transaction, group: int, is_directory: bool) -> int:
         """Take an inode of a group; 0 if there is none free, or the group's bitmap is of no use."""
@@ -294,14 +308,11 @@ class Allocator:
         change_free_counts(superblock, transaction, 0, 1)
 
     def _groups_for_inode(self, transaction: Transaction, directory: Inode, is_directory: bool) -> Iterator[int]:
-        """Groups to look for a free inode in, the best first; every group in the end."""
+        """Groups to look for a free inode in, the best first; every group in the end. For all but directories their
+        parent's own group is better still."""
         superblock = self._superblock
         groups = superblock.groups_count
         parent = (directory.ino - 1) // superblock.s_inodes_per_group
-        if not is_directory:
-            own = read_group_descriptor(superblock, transaction, parent)
-            if own.bg_free_inodes_count and own.bg_free_blocks_count:
-                yield parent
         counts = read_all_counts(superblock, transaction)
         if is_directory:
             top = directory.ino == EXT2_ROOT_INO or bool(directory.i_flags & EXT2_TOPDIR_FL)
@@ -383,17 +394,12 @@ def _not_too_full(superblock: Superblock, counts: list[GroupCounts], parent: int
     return next((index for index in order if counts[index].free_inodes >= max(average_inodes, 1)), None)
 
 
-def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+def runs_of(numbers: list[int]) -> list[tuple[int, int]]:
     """Consecutive numbers as (first, count)."""
-    first = end = -1
-    for number in numbers:
-        if number != end:
-            if first >= 0:
-                yield first, end - first
-            first = number
-        end = number + 1
-    if first >= 0:
-        yield first, end - first
+    if numbers and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return [(numbers[0], len(numbers))]
+    starts = [index for index, number in enumerate(numbers) if not index or number != numbers[index - 1] + 1]
+    return [(numbers[start], end - start) for start, end in pairwise([*starts, len(numbers)])]
 
 
 def _overlap(runs: Iterable[tuple[int, int]], others: Sequence[tuple[int, int]]) -> bool:

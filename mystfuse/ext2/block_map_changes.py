@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
@@ -24,7 +24,7 @@ class Mapped(NamedTuple):
     inode: Inode
     pointers: list[int]
     """Block numbers, as many as could be had."""
-    new: frozenset[int]
+    new: Set[int]
     """Which of them were free so far."""
 
 
@@ -62,7 +62,7 @@ def map_for_writing(
         present = mapped[leaf.logical - first : leaf.logical - first + leaf.length]
         holes = present.count(0)
         if holes:
-            nodes = _path_nodes(transaction, roots, leaf)
+            nodes = _path_nodes(transaction, roots, leaf) if leaf.path else []
             if any(nodes):
                 allocator.check_writable(transaction, [node for node in nodes if node])
             missing_nodes = nodes.count(0)
@@ -74,8 +74,9 @@ def map_for_writing(
                 taken = []
             else:
                 added += len(taken)
-                nodes = _link_nodes(transaction, roots, leaf, nodes, taken[:missing_nodes])
-                del taken[:missing_nodes]
+                if missing_nodes:
+                    nodes = _link_nodes(transaction, roots, leaf, nodes, taken[:missing_nodes])
+                    del taken[:missing_nodes]
             new.update(taken)
             if len(taken) == len(present):
                 present = taken
@@ -90,7 +91,7 @@ def map_for_writing(
             break
         pointers += present
     inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=blocks_after(superblock, inode, added))
-    return Mapped(inode, pointers, frozenset(new))
+    return Mapped(inode, pointers, new)
 
 
 class _Leaf(NamedTuple):

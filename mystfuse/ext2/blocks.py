@@ -143,6 +143,9 @@ class Transaction(Blocks):
         """The time of the operation, in nanoseconds since the epoch."""
         self.changed: dict[int, bytes | bytearray | memoryview] = {}
         """None of them is among the blocks that have been seen, or is freed."""
+        self.runs: list[tuple[int, memoryview]] = []
+        """Of consecutive blocks the number of the first one, and what is in all of them. None of them is in
+        ``changed``, has been seen, or is freed."""
         self.freed: set[int] = set()
         self.on_commit: list[Callable[[], None]] = []
         """What has to follow in memory when the blocks have been committed; must not fail."""
@@ -165,6 +168,7 @@ class Transaction(Blocks):
         """
         super().restart()
         self.changed.clear()
+        self.runs.clear()
         self.freed.clear()
         self.on_commit.clear()
         self.gives_back = False
@@ -175,18 +179,19 @@ class Transaction(Blocks):
     def spend_for(self, pointers: Sequence[int]) -> int:
         """Count blocks of file data that are to be written, those that take up more memory then; 0 stands for one that
         is still to be taken. Returns for how many of them the budget is enough, from the first one on."""
-        costs = [not (pointer and self.holds_written(pointer)) for pointer in pointers]
-        enough = len(costs)
-        if sum(costs) > self.budget:
-            # The block that cannot be paid is the first one behind those that can.
-            paying = [index for index, cost in enumerate(costs) if cost]
-            enough = paying[max(self.budget, 0)]
-        cost = sum(costs[:enough])
+        if any(pointers):
+            holds = self.holds_written
+            costly = [index for index, pointer in enumerate(pointers) if not (pointer and holds(pointer))]
+        else:
+            costly = list(range(len(pointers)))
+        cost = min(len(costly), max(self.budget, 0))
         self.budget -= cost
         self.spent += cost
-        return enough
+        return costly[cost] if cost < len(costly) else len(pointers)
 
     def find(self, number: int) -> bytes | None:
+        if self.runs:
+            self._split_runs()
         block = self.changed.get(number)
         return super().find(number) if block is None else bytes(block)
 
@@ -201,8 +206,8 @@ class Transaction(Blocks):
             return block
         if number in self.freed:
             raise CorruptFilesystem(f"block {number} is freed as a file's, and the file system's own")
-        block = bytearray(self.block(number) if block is None else block)
-        self._replace(number, block)
+        block = self.changed[number] = bytearray(self.block(number) if block is None else block)
+        self._seen.pop(number, None)
         return block
 
     def create(self, number: int) -> bytearray:
@@ -215,16 +220,42 @@ class Transaction(Blocks):
         """Replace the whole block. ``content`` must not change before the commit."""
         self._replace(number, content)
 
+    def put_run(self, first: int, content: memoryview) -> None:
+        """``put`` several blocks, from block ``first`` on. As the last thing that an operation does, this costs less
+        than to put each."""
+        numbers = range(first, first + len(content) // self._block_size)
+        self.freed.difference_update(numbers)
+        # A broken file may have a block twice: the last content counts.
+        is_apart = all(
+            other + len(there) // self._block_size <= first or numbers.stop <= other for other, there in self.runs
+        )
+        self.runs.append((first, content))
+        if not is_apart or any(number in numbers for known in (self.changed, self._seen) for number in known):
+            self._split_runs()
+
+    def _split_runs(self) -> None:
+        """Something else is done with blocks: make single ones of the runs."""
+        runs, self.runs = self.runs, []
+        for first, content in runs:
+            for index, start in enumerate(range(0, len(content), self._block_size)):
+                self._replace(first + index, content[start : start + self._block_size])
+
     def _replace(self, number: int, content: bytes | bytearray | memoryview) -> None:
+        if self.runs:
+            self._split_runs()
         self._seen.pop(number, None)
         self.changed[number] = content
         self.freed.discard(number)
 
     def discard(self, number: int) -> None:
         """The block has become free."""
+        if self.runs:
+            self._split_runs()
         self.changed.pop(number, None)
         self.freed.add(number)
 
     def holds_written(self, number: int) -> bool:
         """Whether the block takes up no more memory when it is changed."""
+        if self.runs:
+            self._split_runs()
         return number in self.changed or self._holds(number)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Set
 from errno import EFBIG, EINVAL, EISDIR, ENOSPC
 
-from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.allocation import Caller, runs_of
 from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.block_map_changes import map_for_writing, trim_blocks
 from mystfuse.ext2.blocks import Transaction
@@ -82,26 +83,24 @@ def _fill(
     transaction: Transaction,
     block_size: int,
     pointers: list[int],
-    new: frozenset[int],
+    new: Set[int],
     start: int,
     data: memoryview,
 ) -> None:
-    """Put ``data`` into blocks of a file, from byte ``start`` of the first one on."""
-    partial = {index for index, byte in ((0, start), (-1, start + len(data))) if byte % block_size}
-    if partial:
-        transaction.want([number for index in partial if (number := pointers[index]) not in new])
-    position, index = 0, 0
-    while position < len(data):
-        number = pointers[index]
-        part = data[position : position + block_size - start]
-        if len(part) == block_size:
-            transaction.put(number, part)
-        else:
-            block = transaction.create(number) if number in new else transaction.change(number)
-            block[start : start + len(part)] = part
-        position += len(part)
-        index += 1
-        start = 0
+    """Put ``data`` into blocks of a file, from byte ``start`` of the first one on. The last thing to be done."""
+    end = start + len(data)
+    edges = sorted({index for index, byte in ((0, start), (len(pointers) - 1, end)) if byte % block_size})
+    transaction.want([pointers[index] for index in edges if pointers[index] not in new])
+    for index in edges:
+        number, base = pointers[index], index * block_size
+        block = transaction.create(number) if number in new else transaction.change(number)
+        low, high = max(start, base), min(end, base + block_size)
+        block[low - base : high - base] = data[low - start : high - start]
+    first = 1 if start else 0
+    position = first * block_size - start
+    for number, count in runs_of(pointers[first : end // block_size]):
+        transaction.put_run(number, data[position : position + count * block_size])
+        position += count * block_size
 
 
 def mode_after_write(inode: Inode, caller: Caller) -> int:

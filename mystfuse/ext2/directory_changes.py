@@ -111,8 +111,7 @@ def insert_entry(
     needed = _entry_length(name)
     file_type = _FILE_TYPES[stat.S_IFMT(mode)] if superblock.has_filetype else 0
     count = block_count(superblock, directory)
-    for logical in indexes.blocks_with_room(superblock, transaction, directory, needed):
-        number = map_block(superblock, transaction, directory, logical)
+    for logical, number in indexes.blocks_with_room(superblock, transaction, directory, needed):
         block = directory_block(directory, transaction, logical, number)
         latest = indexes.latest(directory.ino, logical)
         room = _find_room(superblock, directory, block, logical, needed, latest)

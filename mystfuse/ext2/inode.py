@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 from collections.abc import Container
+from functools import lru_cache
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
@@ -234,6 +235,7 @@ class Inode(NamedTuple):
             block[start : start + len(self.extra)] = self.extra
 
 
+@lru_cache(maxsize=64)  # most inodes are written with the same time thrice
 def _pack_time(time_ns: int, has_extra: bool) -> tuple[int, int]:
     """Encode a time: (the 32-bit field, its extra field), cut to what they can hold."""
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)

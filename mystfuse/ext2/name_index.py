@@ -226,8 +226,11 @@ class NameIndexes:
                 return False
         return True
 
-    def blocks_with_room(self, superblock: Superblock, blocks: Blocks, inode: Inode, length: int) -> list[int]:
-        """Blocks of a directory to try for an entry of ``length`` bytes, in memory by then.
+    def blocks_with_room(
+        self, superblock: Superblock, blocks: Blocks, inode: Inode, length: int
+    ) -> list[tuple[int, int]]:
+        """Blocks of a directory to try for an entry of ``length`` bytes, in memory by then: where each is in the
+        directory, and its block number.
 
         Raises:
             OSError: ENOSPC, the directory has as many names as one may have.
@@ -235,12 +238,14 @@ class NameIndexes:
         """
         count = block_count(superblock, inode)
         if count == 1:
-            return [0]
+            return [(0, map_block(superblock, blocks, inode, 0))]
         index = self._complete_index(superblock, blocks, inode, count)
         if len(index) >= MAX_NAMES:
             raise OSError(ENOSPC, f"directory inode {inode.ino} has {MAX_NAMES} names")
-        chosen = index.blocks_with_room(length)
-        blocks.want(map_block(superblock, blocks, inode, logical) for logical in chosen)
+        chosen = [
+            (logical, map_block(superblock, blocks, inode, logical)) for logical in index.blocks_with_room(length)
+        ]
+        blocks.want([number for _, number in chosen])
         return chosen
 
     def set_room(self, ino: int, logical: int, length: int) -> None:
