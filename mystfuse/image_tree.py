@@ -2,6 +2,9 @@
 and ``tar`` stand on.
 
 Paths are resolved as by a process whose root the image is (chroot(2)), and nobody's permissions are looked at.
+
+What is in memory is had without waiting, so each operation, and each piece of a long one, reaches a checkpoint of
+trio's by itself: other tasks get their turn, and it can be cancelled.
 """
 
 from __future__ import annotations
@@ -155,10 +158,12 @@ class ImageFile:
         self._check_open()
         if offset < 0 or length < 0:
             raise ValueError("offset and length cannot be negative")
+        await trio.lowlevel.checkpoint()
         end = min(offset + length, self.size)
         parts: list[bytes | memoryview] = []
         for start in range(offset, end, CHUNK):
-            await trio.lowlevel.checkpoint()
+            if start > offset:
+                await trio.lowlevel.checkpoint()
             parts.append(await self._volume.read(self._ino, start, min(CHUNK, end - start)))
         return b"".join(parts)
 
@@ -197,7 +202,6 @@ class ImageFile:
         steps_left = 4 * self._volume.superblock.s_blocks_count
         start = position = 0
         while True:
-            # What is in memory is had without waiting.
             await trio.lowlevel.checkpoint()
             is_data, length = await self._volume.stretch(self._ino, position)
             if not is_data or position - start >= CHUNK:
@@ -414,6 +418,7 @@ class ImageTree:
         if not encoded or len(encoded) >= PATH_MAX:
             number = ENAMETOOLONG if encoded else ENOENT
             raise OSError(number, os.strerror(number), path)
+        await trio.lowlevel.checkpoint()
         try:
             return await self._resolve(encoded, follow_symlinks)
         except OSError as error:
@@ -445,6 +450,8 @@ class ImageTree:
             symlinks += 1
             if symlinks > MAX_SYMLINKS:
                 raise OSError(ELOOP, "too many symbolic links")
+            # Behind each there may be another two thousand names.
+            await trio.lowlevel.checkpoint()
             target = await self.volume.target(inode.ino)
             if target.startswith(b"/"):
                 way = [root]
@@ -463,10 +470,12 @@ class ImageTree:
         Raises:
             NotADirectoryError, CorruptFilesystem, IntegrityError, ImageReadError
         """
+        await trio.lowlevel.checkpoint()
         size = (await self.volume.inode(ino)).size
         offset = 0
         while offset < size:
-            await trio.lowlevel.checkpoint()
+            if offset:
+                await trio.lowlevel.checkpoint()
             entries, offset = await self.volume.entries(ino, offset, _ENTRIES_AT_ONCE)
             for entry, inode in entries:
                 yield Child(entry.name, entry.ino, inode or await self._error_of(entry.ino))

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 
+import trio
+
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.acl import acl_to_text
 from mystfuse.ext2.inode import Inode
@@ -121,6 +123,7 @@ class _Archive:
 
     async def _add(self, name: bytes, inode: Inode) -> None:
         """Add one inode."""
+        await trio.lowlevel.checkpoint()
         kind = _TYPES.get(stat.S_IFMT(inode.i_mode))
         if kind is None:
             self.omitted["socket"] += 1
@@ -136,6 +139,7 @@ class _Archive:
         if inode.is_regular:
             for offset in range(0, inode.size, CHUNK):
                 data = await self._tree.volume.read(inode.ino, offset, CHUNK)
+                await trio.lowlevel.checkpoint()
                 await self._write(data)
                 self._advance(len(data))
             await self._write(bytes(-inode.size % BLOCK))

@@ -53,6 +53,8 @@ make_venv() {
     "$venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$venv"
     "$venv/bin/pip" -q --disable-pip-version-check install -e "$project$extras" 2>&1 | { grep -v '^WARNING' || true; } >&2
     [ -x "$venv/bin/mystfuse" ] || fail "pip could not install mystfuse$extras"
+    # pip does not for a checkout, and an environment may forbid Python to: each start would compile everything.
+    "$venv/bin/python" -m compileall -q "$project/mystfuse" || true
     touch "$stamp"
 }
 

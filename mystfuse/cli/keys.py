@@ -14,7 +14,7 @@ from mystfuse.cli.text import warn
 from mystfuse.crypto.secret import Secret, harden_process
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, UsageError
-from mystfuse.formats.luks import LUKS_MAGIC
+from mystfuse.formats.luks_magic import LUKS_MAGIC
 from mystfuse.image.keys import Encryption, Keys
 
 F = TypeVar("F", bound=Callable[..., Any])

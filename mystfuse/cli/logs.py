@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from logging.handlers import SysLogHandler
 from pathlib import Path
 
 from mystfuse.cli.text import one_line
@@ -69,6 +68,9 @@ def set_up_logging(foreground: bool, log_file: Path | None) -> Callable[[], None
         handler.setFormatter(logging.Formatter("%(asctime)s mystfuse[%(process)d] %(levelname)s: %(message)s"))
         handlers.append(handler)
     elif not foreground and _SYSLOG.is_socket():
+        # Only here: it takes 3 ms to import, and most commands do not log there.
+        from logging.handlers import SysLogHandler
+
         handler = SysLogHandler(str(_SYSLOG), SysLogHandler.LOG_DAEMON)
         handler.setFormatter(logging.Formatter("mystfuse[%(process)d]: %(levelname)s: %(message)s"))
         handlers.append(handler)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import click
+import trio
 
 from mystfuse.cli.reading import image_options, read_image
 from mystfuse.cli.text import complain, one_line
@@ -106,6 +107,8 @@ class _Listing:
         try:
             inode = child.inode
             if inode.is_symlink and (self._is_long or self._as_json):
+                # ^C counts within a large directory too.
+                await trio.lowlevel.checkpoint()
                 target = os.fsdecode(await tree.volume.target(inode.ino))
         except MystfuseError as error:
             self.status = complain(f"{path}: {error}", error.exit_status)

@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 import click
 
 from mystfuse import __version__
-from mystfuse.cli.text import complain, discard_stdout
+from mystfuse.cli.text import complain, discard_stdout, leave
 from mystfuse.errors import ExitStatus, MystfuseError
+from mystfuse.imports import importing
 
 COMMANDS = (
     "mount", "umount", "status", "commit", "exec", "package", "run", "mkext2", "fssig", "verify",
@@ -32,7 +33,8 @@ class _Commands(click.Group):
         cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"mystfuse.cli.{cmd_name}").command
+        with importing():
+            command: click.Command = importlib.import_module(f"mystfuse.cli.{cmd_name}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -86,7 +88,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     open_standard_descriptors()
-    sys.exit(run(arguments))
+    leave(run(arguments))
 
 
 def open_standard_descriptors() -> None:
@@ -104,8 +106,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Every error is one line on stderr."""
     try:
         result: Any = cli.main(args=arguments, prog_name="mystfuse", standalone_mode=False)
-        if result is None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return int(result or 0)
     except MystfuseError as error:
         return complain(str(error), error.exit_status)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from mystfuse import __version__
 from mystfuse.cli.main import open_standard_descriptors
 from mystfuse.cli.mount import OPTION_NAMES, parse_mount_options, prepare
-from mystfuse.cli.text import complain, say, warn
+from mystfuse.cli.text import complain, leave, say, warn
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MystfuseError, UsageError
 from mystfuse.fuse.daemon import Report, run_in_background
@@ -97,7 +97,7 @@ class _Call:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Mount as mount(8) asks, and exit with a status that it knows."""
     open_standard_descriptors()
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    leave(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
@@ -145,8 +145,9 @@ def _mount(call: _Call) -> MountExit:
 
     def serve(report: Report) -> int:
         if namespace is not None:
-            # Imported while the files are here.
-            importlib.import_module("mystfuse.fuse.session")
+            # Imported while the files are here, with what else is imported when it is needed.
+            for module in "mystfuse.fuse.session", "mystfuse.image.unlock", "logging.handlers":
+                importlib.import_module(module)
             namespace.enter()
         return job.serve(report)
 

@@ -18,6 +18,7 @@ from mystfuse.fuse.daemon import Report
 from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions
 from mystfuse.image.keys import Keys
+from mystfuse.imports import importing
 from mystfuse.trust.sources import TrustOptions
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,11 @@ class MountJob:
     def serve(self, report: Report) -> int:
         """Open the image and serve its mount until that ends; runs in the daemon. Returns the exit status."""
         # Imported here: the parent never needs them, and must not have started anything of theirs when it forks.
-        import trio
+        with importing():
+            import trio
 
-        from mystfuse.fuse.session import Session
-        from mystfuse.image.open import open_image
+            from mystfuse.fuse.session import Session
+            from mystfuse.image.open import open_image
 
         # Only in the foreground: who mounts in passing is not the service that the manager waits for.
         notifier = Notifier.from_environment() if self.foreground else Notifier(None)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mystfuse.errors import UsageError
-from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_key, read_small_file
 
 if TYPE_CHECKING:
     from mystfuse.trust.signature import SigningKey
+    from mystfuse.trust.sources import TrustOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,6 +86,9 @@ def load_trust(
         UsageError: something named is not the hash or key it should be, or options contradict each other.
         MystfuseError: something in the trust directory cannot be read; nothing is trusted then.
     """
+    # Only here: it takes 4 ms to import, and umount and status trust nobody.
+    from mystfuse.trust.sources import collect_trust, parse_root_hash, read_public_key
+
     hashes = [parse_root_hash(value) for value in roothashes]
     return collect_trust(hashes, [read_public_key(path) for path in pubkeys], insecure, hash_offset, trust_self)
 
@@ -97,6 +100,7 @@ def read_signing_key(value: str) -> SigningKey:
         raise UsageError(f"--sign {value}: must be PUBLIC.pem:PRIVATE.pem")
     # Only here: cryptography takes long to import.
     from mystfuse.trust.signature import SigningKey
+    from mystfuse.trust.sources import read_small_file
 
     return SigningKey.from_pem_pair(
         read_small_file(public, "--sign"), read_small_file(private, "--sign"), public, private

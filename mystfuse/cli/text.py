@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 from mystfuse.errors import ExitStatus
 
@@ -33,6 +34,21 @@ def discard_stdout() -> None:
     """Send what is still to be written to stdout nowhere: Python would try once more at exit, and fail."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def leave(status: int) -> NoReturn:
+    """Exit at once, when what is to be said has been said.
+
+    Python would first take everything apart that was imported. In the parent of a daemon that copies each page that it
+    touches, and takes 10 to 50 ms.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    if os.environ.get("MYSTFUSE_DEBUG"):
+        # Profilers write what they have found at exit.
+        sys.exit(status)
+    os._exit(status)
 
 
 def one_line(message: str) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from mystfuse.errors import FormatError, UnsupportedFeature
 
-LUKS_MAGIC = b"LUKS\xba\xbe"
 SECTOR_SIZE = 512
 """Bytes that offsets in a LUKS1 header and initialization vectors are counted in."""
 HASHES = {"sha1": 20, "sha224": 28, "sha256": 32, "sha384": 48, "sha512": 64}

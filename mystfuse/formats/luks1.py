@@ -6,7 +6,6 @@ import struct
 
 from mystfuse.errors import FormatError
 from mystfuse.formats.luks import (
-    LUKS_MAGIC,
     SECTOR_SIZE,
     CipherSpec,
     KeyDigest,
@@ -15,6 +14,7 @@ from mystfuse.formats.luks import (
     Pbkdf2,
     text_field,
 )
+from mystfuse.formats.luks_magic import LUKS_MAGIC
 
 LUKS1_HEADER_SIZE = 592
 KEYSLOTS = 8

@@ -17,7 +17,6 @@ from typing import Any
 
 from mystfuse.errors import FormatError, UnsupportedFeature
 from mystfuse.formats.luks import (
-    LUKS_MAGIC,
     Argon2,
     CipherSpec,
     KeyDigest,
@@ -27,6 +26,7 @@ from mystfuse.formats.luks import (
     check_hash,
     text_field,
 )
+from mystfuse.formats.luks_magic import LUKS_MAGIC
 
 LUKS2_SECOND_MAGIC = b"SKUL\xba\xbe"
 BINARY_HEADER_SIZE = 4096

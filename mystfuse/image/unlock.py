@@ -17,9 +17,10 @@ from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import FormatError, UnsupportedFeature, WrongKey
 from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
-from mystfuse.formats.luks import LUKS_MAGIC, Keyslot, LuksHeader
+from mystfuse.formats.luks import Keyslot, LuksHeader
 from mystfuse.formats.luks1 import LUKS1_HEADER_SIZE, parse_luks1
 from mystfuse.formats.luks2 import BINARY_HEADER_SIZE, HEADER_SIZES, HeaderCopy, parse_luks2
+from mystfuse.formats.luks_magic import LUKS_MAGIC
 from mystfuse.image.keys import Keys, derive_key
 from mystfuse.image.progress import Progress
 
