@@ -127,10 +127,6 @@ class Volume:
 
         return await self._runner.run(dots)
 
-    async def parent(self, directory: Inode) -> int:
-        """The inode number of the directory above."""
-        return await self._runner.run(self._filesystem.parent, directory)
-
     async def entries(self, ino: int, offset: int, max_entries: int) -> tuple[list[tuple[Entry, Inode | None]], int]:
         """Entries of a directory from byte ``offset`` on, each with its inode, or None where that cannot be had.
 
