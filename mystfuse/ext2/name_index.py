@@ -67,9 +67,10 @@ class NameIndex:
     def add_block(self, logical: int, names: Iterable[bytes]) -> None:
         """Enter the names of block ``logical``, which must be the next one; CorruptFilesystem in the middle of it is
         noted as damage."""
+        append = self._keys.append
         try:
             for name in names:
-                self._keys.append(_key(name) | logical)
+                append((hash(name) & 0xFFFFFFFF) << 32 | logical)
         except CorruptFilesystem as error:
             self.damage = self.damage or error
         self._is_sorted = False

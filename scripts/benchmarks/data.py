@@ -148,11 +148,11 @@ class Store:
         return self._make("sparse", {"large": self.sizes.large_image}, self._make_sparse)
 
     def flat(self, count: int) -> Item:
-        """An image with a directory ``flat`` of so many names; a hundred of them in ``looked-up.list``."""
+        """An image with a directory ``flat`` of so many names; one of them in ``first.list``, 99 in ``later.list``."""
         return self._make("flat", {"flat": count}, functools.partial(self._make_flat, count))
 
     def _make(self, name: str, recipe: dict[str, int], build: Callable[[Path, Any], None]) -> Item:
-        recipe = {"version": 4, "seed": SEED, **recipe}
+        recipe = {"version": 5, "seed": SEED, **recipe}
         stamp = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
         directory = self.work / f"{name}-{stamp}"
         facts_file = directory / "facts.json"
@@ -233,8 +233,9 @@ class Store:
         empty.unlink()
         _describe(directory, sizes)
         looked_up = generator.sample(sorted(sizes), min(count, 100))
-        (directory / "looked-up.list").write_text("\n".join(looked_up))
-        facts["looked_up_bytes"] = sum(sizes[path] for path in looked_up)
+        for part, names in ("first", looked_up[:1]), ("later", looked_up[1:]):
+            (directory / f"{part}.list").write_text("\n".join(names))
+            facts[f"{part}_bytes"] = sum(sizes[path] for path in names)
         facts["image"] = _describe_image(directory / "image.img")
 
     def _make_empty(self, directory: Path, facts: dict[str, Any]) -> None:
