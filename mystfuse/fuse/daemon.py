@@ -82,15 +82,13 @@ def _run_child(serve: Callable[[Report], int], sender: int, keep: frozenset[int]
     status = int(ExitStatus.FAILED)
     try:
         os.setsid()
-        for name in os.listdir("/proc/self/fd"):
-            descriptor = int(name)
-            if descriptor > 2 and descriptor != sender and descriptor not in keep:
-                with suppress(OSError):
-                    os.close(descriptor)
+        # What the daemon is confined to has no files any more when it is needed.
+        null = os.open(os.devnull, os.O_RDWR)
+        close_descriptors(keep | {sender, null})
 
         def report(how: ExitStatus, message: str) -> None:
             if how is ExitStatus.DONE:
-                _detach()
+                _detach(null)
             with suppress(BrokenPipeError):
                 os.write(sender, json.dumps([how, message]).encode())
             os.close(sender)
@@ -101,9 +99,17 @@ def _run_child(serve: Callable[[Report], int], sender: int, keep: frozenset[int]
         os._exit(status)
 
 
-def _detach() -> None:
+def close_descriptors(keep: frozenset[int]) -> None:
+    """Close all descriptors above 2 but ``keep``: whatever the caller has left open is not ours to hold."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor not in keep:
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+def _detach(null: int) -> None:
     os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
