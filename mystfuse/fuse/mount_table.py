@@ -114,7 +114,7 @@ def find_daemon(mount: Mount) -> int | None:
 
 
 def find_other_server(mount: Mount) -> str | None:
-    """What serves a mount that looks like ours, without being a daemon of ours; None if we can see nothing that does."""
+    """What serves a mount that looks like ours and is no daemon of ours; None if we can see nothing that does."""
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit() and _serves(entry, mount):
