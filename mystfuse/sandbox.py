@@ -23,7 +23,7 @@ _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 0x1000, 0x4000, 1 <<
 _MOUNT_ATTR_RDONLY = 1
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _SYS_MOUNT_SETATTR = 442
-_PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # nosec B108  # noqa: S108
+_PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108
 """Where the image is mounted in the name space: any directory will do, what it hides is not needed there."""
 _CAPABILITIES = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",

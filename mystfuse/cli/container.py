@@ -147,7 +147,7 @@ def run_container(container: Container) -> int:
         daemons.start(job)
         root = Root(job.options.mountpoint)
         # Whatever the image has there, everybody can write to it.
-        root.mount_tmpfs("/tmp", container.options.get("overlay_limit"))  # nosec B108  # noqa: S108
+        root.mount_tmpfs("/tmp", container.options.get("overlay_limit"))  # noqa: S108
         for mount, source in zip(container.mounts, sources, strict=True):
             if isinstance(source, MountJob):
                 target = root.make_directory(mount.target)

@@ -200,7 +200,7 @@ def _hide_key(call: _Call) -> NoReturn:
     os.set_inheritable(receiver, True)
     # What comes before our arguments: the interpreter, and the script or -m MODULE.
     interpreter = sys.orig_argv[1 : len(sys.orig_argv) - (len(sys.argv) - 1)]
-    os.execv(sys.executable, [sys.executable, *interpreter, *call.without_key(receiver)])  # nosec B606  # noqa: S606
+    os.execv(sys.executable, [sys.executable, *interpreter, *call.without_key(receiver)])  # noqa: S606
 
 
 if __name__ == "__main__":

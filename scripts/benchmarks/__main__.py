@@ -25,7 +25,7 @@ from benchmarks.results import SUBJECT, Outcome, number, print_table
 from benchmarks.scaling import Plot, Scaling
 from benchmarks.tools import BenchmarkError, LeftOut, WrongResult
 
-DEFAULT_WORK = Path("/var/tmp/mystfuse-bench")  # nosec B108  # --work names another; root alone runs it
+DEFAULT_WORK = Path("/var/tmp/mystfuse-bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
