@@ -18,7 +18,7 @@ import trio
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Batch, Device, Extent, read_now
 from mystfuse.devices.overlay import Overlay
-from mystfuse.devices.workers import Workers
+from mystfuse.devices.workers import INLINE_BYTES, Workers
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2 import attributes, contents, names
 from mystfuse.ext2.allocation import Caller
@@ -37,8 +37,6 @@ from mystfuse.runner import Runner
 
 log = logging.getLogger(__name__)
 
-INLINE_BYTES = 256 << 10
-"""Bytes that are checked and decrypted on the event loop's thread: handing them over costs more than it saves."""
 _LISTING_ATTEMPTS = 2
 """Times that a listing during which something was committed is tried in two steps, before it is made in one."""
 _READ_ATTEMPTS = 2

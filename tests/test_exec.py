@@ -282,6 +282,10 @@ def start(image: Path, *command: str, **kwargs: object) -> subprocess.Popen[byte
     return process
 
 
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 SLEEPING = ("sh", "-c", "echo ready; sleep 1000; true")
 
 

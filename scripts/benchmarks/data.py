@@ -152,7 +152,7 @@ class Store:
         return self._make("flat", {"flat": count}, functools.partial(self._make_flat, count))
 
     def _make(self, name: str, recipe: dict[str, int], build: Callable[[Path, Any], None]) -> Item:
-        recipe = {"version": 3, "seed": SEED, **recipe}
+        recipe = {"version": 4, "seed": SEED, **recipe}
         stamp = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
         directory = self.work / f"{name}-{stamp}"
         facts_file = directory / "facts.json"
@@ -216,15 +216,26 @@ class Store:
         shutil.rmtree(source)
 
     def _make_flat(self, count: int, directory: Path, facts: dict[str, Any]) -> None:
-        source = directory / "source"
+        # Written through a mount: mke2fs goes through the whole directory for each name that it adds.
+        source, mountpoint, empty = directory / "source", directory / "mountpoint", directory / "empty.img"
+        source.mkdir()
+        mountpoint.mkdir()
+        # mke2fs makes an inode for each 16 KiB.
+        make_image(source, empty, "--size", str((count + 1000) * 16384 + (64 << 20)))
         generator = random.Random(f"{SEED} flat")  # nosec B311  # the same data every time
-        sizes = make_files(source, [f"flat/{_name(generator)}" for _ in range(count)], "flat", mean=16)
+        paths = [f"flat/{_name(generator)}" for _ in range(count)]
+        run(*mystfuse_command(), "mount", "--trust-self", empty, mountpoint)
+        try:
+            sizes = make_files(mountpoint, paths, "flat", mean=16)
+            run(*mystfuse_command(), "commit", mountpoint, directory / "image.img")
+        finally:
+            run(*mystfuse_command(), "umount", mountpoint)
+        empty.unlink()
         _describe(directory, sizes)
         looked_up = generator.sample(sorted(sizes), min(count, 100))
         (directory / "looked-up.list").write_text("\n".join(looked_up))
         facts["looked_up_bytes"] = sum(sizes[path] for path in looked_up)
-        facts["image"] = make_image(source, directory / "image.img")
-        shutil.rmtree(source)
+        facts["image"] = _describe_image(directory / "image.img")
 
     def _make_empty(self, directory: Path, facts: dict[str, Any]) -> None:
         (directory / "source").mkdir()
@@ -251,6 +262,10 @@ def recipes(sizes: Sizes) -> dict[str, int]:
 def make_image(source: Path, image: Path, *options: str) -> dict[str, Any]:
     """Make an image of a directory; returns its hash offset and root hash."""
     run(*mystfuse_command(), "mkext2", "--force", f"--block-size={BLOCK_SIZE}", *options, source, image)
+    return _describe_image(image)
+
+
+def _describe_image(image: Path) -> dict[str, Any]:
     image.chmod(0o644)
     found = json.loads(run(*mystfuse_command(), "fssig", "--json", image))
     return {"hash_offset": found["hash_offset"], "root_hash": found["root_hash"]}
