@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 # <linux/openat2.h>
@@ -22,8 +23,11 @@ def openat2(path: str, flags: int, resolve: int, directory: int = _AT_FDCWD) -> 
     they forbid. The descriptor is not inherited by programs."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    if fd < 0:
+    while True:
+        fd: int = libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0:
+            return fd
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return fd
+        # EAGAIN: somebody renames or mounts at this moment, anywhere, and ``..`` could not be resolved safely.
+        if code not in (errno.EAGAIN, errno.EINTR):
+            raise OSError(code, os.strerror(code), path)

@@ -45,6 +45,7 @@ class AtomicFile:
 
     def __init__(self, target: Path, replace: bool, mode: int = 0o666) -> None:
         self.target = target
+        self.fd = self._directory = -1
         self._replace = replace
         self._temporary: str | None = None
         if not replace and os.path.lexists(target):
@@ -53,13 +54,14 @@ class AtomicFile:
             raise MystfuseError(f"{target}: is a directory")
         try:
             self._directory = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                self.fd = self._open(mode)
-            except BaseException:
-                os.close(self._directory)
-                raise
+            self.fd = self._open(mode)
         except OSError as error:
-            raise MystfuseError(f"{target}: cannot be written: {error.strerror}") from error
+            message = f"{target}: cannot be written: {self._explain(error)}"
+            self.__exit__(None, None, None)
+            raise MystfuseError(message) from error
+        except KeyboardInterrupt:
+            self.__exit__(None, None, None)
+            raise
 
     def _open(self, mode: int) -> int:
         try:
@@ -68,15 +70,27 @@ class AtomicFile:
             # What open(2) says where there are no nameless files: by the file system, or by an old kernel.
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
                 raise
-        name = self._hidden_name()
-        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self._directory)
-        self._temporary = name
-        return fd
+        self._temporary = self._hidden_name()
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        return os.open(self._temporary, flags, mode, dir_fd=self._directory)
 
     @property
     def path(self) -> str:
         """A path that names the file for a child process that inherits ``fd``."""
         return f"/proc/self/fd/{self.fd}"
+
+    def write(self, data: bytes) -> None:
+        """Append all of ``data``.
+
+        Raises:
+            MystfuseError: it cannot be written.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.fd, view) :]
+        except OSError as error:
+            raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
 
     def commit(self) -> None:
         """Write everything to disk and give the file its name.
@@ -90,9 +104,9 @@ class AtomicFile:
                 self._link(self.target.name)
                 return
             if self._temporary is None:
-                temporary = self._hidden_name()
-                self._link(temporary)
-                self._temporary = temporary
+                # Noted first: an interrupt may come in between.
+                self._temporary = self._hidden_name()
+                self._link(self._temporary)
             if self._replace:
                 self._rename(self._temporary)
             else:
@@ -101,7 +115,13 @@ class AtomicFile:
         except FileExistsError as error:
             raise MystfuseError(f"{self.target}: already exists (--force overwrites it)") from error
         except OSError as error:
-            raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
+            raise MystfuseError(f"{self.target}: cannot be written: {self._explain(error)}") from error
+
+    def _explain(self, error: OSError) -> str:
+        with suppress(OSError):
+            if not os.fstat(self._directory).st_nlink:
+                return "its directory has been removed"
+        return error.strerror or str(error)
 
     def _rename_without_replacing(self, temporary: str) -> None:
         try:
@@ -134,5 +154,6 @@ class AtomicFile:
         if self._temporary is not None:
             with suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._directory)
-        os.close(self.fd)
-        os.close(self._directory)
+        for descriptor in (self.fd, self._directory):
+            if descriptor >= 0:
+                os.close(descriptor)
