@@ -46,6 +46,8 @@ class MountJob:
 
     def serve(self, report: Report) -> int:
         """Open the image and serve its mount until that ends; runs in the daemon. Returns the exit status."""
+        # Only in the foreground: who mounts in passing is not the service that the manager waits for.
+        notifier = Notifier.from_environment() if self.foreground else Notifier(None)
         # Forked now: while there is one thread, before the image is looked at, and before there is more in memory.
         keeper = Keeper(self.options)
         # Imported here: the parent never needs them, and must not have started anything of theirs when it forks.
@@ -55,8 +57,6 @@ class MountJob:
             from mystfuse.fuse.session import Session
             from mystfuse.image.open import open_image
 
-        # Only in the foreground: who mounts in passing is not the service that the manager waits for.
-        notifier = Notifier.from_environment() if self.foreground else Notifier(None)
         is_ready = False
         start_up_is_over: Callable[[], None] = lambda: None  # noqa: E731
         trust_explanation = ""
