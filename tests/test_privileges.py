@@ -155,7 +155,8 @@ def test_a_kernel_without_landlock_mounts_all_the_same(small_image: Path, mountp
             "        super().__init__(*words, **options)\n"
             "        inner = self.syscall\n"
             "        def syscall(call, *words):\n"
-            f"            return (ctypes.set_errno({number}), -1)[1] if call in (444, 445, 446) else inner(call, *words)\n"
+            f"            ctypes.set_errno({number})\n"
+            "            return -1 if call in (444, 445, 446) else inner(call, *words)\n"
             "        self.syscall = syscall\n"
             "ctypes.CDLL = Old\n"
         )
@@ -163,7 +164,6 @@ def test_a_kernel_without_landlock_mounts_all_the_same(small_image: Path, mountp
             status = json.loads(mystfuse("status", "--json", mountpoint).stdout)
             assert status["landlock"] is None
             assert status_of(Path(f"/proc/{status['pid']}"))["NoNewPrivs"] == "1"
-        assert "landlock: none" in "landlock: none"
 
 
 def test_without_landlock_the_log_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -299,7 +299,8 @@ def test_mke2fs_gets_the_image_and_nothing_else(tmp_path: Path, extra: list[int]
         )
         assert result.returncode == 0, result.stderr
         opened = re.findall(r" (\d+) -> (.*)", (tmp_path / "said").read_text())
-        others = [target for number, target in opened if int(number) > 2 and not target.endswith("tools/mke2fs")]
+        # 10 is the shell's own.
+        others = [target for number, target in opened if int(number) not in (0, 1, 2, 10)]
         assert len(others) == 1 and ("(deleted)" in others[0] or "/plaintext" in others[0]), opened
 
 
@@ -339,10 +340,12 @@ def test_what_a_program_inherits(tmp_path: Path, extra: list[int]) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^NoNewPrivs:\t(\d)", result.stdout, re.M) == ["1"]
-    bounding = int(re.findall(r"^CapBnd:\t(\w+)", result.stdout, re.M)[0], 16)
-    # Those that break out of a container: CAP_SYS_MODULE, RAWIO, PTRACE, ADMIN, BOOT, TIME; MKNOD; MAC_ADMIN.
-    for capability in 16, 17, 19, 21, 22, 25, 27, 33:
-        assert not bounding >> capability & 1, capability
+    sets = dict(re.findall(r"^(Cap\w+):\t(\w+)", result.stdout, re.M))
+    # Those that break out of a container: CAP_SYS_MODULE, RAWIO, PTRACE, ADMIN, BOOT, TIME; MKNOD; MAC_ADMIN. With
+    # no-new-privileges the bounding set gives nothing back.
+    for name in "CapEff", "CapPrm", "CapInh", "CapAmb":
+        for capability in 16, 17, 19, 21, 22, 25, 27, 33:
+            assert not int(sets[name], 16) >> capability & 1, (name, capability)
     assert {int(number) for number in re.findall(r" (\d+) -> ", result.stdout)} <= {0, 1, 2, 10}
     assert "extra" not in result.stdout and "SECRET_KEY" not in result.stdout
 
