@@ -161,6 +161,8 @@ def bubblewrap_options(
     if not has_network:
         options.append("--unshare-net")
     if os.geteuid() == 0:
+        # As root, bubblewrap leaves a program everything unless told otherwise.
+        options += ["--cap-drop", "ALL"]
         options += [word for name in _CAPABILITIES for word in ("--cap-add", name)]
     options += ["--chdir", directory, "--clearenv"]
     for name, value in environment.items():
