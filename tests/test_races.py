@@ -195,8 +195,17 @@ def test_a_mountpoint_that_is_replaced_is_not_mounted_on(small_image: Path, tmp_
             clear_mount(path)
 
 
-def test_a_race_at_a_mountpoint_never_opens_what_a_link_leads_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_openat2", [True, False])
+def test_a_race_at_a_mountpoint_never_opens_what_a_link_leads_to(
+    tmp_path: Path, has_openat2: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The directory and a link to another one change places: what is opened has the name that it is mounted under."""
+
+    def unknown(*words: object) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if not has_openat2:
+        monkeypatch.setattr("mystfuse.cli.mount.openat2", unknown)
     real, link, victim = tmp_path / "real", tmp_path / "link", tmp_path / "victim"
     (real / "mount").mkdir(parents=True)
     (victim / "mount").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -289,13 +290,28 @@ def _overlay_limit(given: int | None) -> int:
     return given
 
 
+def _open_without_links(path: str) -> int:
+    """A descriptor (O_PATH) of the directory that is at ``path`` without any symbolic link; OSError if there is none."""
+    try:
+        return openat2(path, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        # An old kernel, or a filter that does not know it (systemd 252).
+        if error.errno != errno.ENOSYS:
+            raise
+    directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.readlink(f"/proc/self/fd/{directory}") == path:
+        return directory
+    os.close(directory)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
 def _open_mountpoint(path: str, name: str, may_be_filled: bool) -> int:
     """A descriptor (O_PATH) of the directory to mount on, which must have no symbolic link in its ``path`` any more."""
     if not os.path.exists("/dev/fuse"):
         raise MountError("/dev/fuse is missing: this kernel or container has no FUSE (modprobe fuse?)")
     directory = -1
     try:
-        directory = openat2(path, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
+        directory = _open_without_links(path)
         listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
         try:
             with os.scandir(listing) as entries:
