@@ -291,7 +291,7 @@ def _overlay_limit(given: int | None) -> int:
 
 
 def _open_without_links(path: str) -> int:
-    """A descriptor (O_PATH) of the directory that is at ``path`` without any symbolic link; OSError if there is none."""
+    """A descriptor (O_PATH) of the directory at ``path``, which has no symbolic link in it; OSError if it has."""
     try:
         return openat2(path, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
     except OSError as error:
