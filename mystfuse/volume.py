@@ -289,14 +289,18 @@ class Volume:
         """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written."""
         view = memoryview(data)
         step = None if self.overlay is None else self.overlay.most_at_once
-        if step is None or len(view) <= step:
+        if step is None:
             return await self._change(ino, contents.write, ino, offset, view, caller)
-        written = 0
+        written, step = 0, min(step, len(view))
         while written < len(view):
             piece = view[written : written + step]
             try:
                 count = await self._change(ino, contents.write, ino, offset + written, piece, caller)
-            except (MystfuseError, OSError):
+            except (MystfuseError, OSError) as error:
+                if error.errno == ENOSPC and step > self.superblock.block_size:
+                    # Little by little, what is in a full store can be replaced.
+                    step = max(step // 2, self.superblock.block_size)
+                    continue
                 if not written:
                     raise
                 break

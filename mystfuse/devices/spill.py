@@ -46,6 +46,8 @@ _THREADS = 8
 """Reads of the store under way at once."""
 _RETRY = 1.0
 """Seconds until a store that was full, or failed, is tried again."""
+_SILENCE = 60.0
+"""Seconds between two messages that the store cannot be written."""
 _QUEUED, _TOUCHED = 1, 2
 _HANDLE_BITS = 32
 _FREE = -1
@@ -121,6 +123,7 @@ class SpillingArenas:
         self._failure: OSError | None = None
         """Why the last batch could not be written."""
         self._retry_at = 0.0
+        self._silent_until = 0.0
         self._disk_free = store.free_blocks()
         self._disk_asked = time.monotonic()
         self._recalled: OrderedDict[int, bytes] = OrderedDict()
@@ -238,6 +241,9 @@ class SpillingArenas:
             self._tags, self._flags = bytearray(), bytearray()
             self._queue.clear()
         if in_store:
+            if self._failure is not None:
+                # There is room again, where these were.
+                self._slots.may_grow, self._retry_at = False, 0.0
             self._give_back_to_disk()
 
     def write_back(self) -> None:
@@ -461,7 +467,9 @@ class SpillingArenas:
 
     def _failed(self, error: OSError) -> None:
         """Nothing is lost: the blocks are still in memory."""
-        if self._failure is None or self._failure.errno != error.errno:
+        now = time.monotonic()
+        if now > self._silent_until:
+            self._silent_until = now + _SILENCE
             log.warning("overlay store: writing: %s", error.strerror)
         is_growth = self._slots.may_grow
         self._failure = error
@@ -471,7 +479,7 @@ class SpillingArenas:
             if self._slots.dirty:
                 return
         self._slots.may_grow = True
-        self._retry_at = time.monotonic() + _RETRY
+        self._retry_at = now + _RETRY
 
     def _give_back_to_disk(self) -> None:
         if self._has_work or self._is_short() or self._slots.dirty * self._block_size < _PUNCHED:
