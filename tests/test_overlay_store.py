@@ -67,8 +67,8 @@ def test_the_file_has_no_name_and_is_nobody_elses(tmp_path: Path) -> None:
     status = os.fstat(descriptor)
     assert list(tmp_path.iterdir()) == [] and status.st_nlink == 0 and status.st_size == 0
     assert stat.S_IMODE(status.st_mode) == 0o600 and not os.get_inheritable(descriptor)
-    with pytest.raises(OSError, match="No such file"):
-        os.link(f"/proc/self/fd/{descriptor}", tmp_path / "name", follow_symlinks=True)
+    assert run("ln", "-L", f"/proc/{os.getpid()}/fd/{descriptor}", tmp_path / "name", check=False).returncode
+    assert list(tmp_path.iterdir()) == []
     os.close(descriptor)
 
 
@@ -184,7 +184,7 @@ def test_slots_are_taken_once_and_the_file_does_not_grow_for_ever() -> None:
             slots.may_grow = chance.random() < 0.9
             count = chance.randrange(1, 40)
             got = slots.take(count)
-            assert len(got) == count or (not slots.may_grow and slots.used == slots.size)
+            assert len(got) == count or (not slots.may_grow and not slots.dirty)
             assert taken.isdisjoint(got) and len(set(got)) == len(got)
             taken.update(got)
         elif step % 7 == 0:
@@ -197,8 +197,7 @@ def test_slots_are_taken_once_and_the_file_does_not_grow_for_ever() -> None:
             slots.give_back(gone)
         most = max(most, len(taken))
         assert slots.used == len(taken) and slots.size <= 2 * most + 80
-        assert 0 <= slots.dirty <= slots.size - slots.used
-        assert len(slots._dirty) <= 2 * slots.size + 1100
+        assert slots.dirty == slots._states.count(b"\2") <= slots.size - slots.used
     assert list(runs_of([1, 2, 3, 7, 8, 10])) == [range(1, 4), range(7, 9), range(10, 11)]
     assert list(runs_of([1, 2, 3], 2)) == [range(1, 3), range(3, 4)] and list(runs_of([])) == []
 
@@ -236,7 +235,7 @@ async def test_random_commits_with_snapshots_are_as_in_dictionaries(
     """Far more than memory has room for; the thread that writes is slow now and then, or fails. No nonce twice."""
     chance = random.Random(seed)
     size = chance.choice([1024, 4096])
-    limit, most = chance.choice([(64 * size, 200), (256 * size, 800)])
+    limit, most = 256 << 10, 700 if size == 1024 else 400
     store = OverlayStore(open_store_file(str(tmp_path)), size)
     overlay, present = Overlay(size, limit, store), dict[int, bytes]()
     snapshots: list[tuple[Snapshot, dict[int, bytes]]] = []
@@ -279,7 +278,7 @@ async def test_random_commits_with_snapshots_are_as_in_dictionaries(
         if step % 100 == 0:
             for view, expected in [(overlay, present), *snapshots]:
                 assert await contents_of(view, range(most + 10)) == expected
-    assert overlay.store_used > 2 * limit and refused < 600
+    assert overlay.store_used > limit and refused < 600
     for view, expected in [(overlay, present), *snapshots]:
         assert await contents_of(view, range(most + 10)) == expected
     for snapshot, _ in snapshots:
@@ -368,7 +367,7 @@ async def test_a_damaged_store_is_an_error_told_once_and_costs_no_other_block(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
-    overlay = Overlay(BLOCK, 100 * BLOCK, store)
+    overlay = Overlay(BLOCK, 256 * BLOCK, store)
     contents = await fill_overlay(overlay, 300)
     stored = [number for number in contents if overlay.is_stored(number)]
     tickets = {number: ticket for number in stored if isinstance(ticket := overlay.get(number), int)}
@@ -397,15 +396,15 @@ async def test_a_full_disk_is_no_space_and_nothing_is_lost(tmp_path: Path, monke
 
     monkeypatch.setattr(store, "write", write_if_it_fits)
     monkeypatch.setattr(store, "free_blocks", lambda: 1 << 20)
-    overlay = Overlay(BLOCK, 128 * BLOCK, store)
+    overlay = Overlay(BLOCK, 256 * BLOCK, store)
     contents: dict[int, bytes] = {}
     with pytest.raises(OverlayFull) as caught:
         for number in range(10_000):
             content = random.Random(number).randbytes(BLOCK)
             await commit(overlay, {number: content}, set(), False)
             contents[number] = content
-    assert caught.value.errno == errno.ENOSPC and overlay.room <= 128
-    assert 200 < len(contents) < 330 and await contents_of(overlay, range(400)) == contents
+    assert caught.value.errno == errno.ENOSPC and overlay.room <= 256
+    assert 300 < len(contents) < 450 and await contents_of(overlay, range(500)) == contents
     # What is in the store can be replaced, and what is freed makes room.
     for number in range(100):
         contents[number] = os.urandom(BLOCK)
@@ -431,8 +430,8 @@ async def test_a_disk_that_fails_or_hangs_is_an_error_and_nothing_is_lost(
 ) -> None:
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
     monkeypatch.setattr(spill, "_RETRY", 0.02)
-    overlay = Overlay(BLOCK, 128 * BLOCK, store, 0.2)
-    contents = await fill_overlay(overlay, 200)
+    overlay = Overlay(BLOCK, 256 * BLOCK, store, 0.2)
+    contents = await fill_overlay(overlay, 300)
     may_go_on = threading.Event()
 
     def fail(*args: Any) -> list[bytes]:
@@ -448,10 +447,11 @@ async def test_a_disk_that_fails_or_hangs_is_an_error_and_nothing_is_lost(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store, "write", what)
             with pytest.raises(expected), trio.fail_after(10):
-                for number in range(1000, 1200):
+                for number in range(1000, 1300):
                     content = os.urandom(BLOCK)
                     await commit(overlay, {number: content}, set(), False)
                     contents[number] = content
+            await trio.sleep(0.05)
             if what is hang:
                 # Others need not wait all over again.
                 with pytest.raises(StorageTimeout), trio.fail_after(0.1):

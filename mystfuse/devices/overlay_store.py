@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import resource
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +30,9 @@ _MAX_VECTORS = 1024
 """IOV_MAX of Linux, include/uapi/linux/uio.h."""
 _MAX_READ = 1 << 20
 """Bytes of neighbouring blocks that are read together."""
-_MANY = 1024
+_CLEAN, _USED, _DIRTY = b"\0", b"\1", b"\2"
+"""States of a slot: free; in use; free, and holding disk space."""
+_ALL_DIRTY, _ALL_FREE = re.compile(b"\2+"), re.compile(b"[\0\2]+")
 _PUNCH_HOLE = 3
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h."""
 
@@ -238,56 +241,32 @@ class Slots:
 
     def __init__(self) -> None:
         self.used = 0
+        self.dirty = 0
+        """Slots that are free and hold disk space."""
         self.may_grow = True
-        """False while the disk is full."""
-        self._taken = bytearray()
-        """1 for a slot in use."""
+        """False while the disk is full: then only slots that hold disk space are taken."""
+        self._states = bytearray()
         self._lowest = 0
         """No slot below this is free."""
-        self._dirty: list[int] = []
-        """Slots that have been given back, and their disk space has not; some may be in use again."""
 
     @property
     def size(self) -> int:
         """Slots, free ones included."""
-        return len(self._taken)
-
-    @property
-    def dirty(self) -> int:
-        """How many slots, at most, hold disk space and nothing else."""
-        return min(len(self._dirty), len(self._taken) - self.used)
+        return len(self._states)
 
     def take(self, count: int) -> list[int]:
         """Up to ``count`` slots, neighbours if that can be; fewer only if the file may not grow."""
-        if len(self._taken) - self.used >= count:
-            start = self._taken.find(bytes(count), self._lowest)
+        for state in (_DIRTY, _CLEAN) if self.may_grow else (_DIRTY,):
+            start = self._states.find(state * count, self._lowest)
             if start >= 0:
                 return self._mark([range(start, start + count)])
-            if self.used < len(self._taken) // 2 or not self.may_grow:
-                return self._mark(self._pieces(count))
-        if self.may_grow:
-            start = len(self._taken)
-            self._taken += bytes(count)
-            return self._mark([range(start, start + count)])
-        return self._mark(self._pieces(count))
-
-    def _pieces(self, count: int) -> list[range]:
-        pieces: list[range] = []
-        position = self._lowest
-        while count and (start := self._taken.find(0, position)) >= 0:
-            end = self._taken.find(1, start, start + count)
-            position = end if end >= 0 else min(start + count, len(self._taken))
-            pieces.append(range(start, position))
-            count -= position - start
-        return pieces
-
-    def _mark(self, pieces: list[range]) -> list[int]:
-        for piece in pieces:
-            self._taken[piece.start : piece.stop] = b"\1" * len(piece)
-            self.used += len(piece)
-            if piece.start <= self._lowest < piece.stop:
-                self._lowest = piece.stop
-        return [slot for piece in pieces for slot in piece]
+        if not self.may_grow:
+            return self._mark(self._pieces(_ALL_DIRTY, count))
+        if self.used + count <= len(self._states) and self.used < len(self._states) // 2:
+            return self._mark(self._pieces(_ALL_FREE, count))
+        start = len(self._states)
+        self._states += _CLEAN * count
+        return self._mark([range(start, start + count)])
 
     def give_back(self, slots: Iterable[int], is_clean: bool = False) -> None:
         """They are free again.
@@ -295,21 +274,37 @@ class Slots:
         Args:
             is_clean: whether they hold no disk space.
         """
+        state, states, count = (_CLEAN if is_clean else _DIRTY)[0], self._states, 0
+        lowest = self._lowest
         for slot in slots:
-            self._taken[slot] = 0
-            self.used -= 1
-            self._lowest = min(self._lowest, slot)
-            if not is_clean:
-                self._dirty.append(slot)
-        if len(self._dirty) > 2 * len(self._taken) + _MANY:
-            self._dirty = sorted({slot for slot in self._dirty if not self._taken[slot]})
+            states[slot] = state
+            count += 1
+            if slot < lowest:
+                lowest = slot
+        self._lowest = lowest
+        self.used -= count
+        if not is_clean:
+            self.dirty += count
 
     def take_dirty(self, most: int) -> list[int]:
         """Take up to ``most`` slots whose disk space is to be given back, in order."""
-        some = self._dirty[-most:]
-        del self._dirty[-most:]
-        slots = sorted({slot for slot in some if not self._taken[slot]})
-        for slot in slots:
-            self._taken[slot] = 1
-        self.used += len(slots)
-        return slots
+        return self._mark(self._pieces(_ALL_DIRTY, most))
+
+    def _pieces(self, pattern: re.Pattern[bytes], count: int) -> list[range]:
+        pieces: list[range] = []
+        for match in pattern.finditer(self._states, self._lowest):
+            start, end = match.span()
+            pieces.append(range(start, min(end, start + count)))
+            count -= len(pieces[-1])
+            if not count:
+                break
+        return pieces
+
+    def _mark(self, pieces: list[range]) -> list[int]:
+        for piece in pieces:
+            self.dirty -= self._states.count(_DIRTY, piece.start, piece.stop)
+            self._states[piece.start : piece.stop] = _USED * len(piece)
+            self.used += len(piece)
+            if piece.start <= self._lowest < piece.stop:
+                self._lowest = piece.stop
+        return [slot for piece in pieces for slot in piece]

@@ -132,7 +132,7 @@ class SpillingArenas:
     @property
     def memory_used(self) -> int:
         """Bytes, tables included."""
-        return self._tables(0) + self._memory.used * self._block_size
+        return self._tables() + self._memory.used * self._block_size
 
     @property
     def store_used(self) -> int:
@@ -145,7 +145,7 @@ class SpillingArenas:
         self._ask_disk()
         is_full = self._failure is not None and self._failure.errno in FULL and time.monotonic() < self._retry_at
         disk = self._slots.dirty + (0 if is_full else self._disk_free)
-        left = self.limit - self._reserve - self._tables(0)
+        left = self.limit - self._reserve - self._tables()
         size, cost = self._block_size, self._block_size + _ENTRY + _HANDLE
         fit = (left - self._memory.used * size + disk * size) // cost
         return max(min((left - self._floor) // (_ENTRY + _HANDLE), fit), 0)
@@ -163,7 +163,7 @@ class SpillingArenas:
             OverlayBusy: not yet.
         """
         limit = self.limit if use_reserve else self.limit - self._reserve
-        tables, size = self._tables(new), self._block_size
+        tables, size = self._tables(new, in_memory), self._block_size
         if (excess := tables + self._floor - limit) > 0 and new > 0:
             raise self._full(-(-excess // (_ENTRY + _HANDLE)))
         if tables + (self._memory.used + in_memory) * size > limit:
@@ -272,7 +272,7 @@ class SpillingArenas:
                 if self._failure is not None and self._failure.errno not in FULL:
                     raise ImageReadError(f"overlay store: writing: {self._failure.strerror}")
                 limit = self.limit if busy.use_reserve else self.limit - self._reserve
-                used = self._tables(busy.new) + (self._memory.used + busy.in_memory) * self._block_size
+                used = self._tables(busy.new, busy.in_memory) + (self._memory.used + busy.in_memory) * self._block_size
                 raise self._full(max(-(-(used - limit) // self._block_size), 1))
             with trio.move_on_at(self._work_began + self._io_timeout) as waiting:
                 await self._changed.wait()
@@ -344,10 +344,9 @@ class SpillingArenas:
             and self._counters[handle] == ticket >> _HANDLE_BITS
         )
 
-    def _tables(self, new: int) -> int:
-        """Bytes that tables take up with ``new`` more blocks."""
-        used = self.used + new
-        return used * _ENTRY + max(used, len(self._where)) * _HANDLE
+    def _tables(self, new: int = 0, handles: int = 0) -> int:
+        """Bytes that tables take up with ``new`` more blocks, when ``handles`` are taken before others are freed."""
+        return (self.used + new) * _ENTRY + max(self.used + handles, len(self._where)) * _HANDLE
 
     def _full(self, missing: int) -> OverlayFull:
         return OverlayFull(
