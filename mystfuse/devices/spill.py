@@ -124,6 +124,7 @@ class SpillingArenas:
         """Why the last batch could not be written."""
         self._retry_at = 0.0
         self._silent_until = 0.0
+        self._is_punching = False
         self._disk_free = store.free_blocks()
         self._disk_asked = time.monotonic()
         self._recalled: OrderedDict[int, bytes] = OrderedDict()
@@ -481,7 +482,9 @@ class SpillingArenas:
         self._retry_at = now + _RETRY
 
     def _give_back_to_disk(self) -> None:
-        if self._has_work or self._is_short() or self._slots.dirty * self._block_size < _PUNCHED:
+        # Once begun, to the end.
+        self._is_punching = self._slots.dirty >= (1 if self._is_punching else _PUNCHED // self._block_size)
+        if self._has_work or self._is_short() or not self._is_punching:
             return
         slots = self._slots.take_dirty(_MOST_PUNCHED)
         store = self._store
