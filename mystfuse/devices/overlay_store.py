@@ -46,8 +46,13 @@ def open_store_file(directory: str) -> int:
     """
     what = f"--overlay-store {directory}"
     try:
-        if not stat.S_ISDIR(os.stat(directory).st_mode):
-            raise UsageError(f"{what}: not a directory")
+        is_directory = stat.S_ISDIR(os.stat(directory).st_mode)
+    except OSError as error:
+        reason = "no such directory" if error.errno == errno.ENOENT else os.strerror(error.errno or 0)
+        raise UsageError(f"{what}: {reason}") from error
+    if not is_directory:
+        raise UsageError(f"{what}: not a directory")
+    try:
         descriptor = _make_file(directory)
         try:
             _write_all(descriptor, [bytes(_PROBE)], 0)
@@ -55,8 +60,6 @@ def open_store_file(directory: str) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-    except FileNotFoundError as error:
-        raise UsageError(f"{what}: no such directory") from error
     except OSError as error:
         raise MystfuseError(f"{what}: nothing can be written there: {os.strerror(error.errno or 0)}") from error
     return descriptor
