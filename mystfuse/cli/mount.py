@@ -21,7 +21,9 @@ from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import load_trust, parse_id, parse_seconds, parse_size, trust_options
 from mystfuse.cli.text import complain, one_line, say
+from mystfuse.crypto.secret import harden_process
 from mystfuse.devices.memory import available_memory
+from mystfuse.devices.overlay_store import open_store_file
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.daemon import close_descriptors, run_in_background
@@ -54,6 +56,12 @@ MIN_OVERLAY_LIMIT = 1 << 20
     type=parse_size,
     metavar="SIZE",
     help="Memory that what is written may take up, at most (default: half of what is available).",
+)
+@click.option(
+    "--overlay-store",
+    type=click.Path(readable=False),
+    metavar="DIR",
+    help="Where to put, encrypted, what memory has no room for.",
 )
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--uid", type=parse_id, metavar="N", help="Show everything as owned by this user.")
@@ -130,6 +138,7 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "passphrase_file": str,
     "hash_offset": parse_size,
     "overlay_limit": parse_size,
+    "overlay_store": str,
     "ready_fd": int,
 }
 _OTHER_NAMES = {"keyfile": "key_file"}
@@ -240,6 +249,7 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
         fsname=source.resolved_name(),
         read_only=given.get("read_only", False),
         overlay_limit=_overlay_limit(given.get("overlay_limit")),
+        overlay_store=_overlay_store(given.get("overlay_store"), given.get("read_only", False)),
         allow_other=given.get("allow_other", False),
         suid="suid" in flags,
         dev="dev" in flags,
@@ -288,6 +298,13 @@ def _overlay_limit(given: int | None) -> int:
             "or --read-only"
         )
     return given
+
+
+def _overlay_store(directory: str | None, read_only: bool) -> int | None:
+    if directory is None or read_only:
+        return None
+    harden_process()
+    return open_store_file(directory)
 
 
 def _open_without_links(path: str) -> int:

@@ -41,8 +41,15 @@ class MountJob:
     @property
     def descriptors(self) -> frozenset[int]:
         """What the daemon needs to inherit."""
-        wanted = (self.source.fileno(), self.ready_fd, self.options.descriptor, self.options.directory)
+        options = self.options
+        wanted = (self.source.fileno(), self.ready_fd, options.descriptor, options.directory, options.overlay_store)
         return frozenset(descriptor for descriptor in wanted if descriptor is not None)
+
+    def close(self) -> None:
+        """Close the files that are the daemon's alone, when it has been started."""
+        self.source.close()
+        if self.options.overlay_store is not None:
+            os.close(self.options.overlay_store)
 
     def serve(self, report: Report) -> int:
         """Open the image and serve its mount until that ends; runs in the daemon. Returns the exit status."""
@@ -136,7 +143,8 @@ class MountJob:
         return ExitStatus.FAILED, f"internal error: {type(error).__name__}: {error}"
 
     def _describe(self, explanation: str) -> str:
-        how = "read-only" if self.options.read_only else "writes are kept in memory and forgotten at unmount"
+        where = "memory" if self.options.overlay_store is None else "memory and, encrypted, in the overlay store"
+        how = "read-only" if self.options.read_only else f"writes are kept in {where} and forgotten at unmount"
         return f"{self.source.name} mounted on {self.options.mountpoint}, {how}; {explanation}"
 
 

@@ -29,6 +29,8 @@ class MountOptions:
     read_only: bool = False
     overlay_limit: int = 0
     """Bytes that what is written may take up in memory."""
+    overlay_store: int | None = None
+    """Descriptor of a file for what memory has no room for."""
     allow_other: bool = False
     suid: bool = False
     dev: bool = False

@@ -104,11 +104,17 @@ class Session:
 
     async def _mount_and_serve(self) -> None:
         async with run_pipeline(self._image, self._keys, self._options.io_timeout, self._progress) as pipeline:
-            # Here, where the process is our own, and not a program's that opens an image by the API.
-            if pipeline.unlocked and not lock_memory():
-                log.info("what is decrypted may be swapped out: the limit of locked memory is too low (ulimit -l)")
-            limit = None if self._options.read_only else self._options.overlay_limit
-            volume = await Volume.open(pipeline.device, limit, pipeline.workers)
+            options = self._options
+            limit = None if options.read_only else options.overlay_limit
+            volume = await Volume.open(
+                pipeline.device, limit, pipeline.workers, options.overlay_store, options.io_timeout
+            )
+            # Here, where the process is our own, and not a program's that opens an image by the API; when all keys are
+            # in memory.
+            if (pipeline.unlocked or options.overlay_store is not None) and not lock_memory():
+                log.info(
+                    "keys and what they hide may be swapped out: the limit of locked memory is too low (ulimit -l)"
+                )
             await self._check_root(volume)
             self._status = self._status_of(pipeline, volume)
             if pipeline.verity:
@@ -251,6 +257,7 @@ class Session:
                 "cache_misses": cache.misses,
                 "overlay_used": 0 if overlay is None else overlay.used,
                 "overlay_limit": 0 if overlay is None else overlay.limit,
+                "overlay_store_used": 0 if overlay is None else overlay.store_used,
                 "unlinked_inodes": len(volume.orphans),
             }
 
