@@ -186,7 +186,7 @@ class Soak:
         return 1 if wrongs else 0
 
     def _say(self, words: str) -> None:
-        self._console.print(words, markup=False, highlight=False)
+        self._console.print(words, markup=False, highlight=False, soft_wrap=True)
 
     def _judge(self, name: str, is_right: bool, said: str) -> None:
         self._verdicts.append(Verdict(name, is_right, said if is_right else f"not so: {said}"))
@@ -237,7 +237,7 @@ class Soak:
             stack.enter_context(daemon)
             stack.callback(crew.kill)
             self._check_statfs = self._remember_space()
-            progress = stack.enter_context(_progress())
+            progress = stack.enter_context(_progress(self._console))
             start = time.monotonic()
             daemon.watch(self._meter.operations)
             try:
@@ -272,7 +272,7 @@ class Soak:
                 progress.update(task, completed=now - start, description=self._describe(daemon))
                 time.sleep(0.1)
             is_last = until == start + self._seconds
-            self._point(crew, daemon, progress, start, is_last)
+            self._point(crew, daemon, start, is_last)
             if is_last:
                 break
         self._loaded = time.monotonic() - start
@@ -289,7 +289,7 @@ class Soak:
             crew.wrongs.append("the daemon has ended in the middle of it")
             raise Stopped
 
-    def _point(self, crew: Crew, daemon: Daemon, progress: Progress, start: float, is_last: bool) -> None:
+    def _point(self, crew: Crew, daemon: Daemon, start: float, is_last: bool) -> None:
         """The load pauses, and everything is checked."""
         second = time.monotonic() - start
         crew.lead(Phase.PAUSE, lambda: self._still_there(daemon, crew))
@@ -304,11 +304,9 @@ class Soak:
         operations = sum(self._meter.operations().values())
         self._points.append({"second": second, "operations": operations, "files": files, "clean": verdict == ""})
         rss = daemon.samples[-1].rss if daemon.samples else 0
-        progress.console.print(
+        self._say(
             f"{second:6.0f} s: {operations:,} operations, {files:,} files and {checked / MIB:,.0f} MiB were as they "
-            f"should be, e2fsck: {verdict or 'clean'}; {rss / MIB:.0f} MiB of memory",
-            highlight=False,
-            markup=False,
+            f"should be, e2fsck: {verdict or 'clean'}; {rss / MIB:.0f} MiB of memory"
         )
 
     def _commit(self) -> None:
@@ -431,8 +429,7 @@ def _children() -> bool:
     return True
 
 
-def _progress() -> Progress:
-    console = Console(stderr=True)
+def _progress(console: Console) -> Progress:
     columns = TextColumn("{task.description:34}"), BarColumn(), TimeElapsedColumn()
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 

@@ -78,13 +78,9 @@ class Manifest:
             self._below[top] = inside
 
 
-def make_image(work: Path, workers: int, files: int, free: int, seed: int, key: Path | None) -> tuple[Path, Manifest]:
-    """Make an image of about ``files`` files, and large ones, with ``free`` bytes of room.
-
-    Raises:
-        BenchmarkError: a tool failed.
-    """
-    source, image = work / "source", work / "image.img"
+def fill_source(source: Path, workers: int, files: int, seed: int) -> Manifest:
+    """Make the files that the image is made of: about ``files`` of them, and large ones, and what the workers begin
+    with."""
     generator = random.Random(f"{seed} image")
     manifest = Manifest()
     for path in tree_paths(files):
@@ -98,7 +94,6 @@ def make_image(work: Path, workers: int, files: int, free: int, seed: int, key: 
     for worker in range(workers):
         sizes = {f"image-{n}": int(generator.expovariate(1 / 30_000)) for n in range(_OWN_FILES)}
         manifest.own.append(sizes)
-        (source / f"own/{worker:03}").mkdir(parents=True)
         for number, (name, size) in enumerate(sizes.items(), 1):
             _put(source / f"own/{worker:03}/{name}", stream(worker, number, 1, 0, size))
         shared = source / Manifest.shared_of(worker)
@@ -106,6 +101,17 @@ def make_image(work: Path, workers: int, files: int, free: int, seed: int, key: 
             for number in range(_KEPT):
                 _put(shared / Manifest.kept_name(number), stream(KEPT_WORKER, number, 1, 0, manifest.kept_size))
     manifest.index()
+    return manifest
+
+
+def make_image(work: Path, workers: int, files: int, free: int, seed: int, key: Path | None) -> tuple[Path, Manifest]:
+    """Make an image of that, with ``free`` bytes of room.
+
+    Raises:
+        BenchmarkError: a tool failed.
+    """
+    source, image = work / "source", work / "image.img"
+    manifest = fill_source(source, workers, files, seed)
     options = ["--encrypt", str(key)] if key else []
     run(*mystfuse_command(), "mkext2", "--block-size=4096", f"--free={free}", *options, source, image)
     run("rm", "-r", source)

@@ -608,7 +608,9 @@ class Worker:
         entries = [entry for entry in self._entries() if isinstance(entry.node, Directory)]
         if not entries:
             return
-        entry = self._random.choice(entries)
+        # Full ones now and then, to be refused.
+        empty = [entry for entry in entries if not entry.node.children]  # type: ignore[union-attr]
+        entry = self._random.choice(empty if empty and self._random.random() < 0.8 else entries)
         assert isinstance(entry.node, Directory)
         try:
             with self._meter.timed("rmdir"):
