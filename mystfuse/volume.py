@@ -269,9 +269,9 @@ class Volume:
                 new_ancestors,
             )
 
-    async def write(self, ino: int, offset: int, data: bytes, caller: Caller) -> int:
+    async def write(self, ino: int, offset: int, data: bytes, caller: Caller, whole: bool = False) -> int:
         """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written."""
-        return await self._change(ino, contents.write, ino, offset, memoryview(data), caller)
+        return await self._change(ino, contents.write, ino, offset, memoryview(data), caller, whole)
 
     async def set_attributes(self, ino: int, changes: AttributeChanges, caller: Caller) -> Inode:
         """Change mode, owner, times or size; see ``ext2.attributes.set_attributes``."""

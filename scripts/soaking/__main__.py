@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -41,6 +42,7 @@ _FILLED = 0.6
 """Of the overlay's limit, what the workers together keep written."""
 _PATIENCE = 20.0
 """Seconds in which removed files must have been released."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KEY_BYTES = 64
 _BLOCK_SECTORS = 8
 """Units of st_blocks in a block of the file system."""
@@ -49,8 +51,8 @@ _BLOCK_SECTORS = 8
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns the exit status."""
     # As the first process of a name space we get no signal that we do not ask for.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for number in _ENDING:
+        signal.signal(number, _interrupt)
     options = _parser().parse_args(arguments)
     try:
         with _work_directory(options.work) as work:
@@ -59,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # Once: a second ^C must not end the cleaning up.
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _size(value: str) -> int:
@@ -82,6 +91,13 @@ def _count(value: str) -> int:
     return number
 
 
+def _number_of_files(value: str) -> int:
+    number = int(value)
+    if not 100 <= number <= 1_000_000:
+        raise ValueError
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/soak", description="Put a mount under mixed load, and judge it.")
     parser.add_argument("--minutes", type=_positive, default=60, metavar="N", help="of load (default 60)")
@@ -97,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--memory-limit", type=_size, metavar="SIZE", help="what the daemon may take up (default: none)"
     )
-    parser.add_argument("--files", type=int, default=20_000, metavar="N", help="of the image (default 20000)")
+    parser.add_argument(
+        "--files", type=_number_of_files, default=20_000, metavar="N", help="of the image (default 20000)"
+    )
     parser.add_argument("--seed", type=int, default=2026, metavar="N", help="other numbers make other loads")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw memory and operations over time here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
@@ -203,7 +221,7 @@ class Soak:
             with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(os.urandom(_KEY_BYTES))
         # Room enough that it is the overlay that fills, not the file system.
-        free = 2 * (max(self._data, options.overlay_limit) + 64 * MIB)
+        free = 2 * (max(self._data, options.overlay_limit) + 16 * MIB)
         image, manifest = make_image(self._work, options.processes, options.files, free, options.seed, key)
         self._say(f"an image of {os.stat(image).st_size / MIB:,.0f} MiB with {len(manifest.paths):,} files")
         return image, manifest, key

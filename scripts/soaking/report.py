@@ -128,9 +128,10 @@ def _plot(title: str, lines: dict[str, list[Point]], marks: Sequence[float]) -> 
             text(_LEFT - 6, y + 4, number(top * step / 4), 11, "end"),
         ]
     unit, of_unit = ("min", 60.0) if last > 120 else ("s", 1.0)
-    for step in range(7):
-        x = last * step / 6
-        parts.append(text(x_of(x), _HEIGHT - _BOTTOM + 16, f"{x / of_unit:.3g} {unit}", 11, "middle"))
+    step_of_x = _round_up(last / of_unit / 8)
+    for step in range(int(last / of_unit / step_of_x) + 1):
+        x = step * step_of_x
+        parts.append(text(x_of(x * of_unit), _HEIGHT - _BOTTOM + 16, f"{x:.3g} {unit}", 11, "middle"))
     parts += [line(x_of(mark), _TOP, x_of(mark), _HEIGHT - _BOTTOM, TEXT, 0.7, "3 3") for mark in marks if mark <= last]
     legend = _LEFT + 4.0
     for color, (name, line_points) in zip(_COLORS, lines.items(), strict=False):
