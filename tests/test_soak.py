@@ -212,7 +212,7 @@ def change_attribute(worker: Worker) -> None:
 
 
 def change_target(worker: Worker) -> None:
-    (path,) = [path for path in Path(worker.own.path).rglob("*") if path.is_symlink()][:1]
+    path = next(path for path in sorted(worker.task.root.rglob("*")) if path.is_symlink())
     path.unlink()
     path.symlink_to("elsewhere")
 
