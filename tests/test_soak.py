@@ -91,6 +91,20 @@ def test_a_byte_changed_behind_a_workers_back_is_told(work: Path) -> None:
     assert "WRONG  workers: worker 0: " in result.stdout
 
 
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ("--minutes=none", "'none' is not a number from 0.01 to 100000"),
+        ("--processes=0", "'0' is not a number from 1 to 1000"),
+        ("--overlay-limit=much", "'much' is not a size"),
+    ],
+)
+def test_options_are_checked(work: Path, option: str, words: str) -> None:
+    result = soak(work, option)
+    assert result.returncode == 2
+    assert words in result.stderr.splitlines()[-1]
+
+
 @contextmanager
 def running(work: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A soak under load, and where it is mounted."""
@@ -122,7 +136,9 @@ def test_a_daemon_that_dies_is_told(work: Path) -> None:
         os.kill(json.loads((mountpoint / ".mystfuse/status.json").read_text())["pid"], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert re.search("the daemon has ended|Transport endpoint is not connected|Software caused connection abort", errors)
+        assert re.search(
+            "the daemon has ended|Transport endpoint is not connected|Software caused connection abort", errors
+        )
         assert "Traceback" not in errors
     assert_nothing_left(work)
 

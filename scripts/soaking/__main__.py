@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -77,31 +78,29 @@ def _size(value: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _positive(value: str) -> float:
-    number = float(value)
-    if not 0 < number < 1e6:
-        raise ValueError
-    return number
+def _from_to(least: float, most: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """Reads a number within bounds."""
 
+    def parse(value: str) -> float:
+        try:
+            number = kind(value)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{value!r} is not a number from {least:g} to {most:g}")
+        return number
 
-def _count(value: str) -> int:
-    number = int(value)
-    if not 0 < number <= 1000:
-        raise ValueError
-    return number
-
-
-def _number_of_files(value: str) -> int:
-    number = int(value)
-    if not 100 <= number <= 1_000_000:
-        raise ValueError
-    return number
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/soak", description="Put a mount under mixed load, and judge it.")
-    parser.add_argument("--minutes", type=_positive, default=60, metavar="N", help="of load (default 60)")
-    parser.add_argument("--processes", type=_count, default=32, metavar="N", help="that make it (default 32)")
+    parser.add_argument(
+        "--minutes", type=_from_to(0.01, 1e5, float), default=60, metavar="N", help="of load (default 60)"
+    )
+    parser.add_argument(
+        "--processes", type=_from_to(1, 1000), default=32, metavar="N", help="that make it (default 32)"
+    )
     parser.add_argument(
         "--overlay-limit", type=_size, default=256 * MIB, metavar="SIZE", help="of the mount (default 256M)"
     )
@@ -114,9 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-limit", type=_size, metavar="SIZE", help="what the daemon may take up (default: none)"
     )
     parser.add_argument(
-        "--files", type=_number_of_files, default=20_000, metavar="N", help="of the image (default 20000)"
+        "--files", type=_from_to(100, 1_000_000), default=20_000, metavar="N", help="of the image (default 20000)"
     )
-    parser.add_argument("--seed", type=int, default=2026, metavar="N", help="other numbers make other loads")
+    parser.add_argument(
+        "--seed", type=_from_to(0, 1 << 62), default=2026, metavar="N", help="other numbers make other loads"
+    )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw memory and operations over time here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--log", type=Path, metavar="FILE", help="keep the daemon's log here")
@@ -267,7 +268,8 @@ class Soak:
             except Stopped:
                 self._loaded = self._loaded or time.monotonic() - start
                 crew.kill()
-            if daemon.samples and not daemon.has_ended():
+                crew.reap(_PATIENCE)
+            if not daemon.has_ended():
                 self._judge_all("unmounting", daemon.end(), "clean")
         if options.log:
             shutil.copy(self._work / "log", options.log)
@@ -416,12 +418,12 @@ class Soak:
 
 
 def _fsck(image: Path) -> str:
-    """What e2fsck says about a file system; "" if nothing."""
-    try:
-        run("e2fsck", "-fn", image)
-    except BenchmarkError as error:
-        return str(error)
-    return ""
+    """What e2fsck says about a file system, in one line; "" if nothing."""
+    result = subprocess.run(["e2fsck", "-fn", image], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode == 0:
+        return ""
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line and not line.startswith("Pass ")]
+    return f"e2fsck exited {result.returncode}: {'; '.join(lines)[:1000]}"
 
 
 def _spoil(directory: Path) -> None:

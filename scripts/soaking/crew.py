@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import signal
 import time
@@ -108,11 +109,14 @@ class Crew:
         for pid in self._pids:
             os.kill(pid, signal.SIGKILL)
 
-    def reap(self) -> None:
-        """Wait for those that have been killed. What they have said before counts."""
-        for pid in self._pids:
-            os.waitpid(pid, 0)
-        self._pids.clear()
+    def reap(self, seconds: float = math.inf) -> None:
+        """Wait for those that have been killed, so long. What they have said before counts."""
+        deadline = time.monotonic() + seconds
+        while self._pids and time.monotonic() < deadline:
+            for pid in list(self._pids):
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    del self._pids[pid]
+            time.sleep(0.02)
         self.wrongs += self._read()
 
 

@@ -29,8 +29,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def adopt_orphans() -> None:
-    """Make daemons that leave their parents our children, so that we see how they end, and that none is left."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    """Make daemons that leave their parents our children, so that we see how they end, and that none is left. Raises
+    OSError."""
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1):
+        raise OSError("prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,9 @@ class Daemon:
         self._stack.close()
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError, ChildProcessError):
-            if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
-                os.kill(self._pid, signal.SIGKILL)
-                os.waitpid(self._pid, 0)
+        if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
         self._pid = 0
         if find_mount(str(self.mountpoint)) is not None:
             with suppress(BenchmarkError):
@@ -148,10 +149,9 @@ class Daemon:
 
     def has_ended(self) -> bool:
         """Whether it is gone, though nobody has unmounted anything."""
-        try:
-            found, _ = os.waitpid(self._pid, os.WNOHANG)
-        except ChildProcessError:
-            found = self._pid
+        if not self._pid:
+            return True
+        found, _ = os.waitpid(self._pid, os.WNOHANG)
         if found:
             self._pid = 0
             if find_mount(str(self.mountpoint)) is not None:
@@ -168,10 +168,7 @@ class Daemon:
         except BenchmarkError as error:
             return [f"unmounting: {error}"]
         pid, self._pid = self._pid, 0
-        try:
-            _, status = os.waitpid(pid, 0)
-        except ChildProcessError:
-            status = 0
+        _, status = os.waitpid(pid, 0)
         if status:
             wrongs.append(f"the daemon ended with {os.waitstatus_to_exitcode(status)}")
         if find_mount(str(self.mountpoint)) is not None:
