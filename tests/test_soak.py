@@ -315,7 +315,7 @@ def test_a_worker_that_dies_is_told(source: tuple[Path, Manifest], tmp_path: Pat
 
 def test_growing_memory_is_not_flat() -> None:
     def samples(grown: int) -> list[Sample]:
-        return [Sample(second, (100 << 20) + grown * second // 400, 0, 1, 1, 0.0, {}) for second in range(400)]
+        return [Sample(second, (100 << 20) + grown * second // 400, 0, 0, 1, 1, 0.0, {}) for second in range(400)]
 
     flat, grown = (judge_memory(samples(size), 400) for size in (10 << 20, 40 << 20))
     assert flat.is_right

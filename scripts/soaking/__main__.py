@@ -39,8 +39,8 @@ POINTS = 5
 """Times that everything is checked while the load pauses, before the end."""
 _DROP_EVERY = 20.0
 """Seconds between two times that the kernel's caches are emptied."""
-_FILLED = 0.6
-"""Of the overlay's limit, what the workers together keep written."""
+_FILLED, _FILLED_WITH_STORE = 0.6, 3.0
+"""Times the overlay's limit, what the workers together keep written."""
 _PATIENCE = 20.0
 """Seconds in which removed files must have been released."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -104,9 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overlay-limit", type=_size, default=256 * MIB, metavar="SIZE", help="of the mount (default 256M)"
     )
-    parser.add_argument("--overlay-store", type=Path, metavar="DIR", help="of the mount")
+    parser.add_argument("--overlay-store", type=Path, metavar="DIR", help="of the mount: holds what memory does not")
     parser.add_argument(
-        "--data", type=_size, metavar="SIZE", help="that is written at any time (default: 60 %% of the overlay's limit)"
+        "--data",
+        type=_size,
+        metavar="SIZE",
+        help="that is written at any time (default: 60 %% of the overlay's limit; with a store 3 times the limit)",
     )
     parser.add_argument("--encrypted", action="store_true", help="an encrypted image")
     parser.add_argument(
@@ -168,7 +171,10 @@ class Soak:
         self._work = work
         self._mountpoint = work / "mount"
         self._seconds: float = options.minutes * 60
-        self._data: int = options.data or int(options.overlay_limit * _FILLED)
+        times = _FILLED_WITH_STORE if options.overlay_store else _FILLED
+        self._data: int = options.data or int(options.overlay_limit * times)
+        self._free: int = self._room()
+        """Bytes that are free in the image."""
         self._console = Console(width=None if sys.stdout.isatty() else 120)
         self._verdicts: list[Verdict] = []
         self._points: list[dict[str, Any]] = []
@@ -204,6 +210,13 @@ class Soak:
             print(f"scripts/soak: {verdict.name}: {verdict.said}", file=sys.stderr)
         return 1 if wrongs else 0
 
+    def _room(self) -> int:
+        limit: int = self._options.overlay_limit
+        if self._options.overlay_store:
+            # The store does not fill, so the file system has to.
+            return self._data + limit
+        return 2 * (max(self._data, limit) + 16 * MIB)
+
     def _say(self, words: str) -> None:
         self._console.print(words, markup=False, highlight=False, soft_wrap=True)
 
@@ -221,9 +234,7 @@ class Soak:
             key = self._work / "key"
             with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(os.urandom(_KEY_BYTES))
-        # Room enough that it is the overlay that fills, not the file system.
-        free = 2 * (max(self._data, options.overlay_limit) + 16 * MIB)
-        image, manifest = make_image(self._work, options.processes, options.files, free, options.seed, key)
+        image, manifest = make_image(self._work, options.processes, options.files, self._free, options.seed, key)
         self._say(f"an image of {os.stat(image).st_size / MIB:,.0f} MiB with {len(manifest.paths):,} files")
         return image, manifest, key
 
@@ -243,7 +254,7 @@ class Soak:
                 options.seed,
                 self._data // options.processes,
                 manifest,
-                fill=options.overlay_limit if number == 0 else 0,
+                fill=self._free if number == 0 else 0,
                 fill_every=fill_every,
             )
             for number in range(options.processes)
@@ -361,8 +372,9 @@ class Soak:
                 f"{now.f_bfree} blocks and {now.f_ffree} inodes are free, to be {blocks} and {inodes}; "
                 f"{daemon.status['unlinked_inodes']} are still to be released",
             )
-            said = f"{daemon.status['overlay_used'] / MIB:.1f} MiB are still held"
-            self._judge("overlay is given back", daemon.status["overlay_used"] < self._options.overlay_limit / 8, said)
+            kept = daemon.status["overlay_used"] + daemon.status.get("overlay_store_used", 0)
+            said = f"{kept / MIB:.1f} MiB are still held"
+            self._judge("overlay is given back", kept < self._options.overlay_limit / 8, said)
 
         return check
 

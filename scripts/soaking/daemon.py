@@ -44,7 +44,9 @@ class Sample:
     rss: int
     """Bytes that are in memory."""
     overlay: int
-    """Bytes that the overlay says it takes up."""
+    """Bytes that the overlay says it takes up in memory."""
+    store: int
+    """Bytes that are in the overlay's store."""
     threads: int
     descriptors: int
     cpu: float
@@ -140,6 +142,7 @@ class Daemon:
                 time.monotonic() - self._start,
                 int(status["VmRSS"]) * 1024,
                 self.status["overlay_used"],
+                self.status.get("overlay_store_used", 0),
                 int(status["Threads"]),
                 len(os.listdir(proc / "fd")),
                 (int(times[11]) + int(times[12])) / _TICKS,

@@ -77,7 +77,7 @@ def draw(samples: Sequence[Sample], points: Sequence[float], title: str, subtitl
     """Memory, operations, processor, and what is open, over time; ``points`` are the seconds of the checks."""
     totals = samples[-1].operations if samples else {}
     most = sorted(totals, key=totals.__getitem__, reverse=True)[: len(_COLORS) - 1]
-    plots = [
+    plots: list[tuple[str, dict[str, list[Point]]]] = [
         (
             "memory of the daemon, MiB",
             {
@@ -102,6 +102,9 @@ def draw(samples: Sequence[Sample], points: Sequence[float], title: str, subtitl
             },
         ),
     ]
+    if any(sample.store for sample in samples):
+        stored = [(sample.second, sample.store / MIB) for sample in samples]
+        plots.insert(1, ("written blocks in the overlay's store, MiB", {"stored": stored}))
     parts = [text(16, 28, title, 18), text(16, 48, subtitle, 12)]
     for index, (name, lines) in enumerate(plots):
         parts.append(f"<g transform='translate(0 {60 + index * _HEIGHT})'>")
