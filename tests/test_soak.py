@@ -26,7 +26,8 @@ from soaking.daemon import Daemon, Sample  # noqa: E402
 from soaking.image import Manifest, fill_source  # noqa: E402
 from soaking.meter import Meter, Phase  # noqa: E402
 from soaking.report import judge_memory  # noqa: E402
-from soaking.worker import Task, Worker, Wrong  # noqa: E402
+from soaking.share import Task, Wrong  # noqa: E402
+from soaking.worker import Worker  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "PATH": SBIN, "PYTHONPATH": str(SCRIPTS)}
 SMALL = ["--files=200", "--overlay-limit=24M"]

@@ -32,7 +32,7 @@ from soaking.daemon import Daemon, adopt_orphans
 from soaking.image import Manifest, make_image
 from soaking.meter import Meter, Phase
 from soaking.report import MIB, Verdict, draw, judge_memory, print_table
-from soaking.worker import Task
+from soaking.share import Task
 
 DEFAULT_WORK = Path("/var/tmp/mystfuse-soak")
 POINTS = 5

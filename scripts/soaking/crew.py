@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from soaking.meter import Meter, Phase
-from soaking.worker import Task, run_worker
+from soaking.share import Task
+from soaking.worker import run_worker
 
 _PR_SET_PDEATHSIG = 1
 """prctl(2)"""
