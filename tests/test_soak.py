@@ -298,7 +298,9 @@ def test_contents_are_those_of_a_plain_file(tmp_path: Path) -> None:
         assert contents.difference(bytes(plain[start : start + 20_000]), start, start + 20_000) == ""
 
 
-def test_a_worker_that_dies_is_told(source: tuple[Path, Manifest], tmp_path: Path) -> None:
+@pytest.fixture
+def crew(source: tuple[Path, Manifest], tmp_path: Path) -> Iterator[Crew]:
+    """One worker that waits."""
     root = tmp_path / "root"
     subprocess.run(["cp", "-a", source[0], root], check=True)
     meter = Meter(1)
@@ -306,12 +308,26 @@ def test_a_worker_that_dies_is_told(source: tuple[Path, Manifest], tmp_path: Pat
     crew = Crew([Task(root, 0, 7, 1 << 20, source[1])], meter)
     try:
         crew.lead(Phase.PAUSE, lambda: None)
-        crew.kill()
-        with pytest.raises(Stopped):
-            crew.lead(Phase.RUN, lambda: None)
-        assert crew.wrongs == ["worker 0 died of SIGKILL"]
+        yield crew
     finally:
+        crew.kill()
         crew.reap()
+
+
+def test_a_worker_that_dies_is_told(crew: Crew) -> None:
+    crew.kill()
+    with pytest.raises(Stopped):
+        crew.lead(Phase.RUN, lambda: None)
+    assert crew.wrongs == ["worker 0 died of SIGKILL"]
+
+
+def test_a_worker_that_hangs_is_told(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("soaking.crew._PATIENCE", 0.3)
+    (pid,) = crew._pids
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(Stopped):
+        crew.lead(Phase.CHECK, lambda: None)
+    assert crew.wrongs == ["worker 0 has not got on for 0 s"]
 
 
 def test_growing_memory_is_not_flat() -> None:

@@ -53,6 +53,8 @@ class Crew:
     def lead(self, phase: Phase, meanwhile: Callable[[], None]) -> None:
         """Let all come to a phase; calls ``meanwhile`` again and again. Raises Stopped."""
         self._meter.phase = phase
+        # Nobody may have looked for long.
+        self._progress.clear()
         while any(state is not phase for state in self._meter.states()):
             self.watch()
             meanwhile()
@@ -66,7 +68,7 @@ class Crew:
         now = time.monotonic()
         for number, progress in enumerate(self._meter.progress()):
             is_waiting = self._meter.of(number).state is self._meter.phase is not Phase.RUN
-            if is_waiting or self._progress.get(number, (None, 0))[0] != progress:
+            if is_waiting or self._progress.get(number, (-1, now))[0] != progress:
                 self._progress[number] = progress, now
             elif now - self._progress[number][1] > _PATIENCE:
                 self.wrongs.append(f"worker {number} has not got on for {_PATIENCE:.0f} s")
