@@ -350,3 +350,18 @@ def test_errors_in_the_log_are_found(tmp_path: Path) -> None:
     wrong, warnings = Daemon(tmp_path / "image", tmp_path, log, [], None).log_lines()
     assert wrong == ["write: internal error", "KeyError: 3"]
     assert warnings == {"inode N: so": 2}
+
+
+def test_processes_that_are_left_are_named() -> None:
+    script = (
+        "import os, subprocess, time\n"
+        "from soaking.__main__ import _children\n"
+        "os.posix_spawnp('true', ['true'], os.environ)\n"
+        "time.sleep(0.5)\n"
+        "print(_children())\n"
+        "process = subprocess.Popen(['sleep', '60'])\n"
+        "print(_children())\n"
+        "process.kill()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n['sleep 60']\n"

@@ -198,7 +198,7 @@ class Soak:
         for warning, count in sorted(warnings.items()):
             self._say(f"logged {count} times: {warning}")
         self._judge("image unchanged", _sha256(image) == before, "its sha256 is what it was")
-        self._judge("nothing left", not _children(), "no process is left")
+        self._judge_all("nothing left", [f"still running: {words}" for words in _children()], "no process is left")
         self._verdicts.append(judge_memory(daemon.samples, self._loaded))
         if self._options.memory_limit:
             peak, limit = daemon.peak, self._options.memory_limit
@@ -452,13 +452,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _children() -> bool:
-    """Whether a process is left that is ours."""
+def _children() -> list[str]:
+    """The processes that are left, those that our programs have started and left included: their command lines."""
     try:
-        os.waitpid(-1, os.WNOHANG)
+        # Some have only left their exit status, since nobody else waits for them.
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     except ChildProcessError:
-        return False
-    return True
+        return []
+    children = (task / "children" for task in Path("/proc/self/task").iterdir())
+    pids = [pid for path in children for pid in path.read_text().split()]
+    return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip() for pid in pids]
 
 
 def _progress(console: Console) -> Progress:
