@@ -357,11 +357,12 @@ def test_processes_that_are_left_are_named() -> None:
         "import os, subprocess, time\n"
         "from soaking.__main__ import _children\n"
         "os.posix_spawnp('true', ['true'], os.environ)\n"
-        "time.sleep(0.5)\n"
-        "print(_children())\n"
+        "while _children(): time.sleep(0.02)\n"
         "process = subprocess.Popen(['sleep', '60'])\n"
         "print(_children())\n"
         "process.kill()\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n['sleep 60']\n"
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout == "['sleep 60']\n"
