@@ -359,6 +359,7 @@ def test_processes_that_are_left_are_named() -> None:
         "os.posix_spawnp('true', ['true'], os.environ)\n"
         "while _children(): time.sleep(0.02)\n"
         "process = subprocess.Popen(['sleep', '60'])\n"
+        "while _children() == ['']: time.sleep(0.02)  # It has its words a moment later.\n"
         "print(_children())\n"
         "process.kill()\n"
     )
