@@ -38,17 +38,19 @@ class Verdict:
 def judge_memory(samples: Sequence[Sample], seconds: float) -> Verdict:
     """Compare the median memory of the second quarter of ``seconds`` with that of the last one."""
     quarters = [
-        [sample.rss for sample in samples if seconds * part / 4 <= sample.second < seconds * (part + 1) / 4]
+        [sample for sample in samples if seconds * part / 4 <= sample.second < seconds * (part + 1) / 4]
         for part in (1, 3)
     ]
     if seconds < _SHORTEST or not all(quarters):
         return Verdict("memory flat", True, f"not judged: {seconds:.0f} s of load are too few")
-    early, late = (statistics.median(quarter) for quarter in quarters)
+    early, late = (statistics.median(sample.rss for sample in quarter) for quarter in quarters)
+    written = [statistics.median(sample.overlay for sample in quarter) / MIB for quarter in quarters]
     growth = late - early
     return Verdict(
         "memory flat",
         growth < early * _GROWTH or growth < _GROWTH_BYTES,
-        f"{early / MIB:.1f} MiB in the second quarter, {late / MIB:.1f} MiB in the last one ({growth / early:+.1%})",
+        f"{early / MIB:.1f} MiB in the second quarter, {late / MIB:.1f} MiB in the last one ({growth / early:+.1%}); "
+        f"written blocks are {written[0]:.1f} and {written[1]:.1f} MiB of that",
     )
 
 

@@ -64,6 +64,8 @@ class Share:
         self.task = task
         self.meter = meter
         self.opened: list[OpenFile] = []
+        self._is_growing = True
+        """Until the budget has been reached once: then the load is what it will be."""
         number = task.number
         self._meter = self.meter.of(number)
         self._random = random.Random(f"{task.seed} {number}")
@@ -119,6 +121,8 @@ class Share:
     def _a_size(self) -> int:
         """Small ones rather than large ones."""
         largest = max(self.task.budget // 4, 2 * PAGE)
+        if self._is_growing:
+            return self._random.randrange(largest // 2)
         return int(math.exp(self._random.uniform(0, math.log(largest))))
 
     def _an_offset(self, size: int) -> int:

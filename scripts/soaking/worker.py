@@ -59,8 +59,11 @@ class Worker(Reading, Naming):
         """
         if self.task.fill and time.monotonic() >= self.meter.fill_at > 0:
             step: Callable[[], None] = self._fill
-        elif self._held() > self.task.budget or len(self._files()) > _MOST_FILES:
+        elif (held := self._held()) > self.task.budget or len(self._files()) > _MOST_FILES:
+            self._is_growing = self._is_growing and held <= self.task.budget
             step = self._unlink
+        elif self._is_growing and self._random.random() < 0.5:
+            step = self._create
         else:
             (step,) = self._random.choices(list(self._steps), list(self._steps.values()))
         try:
