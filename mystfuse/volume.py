@@ -283,23 +283,23 @@ class Volume:
                 new_ancestors,
             )
 
-    async def write(self, ino: int, offset: int, data: bytes, caller: Caller) -> int:
+    async def write(self, ino: int, offset: int, data: bytes, caller: Caller, whole: bool = False) -> int:
         """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written."""
         view = memoryview(data)
         step = None if self.overlay is None else self.overlay.most_at_once
         if step is None:
-            return await self._change(ino, contents.write, ino, offset, view, caller)
+            return await self._change(ino, contents.write, ino, offset, view, caller, whole)
         written, step = 0, min(step, len(view))
         while written < len(view):
             piece = view[written : written + step]
             try:
-                count = await self._change(ino, contents.write, ino, offset + written, piece, caller)
+                count = await self._change(ino, contents.write, ino, offset + written, piece, caller, whole)
             except (MystfuseError, OSError) as error:
                 if error.errno == ENOSPC and step > self.superblock.block_size:
                     # Little by little, what is in a full store can be replaced.
                     step = max(step // 2, self.superblock.block_size)
                     continue
-                if not written:
+                if whole or not written:
                     raise
                 break
             written += count
