@@ -138,9 +138,11 @@ def run(target: Target, seconds: float, work: Path, show) -> Outcome:  # type: i
             command = [
                 sys.executable, "-m", "fuzz.guided", target.name, f"-max_total_time={int(left)}",
                 f"-max_len={target.max_length}", f"-timeout={MAX_INPUT_SECONDS}", f"-rss_limit_mb={MAX_MEMORY}",
-                f"-artifact_prefix={prefix}", "-print_final_stats=1", f"-dict={words}", str(corpus), str(seeds),
+                f"-artifact_prefix={prefix}", "-print_final_stats=1", str(corpus), str(seeds),
                 *(str(path) for path in (CORPUS / target.name,) if path.exists()),
             ]  # fmt: skip
+            if target.words:
+                command.append(f"-dict={words}")
             executed, said = 0, []
             with subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -160,7 +162,7 @@ def run(target: Target, seconds: float, work: Path, show) -> Outcome:  # type: i
                 path.with_name(path.name + ".txt").write_text("".join(said[-200:]))
             outcome.crashes += new
             if fuzzer.returncode and not new:
-                outcome.complaint = "".join(said[-3:]).strip() or f"exit status {fuzzer.returncode}"
+                outcome.complaint = said[-1].strip() if said else f"exit status {fuzzer.returncode}"
                 break
     outcome.seconds = time.monotonic() - started
     outcome.new_inputs = len(list(corpus.iterdir())) - before
