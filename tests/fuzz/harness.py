@@ -13,7 +13,7 @@ CORPUS = Path(__file__).parent / "corpus"
 """A directory a target: inputs that between them reach what has been reached so far."""
 REGRESSIONS = Path(__file__).parent / "regressions"
 """A directory a target: inputs that once broke something."""
-MAX_SECONDS = 5.0
+MAX_SECONDS = 10.0
 """Of processor time for one input, instrumentation included: far more than any needs."""
 
 T = TypeVar("T")

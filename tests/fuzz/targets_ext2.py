@@ -110,7 +110,7 @@ def superblock(data: bytes) -> None:
         parsed = Superblock.parse(raw)
     except FormatError:
         return
-    with bounded(0.5, "mounting"):
+    with bounded(2, "mounting"):
         filesystem = FileSystem(parsed)
         ensure(0 < parsed.size <= 1 << 48 and 1 <= parsed.groups_count < 1 << 32, "an impossible size")
         ensure(0 < parsed.max_file_size < 1 << 48, f"files of {parsed.max_file_size} bytes")

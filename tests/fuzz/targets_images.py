@@ -22,7 +22,7 @@ ROOT = 2
 ADMIN, SOMEBODY = Caller(0, 0), Caller(1234, 100, lambda: frozenset({7}))
 NAMES = ("small", "small", "groups", "old", "large")
 OVERLAY_LIMIT = 4 << 20
-OPERATION_SECONDS = 2.0
+OPERATION_SECONDS = 4.0
 """Of processor time for one operation, instrumentation included."""
 OPERATION_BYTES = 96 << 20
 """That one operation may read of the image: what it may pin, and what is fetched along."""
