@@ -99,7 +99,11 @@ def run_all(targets: list[Target], seconds: float, work: Path) -> int:
             def show(now: str, spent: float, name: str = target.name, before: float = number * each) -> None:
                 progress.update(task, description=name, now=now, completed=before + spent)
 
-            outcomes[target.name] = run(target, each, work, show)
+            try:
+                outcomes[target.name] = run(target, each, work, show)
+            except KeyboardInterrupt:
+                # What came of the others is told all the same.
+                break
     table = Table()
     for name in ("target", "executions", "exec/s", "edges", "new corpus", "crashes"):
         table.add_column(name, justify="left" if name == "target" else "right")
