@@ -40,6 +40,10 @@ _NEAR_GROUPS = 8
 _MAX_REMEMBERED = 65536
 _MAX_GROUPS_SEARCHED = 4096
 """Groups to look for room in one by one, when those that should have it have none."""
+_MAX_SEARCHED_BYTES = 16 << 20
+"""Of their bitmaps: an operation keeps in memory what it has seen."""
+_MAX_MISLEADING = 8
+"""Groups whose inode bitmap has been found wrong, before the others are not believed either: each takes a fetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ class Allocator:
         self, transaction: Transaction, groups: Iterable[int], bitmap: Callable[[GroupDescriptor], int]
     ) -> Iterator[int]:
         """The groups, their bitmaps fetched in ever larger steps, so that many groups are few misses."""
-        remaining, step = islice(groups, _MAX_GROUPS_SEARCHED), 1
+        most = min(_MAX_GROUPS_SEARCHED, _MAX_SEARCHED_BYTES // self._superblock.block_size)
+        remaining, step = islice(groups, most), 1
         while chunk := list(islice(remaining, step)):
             if step > 1:
                 transaction.want(descriptor_block(self._superblock, group) for group in chunk)
@@ -237,7 +242,13 @@ class Allocator:
         return runs
 
     def take_inode(self, transaction: Transaction, directory: Inode, mode: int) -> int:
-        """Take an inode number for something new in ``directory``; OSError (ENOSPC) if there is none."""
+        """Take an inode number for something new in ``directory``.
+
+        Raises:
+            OSError: ENOSPC, there is none.
+            CorruptFilesystem: too many inode bitmaps are wrong.
+            BlocksMissing, MystfuseError
+        """
         superblock = self._superblock
         is_directory = stat.S_ISDIR(mode)
         _, free_inodes = read_free_counts(superblock, transaction)
@@ -271,6 +282,8 @@ class Allocator:
         descriptor = read_group_descriptor(superblock, transaction, group)
         if not descriptor.bg_free_inodes_count or group in self._misleading:
             return 0
+        if len(self._misleading) >= _MAX_MISLEADING:
+            raise CorruptFilesystem(f"the inode bitmaps of {len(self._misleading)} groups are wrong: no inode is taken")
         try:
             block = transaction.block(descriptor.bg_inode_bitmap)
         except (IntegrityError, ImageReadError):
