@@ -295,7 +295,7 @@ class Volume:
             try:
                 count = await self._change(ino, contents.write, ino, offset + written, piece, caller, whole)
             except (MystfuseError, OSError) as error:
-                if error.errno == ENOSPC and step > self.superblock.block_size:
+                if error.errno == ENOSPC and step > self.superblock.block_size and not whole:
                     # Little by little, what is in a full store can be replaced.
                     step = max(step // 2, self.superblock.block_size)
                     continue

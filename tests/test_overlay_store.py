@@ -539,6 +539,22 @@ async def test_metadata_and_data_that_are_always_on_disk_are_what_was_written(
     assert after.free_inodes == before.free_inodes and before.free_blocks - after.free_blocks < 40
 
 
+async def test_a_write_that_must_be_whole_writes_nothing_where_there_is_no_room_for_all(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    volume = await open_volume(make_image(tmp_path, "4M", "-b", "1024"), 2 << 20, tmp_path / "store")
+    file = (await volume.create(EXT2_ROOT_INO, b"file", FILE, ROOT)).ino
+    filler = (await volume.create(EXT2_ROOT_INO, b"filler", FILE, ROOT)).ino
+    room = (await volume.statistics()).free_blocks - 24
+    for start in range(0, room, 64):
+        length = min(64, room - start) << 10
+        assert await volume.write(filler, start << 10, bytes([1]) * length, ROOT) == length
+    with pytest.raises(OSError, match=r"full|no block|room") as caught:
+        await volume.write(file, 8192, b"x" * 65536, ROOT, whole=True)
+    assert caught.value.errno == errno.ENOSPC
+    assert (await volume.inode(file)).size == 0
+    assert 0 < await volume.write(file, 8192, b"x" * 65536, ROOT) < 65536
+
+
 async def test_the_merged_image_is_of_its_moment_wherever_its_blocks_are(tmp_path: Path, eager: None) -> None:
     directory = tmp_path / "store"
     directory.mkdir()
