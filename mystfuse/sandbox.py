@@ -6,6 +6,7 @@ All mounts are made in a private mount name space: they are gone with the last p
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -212,8 +213,11 @@ def _openat2(directory: int, path: str, flags: int) -> int:
     """openat2(2) that cannot leave ``directory``; not in the C library yet."""
     how = _OpenHow(flags, 0, _RESOLVE_IN_ROOT)
     libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    if fd < 0:
+    while True:
+        fd: int = libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0:
+            return fd
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return fd
+        # EAGAIN: somebody renames or mounts at this moment, anywhere, and ``..`` could not be resolved safely.
+        if code not in (errno.EAGAIN, errno.EINTR):
+            raise OSError(code, os.strerror(code), path)

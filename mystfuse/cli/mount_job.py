@@ -13,7 +13,7 @@ from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import complain, one_line, say
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, MystfuseError, innermost
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, explain, innermost
 from mystfuse.fuse.daemon import Report
 from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions
@@ -109,10 +109,12 @@ class MountJob:
         """What to exit with because of an error, and what to say."""
         if isinstance(error, MystfuseError):
             return error.exit_status, str(error) if isinstance(error, MountError) else error.about(self.source.name)
-        if isinstance(error, OSError):
-            return ExitStatus.FAILED, f"{error.filename or self.source.name}: {error.strerror or error}"
         if isinstance(error, KeyboardInterrupt):
             return ExitStatus.FAILED, "interrupted"
+        message = explain(error)
+        if message is not None:
+            has_name = isinstance(error, OSError) and error.filename
+            return ExitStatus.FAILED, message if has_name else f"{self.source.name}: {message}"
         log.error("internal error", exc_info=error)
         return ExitStatus.FAILED, f"internal error: {type(error).__name__}: {error}"
 

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from mystfuse.errors import ExitStatus
+from mystfuse.errors import ExitStatus, explain
 
 _PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Report = Callable[[ExitStatus, str], None]
 """Called once by the child: how it went, and one line for the user (may be empty)."""
@@ -40,13 +41,19 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
     """
     receiver, sender = os.pipe()
     parent = os.getpid()
-    child = os.fork()
+    # Until each knows what to do then: the child would go on in the parent's place, and the parent leave a child.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+    try:
+        child = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        raise
     if child == 0:
         if dies_with_parent:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(ExitStatus.FAILED)
-        _run_child(serve, sender, keep)
+        _run_child(serve, sender, keep, blocked)
     os.close(sender)
 
     def interrupt(number: int, frame: object) -> NoReturn:
@@ -57,6 +64,7 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
         if handler is not signal.SIG_IGN:
             signal.signal(number, interrupt)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         with os.fdopen(receiver, "rb") as stream:
             said = stream.read()
     except KeyboardInterrupt:
@@ -78,10 +86,13 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
     return Started(ExitStatus.FAILED, f"the daemon ended before it was ready ({what})", child)
 
 
-def _run_child(serve: Callable[[Report], int], sender: int, keep: frozenset[int]) -> NoReturn:
+def _run_child(
+    serve: Callable[[Report], int], sender: int, keep: frozenset[int], blocked: set[int | signal.Signals]
+) -> NoReturn:
     status = int(ExitStatus.FAILED)
     try:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for name in os.listdir("/proc/self/fd"):
             descriptor = int(name)
             if descriptor > 2 and descriptor != sender and descriptor not in keep:
@@ -96,6 +107,11 @@ def _run_child(serve: Callable[[Report], int], sender: int, keep: frozenset[int]
             os.close(sender)
 
         status = serve(report)
+    except Exception as error:
+        # The parent says it, if it can still be told.
+        with suppress(OSError):
+            said = explain(error) or f"internal error: {type(error).__name__}: {error}"
+            os.write(sender, json.dumps([ExitStatus.FAILED, said]).encode())
     finally:
         # Not sys.exit: what the parent has registered with atexit, or buffered, is the parent's.
         os._exit(status)

@@ -42,6 +42,7 @@ class AtomicFile:
 
     def __init__(self, target: Path, replace: bool, mode: int = 0o666) -> None:
         self.target = target
+        self.fd = -1
         self._replace = replace
         self._temporary: Path | None = None
         self._directory = target.parent
@@ -59,12 +60,28 @@ class AtomicFile:
                 self._temporary = self._hidden_name()
                 self.fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
         except OSError as error:
-            raise MystfuseError(f"{target}: cannot be written: {error.strerror}") from error
+            raise MystfuseError(f"{target}: cannot be written: {self._explain(error)}") from error
+        except KeyboardInterrupt:
+            self.__exit__(None, None, None)
+            raise
 
     @property
     def path(self) -> str:
         """A path that names the file for a child process that inherits ``fd``."""
         return f"/proc/self/fd/{self.fd}"
+
+    def write(self, data: bytes) -> None:
+        """Append all of ``data``.
+
+        Raises:
+            MystfuseError: it cannot be written.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.fd, view) :]
+        except OSError as error:
+            raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
 
     def commit(self) -> None:
         """Write everything to disk and give the file its name.
@@ -78,9 +95,9 @@ class AtomicFile:
                 self._link(self.target)
                 return
             if self._temporary is None:
-                temporary = self._hidden_name()
-                self._link(temporary)
-                self._temporary = temporary
+                # Noted first: an interrupt may come in between.
+                self._temporary = self._hidden_name()
+                self._link(self._temporary)
             if self._replace:
                 os.replace(self._temporary, self.target)
             else:
@@ -89,7 +106,13 @@ class AtomicFile:
         except FileExistsError as error:
             raise MystfuseError(f"{self.target}: already exists (--force overwrites it)") from error
         except OSError as error:
-            raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
+            raise MystfuseError(f"{self.target}: cannot be written: {self._explain(error)}") from error
+
+    def _explain(self, error: OSError) -> str:
+        with suppress(OSError):
+            if not self._directory.stat().st_nlink:
+                return "its directory has been removed"
+        return error.strerror or str(error)
 
     def _rename_without_replacing(self, temporary: Path) -> None:
         try:
@@ -122,4 +145,5 @@ class AtomicFile:
         if self._temporary is not None:
             with suppress(OSError):
                 self._temporary.unlink()
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
