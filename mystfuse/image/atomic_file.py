@@ -50,6 +50,9 @@ class AtomicFile:
             raise MystfuseError(f"{target}: already exists (--force overwrites it)")
         if target.is_dir():
             raise MystfuseError(f"{target}: is a directory")
+        if target.exists() and not target.is_file():
+            # It would be replaced: /dev/stdout, and with it everybody's.
+            raise MystfuseError(f"{target}: neither a regular file nor absent: it is not replaced")
         try:
             try:
                 self.fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
@@ -112,6 +115,8 @@ class AtomicFile:
         with suppress(OSError):
             if not self._directory.stat().st_nlink:
                 return "its directory has been removed"
+            if self.fd >= 0 and not os.path.lexists(self.path):
+                return "/proc is not mounted"
         return error.strerror or str(error)
 
     def _rename_without_replacing(self, temporary: Path) -> None:
