@@ -124,7 +124,7 @@ def explain(error: BaseException) -> str | None:
     """What to say of an error that is the system's, and not ours: what there is too little of. None of any other."""
     if isinstance(error, MemoryError):
         return "out of memory"
-    if isinstance(error, ImportError):
+    if isinstance(error, (ImportError, SystemError)):
         return f"a part of mystfuse cannot be loaded: {error} (too little memory, too few open files, not installed?)"
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return "no further thread can be started: too little memory, or too many processes (ulimit -v, ulimit -u)"

@@ -26,8 +26,10 @@ def _start(module: str, failed: int, interrupted: int) -> NoReturn:
         _leave("interrupted", interrupted)
     except MemoryError:
         _leave("out of memory", failed)
-    except (ImportError, OSError) as error:
-        # No descriptors, no memory, or half an installation.
+    except OSError as error:
+        _leave(f"cannot be started: {error.filename or 'mystfuse'}: {error.strerror}", failed)
+    except Exception as error:
+        # No memory (SystemError is one way in which Python says so), or half an installation.
         _leave(f"cannot be started: {error}", failed)
     sys.exit(failed)
 

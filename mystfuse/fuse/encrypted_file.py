@@ -96,9 +96,11 @@ class EncryptedFile:
 
     def _serve(self, report: Report) -> int:
         """Runs in the child."""
-        from mystfuse.fuse.plaintext_file import PlaintextFile, serve
-
         try:
+            # When whoever started us is killed. It takes a while until there is a loop that listens.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            from mystfuse.fuse.plaintext_file import PlaintextFile, serve
+
             file = PlaintextFile(self._target_fd, self._payload_offset, self._cipher)
             serve(file, self._mountpoint, lambda: report(ExitStatus.DONE, ""))
         except MountError as error:

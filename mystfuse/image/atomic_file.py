@@ -52,6 +52,9 @@ class AtomicFile:
             raise MystfuseError(f"{target}: already exists (--force overwrites it)")
         if target.is_dir():
             raise MystfuseError(f"{target}: is a directory")
+        if target.exists() and not target.is_file():
+            # It would be replaced: /dev/stdout, and with it everybody's.
+            raise MystfuseError(f"{target}: neither a regular file nor absent: it is not replaced")
         try:
             self._directory = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             self.fd = self._open(mode)
@@ -121,6 +124,8 @@ class AtomicFile:
         with suppress(OSError):
             if not os.fstat(self._directory).st_nlink:
                 return "its directory has been removed"
+            if self.fd >= 0 and not os.path.lexists(self.path):
+                return "/proc is not mounted"
         return error.strerror or str(error)
 
     def _rename_without_replacing(self, temporary: str) -> None:
