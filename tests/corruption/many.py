@@ -1,0 +1,138 @@
+"""Corrupt file systems by seed, as many as wanted: ``scripts/corrupt --count 1000 --seed 1``. Prints every fault as it
+is found, and what all came to at the end; exit status 1 if there was a fault."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from corruption.bases import make_bases
+from corruption.driver import Driver, Report, differences
+from corruption.named import CASES
+from corruption.scattered import spoil
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/corrupt", description=__doc__)
+    parser.add_argument("--count", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow (default: 0)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default: 1)")
+    parser.add_argument("--kernel", type=int, default=0, metavar="N", help="ask the kernel about every N-th as well")
+    parser.add_argument("--commands", type=int, default=10, metavar="N", help="also ls, tar, ... every N-th (10)")
+    parser.add_argument("--named", action="store_true", help="the named cases instead, all of them")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    summary = Summary()
+    with tempfile.TemporaryDirectory(prefix="mystfuse-corrupt-") as directory:
+        root = Path(directory)
+        bases = make_bases(root)
+        shares = [(root / f"job-{job}", bases, job, arguments) for job in range(arguments.jobs)]
+        if arguments.jobs == 1:
+            for report in work(shares[0]):
+                summary.add(report)
+        else:
+            # Started anew: what daemons are forked from must not have grown.
+            with get_context("spawn").Pool(arguments.jobs) as pool:
+                for share in pool.imap_unordered(work_all, shares):
+                    for report in share:
+                        summary.add(report)
+    summary.seconds = time.monotonic() - started
+    print(summary)
+    return int(summary.faults > 0)
+
+
+def work_all(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> list[Report]:
+    return list(work(share))
+
+
+def work(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> Iterator[Report]:
+    """One job's part of all."""
+    directory, bases, job, arguments = share
+    directory.mkdir()
+    driver = Driver(directory)
+    if arguments.named:
+        for case in list(CASES.values())[job :: arguments.jobs]:
+            yield tell(driver.drive(case.name, case.make(bases), [case.name], 0, True, not case.is_dangerous))
+        return
+    for index in range(job, arguments.count, arguments.jobs):
+        yield tell(drive_seed(driver, bases, arguments.seed + index, arguments.commands, arguments.kernel))
+
+
+def drive_seed(driver: Driver, bases: dict[str, bytes], seed: int, commands: int = 0, kernel: int = 0) -> Report:
+    """The file system of a seed."""
+    base = sorted(bases)[seed % len(bases)]
+    filesystem, damage = spoil(bases[base], seed)
+    with_commands = commands > 0 and seed % commands == 0
+    is_dangerous = any("own child" in what for what in damage)
+    with_kernel = kernel > 0 and seed % kernel == 0 and not is_dangerous
+    return driver.drive(f"seed {seed} ({base})", filesystem, damage, seed, with_commands, with_kernel)
+
+
+def tell(report: Report) -> Report:
+    for fault in report.faults:
+        print(f"{report.name}: {'; '.join(report.damage)}: {fault}", flush=True)
+    for difference in differences(report):
+        print(f"differs: {report.name}: {'; '.join(report.damage)}: {difference}", flush=True)
+    return report
+
+
+class Summary:
+    """What many reports come to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.faults = 0
+        self._total: Counter[str] = Counter()
+        self._reading: Counter[str] = Counter()
+        self._writing: Counter[str] = Counter()
+        self._commands: Counter[str] = Counter()
+        self._refusals: Counter[str] = Counter()
+        self._slowest: dict[str, tuple[float, str]] = {}
+        self._peak = (0, "")
+
+    def add(self, report: Report) -> None:
+        self.faults += len(report.faults)
+        self._total["mounted" if report.is_mounted else "refused"] += 1
+        self._total["with faults"] += bool(report.faults)
+        if not report.is_mounted:
+            self._refusals[report.said.strip().partition(": ")[2].partition(": ")[2].split(" ")[0:3].__str__()] += 1
+        if isinstance(report.kernel, dict):
+            self._total["read by the kernel too"] += 1
+            self._total["answered otherwise by the kernel"] += bool(differences(report))
+        for outcomes in (report.walk, report.walk_again):
+            for found in outcomes.values():
+                for operation, outcome in found.items():
+                    self._reading[f"{operation} {outcome.partition(' ')[0]}"] += 1
+        self._writing.update(report.counts)
+        self._commands.update(f"{name} {status}" for name, status in report.commands.items())
+        for step, seconds in report.steps.items():
+            self._slowest[step] = max(self._slowest.get(step, (0.0, "")), (seconds, report.name))
+        self._peak = max(self._peak, (report.peak, report.name))
+
+    def __str__(self) -> str:
+        def errnos(counts: Counter[str]) -> dict[str, int]:
+            total: Counter[str] = Counter()
+            for key, count in counts.items():
+                total[key.split()[1]] += count
+            return dict(total.most_common())
+
+        values: dict[str, Any] = {
+            "images": dict(self._total),
+            "seconds": round(self.seconds),
+            "faults": self.faults,
+            "reading": errnos(self._reading),
+            "writing": errnos(self._writing),
+            "reading, by operation": dict(sorted(self._reading.items())),
+            "writing, by operation": dict(sorted(self._writing.items())),
+            "without a mount": dict(sorted(self._commands.items())),
+            "slowest": {step: [round(seconds, 2), name] for step, (seconds, name) in self._slowest.items()},
+            "peak MiB": [self._peak[0] >> 20, self._peak[1]],
+        }
+        return json.dumps(values, indent=1)
