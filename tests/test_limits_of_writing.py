@@ -326,7 +326,11 @@ async def test_a_file_that_is_scattered_over_all_groups_is_written_to(
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").write_bytes(b"f" * 60 * 1024)
-    image = Editor(make_image(tmp_path, "200M", "-b", "1024", "-g", "256", "-N", "6400", "-O", "^resize_inode,^meta_bg", source=source))
+    image = Editor(
+        make_image(
+            tmp_path, "200M", "-b", "1024", "-g", "256", "-N", "6400", "-O", "^resize_inode,^meta_bg", source=source
+        )
+    )
     _, ino = image.find(EXT2_ROOT_INO, b"file")
     # A descriptor block is of 32 groups.
     pointers = [1 + 256 * group + 200 for group in range(0, 800, 32)]

@@ -76,6 +76,7 @@ WRITE_ERRNOS = {
     "chown": {"ENOENT", "ENOTDIR", "EPERM", "ELOOP"},
     "utime": {"ENOENT", "ENOTDIR", "EPERM", "ELOOP"},
     "lstat": {"ENOENT", "ENOTDIR", "ELOOP"},
+    "list": {"ENOENT", "ENOTDIR", "ELOOP"},
 }  # fmt: skip
 TOOL_WORDS = {os.strerror(number) for number in (errno.EUCLEAN, errno.EIO, errno.ELOOP, errno.ENOENT, errno.EOPNOTSUPP)}
 
@@ -86,6 +87,8 @@ class Report:
 
     name: str
     damage: list[str]
+    size: int
+    """Bytes of the file system."""
     mount_status: int = -1
     said: str = ""
     """What the mount said on stderr."""
@@ -157,7 +160,7 @@ class Driver:
             commands: also what needs no mount: ls, extract, tar, verify.
             kernel: also read it through the kernel's driver, for ``Report.kernel``.
         """
-        report = Report(name, damage)
+        report = Report(name, damage, len(filesystem))
         seal(filesystem, self._image, self._key)
         self._log.unlink(missing_ok=True)
         self._mount(report)
@@ -171,6 +174,10 @@ class Driver:
             self._run_commands(report)
         if kernel:
             self._ask_kernel(report)
+        # Daemons are left to us where we are the first process.
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         return report
 
     def _mount(self, report: Report) -> None:
@@ -329,7 +336,7 @@ class Driver:
         """Read the same through the kernel's driver, read-only, in a process that can be left behind."""
         mountpoint = str(self._kernel_mountpoint)
         mounted = subprocess.run(
-            ["mount", "-t", "ext4", "-o", "loop,ro,errors=continue", self._image, mountpoint],
+            ["mount", "-t", "ext4", "-o", f"loop,sizelimit={report.size},ro,errors=continue", self._image, mountpoint],
             capture_output=True, text=True, timeout=STEP_SECONDS, check=False,
         )  # fmt: skip
         if mounted.returncode:

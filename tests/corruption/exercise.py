@@ -115,9 +115,12 @@ def _read(full: str, size: int) -> str:
     except OSError as error:
         return code(error)
     try:
-        for position in positions:
+        for start in positions:
+            position, end = start, min(start + READ_AT_ONCE, size)
             try:
-                summary.update(os.pread(descriptor, READ_AT_ONCE, position))
+                while position < end and (part := os.pread(descriptor, end - position, position)):
+                    summary.update(part)
+                    position += len(part)
             except OSError as error:
                 first = first or code(error)
     finally:
@@ -146,6 +149,8 @@ class Writer:
         self._directories = [path for path, found in outcomes.items() if "list" in found]
         self._files = [path for path, found in outcomes.items() if "list" not in found and path]
         self._random.shuffle(self._files)
+        # What makes a directory large is all the same file.
+        self._files.sort(key=lambda path: path.startswith("htree/"))
 
     def change(self) -> None:
         """Make something of every kind in every directory, then change every file that was found, or most of them."""
@@ -156,15 +161,26 @@ class Writer:
 
     def remove(self) -> None:
         """rm -r, and something new where everything was."""
-        for path in sorted(self._directories, key=lambda path: path.count("/"), reverse=True):
-            full = self._full(path)
-            names, _ = _list(full)
-            for name in names:
-                child = os.path.join(full, name)
-                if self._do("unlink", os.unlink, child) in ("EISDIR", "EPERM"):
-                    self._do("rmdir", os.rmdir, child)
+        self._remove_below(self._root, 0)
         self._populate("")
         self._do("write", self._write, self._full("last"), b"last" * 100_000, os.O_CREAT | os.O_WRONLY)
+
+    def _remove_below(self, full: str, depth: int) -> None:
+        names, listed = _list(full)
+        self.counts[f"list {listed.partition(' ')[0]}"] += 1
+        for name in names:
+            child = os.path.join(full, name)
+            try:
+                is_directory = stat.S_ISDIR(os.lstat(child).st_mode)
+            except OSError as error:
+                self.counts[f"lstat {code(error)}"] += 1
+                # It may still be possible to remove the name.
+                is_directory = False
+            if is_directory and depth < MAX_DEPTH:
+                self._remove_below(child, depth + 1)
+                self._do("rmdir", os.rmdir, child)
+            else:
+                self._do("unlink", os.unlink, child)
 
     def _populate(self, path: str) -> None:
         full = self._full(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import time
 from collections import Counter
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from corruption.bases import make_bases
-from corruption.driver import Driver, Report, differences
-from corruption.named import CASES
+from corruption.driver import Driver, Report, differences, unmet
+from corruption.named import CASES, Case
 from corruption.scattered import spoil
 
 
@@ -59,10 +60,17 @@ def work(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> Itera
     driver = Driver(directory)
     if arguments.named:
         for case in list(CASES.values())[job :: arguments.jobs]:
-            yield tell(driver.drive(case.name, case.make(bases), [case.name], 0, True, not case.is_dangerous))
+            yield tell(drive_case(driver, bases, case))
         return
     for index in range(job, arguments.count, arguments.jobs):
         yield tell(drive_seed(driver, bases, arguments.seed + index, arguments.commands, arguments.kernel))
+
+
+def drive_case(driver: Driver, bases: dict[str, bytes], case: Case, kernel: bool = True) -> Report:
+    """The file system of a named case; what it expected and did not get is among the faults."""
+    report = driver.drive(case.name, case.make(bases), [case.what], 0, kernel, kernel and not case.is_dangerous)
+    report.faults += unmet(report, case.expected)
+    return report
 
 
 def drive_seed(driver: Driver, bases: dict[str, bytes], seed: int, commands: int = 0, kernel: int = 0) -> Report:
@@ -78,8 +86,11 @@ def drive_seed(driver: Driver, bases: dict[str, bytes], seed: int, commands: int
 def tell(report: Report) -> Report:
     for fault in report.faults:
         print(f"{report.name}: {'; '.join(report.damage)}: {fault}", flush=True)
-    for difference in differences(report):
-        print(f"differs: {report.name}: {'; '.join(report.damage)}: {difference}", flush=True)
+    if found := differences(report):
+        # Not each path: what was answered, and what was answered instead.
+        kinds = Counter(re.sub(r" of '.*': |^'.*': ", ": ", difference) for difference in found)
+        what = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
+        print(f"differs: {report.name}: {'; '.join(report.damage)}: {what}", flush=True)
     return report
 
 

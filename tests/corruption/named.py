@@ -258,7 +258,7 @@ def a_whole_group_gone(layout: Layout) -> None:
     layout.data[position : position + 32] = bytes(32)
 
 
-@case("read plain ok", "writing create ok")
+@case("read plain ok", "writing create EUCLEAN")
 def free_counts_of_groups(layout: Layout) -> None:
     """The counts of every group: all bits."""
     for group in range(layout.groups):
@@ -786,7 +786,7 @@ def xattr_value_in_an_inode(layout: Layout) -> None:
     layout.put("<I", layout.xattr_block("shared-one") + 36, 20)
 
 
-@case("xattr shared-one ok", "read shared-one ok")
+@case("xattr shared-one EUCLEAN", "read shared-one ok")
 def xattr_value_over_the_entries(layout: Layout) -> None:
     """A value at the beginning of the block, over its own header."""
     layout.put("<HII", layout.xattr_block("shared-one") + 34, 0, 0, 100)
