@@ -1,5 +1,6 @@
-"""Corrupt file systems behind valid hash trees and signatures, under a real mount: an error comes of it or what is
-there, never a crash, a hang, or an internal error. Each named case, and some by seed; ``scripts/corrupt`` takes any number.
+"""Corrupt file systems behind valid hash trees and signatures, under a real mount: an error comes of it, or what is
+there; never a crash, a hang, or an internal error. Each named case, and some by seed; ``scripts/corrupt`` takes any
+number.
 
 One process drives them all, small and in name spaces of its own, and says how each went.
 """
