@@ -178,7 +178,7 @@ async def test_a_directory_block_that_is_overwritten_as_a_file_has_no_room(image
     """Found once: names longer than their entries left less than no room."""
     volume = await open_volume(image)
     file, many = await number_of(volume, b"file"), await number_of(volume, b"many")
-    edit_inode(image, file, "<I", 40, image.get("<I", image.pointer(many, 1)))
+    edit_inode(image, file, "<I", 40, image.get("<I", image.pointer(many, 4)))
     volume = await open_volume(image)
     assert await volume.lookup(many, b"a-name-of-some-length-0000") is not None
     entries = [struct.pack("<IHBB4s", file, 12, 255, 1, b"long")] * 84
