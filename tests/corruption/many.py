@@ -9,7 +9,6 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,34 +35,31 @@ def main() -> int:
         bases = make_bases(root)
         shares = [(root / f"job-{job}", bases, job, arguments) for job in range(arguments.jobs)]
         if arguments.jobs == 1:
-            for report in work(shares[0]):
-                summary.add(report)
+            summary.merge(work(shares[0]))
         else:
             # Started anew: what daemons are forked from must not have grown.
             with get_context("spawn").Pool(arguments.jobs) as pool:
-                for share in pool.imap_unordered(work_all, shares):
-                    for report in share:
-                        summary.add(report)
+                for part in pool.imap_unordered(work, shares):
+                    summary.merge(part)
     summary.seconds = time.monotonic() - started
     print(summary)
     return int(summary.faults > 0)
 
 
-def work_all(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> list[Report]:
-    return list(work(share))
-
-
-def work(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> Iterator[Report]:
+def work(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> Summary:
     """One job's part of all."""
     directory, bases, job, arguments = share
     directory.mkdir()
     driver = Driver(directory)
+    summary = Summary()
     if arguments.named:
         for case in list(CASES.values())[job :: arguments.jobs]:
-            yield tell(drive_case(driver, bases, case))
-        return
+            summary.add(tell(drive_case(driver, bases, case)))
+        return summary
     for index in range(job, arguments.count, arguments.jobs):
-        yield tell(drive_seed(driver, bases, arguments.seed + index, arguments.commands, arguments.kernel))
+        seed = arguments.seed + index
+        summary.add(tell(drive_seed(driver, bases, seed, arguments.commands, arguments.kernel)))
+    return summary
 
 
 def drive_case(driver: Driver, bases: dict[str, bytes], case: Case, kernel: bool = True) -> Report:
@@ -113,7 +109,8 @@ class Summary:
         self._total["mounted" if report.is_mounted else "refused"] += 1
         self._total["with faults"] += bool(report.faults)
         if not report.is_mounted:
-            self._refusals[report.said.strip().partition(": ")[2].partition(": ")[2].split(" ")[0:3].__str__()] += 1
+            what = report.said.strip().partition("/image: ")[2]
+            self._refusals[re.sub(r"\d+", "N", what)] += 1
         if isinstance(report.kernel, dict):
             self._total["read by the kernel too"] += 1
             self._total["answered otherwise by the kernel"] += bool(differences(report))
@@ -126,6 +123,21 @@ class Summary:
         for step, seconds in report.steps.items():
             self._slowest[step] = max(self._slowest.get(step, (0.0, "")), (seconds, report.name))
         self._peak = max(self._peak, (report.peak, report.name))
+
+    def merge(self, other: Summary) -> None:
+        """Add what another has counted."""
+        self.faults += other.faults
+        for mine, others in (
+            (self._total, other._total),
+            (self._reading, other._reading),
+            (self._writing, other._writing),
+            (self._commands, other._commands),
+            (self._refusals, other._refusals),
+        ):
+            mine.update(others)
+        for step, slow in other._slowest.items():
+            self._slowest[step] = max(self._slowest.get(step, (0.0, "")), slow)
+        self._peak = max(self._peak, other._peak)
 
     def __str__(self) -> str:
         def errnos(counts: Counter[str]) -> dict[str, int]:
@@ -142,6 +154,7 @@ class Summary:
             "writing": errnos(self._writing),
             "reading, by operation": dict(sorted(self._reading.items())),
             "writing, by operation": dict(sorted(self._writing.items())),
+            "refused": dict(self._refusals.most_common()),
             "without a mount": dict(sorted(self._commands.items())),
             "slowest": {step: [round(seconds, 2), name] for step, (seconds, name) in self._slowest.items()},
             "peak MiB": [self._peak[0] >> 20, self._peak[1]],
