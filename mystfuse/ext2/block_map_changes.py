@@ -16,6 +16,8 @@ from mystfuse.ext2.inode import Inode, blocks_after
 from mystfuse.ext2.superblock import Superblock
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+_LEAST_AHEAD = 8
+"""Indirect blocks that are fetched together, when a few of them would hold all that a transaction frees."""
 
 
 class Mapped(NamedTuple):
@@ -254,7 +256,7 @@ class _Trimmer:
             present = [pointer for pointer in pointers[first:] if pointer and self._superblock.is_data_block(pointer)]
             # As many as full ones would be enough. If they hold little, the rest is for the next transaction: fetched
             # one by one they would be more misses than an operation may have.
-            enough = self._most // self._per_block + 2
+            enough = max(self._most // self._per_block + 2, _LEAST_AHEAD)
             self._transaction.want(present[-enough:])
             later = set(present[:-enough]).difference(present[-enough:])
         lowest = self._per_block
