@@ -21,8 +21,9 @@ OPTIONS = {
 """mke2fs's, by the name of the base. The first has four groups."""
 SIZE = "6M"
 UUID = "c0ffee00-1234-4321-8765-0123456789ab"
-HTREE_NAMES = 180
-DEEP = "/".join("abcdefgh")
+HTREE_NAMES = tuple(f"{number:04}-{'n' * 110}" for number in range(48))
+"""Enough for a directory of several blocks, even of 4 KiB."""
+DEEP = "/".join("abcdef")
 POSTER = b"shared between two inodes" * 8
 
 
@@ -70,8 +71,8 @@ def _fill(root: Path, block_size: int) -> None:
     (root / DEEP).mkdir(parents=True)
     (root / DEEP / "bottom").write_text("deep down")
     (root / "htree").mkdir()
-    for number in range(HTREE_NAMES):
-        os.link(root / "empty", root / "htree" / f"{number:04}-{'n' * (40 if block_size < 4096 else 90)}")
+    for name in HTREE_NAMES:
+        os.link(root / "empty", root / "htree" / name)
     for name in ("shared-one", "shared-two"):
         (root / name).write_text(name)
         os.setxattr(root / name, "user.poster", POSTER)

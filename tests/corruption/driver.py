@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ from mystfuse.fuse.mount_table import find_daemon, find_mount
 from mystfuse.fuse.unmount import unmount, unmount_and_wait
 from mystfuse.image.hash_tree import write_all, write_tree
 from mystfuse.trust.signature import SigningKey
+
+# What a command imports when it is run is imported once, before it is forked.
+for name in (
+    "mystfuse.fuse.session",
+    *(f"mystfuse.cli.{command}" for command in ("mount", "verify", "ls", "tar", "extract")),
+):
+    import_module(name)
 
 STEP_SECONDS = 60.0
 """What no step may take, however loaded the machine is."""
@@ -152,11 +160,19 @@ class Driver:
         self._key = SigningKey.from_pem(private.read_bytes(), "private.pem")
 
     def drive(
-        self, name: str, filesystem: bytes, damage: list[str], seed: int, commands: bool = False, kernel: bool = False
+        self,
+        name: str,
+        filesystem: bytes,
+        damage: list[str],
+        seed: int,
+        thorough: bool = True,
+        commands: bool = False,
+        kernel: bool = False,
     ) -> Report:
         """Everything for one file system.
 
         Args:
+            thorough: see ``exercise``.
             commands: also what needs no mount: ls, extract, tar, verify.
             kernel: also read it through the kernel's driver, for ``Report.kernel``.
         """
@@ -166,7 +182,7 @@ class Driver:
         self._mount(report)
         if report.is_mounted:
             try:
-                self._exercise(report, seed)
+                self._exercise(report, seed, thorough)
             finally:
                 self._end(report)
         self._judge(report)
@@ -213,7 +229,7 @@ class Driver:
 
         return _wait(_fork(run), STEP_SECONDS)
 
-    def _exercise(self, report: Report, seed: int) -> None:
+    def _exercise(self, report: Report, seed: int, thorough: bool) -> None:
         receiving, sending = os.pipe()
         root = str(self._mountpoint)
 
@@ -225,7 +241,7 @@ class Driver:
                     pipe.write(json.dumps(message) + "\n")
                     pipe.flush()
 
-                exercise(root, seed, tell)
+                exercise(root, seed, thorough, tell)
 
         child = _fork(work)
         os.close(sending)

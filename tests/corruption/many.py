@@ -63,8 +63,10 @@ def work(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> Summa
 
 
 def drive_case(driver: Driver, bases: dict[str, bytes], case: Case, kernel: bool = True) -> Report:
-    """The file system of a named case; what it expected and did not get is among the faults."""
-    report = driver.drive(case.name, case.make(bases), [case.what], 0, kernel, kernel and not case.is_dangerous)
+    """The file system of a named case; what it expected and did not get is among the faults. With ``kernel`` thoroughly,
+    without a mount, and by the kernel too."""
+    filesystem = case.make(bases)
+    report = driver.drive(case.name, filesystem, [case.what], 0, kernel, kernel, kernel and not case.is_dangerous)
     report.faults += unmet(report, case.expected)
     return report
 
@@ -76,7 +78,7 @@ def drive_seed(driver: Driver, bases: dict[str, bytes], seed: int, commands: int
     with_commands = commands > 0 and seed % commands == 0
     is_dangerous = any("own child" in what for what in damage)
     with_kernel = kernel > 0 and seed % kernel == 0 and not is_dangerous
-    return driver.drive(f"seed {seed} ({base})", filesystem, damage, seed, with_commands, with_kernel)
+    return driver.drive(f"seed {seed} ({base})", filesystem, damage, seed, True, with_commands, with_kernel)
 
 
 def tell(report: Report) -> Report:

@@ -584,7 +584,7 @@ def directory_in_itself(layout: Layout) -> None:
 
 @case(f"stat {DEEP}/bottom ELOOP")
 def directories_in_a_loop(layout: Layout) -> None:
-    """At the end of eight directories is the second again: f_recnect_bad, pass 3."""
+    """At the end of six directories is the second again: f_recnect_bad, pass 3."""
     layout.put("<I", layout.entry(f"{DEEP}/bottom"), layout.number("a/b"))
 
 

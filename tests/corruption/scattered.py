@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ext2_editor import ROOT
 
-from corruption.bases import DEEP, Layout
+from corruption.bases import DEEP, HTREE_NAMES, Layout
 
 Damage = Callable[[Layout, random.Random], str]
 _SUPER = (
@@ -45,7 +45,7 @@ _LARGE_INODE = (
 )  # fmt: skip
 FILES = ("plain", "empty", "direct", "single", "double", "huge", "sparse", "dir/first", f"{DEEP}/bottom",
          "shared-one", "shared-two", "attributes", "acl/file")  # fmt: skip
-DIRECTORIES = ("", "dir", "hollow", "htree", "acl", "lost+found", *(DEEP[: 2 * depth + 1] for depth in range(8)))
+DIRECTORIES = ("", "dir", "hollow", "htree", "acl", "lost+found", *(DEEP[: 2 * depth + 1] for depth in range(6)))
 OTHERS = ("fast", "slow", "fifo", "char", "block")
 MAPPED = ("single", "double", "huge", "sparse", "lost+found")
 """What has indirect blocks, in some base at least."""
@@ -224,7 +224,7 @@ def no_dots(layout: Layout, source: random.Random) -> str:
 
 def _any_entry(layout: Layout, source: random.Random) -> tuple[str, int]:
     if source.random() < 0.3:
-        path = f"htree/{source.randrange(180):04}-{'n' * (40 if layout.block_size < 4096 else 90)}"
+        path = f"htree/{source.choice(HTREE_NAMES)}"
     else:
         path = source.choice((*FILES, *OTHERS, "dir", "hollow", "htree", "a", "a/b", DEEP))
     return path, layout.entry(path)
