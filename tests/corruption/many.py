@@ -63,8 +63,11 @@ def work(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> Summa
 
 
 def drive_case(driver: Driver, bases: dict[str, bytes], case: Case, kernel: bool = True) -> Report:
-    """The file system of a named case; what it expected and did not get is among the faults. With ``kernel`` thoroughly,
-    without a mount, and by the kernel too."""
+    """The file system of a named case. What it expected and did not get is among the faults.
+
+    Args:
+        kernel: do it thoroughly, without a mount too, and ask the kernel.
+    """
     filesystem = case.make(bases)
     report = driver.drive(case.name, filesystem, [case.what], 0, kernel, kernel, kernel and not case.is_dangerous)
     report.faults += unmet(report, case.expected)
