@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
+import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,35 +34,52 @@ def main() -> int:
     arguments = parser.parse_args()
     started = time.monotonic()
     summary = Summary()
+    tasks: list[str | int] = list(range(arguments.seed, arguments.seed + arguments.count))
+    if arguments.named:
+        tasks = list(CASES)
     with tempfile.TemporaryDirectory(prefix="mystfuse-corrupt-") as directory:
-        root = Path(directory)
-        bases = make_bases(root)
-        shares = [(root / f"job-{job}", bases, job, arguments) for job in range(arguments.jobs)]
-        if arguments.jobs == 1:
-            summary.merge(work(shares[0]))
-        else:
-            # Started anew: what daemons are forked from must not have grown.
-            with get_context("spawn").Pool(arguments.jobs) as pool:
-                for part in pool.imap_unordered(work, shares):
+        bases = make_bases(Path(directory))
+        # Started anew: what daemons are forked from must not have grown.
+        context = get_context("spawn")
+        with context.Pool(
+            arguments.jobs, _start, (Path(directory), bases, arguments.commands, arguments.kernel)
+        ) as pool:
+            try:
+                for part in pool.imap_unordered(_work, tasks):
                     summary.merge(part)
+                    if summary.images % 50 == 0:
+                        print(f"{summary.images} of {len(tasks)}", file=sys.stderr, flush=True)
+            except KeyboardInterrupt:
+                print(f"interrupted after {summary.images} of {len(tasks)}", file=sys.stderr)
     summary.seconds = time.monotonic() - started
     print(summary)
     return int(summary.faults > 0)
 
 
-def work(share: tuple[Path, dict[str, bytes], int, argparse.Namespace]) -> Summary:
-    """One job's part of all."""
-    directory, bases, job, arguments = share
-    directory.mkdir()
-    driver = Driver(directory)
+_work_on: Callable[[str | int], Report]
+"""What a process of the pool does with a task."""
+
+
+def _start(directory: Path, bases: dict[str, bytes], commands: int, kernel: int) -> None:
+    """A process of the pool begins."""
+    global _work_on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    own = directory / f"job-{os.getpid()}"
+    own.mkdir()
+    driver = Driver(own)
+
+    def work_on(task: str | int) -> Report:
+        if isinstance(task, str):
+            return drive_case(driver, bases, CASES[task])
+        return drive_seed(driver, bases, task, commands, kernel)
+
+    _work_on = work_on
+
+
+def _work(task: str | int) -> Summary:
+    """One file system; what it came to, not every outcome."""
     summary = Summary()
-    if arguments.named:
-        for case in list(CASES.values())[job :: arguments.jobs]:
-            summary.add(tell(drive_case(driver, bases, case)))
-        return summary
-    for index in range(job, arguments.count, arguments.jobs):
-        seed = arguments.seed + index
-        summary.add(tell(drive_seed(driver, bases, seed, arguments.commands, arguments.kernel)))
+    summary.add(tell(_work_on(task)))
     return summary
 
 
@@ -108,6 +129,10 @@ class Summary:
         self._refusals: Counter[str] = Counter()
         self._slowest: dict[str, tuple[float, str]] = {}
         self._peak = (0, "")
+
+    @property
+    def images(self) -> int:
+        return self._total["mounted"] + self._total["refused"]
 
     def add(self, report: Report) -> None:
         self.faults += len(report.faults)
