@@ -41,7 +41,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
     words = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
     result = subprocess.run(
         [*words, sys.executable, "-c", DRIVE, directory, *map(str, SEEDS)],
-        cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace", timeout=900, check=False,
+        cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace", timeout=1800, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     loaded: dict[str, Report] = pickle.loads((directory / "reports").read_bytes())
