@@ -39,9 +39,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
     directory = tmp_path_factory.mktemp("corruption")
     (directory / "work").mkdir()
     # Whoever kills us kills it too.
-    words = (
-        "setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child --mount-proc".split()
-    )
+    words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--pid", "--fork",
+             "--kill-child", "--mount-proc"]  # fmt: skip
     result = subprocess.run(
         [*words, sys.executable, "-c", DRIVE, directory, *map(str, SEEDS)],
         cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace", timeout=1800, check=False,
