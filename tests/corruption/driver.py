@@ -39,7 +39,7 @@ for name in (
     import_module(name)
 
 STEP_SECONDS = 60.0
-"""What no step may take, however loaded the machine is."""
+"""What no step may take on a machine that has nothing else to do; see ``patience``."""
 MEMORY_LIMIT = 256 << 20
 """Bytes that the daemon may take at most, the 16 MiB of its overlay included."""
 OVERLAY_LIMIT = "16M"
@@ -227,7 +227,7 @@ class Driver:
             sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
             command_line.main(words)
 
-        return _wait(_fork(run), STEP_SECONDS)
+        return _wait(_fork(run), patience())
 
     def _exercise(self, report: Report, seed: int, thorough: bool) -> None:
         receiving, sending = os.pipe()
@@ -250,7 +250,7 @@ class Driver:
         with open(receiving, "rb", buffering=0) as pipe:
             waiting = b""
             while True:
-                if not select.select([pipe], [], [], max(started + STEP_SECONDS - time.monotonic(), 0))[0]:
+                if not select.select([pipe], [], [], max(started + patience() - time.monotonic(), 0))[0]:
                     report.faults.append(f"{step} hangs")
                     break
                 part = pipe.read(1 << 20)
@@ -290,7 +290,7 @@ class Driver:
         try:
             status = Path(f"/proc/{pid}/status").read_text()
             report.peak = int(re.findall(r"^VmHWM:\s*(\d+) kB", status, re.M)[0]) << 10
-            unmount_and_wait(mountpoint, False, STEP_SECONDS)
+            unmount_and_wait(mountpoint, False, patience())
         except (MountError, OSError) as error:
             report.faults.append(f"unmounting: {error}")
             with suppress(MountError):
@@ -353,7 +353,7 @@ class Driver:
         mountpoint = str(self._kernel_mountpoint)
         mounted = subprocess.run(
             ["mount", "-t", "ext4", "-o", f"loop,sizelimit={report.size},ro,errors=continue", self._image, mountpoint],
-            capture_output=True, text=True, timeout=STEP_SECONDS, check=False,
+            capture_output=True, text=True, timeout=patience(), check=False,
         )  # fmt: skip
         if mounted.returncode:
             report.kernel = "refused"
@@ -369,7 +369,7 @@ class Driver:
             os.close(sending)
             with open(receiving, "rb") as pipe:
                 found = b""
-                while select.select([pipe], [], [], STEP_SECONDS)[0] and (part := pipe.read1(1 << 20)):
+                while select.select([pipe], [], [], patience())[0] and (part := pipe.read1(1 << 20)):
                     found += part
             report.kernel = json.loads(found) if _wait(child, 5) == 0 else "hangs"
         finally:
@@ -405,6 +405,11 @@ def _short(outcome: str) -> str:
 def _first_traceback(log: str) -> str:
     start = log.find("internal error")
     return log[max(start - 80, 0) : start + 2500]
+
+
+def patience() -> float:
+    """Seconds that a step may take now, with all that the machine has to do besides."""
+    return STEP_SECONDS * max(os.getloadavg()[0] / (os.cpu_count() or 1), 1)
 
 
 def _fork(function: Callable[[], None]) -> int:
