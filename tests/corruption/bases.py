@@ -56,7 +56,7 @@ def _fill(root: Path, block_size: int) -> None:
     triple = 12 + per_block + per_block**2
     if block_size == 1024:
         write_at(root / "triple", {0: b"T", triple * block_size: b"T" * 3000})
-    write_at(root / "huge", {0: b"H", (3 << 30) - 5: b"large"})
+    write_at(root / "huge", {0: b"H", (2 << 30) + 5: b"large"})
     write_at(root / "sparse", {100_000: b"between holes", 900_000: b"end"})
     (root / "fast").symlink_to("plain")
     (root / "slow").symlink_to("/nowhere/" + "x" * 200)

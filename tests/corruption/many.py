@@ -8,11 +8,13 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def main() -> int:
     tasks: list[str | int] = list(range(arguments.seed, arguments.seed + arguments.count))
     if arguments.named:
         tasks = list(CASES)
-    with tempfile.TemporaryDirectory(prefix="mystfuse-corrupt-") as directory:
+    with tempfile.TemporaryDirectory(prefix="mystfuse-corrupt-") as directory, _unmounting(directory):
         bases = make_bases(Path(directory))
         # Started anew: what daemons are forked from must not have grown.
         context = get_context("spawn")
@@ -54,6 +56,17 @@ def main() -> int:
     summary.seconds = time.monotonic() - started
     print(summary)
     return int(summary.faults > 0)
+
+
+@contextmanager
+def _unmounting(directory: str) -> Iterator[None]:
+    """Take away what is mounted below the directory in the end: nobody is to remove what is in it."""
+    try:
+        yield
+    finally:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
+            if line.split()[4].startswith(directory):
+                subprocess.run(["umount", "--lazy", line.split()[4]], check=True)
 
 
 _work_on: Callable[[str | int], Report]
