@@ -177,6 +177,19 @@ async def test_no_inode_in_use_is_given_away(image: Editor) -> None:
     assert (await volume.inode(ino)).size == 1200
 
 
+async def test_a_directory_block_that_is_overwritten_as_a_file_has_no_room(image: Editor) -> None:
+    """Found once: names longer than their entries left less than no room."""
+    volume = await open_volume(image)
+    file, many = await number_of(volume, b"file"), await number_of(volume, b"many")
+    edit_inode(image, file, "<I", 40, image.get("<I", image.pointer(many, 4)))
+    volume = await open_volume(image)
+    assert await volume.lookup(many, b"a-name-of-some-length-0000") is not None
+    entries = [struct.pack("<IHBB4s", file, 12, 255, 1, b"long")] * 84
+    await volume.write(file, 0, b"".join(entries) + struct.pack("<IHBB8x", file, 16, 255, 1), ADMIN)
+    for number in range(20):
+        await volume.create(many, b"%0250d" % number, stat.S_IFREG | 0o644, ADMIN)
+
+
 def metadata_positions(image: Editor, volume_inodes: list[int]) -> list[range]:
     ranges = [range(1024, 1024 + 104), range(2048, 2048 + 4 * 32)]
     for group in range(4):

@@ -223,13 +223,19 @@ class Allocator:
     def check_writable(self, transaction: Transaction, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
         superblock = self._superblock
+        by_group: list[tuple[int, int, int]] = []
         for start, length in runs_of(numbers):
             low = (start - superblock.s_first_data_block) // superblock.s_blocks_per_group
             high = (start + length - 1 - superblock.s_first_data_block) // superblock.s_blocks_per_group
-            for group in range(low, high + 1):
-                first = group_first_block(superblock, group)
-                if _overlap([(start - first, length)], self._metadata_runs(transaction, group)):
-                    raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
+            by_group += [(group, start, length) for group in range(low, high + 1)]
+        if len(by_group) > 1:
+            # Blocks that are scattered over the groups must not be a miss each.
+            unknown = {group for group, _, _ in by_group if group not in self._runs_of_metadata}
+            transaction.want({descriptor_block(superblock, group) for group in unknown})
+        for group, start, length in by_group:
+            first = group_first_block(superblock, group)
+            if _overlap([(start - first, length)], self._metadata_runs(transaction, group)):
+                raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
 
     def _metadata_runs(self, transaction: Transaction, group: int) -> list[tuple[int, int]]:
         """See ``group.metadata_runs``; remembered, for a while, since nothing about them changes."""

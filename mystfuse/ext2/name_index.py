@@ -104,7 +104,8 @@ class NameIndex:
 
     def set_room(self, logical: int, length: int) -> None:
         """The longest entry that fits block ``logical`` has ``length`` bytes, or fewer."""
-        self._room[logical] = min(length // 4, _MOST_ROOM)
+        # Less than none: names that are longer than their entries.
+        self._room[logical] = min(max(length, 0) // 4, _MOST_ROOM)
 
     def raise_room(self, logical: int, length: int) -> None:
         """Block ``logical`` may now have room for an entry of ``length`` bytes."""

@@ -17,7 +17,7 @@ import trio
 
 from mystfuse import __version__
 from mystfuse.crypto.secret import lock_memory
-from mystfuse.errors import ExitStatus, IntegrityError, MountError
+from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.fuse.keeper import Keeper
 from mystfuse.fuse.mount import mount
@@ -150,7 +150,7 @@ class Session:
     async def _check_root(self, volume: Volume) -> None:
         root = await volume.inode(EXT2_ROOT_INO)
         if not root.is_directory:
-            raise MountError("the root inode is not a directory: run e2fsck on the image it was made from")
+            raise CorruptFilesystem("the root inode is not a directory: run e2fsck on the image it was made from")
 
     async def _tell_ready(self, operations: Operations) -> None:
         await operations.ready.wait()
