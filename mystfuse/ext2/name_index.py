@@ -46,8 +46,10 @@ class NameIndex:
 
     def __init__(self) -> None:
         self.indexed = 0
-        self.damage: MystfuseError | None = None
-        """Why a name that is not found may still be there: a block that could not be read, or not to its end."""
+        self.damage = ""
+        """Why a name that is not found may still be there: a block that is broken."""
+        self.unread: set[int] = set()
+        """Blocks that could not be had: storage may give them next time."""
         self._keys = array("Q")
         self._is_sorted = True
         self._recent: dict[int, list[int]] = {}
@@ -71,9 +73,19 @@ class NameIndex:
             for name in names:
                 self._keys.append(_key(name) | logical)
         except CorruptFilesystem as error:
-            self.damage = self.damage or error
+            # Not the error itself: it would keep what the operation had in memory, and more each time it is raised.
+            self.damage = self.damage or str(error)
         self._is_sorted = False
         self.end_block(logical)
+
+    def add_late_block(self, logical: int, names: Iterable[bytes]) -> None:
+        """Enter the names of a block that could not be had when it was its turn."""
+        self.unread.discard(logical)
+        try:
+            for name in names:
+                self.add_name(name, logical)
+        except CorruptFilesystem as error:
+            self.damage = self.damage or str(error)
 
     def end_block(self, logical: int) -> None:
         """Block ``logical``, the next one, is done with, whatever could be read of it."""
@@ -192,17 +204,44 @@ class NameIndexes:
             found = self._block_names.find(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
             return (found, 0) if found else None
         index = self._complete_index(superblock, blocks, inode, count)
+        found_in = self._find_indexed(superblock, blocks, inode, index, name)
+        if found_in is None and (index.unread or index.damage):
+            error = self._read_again(superblock, blocks, inode, index)
+            found_in = self._find_indexed(superblock, blocks, inode, index, name)
+            if found_in is None and error is not None:
+                raise error
+        return found_in
+
+    def _find_indexed(
+        self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes
+    ) -> tuple[Found, int] | None:
         for logical in index.candidates(name):
             number = map_block(superblock, blocks, inode, logical)
             block = directory_block(inode, blocks, logical, number)
             if found := self._block_names.find(superblock, inode, block, logical, name):
                 return found, logical
-        if index.damage is not None:
-            if isinstance(index.damage, ImageReadError):
-                # Storage may answer next time.
-                self._drop(inode.ino)
-            raise index.damage
         return None
+
+    def _read_again(
+        self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex
+    ) -> MystfuseError | None:
+        """Enter the blocks that could not be had when the index was built; why names may be missing still, or None."""
+        if len(index.unread) > _BLOCKS_AT_ONCE:
+            self._drop(inode.ino)
+            return ImageReadError(f"directory inode {inode.ino}: {len(index.unread)} blocks could not be read")
+        numbers = {logical: map_block(superblock, blocks, inode, logical) for logical in sorted(index.unread)}
+        blocks.want(numbers.values())
+        failure: MystfuseError | None = None
+        names_before = len(index)
+        for logical, number in numbers.items():
+            try:
+                block = directory_block(inode, blocks, logical, number)
+            except MystfuseError as error:
+                failure = error
+            else:
+                index.add_late_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
+        self._weight += len(index) - names_before
+        return failure or (CorruptFilesystem(index.damage) if index.damage else None)
 
     def is_empty(self, superblock: Superblock, blocks: Blocks, inode: Inode) -> bool:
         """Whether directory ``inode`` holds nothing but ``.`` and ``..``.
@@ -216,8 +255,10 @@ class NameIndexes:
             logicals: Iterable[int] = (0,)
         else:
             index = self._complete_index(superblock, blocks, inode, count)
-            if index.damage is not None:
-                raise index.damage
+            if index.unread or index.damage:
+                error = self._read_again(superblock, blocks, inode, index)
+                if error is not None:
+                    raise error
             logicals = index.blocks_with_names()
         for logical in logicals:
             number = map_block(superblock, blocks, inode, logical)
@@ -333,7 +374,10 @@ class NameIndexes:
                 try:
                     block = directory_block(inode, blocks, logical, number)
                 except MystfuseError as error:
-                    index.damage = index.damage or error
+                    if isinstance(error, CorruptFilesystem):
+                        index.damage = index.damage or str(error)
+                    else:
+                        index.unread.add(logical)
                     index.end_block(logical)
                     continue
                 index.add_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
