@@ -1,8 +1,10 @@
 """In memory, which block of a directory holds which name: built once for a directory of more than one block, and kept
 up to date when names come and go.
 
-Eight bytes a name: a sorted array of (hash of the name << 32 | block), so that a look-up is a bisection and a directory
-of a million names takes 8 MB. A byte a block says how much room for another entry there is at most.
+Eight bytes a name: sorted arrays of (hash of the name << 32 | block), so that a look-up is a bisection and a directory
+of a million names takes 9 MB. A large directory has many arrays, by the first bits of the hash, each sorted when it is
+first looked into: sorting them all at once would hold up everybody else. A byte a block says how much room for another
+entry there is at most.
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ MAX_NAMES = 4_000_000
 """Names in one directory: more are taken for a broken one."""
 MAX_INDEXED_NAMES = 4_000_000
 """Names kept in all indexes together (8 bytes each), unless the two latest directories have more."""
-_BLOCKS_AT_ONCE = 256
+_BYTES_AT_ONCE = 256 << 10
+"""Of a directory, indexed in one step: 20,000 names at most, which take some hundredths of a second."""
+_LARGE = 64
+"""Blocks: a directory that has more gets ``_ARRAY_BITS``."""
+_ARRAY_BITS = 8
 _INDEX_WEIGHT = 64
 """What an index costs besides its names, in names."""
 _RECENT = 4096
-"""Names that were added are merged into the sorted array when they are so many, and a sixteenth of it."""
+"""Names that were added are merged into the sorted arrays when they are so many."""
 _UNKNOWN_ROOM = 255
 _MOST_ROOM = 254
 """In units of 4 bytes; an entry needs 67 at most, so more need not be told apart."""
@@ -42,16 +48,23 @@ is made longer."""
 
 
 class NameIndex:
-    """The index of one directory. ``indexed`` blocks of it are in; it is of use when all are."""
+    """The index of one directory. ``indexed`` blocks of it are in; it is of use when all are.
 
-    def __init__(self) -> None:
+    Args:
+        bits: of the hash, by which names are divided into arrays.
+    """
+
+    def __init__(self, bits: int) -> None:
         self.indexed = 0
         self.damage = ""
         """Why a name that is not found may still be there: a block that is broken."""
         self.unread: set[int] = set()
         """Blocks that could not be had: storage may give them next time."""
-        self._keys = array("Q")
-        self._is_sorted = True
+        self._keys = [array("Q") for _ in range(1 << bits)]
+        self._shift = 64 - bits
+        self._unsorted: set[int] = set()
+        """Which of the arrays are to be sorted before they are looked into."""
+        self._key_count = 0
         self._recent: dict[int, list[int]] = {}
         self._recent_count = 0
         self._removed = 0
@@ -59,7 +72,7 @@ class NameIndex:
         self._blocks: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._keys) + self._recent_count
+        return self._key_count + self._recent_count
 
     @property
     def is_mostly_stale(self) -> bool:
@@ -71,11 +84,10 @@ class NameIndex:
         noted as damage."""
         try:
             for name in names:
-                self._keys.append(_key(name) | logical)
+                self._add_key(_key(name) | logical)
         except CorruptFilesystem as error:
             # Not the error itself: it would keep what the operation had in memory, and more each time it is raised.
             self.damage = self.damage or str(error)
-        self._is_sorted = False
         self.end_block(logical)
 
     def add_late_block(self, logical: int, names: Iterable[bytes]) -> None:
@@ -87,6 +99,12 @@ class NameIndex:
         except CorruptFilesystem as error:
             self.damage = self.damage or str(error)
 
+    def _add_key(self, key: int) -> None:
+        number = key >> self._shift
+        self._keys[number].append(key)
+        self._unsorted.add(number)
+        self._key_count += 1
+
     def end_block(self, logical: int) -> None:
         """Block ``logical``, the next one, is done with, whatever could be read of it."""
         self.indexed = logical + 1
@@ -96,11 +114,12 @@ class NameIndex:
         """Enter a name that was put into block ``logical``, which is in already."""
         self._recent.setdefault(_key(name), []).append(logical)
         self._recent_count += 1
-        if self._recent_count >= max(_RECENT, len(self._keys) // 16):
-            self._keys.extend(key | block for key, blocks in self._recent.items() for block in blocks)
+        if self._recent_count >= _RECENT:
+            for key, blocks in self._recent.items():
+                for block in blocks:
+                    self._add_key(key | block)
             self._recent.clear()
             self._recent_count = 0
-            self._is_sorted = False
 
     def remove_name(self, name: bytes, logical: int) -> None:
         """A name was taken out of block ``logical``. In the sorted array it stays, which costs a look in vain."""
@@ -136,7 +155,8 @@ class NameIndex:
     def blocks_with_names(self) -> Iterator[int]:
         """The blocks that hold names, or did when the index was built, each once."""
         seen: set[int] = set()
-        for logical in chain((key & 0xFFFFFFFF for key in self._keys), *self._recent.values()):
+        keys = chain.from_iterable(self._keys)
+        for logical in chain((key & 0xFFFFFFFF for key in keys), *self._recent.values()):
             if logical not in seen:
                 seen.add(logical)
                 yield logical
@@ -158,16 +178,22 @@ class NameIndex:
 
     def candidates(self, name: bytes) -> Iterator[int]:
         """The blocks that may hold ``name``, in order; nearly always none or one."""
-        if not self._is_sorted:
-            self._keys = array("Q", sorted(self._keys))
-            self._is_sorted = True
         key = _key(name)
-        for position in range(bisect_left(self._keys, key), len(self._keys)):
-            found = self._keys[position]
+        number = key >> self._shift
+        if number in self._unsorted:
+            self._keys[number] = array("Q", sorted(self._keys[number]))
+            self._unsorted.remove(number)
+        keys = self._keys[number]
+        for position in range(bisect_left(keys, key), len(keys)):
+            found = keys[position]
             if found >> 32 != key >> 32:
                 break
             yield found & 0xFFFFFFFF
         yield from self._recent.get(key, ())
+
+
+def _blocks_at_once(superblock: Superblock) -> int:
+    return max(_BYTES_AT_ONCE // superblock.block_size, 1)
 
 
 @cache
@@ -226,7 +252,7 @@ class NameIndexes:
         self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex
     ) -> MystfuseError | None:
         """Enter the blocks that could not be had when the index was built; why names may be missing still, or None."""
-        if len(index.unread) > _BLOCKS_AT_ONCE:
+        if len(index.unread) > _blocks_at_once(superblock):
             self._drop(inode.ino)
             return ImageReadError(f"directory inode {inode.ino}: {len(index.unread)} blocks could not be read")
         numbers = {logical: map_block(superblock, blocks, inode, logical) for logical in sorted(index.unread)}
@@ -357,12 +383,12 @@ class NameIndexes:
     def _complete_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
         index = self._indexes.get(inode.ino)
         if index is None:
-            index = self._indexes[inode.ino] = NameIndex()
+            index = self._indexes[inode.ino] = NameIndex(_ARRAY_BITS if count > _LARGE else 0)
             self._weight += _INDEX_WEIGHT
         self._indexes.move_to_end(inode.ino)
         while index.indexed < count:
             first = index.indexed
-            numbers = map_blocks(superblock, blocks, inode, first, min(_BLOCKS_AT_ONCE, count - first))
+            numbers = map_blocks(superblock, blocks, inode, first, min(_blocks_at_once(superblock), count - first))
             index.check_blocks(inode, numbers)
             try:
                 blocks.want(number for number in numbers if number)
