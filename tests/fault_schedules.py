@@ -116,6 +116,7 @@ def make_subject(kind: str, directory: Path) -> Subject:
     """Make an image with mkext2, its tree with veritysetup if that is said, and an older version."""
     options, tree = KINDS[kind]
     (directory / "key").write_bytes(key := random.Random(7).randbytes(64))
+    (directory / "key").chmod(0o600)
     options = [f"--encrypt={directory / 'key'}" if option == "--encrypt" else option for option in options]
     images: list[Path] = []
     offset, root = 0, ""

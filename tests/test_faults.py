@@ -11,6 +11,7 @@ import errno
 import gc
 import os
 import random
+import re
 import resource
 import stat
 import subprocess
@@ -307,8 +308,8 @@ def test_lying_storage_costs_a_mount_errors_and_nothing_else(
                     assert found is not None
                     daemon = find_daemon(found)
                     assert daemon is not None, seed
+                    most = max(most, peak_memory(daemon))
                     os.close(daemon)
-                    most = max(most, peak_memory(mountpoint))
                 finally:
                     storage.behave()
                     clear_mount(mountpoint)
@@ -318,15 +319,13 @@ def test_lying_storage_costs_a_mount_errors_and_nothing_else(
     assert right and most < 200 << 10
 
 
-def peak_memory(mountpoint: Path) -> int:
-    """KiB that the daemon of a mount has had in memory at most."""
-    pid = next(
-        path.parent.name
-        for path in Path("/proc").glob("[0-9]*/comm")
-        if path.read_text().strip() == f"mystfuse:{find_mount(str(mountpoint)).device}"  # type: ignore[union-attr]
-    )
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+def peak_memory(daemon: int) -> int:
+    """KiB that a process (by its pidfd) has had in memory at most."""
+    found = re.search(r"^Pid:\s+(\d+)", Path(f"/proc/self/fdinfo/{daemon}").read_text(), re.MULTILINE)
+    assert found
+    peak = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{found[1]}/status").read_text(), re.MULTILINE)
+    assert peak, "the daemon has ended"
+    return int(peak[1])
 
 
 # Directories that could not be read

@@ -15,8 +15,10 @@ from mystfuse.cli.text import complain, one_line, say
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, innermost
 from mystfuse.fuse.daemon import Report
+from mystfuse.fuse.mount_table import find_mount, is_ours
 from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.unmount import unmount
 from mystfuse.image.keys import Keys
 from mystfuse.imports import importing
 from mystfuse.trust.sources import TrustOptions
@@ -97,6 +99,8 @@ class MountJob:
             start_up_is_over = set_up_logging(self.foreground, self.log_file)
             return int(trio.run(serve))
         except BaseException as error:
+            if is_ready:
+                self._leave_nothing_mounted()
             status, message = self._explain(innermost(error))
             notifier.send(f"STATUS={one_line(message)}")
             if is_ready:
@@ -113,12 +117,40 @@ class MountJob:
             return ExitStatus.FAILED, f"{error.filename or self.source.name}: {error.strerror or error}"
         if isinstance(error, KeyboardInterrupt):
             return ExitStatus.FAILED, "interrupted"
+        if _is_for_want_of_memory(error):
+            return ExitStatus.FAILED, f"{self.options.mountpoint}: no memory left"
         log.error("internal error", exc_info=error)
         return ExitStatus.FAILED, f"internal error: {type(error).__name__}: {error}"
+
+    def _leave_nothing_mounted(self) -> None:
+        """Unmount, if the loop itself has failed, and could not: nobody would answer from now on."""
+        mountpoint = self.options.mountpoint
+        try:
+            mount = find_mount(mountpoint)
+            if mount is not None and is_ours(mount):
+                unmount(mountpoint, lazy=True)
+        except (MystfuseError, OSError, MemoryError) as error:
+            log.warning("%s: not unmounted: %s", mountpoint, error)
 
     def _describe(self, explanation: str) -> str:
         how = "read-only" if self.options.read_only else "writes are kept in memory and forgotten at unmount"
         return f"{self.source.name} mounted on {self.options.mountpoint}, {how}; {explanation}"
+
+
+def _is_for_want_of_memory(error: BaseException) -> bool:
+    """Whether a MemoryError is behind an error: where trio meets one, it says that trio is broken."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        found = pending.pop()
+        if isinstance(found, MemoryError):
+            return True
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            pending += [found.__cause__, found.__context__]
+            if isinstance(found, BaseExceptionGroup):
+                pending += found.exceptions
+    return False
 
 
 def tell_foreground(status: ExitStatus, message: str) -> None:

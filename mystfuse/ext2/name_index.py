@@ -381,6 +381,18 @@ class NameIndexes:
             self._drop(ino)
 
     def _complete_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
+        try:
+            return self._build_index(superblock, blocks, inode, count)
+        except MemoryError:
+            # Half a step may be in: what is taken for known must be.
+            self._forget_all()
+            raise
+
+    def _forget_all(self) -> None:
+        self._indexes.clear()
+        self._weight = 0
+
+    def _build_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
         index = self._indexes.get(inode.ino)
         if index is None:
             index = self._indexes[inode.ino] = NameIndex(_ARRAY_BITS if count > _LARGE else 0)

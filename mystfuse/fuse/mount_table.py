@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FSTYPE = "fuse.mystfuse"
-_PR_SET_NAME = 15
+_PR_SET_NAME, _PR_GET_NAME = 15, 16
 """<linux/prctl.h>"""
 
 
@@ -77,6 +77,13 @@ def name_this_process(mount: Mount | None) -> None:
     if mount is not None:
         # Not through /proc/self/comm, which belongs to root in a process that is not dumpable.
         ctypes.CDLL(None).prctl(_PR_SET_NAME, mount.daemon_name.encode(), 0, 0, 0)
+
+
+def is_ours(mount: Mount) -> bool:
+    """Whether this process has been called after the mount, by ``name_this_process``."""
+    name = ctypes.create_string_buffer(16)
+    ctypes.CDLL(None).prctl(_PR_GET_NAME, name, 0, 0, 0)
+    return name.value == mount.daemon_name.encode()
 
 
 def find_daemon(mount: Mount) -> int | None:
