@@ -112,6 +112,10 @@ class MountJob:
                 self.keys.lock()
                 return int(trio.run(serve))
             except BaseException as error:
+                if is_ready:
+                    # The loop itself has failed, and could not do it: nobody would answer from now on.
+                    with suppress(MountError):
+                        keeper.unmount(lazy=True)
                 status, message = self._explain(innermost(error))
                 notifier.send(f"STATUS={one_line(message)}")
                 if is_ready:
@@ -135,6 +139,8 @@ class MountJob:
             return error.exit_status, str(error) if isinstance(error, MountError) else error.about(self.source.name)
         if isinstance(error, KeyboardInterrupt):
             return ExitStatus.FAILED, "interrupted"
+        if _is_for_want_of_memory(error):
+            return ExitStatus.FAILED, f"{self.options.mountpoint}: no memory left"
         message = explain(error)
         if message is not None:
             has_name = isinstance(error, OSError) and error.filename
@@ -146,6 +152,22 @@ class MountJob:
         where = "memory" if self.options.overlay_store is None else "memory and, encrypted, in the overlay store"
         how = "read-only" if self.options.read_only else f"writes are kept in {where} and forgotten at unmount"
         return f"{self.source.name} mounted on {self.options.mountpoint}, {how}; {explanation}"
+
+
+def _is_for_want_of_memory(error: BaseException) -> bool:
+    """Whether a MemoryError is behind an error: where trio meets one, it says that trio is broken."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        found = pending.pop()
+        if isinstance(found, MemoryError):
+            return True
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            pending += [found.__cause__, found.__context__]
+            if isinstance(found, BaseExceptionGroup):
+                pending += found.exceptions
+    return False
 
 
 def tell_foreground(status: ExitStatus, message: str) -> None:

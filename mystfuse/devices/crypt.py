@@ -46,7 +46,11 @@ class CryptDevice:
         wanted = self._sectors(extents)
         decryption = Decryption(self, extents, wanted, Complete(await self._verified.read(wanted)))
         if sum(extent.length for extent in wanted) > INLINE_BYTES:
-            await trio.to_thread.run_sync(decryption.run, limiter=self._threads)
+            try:
+                await trio.to_thread.run_sync(decryption.run, limiter=self._threads)
+            except RuntimeError:
+                # A thread cannot be started, for want of memory or because of a limit on processes.
+                decryption.run()
         else:
             decryption.run()
         plain = decryption.result()

@@ -140,12 +140,17 @@ class ImageReader:
                         batch.append(self._receive.receive_nowait())
                 except trio.WouldBlock:
                     pass
-                for extent, receivers in _merge(batch):
-                    unverified = self.source.read_cached(extent.offset, extent.length)
-                    if unverified is not None and len(unverified) == extent.length:
-                        self._deliver(extent, unverified, receivers)
-                    else:
-                        nursery.start_soon(self._read_cold, extent, receivers)
+                try:
+                    for extent, receivers in _merge(batch):
+                        unverified = self.source.read_cached(extent.offset, extent.length)
+                        if unverified is not None and len(unverified) == extent.length:
+                            self._deliver(extent, unverified, receivers)
+                        else:
+                            nursery.start_soon(self._read_cold, extent, receivers)
+                except (MemoryError, OSError):
+                    # No room for a buffer. Who asked is told so; the task goes on.
+                    for request in batch:
+                        request.fail(ImageReadError(f"{self.source.name}: no memory left to read into"))
 
     async def _read_cold(self, extent: Extent, receivers: list[tuple[_Request, int]]) -> None:
         error: ImageReadError
@@ -169,6 +174,11 @@ class ImageReader:
         except ImageReadError as read_error:
             may_retry = len(receivers) > 1
             error = read_error
+        except (MemoryError, RuntimeError) as failure:
+            # RuntimeError: a thread cannot be started, for want of memory or because of a limit on processes.
+            may_retry = False
+            why = str(failure) or "no memory left"
+            error = ImageReadError(f"{self.source.name}: reading {extent.length} bytes at {extent.offset}: {why}")
         else:
             if len(unverified) == extent.length:
                 self._deliver(extent, unverified, receivers)

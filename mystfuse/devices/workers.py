@@ -63,9 +63,18 @@ class Workers:
     def _hand_over(self, work: Callable[[], None], on_end: Callable[[outcome.Outcome[None]], object]) -> None:
         if len(self._started) < self.threads:
             thread = threading.Thread(target=_serve, args=(self._queue,), name="mystfuse worker", daemon=True)
-            thread.start()
-            self._started.append(thread)
-        self._queue.put((work, on_end, trio.lowlevel.current_trio_token()))
+            try:
+                thread.start()
+            except RuntimeError:
+                # No memory for it, or a limit on processes: what there is has to do.
+                self.threads = len(self._started)
+            else:
+                self._started.append(thread)
+        token = trio.lowlevel.current_trio_token()
+        if self._started:
+            self._queue.put((work, on_end, token))
+        else:
+            token.run_sync_soon(on_end, outcome.capture(work))
 
 
 def _serve(queue: SimpleQueue[_Work | None]) -> None:

@@ -1,8 +1,10 @@
 """In memory, which block of a directory holds which name: built once for a directory of more than one block, and kept
 up to date when names come and go.
 
-Eight bytes a name: a sorted array of (hash of the name << 32 | block), so that a look-up is a bisection and a directory
-of a million names takes 8 MB. A byte a block says how much room for another entry there is at most.
+Eight bytes a name: sorted arrays of (hash of the name << 32 | block), so that a look-up is a bisection and a directory
+of a million names takes 9 MB. A large directory has many arrays, by the first bits of the hash, each sorted when it is
+first looked into: sorting them all at once would hold up everybody else. A byte a block says how much room for another
+entry there is at most.
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ MAX_NAMES = 4_000_000
 """Names in one directory: more are taken for a broken one."""
 MAX_INDEXED_NAMES = 4_000_000
 """Names kept in all indexes together (8 bytes each), unless the two latest directories have more."""
-_BLOCKS_AT_ONCE = 256
+_BYTES_AT_ONCE = 256 << 10
+"""Of a directory, indexed in one step: 20,000 names at most, which take some hundredths of a second."""
+_LARGE = 64
+"""Blocks: a directory that has more gets ``_ARRAY_BITS``."""
+_ARRAY_BITS = 8
 _INDEX_WEIGHT = 64
 """What an index costs besides its names, in names."""
 _RECENT = 4096
-"""Names that were added are merged into the sorted array when they are so many, and a sixteenth of it."""
+"""Names that were added are merged into the sorted arrays when they are so many."""
 _UNKNOWN_ROOM = 255
 _MOST_ROOM = 254
 """In units of 4 bytes; an entry needs 67 at most, so more need not be told apart."""
@@ -42,14 +48,23 @@ is made longer."""
 
 
 class NameIndex:
-    """The index of one directory. ``indexed`` blocks of it are in; it is of use when all are."""
+    """The index of one directory. ``indexed`` blocks of it are in; it is of use when all are.
 
-    def __init__(self) -> None:
+    Args:
+        bits: of the hash, by which names are divided into arrays.
+    """
+
+    def __init__(self, bits: int) -> None:
         self.indexed = 0
-        self.damage: MystfuseError | None = None
-        """Why a name that is not found may still be there: a block that could not be read, or not to its end."""
-        self._keys = array("Q")
-        self._is_sorted = True
+        self.damage = ""
+        """Why a name that is not found may still be there: a block that is broken."""
+        self.unread: set[int] = set()
+        """Blocks that could not be had: storage may give them next time."""
+        self._keys = [array("Q") for _ in range(1 << bits)]
+        self._shift = 64 - bits
+        self._unsorted: set[int] = set()
+        """Which of the arrays are to be sorted before they are looked into."""
+        self._key_count = 0
         self._recent: dict[int, list[int]] = {}
         self._recent_count = 0
         self._removed = 0
@@ -57,7 +72,7 @@ class NameIndex:
         self._blocks: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._keys) + self._recent_count
+        return self._key_count + self._recent_count
 
     @property
     def is_mostly_stale(self) -> bool:
@@ -67,14 +82,34 @@ class NameIndex:
     def add_block(self, logical: int, names: Iterable[bytes]) -> None:
         """Enter the names of block ``logical``, which must be the next one; CorruptFilesystem in the middle of it is
         noted as damage."""
-        append = self._keys.append
+        keys, shift, unsorted, count = self._keys, self._shift, self._unsorted, 0
+        try:
+            # As _add_key, for every name there is.
+            for name in names:
+                key = (hash(name) & 0xFFFFFFFF) << 32 | logical
+                keys[key >> shift].append(key)
+                unsorted.add(key >> shift)
+                count += 1
+        except CorruptFilesystem as error:
+            # Not the error itself: it would keep what the operation had in memory, and more each time it is raised.
+            self.damage = self.damage or str(error)
+        self._key_count += count
+        self.end_block(logical)
+
+    def add_late_block(self, logical: int, names: Iterable[bytes]) -> None:
+        """Enter the names of a block that could not be had when it was its turn."""
+        self.unread.discard(logical)
         try:
             for name in names:
-                append((hash(name) & 0xFFFFFFFF) << 32 | logical)
+                self.add_name(name, logical)
         except CorruptFilesystem as error:
-            self.damage = self.damage or error
-        self._is_sorted = False
-        self.end_block(logical)
+            self.damage = self.damage or str(error)
+
+    def _add_key(self, key: int) -> None:
+        number = key >> self._shift
+        self._keys[number].append(key)
+        self._unsorted.add(number)
+        self._key_count += 1
 
     def end_block(self, logical: int) -> None:
         """Block ``logical``, the next one, is done with, whatever could be read of it."""
@@ -85,11 +120,12 @@ class NameIndex:
         """Enter a name that was put into block ``logical``, which is in already."""
         self._recent.setdefault(_key(name), []).append(logical)
         self._recent_count += 1
-        if self._recent_count >= max(_RECENT, len(self._keys) // 16):
-            self._keys.extend(key | block for key, blocks in self._recent.items() for block in blocks)
+        if self._recent_count >= _RECENT:
+            for key, blocks in self._recent.items():
+                for block in blocks:
+                    self._add_key(key | block)
             self._recent.clear()
             self._recent_count = 0
-            self._is_sorted = False
 
     def remove_name(self, name: bytes, logical: int) -> None:
         """A name was taken out of block ``logical``. In the sorted array it stays, which costs a look in vain."""
@@ -104,8 +140,7 @@ class NameIndex:
 
     def set_room(self, logical: int, length: int) -> None:
         """The longest entry that fits block ``logical`` has ``length`` bytes, or fewer."""
-        # Less than none: names that are longer than their entries.
-        self._room[logical] = min(max(length, 0) // 4, _MOST_ROOM)
+        self._room[logical] = min(length // 4, _MOST_ROOM)
 
     def raise_room(self, logical: int, length: int) -> None:
         """Block ``logical`` may now have room for an entry of ``length`` bytes."""
@@ -126,7 +161,8 @@ class NameIndex:
     def blocks_with_names(self) -> Iterator[int]:
         """The blocks that hold names, or did when the index was built, each once."""
         seen: set[int] = set()
-        for logical in chain((key & 0xFFFFFFFF for key in self._keys), *self._recent.values()):
+        keys = chain.from_iterable(self._keys)
+        for logical in chain((key & 0xFFFFFFFF for key in keys), *self._recent.values()):
             if logical not in seen:
                 seen.add(logical)
                 yield logical
@@ -148,16 +184,22 @@ class NameIndex:
 
     def candidates(self, name: bytes) -> Iterator[int]:
         """The blocks that may hold ``name``, in order; nearly always none or one."""
-        if not self._is_sorted:
-            self._keys = array("Q", sorted(self._keys))
-            self._is_sorted = True
         key = _key(name)
-        for position in range(bisect_left(self._keys, key), len(self._keys)):
-            found = self._keys[position]
+        number = key >> self._shift
+        if number in self._unsorted:
+            self._keys[number] = array("Q", sorted(self._keys[number]))
+            self._unsorted.remove(number)
+        keys = self._keys[number]
+        for position in range(bisect_left(keys, key), len(keys)):
+            found = keys[position]
             if found >> 32 != key >> 32:
                 break
             yield found & 0xFFFFFFFF
         yield from self._recent.get(key, ())
+
+
+def _blocks_at_once(superblock: Superblock) -> int:
+    return max(_BYTES_AT_ONCE // superblock.block_size, 1)
 
 
 @cache
@@ -194,17 +236,44 @@ class NameIndexes:
             found = self._block_names.find(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
             return (found, 0) if found else None
         index = self._complete_index(superblock, blocks, inode, count)
+        found_in = self._find_indexed(superblock, blocks, inode, index, name)
+        if found_in is None and (index.unread or index.damage):
+            error = self._read_again(superblock, blocks, inode, index)
+            found_in = self._find_indexed(superblock, blocks, inode, index, name)
+            if found_in is None and error is not None:
+                raise error
+        return found_in
+
+    def _find_indexed(
+        self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes
+    ) -> tuple[Found, int] | None:
         for logical in index.candidates(name):
             number = map_block(superblock, blocks, inode, logical)
             block = directory_block(inode, blocks, logical, number)
             if found := self._block_names.find(superblock, inode, block, logical, name):
                 return found, logical
-        if index.damage is not None:
-            if isinstance(index.damage, ImageReadError):
-                # Storage may answer next time.
-                self._drop(inode.ino)
-            raise index.damage
         return None
+
+    def _read_again(
+        self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex
+    ) -> MystfuseError | None:
+        """Enter the blocks that could not be had when the index was built; why names may be missing still, or None."""
+        if len(index.unread) > _blocks_at_once(superblock):
+            self._drop(inode.ino)
+            return ImageReadError(f"directory inode {inode.ino}: {len(index.unread)} blocks could not be read")
+        numbers = {logical: map_block(superblock, blocks, inode, logical) for logical in sorted(index.unread)}
+        blocks.want(numbers.values())
+        failure: MystfuseError | None = None
+        names_before = len(index)
+        for logical, number in numbers.items():
+            try:
+                block = directory_block(inode, blocks, logical, number)
+            except MystfuseError as error:
+                failure = error
+            else:
+                index.add_late_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
+        self._weight += len(index) - names_before
+        return failure or (CorruptFilesystem(index.damage) if index.damage else None)
 
     def is_empty(self, superblock: Superblock, blocks: Blocks, inode: Inode) -> bool:
         """Whether directory ``inode`` holds nothing but ``.`` and ``..``.
@@ -218,8 +287,10 @@ class NameIndexes:
             logicals: Iterable[int] = (0,)
         else:
             index = self._complete_index(superblock, blocks, inode, count)
-            if index.damage is not None:
-                raise index.damage
+            if index.unread or index.damage:
+                error = self._read_again(superblock, blocks, inode, index)
+                if error is not None:
+                    raise error
             logicals = index.blocks_with_names()
         for logical in logicals:
             number = map_block(superblock, blocks, inode, logical)
@@ -316,14 +387,26 @@ class NameIndexes:
             self._drop(ino)
 
     def _complete_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
+        try:
+            return self._build_index(superblock, blocks, inode, count)
+        except MemoryError:
+            # Half a step may be in: what is taken for known must be.
+            self._forget_all()
+            raise
+
+    def _forget_all(self) -> None:
+        self._indexes.clear()
+        self._weight = 0
+
+    def _build_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
         index = self._indexes.get(inode.ino)
         if index is None:
-            index = self._indexes[inode.ino] = NameIndex()
+            index = self._indexes[inode.ino] = NameIndex(_ARRAY_BITS if count > _LARGE else 0)
             self._weight += _INDEX_WEIGHT
         self._indexes.move_to_end(inode.ino)
         while index.indexed < count:
             first = index.indexed
-            numbers = map_blocks(superblock, blocks, inode, first, min(_BLOCKS_AT_ONCE, count - first))
+            numbers = map_blocks(superblock, blocks, inode, first, min(_blocks_at_once(superblock), count - first))
             index.check_blocks(inode, numbers)
             try:
                 blocks.want(number for number in numbers if number)
@@ -335,7 +418,10 @@ class NameIndexes:
                 try:
                     block = directory_block(inode, blocks, logical, number)
                 except MystfuseError as error:
-                    index.damage = index.damage or error
+                    if isinstance(error, CorruptFilesystem):
+                        index.damage = index.damage or str(error)
+                    else:
+                        index.unread.add(logical)
                     index.end_block(logical)
                     continue
                 index.add_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))

@@ -74,6 +74,9 @@ def _handler(
             raise FUSEError(error.errno) from None
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
+        except MemoryError:
+            log.error("%s: no memory left", method.__name__)
+            raise FUSEError(errno.ENOMEM) from None
         except Exception:
             log.exception("%s: internal error", method.__name__)
             raise FUSEError(errno.EIO) from None
