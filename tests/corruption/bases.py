@@ -153,6 +153,11 @@ class Layout(Editor):
         group, bit = divmod(number - self.first_data_block, self.get("<I", 1024 + 32))
         self.data[self.bitmap(group, 0) + bit // 8] ^= 1 << bit % 8
 
+    def is_free(self, number: int) -> bool:
+        """What the bitmap says of a block."""
+        group, bit = divmod(number - self.first_data_block, self.get("<I", 1024 + 32))
+        return not self.data[self.bitmap(group, 0) + bit // 8] >> bit % 8 & 1
+
     def flip_inode_bit(self, ino: int) -> None:
         group, bit = divmod(ino - 1, self.inodes_per_group)
         self.data[self.bitmap(group, 1) + bit // 8] ^= 1 << bit % 8

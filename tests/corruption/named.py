@@ -486,9 +486,9 @@ def cyclic_indirect_blocks(layout: Layout) -> None:
 @case("read double ok", "writing truncate ok", "writing unlink ok", base="4k")
 def a_map_with_a_block_here_and_there(layout: Layout) -> None:
     """No damage, but a file whose indirect blocks hold one pointer each, in every place: sparse over 4 GiB."""
-    free = list(range(layout.blocks_count - 700, layout.blocks_count))
+    free = [number for number in range(1, layout.blocks_count) if layout.is_free(number)][-601:]
     top, *nodes = free[:301]
-    for number in free[:601]:
+    for number in free:
         start = number * layout.block_size
         layout.data[start : start + layout.block_size] = bytes(layout.block_size)
         layout.flip_block_bit(number)
