@@ -734,6 +734,8 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", default=list(CASES))
     arguments = parser.parse_args()
     number = signal.Signals[f"SIG{arguments.signal}"]
+    # Mounts are taken away then, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failures = 0
     for name in arguments.cases:
         with open_matrix(name) as matrix:
