@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FSTYPE = "fuse.mystfuse"
-_PR_SET_NAME, _PR_GET_NAME = 15, 16
+_PR_SET_NAME = 15
 """<linux/prctl.h>"""
 
 
