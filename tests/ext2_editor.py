@@ -132,6 +132,7 @@ class Editor:
                 child, rec_len, name_len = unpack_from("<IHB", self.data, position)
                 if child and self.data[position + 8 : position + 8 + name_len] == name:
                     return position, child
+                assert rec_len, "an entry of no length"
                 position += rec_len
         raise AssertionError(f"no {name!r} in inode {ino}")
 
