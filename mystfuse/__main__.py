@@ -1,5 +1,5 @@
 """``python -m mystfuse``: the same as the ``mystfuse`` command."""
 
-from mystfuse.cli.main import main
+from mystfuse.cli.start import mystfuse
 
-main()
+mystfuse()

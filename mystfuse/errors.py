@@ -7,6 +7,7 @@ into an errno once, in ``fuse.operations``.
 from __future__ import annotations
 
 import errno
+import os
 from enum import IntEnum
 
 
@@ -114,3 +115,39 @@ def innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     return error
+
+
+_UNWRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def explain(error: BaseException) -> str | None:
+    """What to say of an error that is the system's, and not ours: what there is too little of. None of any other."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, (ImportError, SystemError)):
+        return f"a part of mystfuse cannot be loaded: {error} (too little memory, too few open files, not installed?)"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "no further thread can be started: too little memory, or too many processes (ulimit -v, ulimit -u)"
+    if not isinstance(error, OSError):
+        return None
+    reason = error.strerror or str(error)
+    if error.errno == errno.EMFILE:
+        reason += " (ulimit -n)"
+    if error.filename:
+        return f"{os.fsdecode(error.filename)}: {reason}"
+    if error.errno == errno.EAGAIN:
+        return f"no further process can be started: {reason} (ulimit -u)"
+    if error.errno in _UNWRITTEN:
+        # Of files that have a name it is told.
+        return f"the output cannot be written: {reason}"
+    if error.errno == errno.ENOENT and not _has_current_directory():
+        return "the current directory is gone: cd to another, or give absolute paths"
+    return reason
+
+
+def _has_current_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True

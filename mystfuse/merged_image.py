@@ -67,7 +67,7 @@ class MergedImage:
             return b""
         block_size = self._filesystem.superblock.block_size
         first, end = offset // block_size, -(-(offset + length) // block_size)
-        parts: list[bytes | memoryview | None] = []
+        parts: list[bytes | memoryview | int | None] = []
         extents: list[Extent] = []
         for number in range(first, end):
             part = self._snapshot.get(number)
@@ -84,7 +84,16 @@ class MergedImage:
             for data in await self._device.read(extents)
             for start in range(0, len(data), block_size)
         )
-        whole = b"".join(next(fetched) if part is None else part for part in parts)
+        tickets = [part for part in parts if isinstance(part, int)]
+        # What a snapshot has in the store stays there.
+        recalled = await self._snapshot.recall(tickets) if tickets else {}
+        for block in recalled.values():
+            if isinstance(block, MystfuseError):
+                raise block
+        whole = b"".join(
+            next(fetched) if part is None else recalled[part] if isinstance(part, int) else part  # type: ignore[misc]
+            for part in parts
+        )
         return whole[offset - first * block_size :][:length]
 
     async def _is_in_use(self, number: int) -> bool:

@@ -39,6 +39,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         passphrase: passphrase of an encrypted image; of the two, give one.
         read_only: refuse writes.
         overlay_limit: bytes of memory that what is written may take up; None: half of what is available.
+        overlay_store: a directory for what memory has no room for: it goes there encrypted, into a file without a name.
         options: further mount options, as ``mystfuse mount -o`` takes them.
 
     Raises, when the block begins:
@@ -64,6 +65,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         passphrase: str | bytes | None = None,
         read_only: bool = False,
         overlay_limit: int | None = None,
+        overlay_store: StrPath | None = None,
         options: Sequence[str] = (),
     ) -> None:
         if trust not in (None, "self"):
@@ -94,6 +96,8 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
             self._arguments.append("--read-only")
         if overlay_limit is not None:
             self._arguments.append(f"--overlay-limit={overlay_limit}")
+        if overlay_store is not None:
+            self._arguments.append(f"--overlay-store={os.fspath(overlay_store)}")
         for option in options:
             self._arguments += ["-o", option]
 

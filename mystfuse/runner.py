@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 
 from mystfuse.devices.cache import BlockCache
-from mystfuse.devices.overlay import OverlayFull
-from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
+from mystfuse.devices.spill import OverlayBusy, OverlayFull
+from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 
 MAX_RUNS = 40
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class WrittenStore(Protocol):
     """Where written blocks are: an ``Overlay`` or a ``Snapshot`` of one."""
 
-    def get(self, number: int) -> bytes | None: ...
+    def get(self, number: int) -> bytes | int | None: ...
 
     def holds(self, number: int) -> bool: ...
 
@@ -37,6 +37,12 @@ class WrittenStore(Protocol):
         use_reserve: bool,
         runs: Collection[tuple[int, memoryview]] = (),
     ) -> None: ...
+
+    def recall_now(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError] | None: ...
+
+    async def recall(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError]: ...
+
+    async def make_room(self, busy: OverlayBusy) -> None: ...
 
 
 class Runner:
@@ -82,7 +88,7 @@ class Runner:
                 return operation(blocks, *args, **kwargs)
             except BlocksMissing as error:
                 missing = error
-            misses = misses or _Misses(self._cache, blocks)
+            misses = misses or _Misses(self._cache, self._written, blocks)
             blocks.restart()
             await misses.fetch(missing)
 
@@ -93,7 +99,7 @@ class Runner:
             OSError, MystfuseError: as the operation does.
         """
         blocks = self.blocks()
-        misses = _Misses(self._cache, blocks)
+        misses = _Misses(self._cache, self._written, blocks)
         while True:
             try:
                 return operation(blocks, *args, **kwargs)
@@ -140,25 +146,39 @@ class Runner:
                         transaction.changed, transaction.freed, transaction.gives_back, transaction.runs
                     )
                 except OverlayFull as error:
-                    # What the metadata takes up is known only now.
-                    budget = transaction.spent - error.missing
-                    if not transaction.is_divisible or budget <= 0:
-                        raise
+                    budget = _smaller_budget(transaction, error)
                     continue
-                if transaction.changed or transaction.freed or transaction.runs:
-                    self.commits += 1
-                for action in transaction.on_commit:
-                    action()
-                return result
-            misses = misses or _Misses(cache, transaction)
+                except OverlayBusy as error:
+                    busy = error
+                else:
+                    if transaction.changed or transaction.freed or transaction.runs:
+                        self.commits += 1
+                    for action in transaction.on_commit:
+                        action()
+                    return result
+                try:
+                    await self._written.make_room(busy)
+                except OverlayFull as error:
+                    budget = _smaller_budget(transaction, error)
+                continue
+            misses = misses or _Misses(cache, self._written, transaction)
             await misses.fetch(missing)
+
+
+def _smaller_budget(transaction: Transaction, error: OverlayFull) -> int:
+    """For another run: what the metadata takes up is known only when there is no room for all of it."""
+    budget = transaction.spent - error.missing
+    if not transaction.is_divisible or budget <= 0:
+        raise error
+    return budget
 
 
 class _Misses:
     """Fetches what one operation misses, and sees to it that this ends."""
 
-    def __init__(self, cache: BlockCache, blocks: Blocks) -> None:
+    def __init__(self, cache: BlockCache, written: WrittenStore | None, blocks: Blocks) -> None:
         self._cache = cache
+        self._written = written
         self._blocks = blocks
         self._runs = 0
 
@@ -170,7 +190,11 @@ class _Misses:
             RuntimeError: the operation would never end.
         """
         if not self.fetch_now(missing):
-            await self._fetch(missing.numbers | missing.ahead)
+            wanted, tickets = self._split(missing.numbers | missing.ahead)
+            if tickets and self._written is not None:
+                self._blocks.recalled.update(await self._written.recall(tickets, keep=True))
+            if wanted:
+                await self._fetch(wanted)
         elif missing.progress:
             # Something long: others get their turn.
             await trio.lowlevel.checkpoint()
@@ -187,20 +211,41 @@ class _Misses:
         if missing.progress:
             blocks.pinned.clear()
             blocks.damaged.clear()
+            blocks.recalled.clear()
             self._runs = 0
         self._runs += 1
-        if self._runs > MAX_RUNS or not missing.numbers.isdisjoint(blocks.pinned):
+        wanted, tickets = self._split(missing.numbers | missing.ahead)
+        is_known = not blocks.pinned.keys().isdisjoint(wanted & missing.numbers) or any(
+            ticket in blocks.recalled for ticket in tickets
+        )
+        if self._runs > MAX_RUNS or is_known:
             raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {self._runs}: it cannot end")
+        if tickets and self._written is not None:
+            recalled = self._written.recall_now(tickets, keep=True)
+            if recalled is None:
+                return False
+            blocks.recalled.update(recalled)
         try:
-            fetched = self._cache.fetch_now(missing.numbers | missing.ahead)
+            fetched = self._cache.fetch_now(wanted) if wanted else {}
         except (IntegrityError, ImageReadError):
             return False
         blocks.pinned.update(fetched or {})
         self._check_pinned()
         return fetched is not None
 
+    def _split(self, numbers: frozenset[int]) -> tuple[frozenset[int], list[int]]:
+        """Of blocks that are missed: those that are the image's, and the tickets of those that have been written."""
+        written = self._written
+        if written is None:
+            return numbers, []
+        there = {number: block for number in numbers if (block := written.get(number)) is not None}
+        if not there:
+            return numbers, []
+        return numbers - there.keys(), [block for block in there.values() if isinstance(block, int)]
+
     def _check_pinned(self) -> None:
-        if len(self._blocks.pinned) * self._cache.block_size > MAX_PINNED_BYTES:
+        count = len(self._blocks.pinned) + len(self._blocks.recalled)
+        if count * self._cache.block_size > MAX_PINNED_BYTES:
             raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
 
     async def _fetch(self, wanted: frozenset[int]) -> None:

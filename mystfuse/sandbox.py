@@ -15,14 +15,13 @@ from pathlib import PurePosixPath
 from mystfuse.errors import MountError, MystfuseError
 from mystfuse.fuse.mount_table import own_mountpoints
 from mystfuse.fuse.unmount import unmount
+from mystfuse.openat2 import RESOLVE_IN_ROOT, openat2
 
-# <linux/sched.h>, <sys/mount.h>, <linux/openat2.h>
+# <linux/sched.h>, <sys/mount.h>
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 0x1000, 0x4000, 1 << 19
 _MOUNT_ATTR_RDONLY = 1
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
-_RESOLVE_IN_ROOT = 0x10
-_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108
 """Where the image is mounted in the name space: any directory will do, what it hides is not needed there."""
@@ -101,7 +100,7 @@ class Root:
 
     def open(self, path: str, flags: int) -> int:
         """Open what is at ``path``; OSError as open(2)."""
-        return _openat2(self._fd, path, flags | os.O_CLOEXEC)
+        return openat2(path, flags, RESOLVE_IN_ROOT, self._fd)
 
     def make_directory(self, path: str) -> str:
         """The host's name of directory ``path``, which is made, with those above it, if it is not there.
@@ -162,6 +161,8 @@ def bubblewrap_options(
     if not has_network:
         options.append("--unshare-net")
     if os.geteuid() == 0:
+        # As root, bubblewrap leaves a program everything unless told otherwise.
+        options += ["--cap-drop", "ALL"]
         options += [word for name in _CAPABILITIES for word in ("--cap-add", name)]
     options += ["--chdir", directory, "--clearenv"]
     for name, value in environment.items():
@@ -202,18 +203,3 @@ def _make_read_only(target: str) -> None:
             raise MountError(f"{target}: cannot be made read-only: {os.strerror(ctypes.get_errno())}")
     finally:
         os.close(fd)
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-def _openat2(directory: int, path: str, flags: int) -> int:
-    """openat2(2) that cannot leave ``directory``; not in the C library yet."""
-    how = _OpenHow(flags, 0, _RESOLVE_IN_ROOT)
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return fd

@@ -58,7 +58,8 @@ async def write_tar(
 
     Raises:
         OSError: as ``ImageTree.stat``.
-        CorruptFilesystem: also when a directory has a name twice or two names itself.
+        CorruptFilesystem: also when a directory has a name twice or two names itself, or files have more blocks than
+            the file system.
         IntegrityError, ImageReadError
     """
     archive = _Archive(tree, write, advance)
@@ -81,6 +82,7 @@ class _Archive:
         """What is to be written with more: headers and small files are many."""
         self._names: dict[int, bytes] = {}
         """The first name of each inode that has several."""
+        self._blocks_left = tree.volume.superblock.s_blocks_count
 
     async def add_tree(self, inode: Inode, name: bytes) -> None:
         """Add an inode, and all below it if it is a directory, which is ``./`` then."""
@@ -134,6 +136,8 @@ class _Archive:
             return
         if inode.i_links_count > 1 and not inode.is_directory:
             self._names[inode.ino] = name
+        if inode.is_regular:
+            await self._count_blocks(inode)
         target = await self._tree.volume.target(inode.ino) if inode.is_symlink else b""
         await self._write(_member(name, inode, kind, target, await self._tree.volume.xattrs(inode.ino)))
         if inode.is_regular:
@@ -143,6 +147,15 @@ class _Archive:
                 await self._write(data)
                 self._advance(len(data))
             await self._write(bytes(-inode.size % BLOCK))
+
+    async def _count_blocks(self, inode: Inode) -> None:
+        """See to it that the files do not claim more data than there can be: a few blocks in a circle could claim to be
+        terabytes. Holes are as long as they say."""
+        block_size = self._tree.volume.superblock.block_size
+        async for _, length in self._tree.open_inode(inode, b"").data_ranges():
+            self._blocks_left -= -(-length // block_size)
+            if self._blocks_left < 0:
+                raise CorruptFilesystem(f"inode {inode.ino}: the files have more blocks than the file system")
 
     async def _write(self, data: bytes | memoryview) -> None:
         self._waiting += data

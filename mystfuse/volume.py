@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import ENOSPC, EROFS
 from functools import partial
 from itertools import groupby
@@ -18,7 +18,8 @@ import trio
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Batch, Device, Extent, read_now
 from mystfuse.devices.overlay import Overlay
-from mystfuse.devices.workers import Workers
+from mystfuse.devices.overlay_store import OverlayStore
+from mystfuse.devices.workers import INLINE_BYTES, Workers
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2 import attributes, contents, names
 from mystfuse.ext2.allocation import Caller
@@ -37,8 +38,6 @@ from mystfuse.runner import Runner
 
 log = logging.getLogger(__name__)
 
-INLINE_BYTES = 256 << 10
-"""Bytes that are checked and decrypted on the event loop's thread: handing them over costs more than it saves."""
 _LISTING_ATTEMPTS = 2
 """Times that a listing during which something was committed is tried in two steps, before it is made in one."""
 _READ_ATTEMPTS = 2
@@ -58,11 +57,11 @@ class Volume:
     """
 
     def __init__(
-        self, superblock: Superblock, device: Device, overlay_limit: int | None, workers: Workers | None = None
+        self, superblock: Superblock, device: Device, overlay: Overlay | None, workers: Workers | None = None
     ) -> None:
         self.superblock = superblock
         self.cache = BlockCache(device, superblock.block_size)
-        self.overlay = None if overlay_limit is None else Overlay(superblock.block_size, overlay_limit)
+        self.overlay = overlay
         """None when nothing can be written."""
         self._device = device
         self._filesystem = FileSystem(superblock)
@@ -77,12 +76,22 @@ class Volume:
         """Orphans that nobody uses, and that could not be released."""
 
     @classmethod
-    async def open(cls, device: Device, overlay_limit: int | None = None, workers: Workers | None = None) -> Volume:
+    async def open(
+        cls,
+        device: Device,
+        overlay_limit: int | None = None,
+        workers: Workers | None = None,
+        store_file: int | None = None,
+        io_timeout: float = math.inf,
+    ) -> Volume:
         """Read the superblock.
 
         Args:
             overlay_limit: bytes that what is written may take up in memory; None for a read-only volume.
             workers: threads for what is long; own ones if None.
+            store_file: descriptor of a file for what memory has no room for (``overlay_store.open_store_file``); the
+                volume's own from now on.
+            io_timeout: seconds until that file's disk not answering is an error.
 
         Raises:
             FormatError: not an EXT2 file system, one with unsupported features, or a corrupt one.
@@ -98,7 +107,11 @@ class Volume:
             )
         if superblock.has_errors:
             log.warning("the file system is marked as having errors: run e2fsck on the image it was made from")
-        return cls(superblock, device, overlay_limit, workers)
+        overlay = None
+        if overlay_limit is not None:
+            store = None if store_file is None else OverlayStore(store_file, superblock.block_size)
+            overlay = Overlay(superblock.block_size, overlay_limit, store, io_timeout)
+        return cls(superblock, device, overlay, workers)
 
     @property
     def orphans(self) -> set[int]:
@@ -176,12 +189,13 @@ class Volume:
             ahead = await self._read_ahead.read(stream, ino, offset, length)
             if ahead is not None:
                 return ahead
+        recalled: _Recalled = {}
         for _ in range(_READ_ATTEMPTS):
-            data = await self._try_read(ino, offset, length)
+            data = await self._try_read(ino, offset, length, recalled)
             if data is not None:
                 return data
         async with self._runner.hold(ino):
-            data = await self._try_read(ino, offset, length)
+            data = await self._try_read(ino, offset, length, recalled)
         if data is None:
             raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
         return data
@@ -195,7 +209,7 @@ class Volume:
         again by who reads it."""
         try:
             segments = self._runner.run_now(self._locate, ino, offset, length)
-            if segments is None:
+            if segments is None or _tickets(segments):
                 return None
             batch = self._device.begin([segment.extent for segment in segments if segment.content is None])
         except (MystfuseError, OSError):
@@ -213,7 +227,7 @@ class Volume:
 
         try:
             segments = self._runner.run_now(locate)
-            if segments is None:
+            if segments is None or _tickets(segments):
                 return None
             fetched = read_now(self._device, [segment.extent for segment in segments if segment.content is None])
         except (MystfuseError, OSError):
@@ -269,9 +283,29 @@ class Volume:
                 new_ancestors,
             )
 
-    async def write(self, ino: int, offset: int, data: bytes, caller: Caller) -> int:
+    async def write(self, ino: int, offset: int, data: bytes, caller: Caller, whole: bool = False) -> int:
         """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written."""
-        return await self._change(ino, contents.write, ino, offset, memoryview(data), caller)
+        view = memoryview(data)
+        step = None if self.overlay is None else self.overlay.most_at_once
+        if step is None:
+            return await self._change(ino, contents.write, ino, offset, view, caller, whole)
+        written, step = 0, min(step, len(view))
+        while written < len(view):
+            piece = view[written : written + step]
+            try:
+                count = await self._change(ino, contents.write, ino, offset + written, piece, caller, whole)
+            except (MystfuseError, OSError) as error:
+                if error.errno == ENOSPC and step > self.superblock.block_size and not whole:
+                    # Little by little, what is in a full store can be replaced.
+                    step = max(step // 2, self.superblock.block_size)
+                    continue
+                if whole or not written:
+                    raise
+                break
+            written += count
+            if count < len(piece):
+                break
+        return written
 
     async def set_attributes(self, ino: int, changes: AttributeChanges, caller: Caller) -> Inode:
         """Change mode, owner, times or size; see ``ext2.attributes.set_attributes``."""
@@ -365,13 +399,22 @@ class Volume:
     def _parent_of(self, blocks: Blocks, ino: int) -> int:
         return self._filesystem.parent(blocks, self._filesystem.directory(blocks, ino))
 
-    async def _try_read(self, ino: int, offset: int, length: int) -> bytes | memoryview | None:
-        """Read a range of a file; None if its blocks have become others while they were fetched."""
+    async def _try_read(self, ino: int, offset: int, length: int, recalled: _Recalled) -> bytes | memoryview | None:
+        """Read a range of a file; None if its blocks have become others while they were fetched.
+
+        Args:
+            recalled: blocks that have been fetched from the store; more are added.
+        """
         segments = await self._runner.run(self._locate, ino, offset, length)
         wanted = [segment.extent for segment in segments if segment.content is None]
         fetched: list[memoryview] = []
+        if not wanted:
+            return _join(segments, fetched)
+        changes = self.changes
+        tickets = _tickets(segments)
+        if tickets:
+            wanted = [segment.extent for segment in segments if segment.is_in_image]
         if wanted:
-            changes = self.changes
             batch = self._device.begin(wanted)
             if batch is None:
                 fetched = await self._device.read(wanted)
@@ -382,14 +425,30 @@ class Volume:
                     batch.run()
                 at_once = batch.result()
                 fetched = await self._device.read(wanted) if at_once is None else at_once
-            if changes != self.changes:
-                segments = await self._runner.run(self._locate, ino, offset, length)
-                now_wanted = [segment.extent for segment in segments if segment.content is None]
-                found = [_find_part(extent, wanted, fetched) for extent in now_wanted]
-                fetched = [part for part in found if part is not None]
-                if len(fetched) < len(now_wanted):
-                    return None
+        await self._recall(tickets, recalled)
+        there, parts = wanted, fetched
+        while changes != self.changes:
+            segments = await self._runner.run(self._locate, ino, offset, length)
+            changes = self.changes
+            now_wanted = [segment.extent for segment in segments if segment.is_in_image]
+            found = [_find_part(extent, there, parts) for extent in now_wanted]
+            fetched = [part for part in found if part is not None]
+            if len(fetched) < len(now_wanted):
+                return None
+            # They may have gone to the store meanwhile, which is no change: each does so once.
+            tickets = _tickets(segments)
+            await self._recall(tickets, recalled)
+        if tickets:
+            if not recalled.keys() >= set(tickets):
+                return None
+            segments = [_with_recalled(segment, recalled) for segment in segments]
         return _join(segments, fetched)
+
+    async def _recall(self, tickets: list[int], recalled: _Recalled) -> None:
+        missing = [ticket for ticket in tickets if ticket not in recalled]
+        if missing:
+            assert self.overlay is not None
+            recalled.update(await self.overlay.recall(missing))
 
     def _locate(self, blocks: Blocks, ino: int, offset: int, length: int) -> list[_Segment]:
         """Where a range of a file is, and a copy of what of it has been written, as of now."""
@@ -403,12 +462,13 @@ class Volume:
         segments: list[_Segment] = []
         end = first * block_size
         for run in maps.runs(blocks, inode, first, last + 1 - first):
-            for piece, content in self._split_run(run):
+            for piece, content, tickets in self._split_run(run):
                 start, end = end, end + piece.length * block_size
                 low, high = max(start, offset), min(end, stop)
                 if content is not None and high - low < len(content):
                     content = content[low - start : high - start]
-                segments.append(_Segment(Extent(piece.physical * block_size + low - start, high - low), content))
+                extent = Extent(piece.physical * block_size + low - start, high - low)
+                segments.append(_Segment(extent, content, tickets))
         return segments
 
     def _stretch(self, blocks: Blocks, ino: int, offset: int) -> Stretch:
@@ -419,27 +479,79 @@ class Volume:
         is_data, length = self._filesystem.map_stretch(blocks, inode, first)
         return Stretch(is_data, min(length * self.superblock.block_size - within, inode.size - offset))
 
-    def _split_run(self, run: Run) -> list[tuple[Run, bytes | None]]:
-        """A run of blocks in pieces that are wholly written, with what was written, or wholly as in the image."""
+    def _split_run(self, run: Run) -> list[tuple[Run, bytes | None, list[int]]]:
+        """A run of blocks in pieces that are wholly written, with what was written or its tickets, or wholly as in the
+        image."""
         if not run.physical:
-            return [(run, bytes(run.length * self.superblock.block_size))]
+            return [(run, bytes(run.length * self.superblock.block_size), [])]
         overlay = self.overlay
         numbers = range(run.physical, run.physical + run.length)
         if overlay is None or not overlay.blocks or not any(number in overlay for number in numbers):
-            return [(run, None)]
-        pieces: list[tuple[Run, bytes | None]] = []
+            return [(run, None, [])]
+        pieces: list[tuple[Run, bytes | None, list[int]]] = []
         for is_written, group in groupby(numbers, overlay.__contains__):
             members = list(group)
-            content = b"".join(overlay.get(number) or b"" for number in members) if is_written else None
-            pieces.append((Run(members[0], len(members)), content))
+            if not is_written:
+                pieces.append((Run(members[0], len(members)), None, []))
+                continue
+            if not overlay.has_store:
+                content = b"".join(overlay.get(number) or b"" for number in members)  # type: ignore[misc]
+                pieces.append((Run(members[0], len(members)), content, []))
+                continue
+            first = members[0]
+            for is_ticket, some in groupby((overlay.get(number) or 0 for number in members), _is_ticket):
+                contents = list(some)
+                piece = Run(first, len(contents))
+                first += len(contents)
+                if is_ticket:
+                    pieces.append((piece, None, [ticket for ticket in contents if isinstance(ticket, int)]))
+                else:
+                    pieces.append((piece, b"".join(part for part in contents if not isinstance(part, int)), []))
         return pieces
 
 
 class _Segment(NamedTuple):
-    """A part of a file: in the image, at ``extent``, or in memory."""
+    """A part of a file: in the image, at ``extent``, in memory, or in the overlay's store."""
 
     extent: Extent
     content: bytes | None
+    tickets: Sequence[int] = ()
+    """Of its blocks, if they are in the store."""
+
+    @property
+    def is_in_image(self) -> bool:
+        return self.content is None and not self.tickets
+
+
+_Recalled = dict[int, bytes | MystfuseError]
+"""By ticket, what came from the overlay's store."""
+
+
+def _is_ticket(block: bytes | int) -> bool:
+    return isinstance(block, int)
+
+
+def _tickets(segments: list[_Segment]) -> list[int]:
+    return [ticket for segment in segments for ticket in segment.tickets]
+
+
+def _with_recalled(segment: _Segment, recalled: _Recalled) -> _Segment:
+    """A segment with what came from the store.
+
+    Raises:
+        MystfuseError: a block of it cannot be had.
+    """
+    if not segment.tickets:
+        return segment
+    blocks: list[bytes] = []
+    for ticket in segment.tickets:
+        block = recalled[ticket]
+        if isinstance(block, MystfuseError):
+            raise block
+        blocks.append(block)
+    content = b"".join(blocks)
+    start = segment.extent.offset % len(blocks[0])
+    return segment._replace(content=content[start : start + segment.extent.length], tickets=())
 
 
 class _Piece:

@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_IFREG
 
 import pytest
 from conftest import run
@@ -14,16 +15,22 @@ from ext2_editor import (
     ROOT,
     Editor,
     FileDevice,
+    MemoryDevice,
+    assert_clean,
     at,
     debugfs,
     kernel_mount,
     listed,
     listing,
     make_image,
+    merged,
     open_image,
     walk,
 )
 
+from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.attributes import AttributeChanges
+from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume import Volume
 
 SPARSE_OFFSETS = (5_000, 100_000, 10_000_000, 70_000_000)
@@ -495,3 +502,20 @@ async def test_statfs_is_what_the_kernel_says(tmp_path: Path, size: str, options
         kernel.f_files,
         kernel.f_ffree,
     )
+
+
+async def test_the_first_file_over_2_gib_makes_revision_0_dynamic(tmp_path: Path) -> None:
+    """large_file is a feature, and only revision 1 has features."""
+    path = make_image(tmp_path / "image", "-b", "1024", "-r", "0", "-O", "none", size="2M")
+    volume = await Volume.open(MemoryDevice(path.read_bytes()), 8 << 20)
+    caller = Caller(0, 0)
+    files = [(await volume.create(ROOT, b"%d" % number, S_IFREG | 0o644, caller)).ino for number in range(2)]
+    await volume.write(files[0], (1 << 31) - 2, b"x", caller)
+    assert_clean(await merged(volume), tmp_path / "merged")
+    assert Superblock.parse((await merged(volume))[1024:2048]).features == frozenset()
+    await volume.write(files[0], (1 << 31) - 1, b"xy", caller)
+    await volume.set_attributes(files[1], AttributeChanges(size=1 << 32), caller)
+    image = await merged(volume)
+    assert_clean(image, tmp_path / "merged")
+    superblock = Superblock.parse(image[1024:2048])
+    assert superblock.features == {"large_file"} and superblock.s_rev_level == 1 and superblock.s_inode_size == 128

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ import pytest
 from ext2_editor import ROOT, Editor, MemoryDevice, at, listed, listing, make_image, walk
 
 from mystfuse.errors import CorruptFilesystem, FormatError, IntegrityError, MystfuseError, UnsupportedFeature
+from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.group import read_all_counts
+from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume import Volume
 
 FUZZ_MUTANTS = 500
@@ -583,6 +588,42 @@ async def test_a_damaged_indirect_block_fails_only_what_is_behind_it(image: Edit
 async def test_a_damaged_superblock_is_told_on_opening(image: Editor) -> None:
     with pytest.raises(IntegrityError):
         await image.open([range(1024, 2048)])
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_copies_of_the_superblock_are_counted_as_if_one_by_one(image: Editor, sparse: bool) -> None:
+    superblock = Superblock.parse(image.data[1024:2048])
+    features = superblock.features if sparse else superblock.features - {"sparse_super"}
+    for groups in (1, 2, 3, 4, 8, 9, 10, 25, 26, 27, 28, 49, 50, 343, 344, 5000):
+        counted = replace(superblock, features=features, s_blocks_count=1 + groups * superblock.s_blocks_per_group)
+        assert counted.groups_count == groups
+        assert counted.superblock_copies == sum(map(counted.group_has_superblock, range(groups)))
+
+
+def test_hundreds_of_millions_of_groups_take_no_time(image: Editor) -> None:
+    """A sparse file can be as large as it likes."""
+    image.put("<I", 1024 + 4, (1 << 32) - 1)
+    image.put("<I", 1024 + 32, 8)
+    image.put("<I", 1024 + 40, 4)
+    groups = -(-((1 << 32) - 2) // 8)
+    image.put("<I", 1024, groups * 4)
+    superblock = Superblock.parse(image.data[1024:2048])
+    started = time.thread_time()
+    statistics = FileSystem(superblock).statistics(Blocks(lambda number: bytes(image.data[1024 * number :][:1024])))
+    assert time.thread_time() - started < 1
+    assert superblock.groups_count == groups and 0 < statistics.blocks < 1 << 32
+    with pytest.raises(UnsupportedFeature, match=f"among {groups} groups"):
+        read_all_counts(superblock, Blocks(lambda number: bytes(1024)))
+
+
+def test_groups_too_small_for_their_own_metadata_are_refused(image: Editor) -> None:
+    table_blocks = Superblock.parse(image.data[1024:2048]).table_blocks
+    per_group = table_blocks + 3
+    groups = -(-(image.blocks_count - 1) // per_group)
+    image.put("<I", 1024 + 32, per_group)
+    image.put("<I", 1024, groups * image.inodes_per_group)
+    with pytest.raises(CorruptFilesystem, match=f"groups of {per_group} blocks"):
+        Superblock.parse(image.data[1024:2048])
 
 
 def metadata_ranges(image: Editor) -> list[range]:

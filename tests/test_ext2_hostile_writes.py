@@ -8,10 +8,13 @@ import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from conftest import run
-from ext2_editor import ROOT, Editor, MemoryDevice
+from ext2_editor import ROOT, Editor, MemoryDevice, make_image
+from fuzz.images import SparseDevice, load
+from fuzz.mutator import layout
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.allocation import Caller
@@ -174,6 +177,19 @@ async def test_no_inode_in_use_is_given_away(image: Editor) -> None:
     assert (await volume.inode(ino)).size == 1200
 
 
+async def test_a_directory_block_that_is_overwritten_as_a_file_has_no_room(image: Editor) -> None:
+    """Found once: names longer than their entries left less than no room."""
+    volume = await open_volume(image)
+    file, many = await number_of(volume, b"file"), await number_of(volume, b"many")
+    edit_inode(image, file, "<I", 40, image.get("<I", image.pointer(many, 4)))
+    volume = await open_volume(image)
+    assert await volume.lookup(many, b"a-name-of-some-length-0000") is not None
+    entries = [struct.pack("<IHBB4s", file, 12, 255, 1, b"long")] * 84
+    await volume.write(file, 0, b"".join(entries) + struct.pack("<IHBB8x", file, 16, 255, 1), ADMIN)
+    for number in range(20):
+        await volume.create(many, b"%0250d" % number, stat.S_IFREG | 0o644, ADMIN)
+
+
 def metadata_positions(image: Editor, volume_inodes: list[int]) -> list[range]:
     ranges = [range(1024, 1024 + 104), range(2048, 2048 + 4 * 32)]
     for group in range(4):
@@ -261,3 +277,53 @@ async def random_operation(volume: Volume, source: random.Random, inodes: list[i
         case 10:
             changes = AttributeChanges(mode=source.randrange(0o10000), uid=source.randrange(1 << 32), mtime_ns=-1)
             await volume.set_attributes(ino, changes, ADMIN)
+
+
+async def test_inode_bitmaps_that_are_all_wrong_are_told_after_a_few(tmp_path: Path) -> None:
+    """Each group's bitmap says that its first inode is free, which is in use: no operation goes through all groups."""
+    path = make_image(tmp_path / "image", "-b", "1024", "-g", "256", "-N", "800", "-O", "^resize_inode", size="25M")
+    image = Editor(path.read_bytes())
+    groups = image.blocks_count // 256
+    assert groups > 90
+    for group in range(groups):
+        first = group * image.inodes_per_group + (11 if group == 0 else 1)
+        image.put("<H", image.inode(first) + 26, 1)
+        bitmap = image.get("<I", image.descriptor(group) + 4) * 1024
+        image.data[bitmap : bitmap + 1024] = bytes(1024)
+        image.put("<H", image.descriptor(group) + 14, 8)
+    image.put("<I", 1024 + 16, 8 * groups)
+    for mode in stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755:
+        volume = await open_volume(image)
+        with pytest.raises(CorruptFilesystem, match="inode bitmaps of 8 groups are wrong"):
+            await volume.create(ROOT, b"new", mode, ADMIN)
+        assert volume.changes == 0
+
+
+@pytest.mark.parametrize(("free_blocks", "free_inodes"), [(1, 0), (0, 1)])
+async def test_a_search_for_room_that_the_counts_promise_in_vain_ends(free_blocks: int, free_inodes: int) -> None:
+    """Blocks of 64 KiB in thousands of groups, all full, whatever their counts say: not all bitmaps are read."""
+    image, place = load("large").copy(), layout("large")
+    block, per_group, groups = 65536, 128, 4000
+    image.size = per_group * groups * block
+    inodes_per_group = place.superblock.s_inodes_per_group
+    image.put(1024, struct.pack("<II", groups * inodes_per_group, per_group * groups))
+    image.put(1024 + 12, struct.pack("<II", 5000, 5000))
+    image.put(1024 + 32, struct.pack("<III", per_group, per_group, inodes_per_group))
+    image.put(block + 12, struct.pack("<HHH", 0, 0, 0))
+    for group in range(1, groups):
+        start = group * per_group + 3
+        image.put(block + 32 * group, struct.pack("<IIIHHH", start, start + 1, start + 2, free_blocks, free_inodes, 0))
+        for number in start, start + 1:
+            image.put(number * block, b"\xff" * (inodes_per_group // 8))
+    device = SparseDevice(image)
+    volume = await Volume.open(device, LIMIT)
+    sparse = await number_of(volume, b"sparse")
+    for operation in (
+        volume.create(ROOT, b"new", stat.S_IFREG | 0o644, ADMIN),
+        volume.create(ROOT, b"newdir", stat.S_IFDIR | 0o755, ADMIN),
+        volume.write(sparse, 0, bytes(1 << 20), ADMIN),
+    ):
+        with pytest.raises(OSError, match="no free"):
+            await operation
+        assert device.bytes_read < 40 << 20
+    assert volume.changes == 0

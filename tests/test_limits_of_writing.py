@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from conftest import run
-from ext2_editor import MemoryDevice, assert_clean, kernel_mount, merged
+from ext2_editor import Editor, MemoryDevice, assert_clean, kernel_mount, merged
 
 from mystfuse import runner
 from mystfuse.devices.device import Extent
@@ -291,3 +291,50 @@ async def test_many_tasks_at_once_over_a_slow_image(tmp_path: Path) -> None:
     for orphan in list(volume.orphans):
         await volume.release(orphan)
     assert_clean(await merged(volume), tmp_path / "merged")
+
+
+@pytest.mark.parametrize("stride", [256 << 10, 64 << 20])
+async def test_a_file_with_a_block_here_and_there_is_cut_and_removed(tmp_path: Path, stride: int) -> None:
+    """Found once: an indirect block for each block of data, each fetched by itself, more than an operation may miss."""
+    source = tmp_path / "source"
+    source.mkdir()
+    with (source / "file").open("wb") as file:
+        for number in range(240):
+            file.seek(number * stride)
+            file.write(b"x")
+    image = make_image(tmp_path, "4M", "-b", "1024", source=source)
+    for size in (0, 5, 200 * stride):
+        volume = await Volume.open(MemoryDevice(image), 16 << 20)
+        inode = await volume.lookup(EXT2_ROOT_INO, b"file")
+        assert inode is not None
+        await volume.set_attributes(inode.ino, AttributeChanges(size=size), ROOT)
+        cut = await volume.inode(inode.ino)
+        assert cut.size == size and (size or not cut.i_blocks)
+        assert_clean(await merged(volume), tmp_path / "merged")
+        removed = await volume.remove(EXT2_ROOT_INO, b"file", False)
+        assert_clean(await merged(volume), tmp_path / "merged")
+        await volume.release(removed.ino)
+        assert not volume.orphans
+        assert_clean(await merged(volume), tmp_path / "merged")
+
+
+async def test_a_file_that_is_scattered_over_all_groups_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found once: the descriptor of each group was a miss of its own."""
+    monkeypatch.setattr(runner, "MAX_RUNS", 20)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(b"f" * 60 * 1024)
+    image = Editor(
+        make_image(
+            tmp_path, "200M", "-b", "1024", "-g", "256", "-N", "6400", "-O", "^resize_inode,^meta_bg", source=source
+        )
+    )
+    _, ino = image.find(EXT2_ROOT_INO, b"file")
+    # A descriptor block is of 32 groups.
+    pointers = [1 + 256 * group + 200 for group in range(0, 800, 32)]
+    image.put(f"<{len(pointers)}I", image.block(ino, 12), *pointers)
+    volume = await Volume.open(MemoryDevice(image.data), 16 << 20)
+    assert await volume.write(ino, 12 * 1024, b"w" * len(pointers) * 1024, ROOT) == len(pointers) * 1024
+    assert bytes(await volume.read(ino, 12 * 1024 - 1, 10)) == b"f" + b"w" * 9

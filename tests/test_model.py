@@ -106,10 +106,12 @@ class Configuration:
     inode_size: int
     indexed: bool
     encrypted: bool = False
+    stored: bool = False
+    """With an overlay store, and all that is written put there at once."""
 
     def __str__(self) -> str:
-        encrypted = "-encrypted" if self.encrypted else ""
-        return f"{self.block_size}-{self.inode_size}-{'index' if self.indexed else 'linear'}{encrypted}"
+        kind = "-encrypted" if self.encrypted else "-stored" if self.stored else ""
+        return f"{self.block_size}-{self.inode_size}-{'index' if self.indexed else 'linear'}{kind}"
 
 
 CONFIGURATIONS = [
@@ -117,7 +119,17 @@ CONFIGURATIONS = [
     for block_size in (1024, 4096)
     for inode_size in (128, 256)
     for indexed in (True, False)
-] + [Configuration(1024, 256, indexed=True, encrypted=True)]
+] + [Configuration(1024, 256, indexed=True, encrypted=True), Configuration(1024, 256, indexed=True, stored=True)]
+
+ALWAYS_SHORT = """
+from mystfuse.devices import spill
+begin = spill.SpillingArenas.__init__
+def init(self, *args, **kwargs):
+    begin(self, *args, **kwargs)
+    self._low_water = 1 << 60
+spill.SpillingArenas.__init__ = init
+"""
+"""A sitecustomize.py, which Python runs first of all: memory is always short."""
 
 
 @dataclass(frozen=True)
@@ -273,13 +285,19 @@ class Pair:
         self.kernel = self._mounts.enter_context(
             kernel_mounted(self._pristine, directory / "kernel.img", directory / "kernel")
         )
+        options, environment = list(self._options), {}
+        if self.configuration.stored:
+            (directory / "first").mkdir(exist_ok=True)
+            (directory / "first/sitecustomize.py").write_text(ALWAYS_SHORT)
+            options += ["--overlay-limit=16M", f"--overlay-store={directory}"]
+            environment = {"PYTHONPATH": str(directory / "first")}
         if PEER == "kernel":
             self.ours = self._mounts.enter_context(
                 kernel_mounted(self._pristine, directory / "ours.img", directory / "ours")
             )
         else:
             self.ours = self._mounts.enter_context(
-                mounted(self._image, directory / "ours", *self._options, "-o", "suid,dev")
+                mounted(self._image, directory / "ours", *options, "-o", "suid,dev", env=environment)
             )
         self._seeds = [f"seed-{number}" for number in range(SEEDS)]
         self.history = []

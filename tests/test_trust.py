@@ -7,15 +7,17 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mystfuse.errors import ExitStatus, NotTrusted, UsageError
+from mystfuse.errors import ExitStatus, MystfuseError, NotTrusted, UsageError
 from mystfuse.formats.fssig import Fssig
 from mystfuse.trust.policy import TrustPolicy, TrustReason, decide, trust_root_hash, trust_without_tree
 from mystfuse.trust.signature import PublicKey, SigningKey, modulus_hash
+from mystfuse.trust.sources import MAX_SMALL_FILE, collect_trust, parse_root_hash, read_trust_directory
 
 ROOT = hashlib.sha256(b"root").digest()
 OTHER_ROOT = hashlib.sha256(b"another root").digest()
@@ -487,3 +489,53 @@ def test_old_style_pem_is_read_as_well(private: rsa.RSAPrivateKey, ours: Signing
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
     assert SigningKey.from_pem_pair(public, secret, "public.pem", "private.pem").signer == ours.signer
+
+
+# -- where trust comes from
+
+
+def test_a_hash_offset_goes_with_one_root_hash_and_no_key(our_public: PublicKey) -> None:
+    for hashes, keys in (([], []), ([bytes(32)] * 2, []), ([bytes(32)], [our_public])):
+        with pytest.raises(UsageError, match="--hash-offset"):
+            collect_trust(hashes, keys, False, 4096, trust_self=True)
+    options = collect_trust([bytes(32)], [], False, 4096, trust_self=True)
+    assert (options.hash_offset, options.root_hash, options.policy.trust_self) == (4096, bytes(32), False)
+
+
+def test_a_root_hash_is_hex_digits_or_a_file_with_them(tmp_path: Path) -> None:
+    digest = hashlib.sha512(b"root").digest()
+    for found in digest, digest[:32]:
+        (tmp_path / "hash").write_text(f" {found.hex().upper()}\n")
+        assert parse_root_hash(str(tmp_path / "hash")) == parse_root_hash(found.hex()) == found
+    for text in "", "ab", "g" * 64, digest[:33].hex():
+        (tmp_path / "hash").write_text(text)
+        with pytest.raises(UsageError, match="not a root hash"):
+            parse_root_hash(str(tmp_path / "hash"))
+    (tmp_path / "hash").write_bytes(bytes(MAX_SMALL_FILE + 1))
+    with pytest.raises(UsageError, match="too large"):
+        parse_root_hash(str(tmp_path / "hash"))
+    with pytest.raises(UsageError, match="No such file"):
+        parse_root_hash(str(tmp_path / "missing"))
+
+
+def test_a_trust_directory_is_read_whole_or_not_at_all(tmp_path: Path, our_public: PublicKey) -> None:
+    directory = tmp_path / "trust.d"
+    assert read_trust_directory(directory) == ([], [])
+    (tmp_path / "file").touch()
+    assert read_trust_directory(tmp_path / "file" / "trust.d") == ([], [])
+    directory.mkdir()
+    (directory / "README").write_text("not a key")
+    (directory / "b.roothash").write_text(bytes(range(32)).hex())
+    (directory / "a.pem").write_text(our_public.pem())
+    hashes, (key,) = read_trust_directory(directory)
+    assert hashes == [bytes(range(32))] and key.is_same_as(our_public)
+    (directory / "c.roothash").write_text("nothing")
+    with pytest.raises(UsageError, match=r"c\.roothash: not a root hash"):
+        read_trust_directory(directory)
+    (directory / "c.roothash").unlink()
+    (directory / "d.pem").write_text("nothing")
+    with pytest.raises(UsageError, match=r"d\.pem: not a PEM public key"):
+        read_trust_directory(directory)
+    (directory / "d.pem").unlink()
+    with pytest.raises(MystfuseError, match="File name too long"):
+        read_trust_directory(tmp_path / ("n" * 300))

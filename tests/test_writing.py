@@ -250,6 +250,32 @@ def test_a_full_overlay_says_so_and_everything_stays_readable_and_removable(imag
         (mountpoint / "again").write_bytes(bytes(1 << 20))
 
 
+def test_a_direct_write_that_fits_in_part_finds_no_space(image: Path, tmp_path: Path) -> None:
+    """Found by the soak: answered with fewer bytes, the kernel makes EIO of it."""
+    with (
+        mounted(image, tmp_path / "mount", "--overlay-limit=4M") as mountpoint,
+        mmap.mmap(-1, 1 << 20) as buffer,
+    ):
+        buffer[:] = os.urandom(len(buffer))
+        for flags in (os.O_CREAT | os.O_EXCL, 0):
+            direct = os.open(mountpoint / "direct", os.O_RDWR | os.O_DIRECT | flags)
+            try:
+                size = written = os.fstat(direct).st_size
+                with pytest.raises(OSError, match="No space left") as caught:
+                    while True:
+                        written += os.pwritev(direct, [buffer], written)
+                assert caught.value.errno == errno.ENOSPC
+                assert os.fstat(direct).st_size == written
+                assert written >= 2 << 20 if flags else written == size
+                for start in range(0, written, len(buffer)):
+                    assert os.pread(direct, len(buffer), start) == buffer[:]
+                # There is room for part of it, then.
+                (mountpoint / "small").write_bytes(bytes(100_000))
+            finally:
+                os.close(direct)
+        assert_clean(mountpoint, tmp_path)
+
+
 def test_a_full_inode_table_says_so(small_tree: Path, tmp_path: Path) -> None:
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024", "-N", "300", tmp_path / "image", "16M")
     with mounted(tmp_path / "image", tmp_path / "mount", "--insecure") as mountpoint:

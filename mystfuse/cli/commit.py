@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import click
 
+from mystfuse.cli.ending import end_like_interrupt
 from mystfuse.cli.keys import encryption_options, load_encryption
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import read_signing_key
@@ -43,8 +43,7 @@ def command(
     tree and fssig; whoever trusted the old one does not trust it before you tell them to, or sign it. What an encrypted
     image holds is written unencrypted only if you say so.
     """
-    # End like ^C does, so that nothing is left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_like_interrupt()
     signing_key = read_signing_key(sign) if sign is not None else None
     merged = Path(resolve_mountpoint(mountpoint)) / os.fsdecode(CONTROL_NAME) / os.fsdecode(IMAGE_NAME)
     encryption = load_encryption(encrypt, passphrase_file, passphrase, luks2)

@@ -78,7 +78,7 @@ class Container:
 
     image: str
     options: Mapping[str, Any]
-    """Of the image: trust, keys, overlay limit, as those of ``mystfuse mount``."""
+    """Of the image: trust, keys, the overlay's limit and store, as those of ``mystfuse mount``."""
     program: str
     arguments: Sequence[str]
     environment: Mapping[str, str]
@@ -99,9 +99,8 @@ class _Daemons:
 
     def start(self, job: MountJob) -> None:
         """Mount; raises the error that the daemon reports."""
-        keep = frozenset({job.source.fileno()})
-        started = run_in_background(job.serve, keep, dies_with_parent=True)
-        job.source.close()
+        started = run_in_background(job.serve, job.descriptors, dies_with_parent=True)
+        job.close()
         if started.status is not ExitStatus.DONE:
             raise error_of(started.status, started.message)
         self.pidfds.append(os.pidfd_open(started.pid))

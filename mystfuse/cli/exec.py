@@ -34,6 +34,12 @@ _PASSED_ON = ("TERM", "LANG", "TZ")
 @click.option("--cwd", default="/", metavar="DIR", help="Where the program starts (default: /).")
 @click.option("--no-network", is_flag=True, help="Give it no network.")
 @click.option("--overlay-limit", type=parse_size, metavar="SIZE", help="Memory that what it writes may take up.")
+@click.option(
+    "--overlay-store",
+    type=click.Path(readable=False),
+    metavar="DIR",
+    help="Where to put, encrypted, what memory has no room for.",
+)
 @click.argument("image", type=click.Path(readable=False))
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -49,6 +55,7 @@ def command(
     cwd: str,
     no_network: bool,
     overlay_limit: int | None,
+    overlay_store: str | None,
     image: str,
     program: str,
     arguments: tuple[str, ...],
@@ -72,6 +79,7 @@ def command(
                 "key_file": key_file,
                 "passphrase_file": passphrase_file,
                 "overlay_limit": overlay_limit,
+                "overlay_store": overlay_store,
             },
             program=program,
             arguments=arguments,

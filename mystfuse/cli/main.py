@@ -12,7 +12,7 @@ import click
 
 from mystfuse import __version__
 from mystfuse.cli.text import complain, discard_stdout, leave
-from mystfuse.errors import ExitStatus, MystfuseError
+from mystfuse.errors import ExitStatus, MystfuseError, explain
 from mystfuse.imports import importing
 
 COMMANDS = (
@@ -121,14 +121,13 @@ def run(arguments: list[str] | None = None) -> int:
         # Whoever read our output has had enough (| head).
         discard_stdout()
         return ExitStatus.FAILED
-    except OSError as error:
-        # It may have been stdout that could not be written.
-        discard_stdout()
-        where = f"{error.filename}: " if error.filename else ""
-        return complain(f"{where}{error.strerror or error}", ExitStatus.FAILED)
-    except MemoryError:
-        return complain("out of memory", ExitStatus.FAILED)
     except Exception as error:
+        if isinstance(error, OSError):
+            # It may have been stdout that could not be written.
+            discard_stdout()
+        message = explain(error)
+        if message is not None:
+            return complain(message, ExitStatus.FAILED)
         if os.environ.get("MYSTFUSE_DEBUG"):
             traceback.print_exc()
         return complain(

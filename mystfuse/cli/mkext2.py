@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 from pathlib import Path
 from uuid import UUID
 
 import click
 
+from mystfuse.cli.ending import end_like_interrupt
 from mystfuse.cli.keys import encryption_options, load_encryption
 from mystfuse.cli.options import parse_size, read_signing_key
 from mystfuse.cli.progress import progress
@@ -59,8 +59,7 @@ def command(
 
     With SOURCE_DATE_EPOCH in the environment, the same directory always gives the same bytes.
     """
-    # End like ^C does, so that mke2fs is ended too and nothing is left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_like_interrupt()
     options = Mkext2Options(
         size=size,
         free=free,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -20,13 +21,16 @@ from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import load_trust, parse_id, parse_seconds, parse_size, trust_options
 from mystfuse.cli.text import complain, one_line, say
+from mystfuse.crypto.secret import harden_process
 from mystfuse.devices.memory import available_memory
+from mystfuse.devices.overlay_store import open_store_file
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
-from mystfuse.fuse.daemon import run_in_background
+from mystfuse.fuse.daemon import close_descriptors, run_in_background
 from mystfuse.fuse.mount_table import find_mount_of
 from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions, OnCorruption
+from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
 from mystfuse.trust.policy import TrustPolicy
 from mystfuse.trust.sources import TrustOptions
 
@@ -52,6 +56,12 @@ MIN_OVERLAY_LIMIT = 1 << 20
     type=parse_size,
     metavar="SIZE",
     help="Memory that what is written may take up, at most (default: half of what is available).",
+)
+@click.option(
+    "--overlay-store",
+    type=click.Path(readable=False),
+    metavar="DIR",
+    help="Where to put, encrypted, what memory has no room for.",
 )
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--uid", type=parse_id, metavar="N", help="Show everything as owned by this user.")
@@ -102,6 +112,7 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
             Notifier.from_environment().send(f"STATUS={one_line(str(error))}")
         raise
     if job.foreground:
+        close_descriptors(job.descriptors)
         return ExitStatus(job.serve(tell_foreground))
     started = run_in_background(job.serve, job.descriptors)
     if started.status is not ExitStatus.DONE:
@@ -127,6 +138,7 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "passphrase_file": str,
     "hash_offset": parse_size,
     "overlay_limit": parse_size,
+    "overlay_store": str,
     "ready_fd": int,
 }
 _OTHER_NAMES = {"keyfile": "key_file"}
@@ -195,18 +207,19 @@ def prepare(
     if {"suid", "dev"} & flags and os.geteuid() and descriptor is None:
         raise UsageError("-o suid and -o dev are for root alone")
     source = FileSource(image)
+    directory: int | None = None
     if descriptor is not None:
         mount = find_mount_of(descriptor)
         path = mount.mountpoint if mount is not None else mountpoint
     else:
         with mount_namespace or nullcontext():
             path = resolve_mountpoint(mountpoint)
-            _check_mountpoint(path, mountpoint, "nonempty" in flags)
+            directory = _open_mountpoint(path, mountpoint, "nonempty" in flags)
     log_file: Path | None = given.get("log_file")
     job = make_job(given, flags, source, path)
     return replace(
         job,
-        options=replace(job.options, descriptor=descriptor),
+        options=replace(job.options, directory=directory, descriptor=descriptor),
         foreground=given.get("foreground", False),
         log_file=log_file.absolute() if log_file else None,
         ready_fd=ready_fd,
@@ -236,6 +249,7 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
         fsname=source.resolved_name(),
         read_only=given.get("read_only", False),
         overlay_limit=_overlay_limit(given.get("overlay_limit")),
+        overlay_store=_overlay_store(given.get("overlay_store"), given.get("read_only", False)),
         allow_other=given.get("allow_other", False),
         suid="suid" in flags,
         dev="dev" in flags,
@@ -286,11 +300,41 @@ def _overlay_limit(given: int | None) -> int:
     return given
 
 
-def _check_mountpoint(path: str, name: str, may_be_filled: bool) -> None:
+def _overlay_store(directory: str | None, read_only: bool) -> int | None:
+    if directory is None or read_only:
+        return None
+    harden_process()
+    return open_store_file(directory)
+
+
+def _open_without_links(path: str) -> int:
+    """A descriptor (O_PATH) of the directory at ``path``, which has no symbolic link in it; OSError if it has."""
+    try:
+        return openat2(path, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        # An old kernel, or a filter that does not know it (systemd 252).
+        if error.errno != errno.ENOSYS:
+            raise
+    directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.readlink(f"/proc/self/fd/{directory}") == path:
+        return directory
+    os.close(directory)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _open_mountpoint(path: str, name: str, may_be_filled: bool) -> int:
+    """A descriptor (O_PATH) of the directory to mount on, which must have no symbolic link in its ``path`` any more."""
     if not os.path.exists("/dev/fuse"):
         raise MountError("/dev/fuse is missing: this kernel or container has no FUSE (modprobe fuse?)")
+    directory = -1
     try:
-        is_filled = any(os.scandir(path))
+        directory = _open_without_links(path)
+        listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            with os.scandir(listing) as entries:
+                is_filled = any(entries)
+        finally:
+            os.close(listing)
     except FileNotFoundError as error:
         raise MountError(f"{name}: no such directory to mount on (mkdir makes one)") from error
     except NotADirectoryError as error:
@@ -303,3 +347,4 @@ def _check_mountpoint(path: str, name: str, may_be_filled: bool) -> None:
         ) from error
     if is_filled and not may_be_filled:
         raise MountError(f"{name}: not empty; what is in it would be hidden (-o nonempty mounts all the same)")
+    return directory

@@ -18,7 +18,7 @@ from mystfuse.cli.main import open_standard_descriptors
 from mystfuse.cli.mount import OPTION_NAMES, parse_mount_options, prepare
 from mystfuse.cli.text import complain, leave, say, warn
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MystfuseError, UsageError
+from mystfuse.errors import ExitStatus, MystfuseError, UsageError, explain
 from mystfuse.fuse.daemon import Report, run_in_background
 from mystfuse.fuse.mount_namespace import MountNamespace
 
@@ -116,12 +116,10 @@ def run(arguments: list[str]) -> int:
         return _complain(str(error), MountExit.FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", MountExit.INTERRUPTED)
-    except MemoryError:
-        return _complain("out of memory", MountExit.SYSTEM)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}", MountExit.SYSTEM)
     except Exception as error:
+        message = explain(error)
+        if message is not None:
+            return _complain(message, MountExit.SYSTEM)
         if os.environ.get("MYSTFUSE_DEBUG"):
             traceback.print_exc()
         return _complain(f"internal error: {type(error).__name__}: {error} (please report it)", MountExit.BUG)

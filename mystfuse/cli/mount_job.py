@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import complain, one_line, say
+from mystfuse.confinement import drop_privileges, needed_directories, restrict_file_access
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, MystfuseError, innermost
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, explain, innermost
 from mystfuse.fuse.daemon import Report
-from mystfuse.fuse.mount_table import find_mount, is_ours
+from mystfuse.fuse.keeper import Keeper
 from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions
-from mystfuse.fuse.unmount import unmount
 from mystfuse.image.keys import Keys
 from mystfuse.imports import importing
 from mystfuse.trust.sources import TrustOptions
@@ -41,11 +41,22 @@ class MountJob:
     @property
     def descriptors(self) -> frozenset[int]:
         """What the daemon needs to inherit."""
-        wanted = (self.source.fileno(), self.ready_fd, self.options.descriptor)
+        options = self.options
+        wanted = (self.source.fileno(), self.ready_fd, options.descriptor, options.directory, options.overlay_store)
         return frozenset(descriptor for descriptor in wanted if descriptor is not None)
+
+    def close(self) -> None:
+        """Close the files that are the daemon's alone, when it has been started."""
+        self.source.close()
+        if self.options.overlay_store is not None:
+            os.close(self.options.overlay_store)
 
     def serve(self, report: Report) -> int:
         """Open the image and serve its mount until that ends; runs in the daemon. Returns the exit status."""
+        # Only in the foreground: who mounts in passing is not the service that the manager waits for.
+        notifier = Notifier.from_environment() if self.foreground else Notifier(None)
+        # Forked now: while there is one thread, before the image is looked at, and before there is more in memory.
+        keeper = Keeper(self.options)
         # Imported here: the parent never needs them, and must not have started anything of theirs when it forks.
         with importing():
             import trio
@@ -53,8 +64,6 @@ class MountJob:
             from mystfuse.fuse.session import Session
             from mystfuse.image.open import open_image
 
-        # Only in the foreground: who mounts in passing is not the service that the manager waits for.
-        notifier = Notifier.from_environment() if self.foreground else Notifier(None)
         is_ready = False
         start_up_is_over: Callable[[], None] = lambda: None  # noqa: E731
         trust_explanation = ""
@@ -92,48 +101,56 @@ class MountJob:
             trust_explanation = image.trust.explanation
             if not image.trust.is_vouched_for:
                 log.warning("%s is %s", self.source.name, trust_explanation)
-            return await Session(image, self.keys, self.options, on_ready, progress, on_ending).run()
+            session = Session(image, self.keys, self.options, keeper, landlock, on_ready, progress, on_ending)
+            return await session.run()
 
-        try:
-            self.keys.lock()
-            start_up_is_over = set_up_logging(self.foreground, self.log_file)
-            return int(trio.run(serve))
-        except BaseException as error:
-            if is_ready:
-                self._leave_nothing_mounted()
-            status, message = self._explain(innermost(error))
-            notifier.send(f"STATUS={one_line(message)}")
-            if is_ready:
-                log.error("%s", message)
-            else:
-                report(status, message)
-            return int(status)
+        with ExitStack() as stack:
+            try:
+                stack.callback(keeper.close)
+                start_up_is_over = set_up_logging(self.foreground, self.log_file)
+                landlock = self._confine()
+                self.keys.lock()
+                return int(trio.run(serve))
+            except BaseException as error:
+                if is_ready:
+                    # The loop itself has failed, and could not do it: nobody would answer from now on.
+                    with suppress(MountError):
+                        keeper.unmount(lazy=True)
+                status, message = self._explain(innermost(error))
+                notifier.send(f"STATUS={one_line(message)}")
+                if is_ready:
+                    log.error("%s", message)
+                else:
+                    report(status, message)
+                return int(status)
+
+    def _confine(self) -> int:
+        """Leave this process its open descriptors and little else; returns the version of Landlock in force."""
+        if self.options.directory is not None:
+            # The keeper's business. It would keep busy what the mountpoint is in.
+            os.close(self.options.directory)
+        os.umask(0o077)
+        drop_privileges()
+        return restrict_file_access(needed_directories())
 
     def _explain(self, error: BaseException) -> tuple[ExitStatus, str]:
         """What to exit with because of an error, and what to say."""
         if isinstance(error, MystfuseError):
             return error.exit_status, str(error) if isinstance(error, MountError) else error.about(self.source.name)
-        if isinstance(error, OSError):
-            return ExitStatus.FAILED, f"{error.filename or self.source.name}: {error.strerror or error}"
         if isinstance(error, KeyboardInterrupt):
             return ExitStatus.FAILED, "interrupted"
         if _is_for_want_of_memory(error):
             return ExitStatus.FAILED, f"{self.options.mountpoint}: no memory left"
+        message = explain(error)
+        if message is not None:
+            has_name = isinstance(error, OSError) and error.filename
+            return ExitStatus.FAILED, message if has_name else f"{self.source.name}: {message}"
         log.error("internal error", exc_info=error)
         return ExitStatus.FAILED, f"internal error: {type(error).__name__}: {error}"
 
-    def _leave_nothing_mounted(self) -> None:
-        """Unmount, if the loop itself has failed, and could not: nobody would answer from now on."""
-        mountpoint = self.options.mountpoint
-        try:
-            mount = find_mount(mountpoint)
-            if mount is not None and is_ours(mount):
-                unmount(mountpoint, lazy=True)
-        except (MystfuseError, OSError, MemoryError) as error:
-            log.warning("%s: not unmounted: %s", mountpoint, error)
-
     def _describe(self, explanation: str) -> str:
-        how = "read-only" if self.options.read_only else "writes are kept in memory and forgotten at unmount"
+        where = "memory" if self.options.overlay_store is None else "memory and, encrypted, in the overlay store"
+        how = "read-only" if self.options.read_only else f"writes are kept in {where} and forgotten at unmount"
         return f"{self.source.name} mounted on {self.options.mountpoint}, {how}; {explanation}"
 
 

@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def parse_size(value: str) -> int:
     """Bytes from a number with an optional suffix k, M, G or T (powers of 1024)."""
-    match = re.fullmatch(r"(\d{1,19})([kKmMgGtT]?)(?:i?[bB])?", value)
+    match = re.fullmatch(r"([0-9]{1,19})([kKmMgGtT]?)(?:i?[bB])?", value)
     if match is None:
         raise click.BadParameter(f"{value!r} is not a size; write bytes, or a number with k, M, G or T")
     size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower()]
@@ -42,7 +42,7 @@ def parse_seconds(value: str) -> float:
 
 def parse_id(value: str) -> int:
     """A user or group number."""
-    if not re.fullmatch(r"\d{1,10}", value) or int(value) >= 2**32 - 1:
+    if not re.fullmatch(r"[0-9]{1,10}", value) or int(value) >= 2**32 - 1:
         raise click.BadParameter(f"{value!r} is not a user or group number")
     return int(value)
 

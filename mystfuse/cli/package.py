@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mystfuse.cli.ending import end_like_interrupt
 from mystfuse.cli.text import say
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.formats.configuration import WITHOUT_MEANING, Configuration, parse_json_object
@@ -60,6 +61,7 @@ def command(
 
     Executed, it runs its program from the image that MYST_ROOTFS or --rootfs names, if that is one it trusts.
     """
+    end_like_interrupt()
     settings = _read_settings(config)
     try:
         configuration = Configuration.of(_with_contents(settings, config.parent))
@@ -80,8 +82,7 @@ def command(
         out = DEFAULT_DIRECTORY / PurePosixPath(configuration.application_path).name
         _make_directories(out.parent)
     with AtomicFile(out, force, mode=0o777) as file:
-        with open(file.fd, "wb", closefd=False) as stream:
-            stream.write(packed)
+        file.write(packed)
         file.commit()
     if verbose:
         for name in sorted(_OF_ENCLAVES & settings.keys()):

@@ -9,10 +9,9 @@ import trio
 from mystfuse.crypto.sectors import SECTOR_SIZE, SectorCipher
 from mystfuse.devices.buffers import Buffers
 from mystfuse.devices.device import Batch, Complete, Device, Extent
+from mystfuse.devices.workers import INLINE_BYTES
 from mystfuse.errors import ImageReadError
 
-INLINE_BYTES = 128 << 10
-"""A request of up to so much is decrypted on the loop's thread: handing it over costs more than it saves."""
 _THREADS = 2
 
 

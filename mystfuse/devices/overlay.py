@@ -1,14 +1,19 @@
-"""The blocks written since the mount: in memory, bounded, forgotten at unmount; and snapshots of them.
+"""The blocks written since the mount: in memory (and in an ``OverlayStore``, if there is one), bounded, forgotten at
+unmount; and snapshots of them.
 
 A snapshot costs nothing when it is taken. From then on the first change of a block leaves the old version to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from errno import EBUSY, ENOSPC
+import math
+from collections.abc import Collection, Iterable, Mapping
+from errno import EBUSY
 
 from mystfuse.devices.arena import Arenas
+from mystfuse.devices.overlay_store import OverlayStore
+from mystfuse.devices.spill import OverlayBusy, OverlayFull, SpillingArenas
+from mystfuse.errors import MystfuseError
 
 MAX_SNAPSHOTS = 4
 _BOOKKEEPING = 128
@@ -23,27 +28,26 @@ Runs = Collection[tuple[int, memoryview]]
 """Of consecutive blocks the number of the first one, and what is in all of them."""
 
 
-class OverlayFull(OSError):
-    """The limit would be exceeded, by ``missing`` blocks."""
-
-    def __init__(self, message: str, missing: int) -> None:
-        super().__init__(ENOSPC, message)
-        self.missing = missing
-
-
 class Overlay:
-    """Written blocks by number. What it holds never exceeds ``limit`` bytes, tables included.
+    """Written blocks by number. What it holds in memory never exceeds ``limit`` bytes, tables included.
 
     Not for more than one thread.
+
+    Args:
+        store: for what memory has no room for; then this is for trio's thread.
+        io_timeout: seconds until a store that does not answer is an error.
     """
 
-    def __init__(self, block_size: int, limit: int) -> None:
+    def __init__(
+        self, block_size: int, limit: int, store: OverlayStore | None = None, io_timeout: float = math.inf
+    ) -> None:
         self.limit = limit
         self._block_size = block_size
         self._cost = block_size + _BOOKKEEPING
         self._most = limit // self._cost
         self._reserve = max(self._most // _RESERVE, min(self._most // 2, 16))
-        self._arenas = Arenas(block_size)
+        self._spilling = None if store is None else SpillingArenas(block_size, limit, store, io_timeout)
+        self._arenas = self._spilling or Arenas(block_size)
         self._slots: dict[int, int] = {}
         self._largest = 0
         self._snapshots: list[Snapshot] = []
@@ -52,13 +56,30 @@ class Overlay:
 
     @property
     def used(self) -> int:
-        """Bytes held, by the present state and by snapshots."""
-        return self._arenas.used * self._cost
+        """Bytes held in memory, by the present state and by snapshots."""
+        return self._arenas.used * self._cost if self._spilling is None else self._spilling.memory_used
+
+    @property
+    def store_used(self) -> int:
+        """Bytes held in the store."""
+        return 0 if self._spilling is None else self._spilling.store_used
+
+    @property
+    def has_store(self) -> bool:
+        """Whether blocks may be in a store, so that ``get`` may return a ticket."""
+        return self._spilling is not None
 
     @property
     def room(self) -> int:
         """How many more blocks can be written, besides those kept for operations that free more than they take."""
+        if self._spilling is not None:
+            return self._spilling.room
         return max(self._most - self._reserve - self._arenas.used, 0)
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Bytes of data that one transaction may have; None for no bound but ``room``."""
+        return None if self._spilling is None else self._spilling.most_at_once
 
     @property
     def blocks(self) -> int:
@@ -68,10 +89,44 @@ class Overlay:
     def __contains__(self, number: int) -> bool:
         return number in self._slots
 
-    def get(self, number: int) -> bytes | None:
-        """A copy of the block, or None if it has not been written."""
+    def get(self, number: int) -> bytes | int | None:
+        """A copy of the block, its ticket for ``recall`` if it is in the store, or None if it has not been written."""
         slot = self._slots.get(number)
         return None if slot is None else self._arenas.load(slot)
+
+    def is_stored(self, number: int) -> bool:
+        """Whether the block has been written and is in the store."""
+        slot = self._slots.get(number)
+        return slot is not None and self._spilling is not None and self._spilling.is_stored(slot)
+
+    def recall_now(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError] | None:
+        """What ``recall`` returns, if that can be had without waiting for the disk; else None. Never blocks."""
+        assert self._spilling is not None
+        blocks = self._spilling.recall_now(tickets)
+        if keep and blocks:
+            self._spilling.remember(blocks)
+        return blocks
+
+    async def recall(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError]:
+        """Blocks in the store by their tickets, or for each what is wrong with it. Those that have been changed or
+        freed meanwhile may be missing.
+
+        Args:
+            keep: whether they are likely to be asked for again.
+
+        Raises:
+            StorageTimeout: the disk does not answer.
+        """
+        assert self._spilling is not None
+        blocks = await self._spilling.recall(tickets)
+        if keep:
+            self._spilling.remember(blocks)
+        return blocks
+
+    async def make_room(self, busy: OverlayBusy) -> None:
+        """Wait until a commit that was refused may be tried again; raises what ``SpillingArenas.make_room`` does."""
+        assert self._spilling is not None
+        await self._spilling.make_room(busy)
 
     def holds(self, number: int) -> bool:
         """Whether writing the block (again) takes up no more memory."""
@@ -90,6 +145,7 @@ class Overlay:
 
         Raises:
             OverlayFull: the limit would be exceeded.
+            OverlayBusy: it would be in memory, but not when more has been written to the store.
             OSError: ENOSPC, the system has no memory left.
         """
         if self._snapshots:
@@ -99,15 +155,22 @@ class Overlay:
         held = self.holds if self._snapshots else self._slots.__contains__
         new = [number for number in changed if not held(number)]
         stored: dict[int, int] = {}
-        if new or runs:
+        replaced: list[int] = []
+        if self._spilling is not None:
+            # What is in the store is not overwritten there.
+            replaced = [number for number in changed if held(number) and self.is_stored(number)]
+        if new or runs or replaced:
             count = len(new) + sum(len(content) for _, content in runs) // self._block_size
             dropped = sum(held(number) for number in freed)
-            self._check_room(count - dropped, use_reserve)
+            # Who only replaces what is in the store gives that back: at a full store, too.
+            self._check_room(count - dropped, use_reserve or not count, count + len(replaced))
             try:
                 for first, run in runs:
                     slots = self._arenas.store_run(run)
                     stored.update(zip(range(first, first + len(slots)), slots, strict=True))
                 for number in new:
+                    stored[number] = self._arenas.store(changed[number])
+                for number in replaced:
                     stored[number] = self._arenas.store(changed[number])
             except OSError:
                 self._arenas.free(stored.values())
@@ -120,8 +183,12 @@ class Overlay:
         if self._snapshots:
             for number in stored:
                 self._leave_to_snapshots(number)
+        old = [self._slots[number] for number in replaced]
         self._slots.update(stored)
         self._largest = max(self._largest, len(self._slots))
+        if self._spilling is not None:
+            self._spilling.free(old)
+            self._spilling.write_back()
 
     def snapshot(self) -> Snapshot:
         """The present state, as long as the snapshot is not closed.
@@ -179,7 +246,11 @@ class Overlay:
     def _slot(self, number: int) -> int | None:
         return self._slots.get(number)
 
-    def _check_room(self, new: int, use_reserve: bool) -> None:
+    def _check_room(self, new: int, use_reserve: bool, in_memory: int) -> None:
+        """See that ``new`` more blocks can be held, and ``in_memory`` stored."""
+        if self._spilling is not None:
+            self._spilling.check(new, in_memory, use_reserve)
+            return
         missing = self._arenas.used + new - (self._most if use_reserve else self._most - self._reserve)
         if missing > 0:
             raise OverlayFull(f"the overlay is full ({self.used} of {self.limit} bytes)", missing)
@@ -201,7 +272,7 @@ class Snapshot:
     Made by ``Overlay.snapshot``; what it holds counts against the overlay's limit until ``close``.
     """
 
-    def __init__(self, overlay: Overlay, arenas: Arenas) -> None:
+    def __init__(self, overlay: Overlay, arenas: Arenas | SpillingArenas) -> None:
         self._overlay = overlay
         self._arenas = arenas
         self._kept: dict[int, int | None] = {}
@@ -209,8 +280,8 @@ class Snapshot:
         self._own: dict[int, int | None] = {}
         """Blocks written to the snapshot itself; None for what was freed in it."""
 
-    def get(self, number: int) -> bytes | None:
-        """A copy of the block, or None if it had not been written."""
+    def get(self, number: int) -> bytes | int | None:
+        """A copy of the block, its ticket if it is in the store, or None if it had not been written."""
         if number in self._own:
             slot = self._own[number]
         elif number in self._kept:
@@ -226,19 +297,39 @@ class Snapshot:
     def commit(
         self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool, runs: Runs = ()
     ) -> None:
-        """Store blocks in the snapshot alone; raises OSError (ENOSPC) when the overlay's limit would be exceeded."""
+        """Store blocks in the snapshot alone; raises as the overlay's ``commit``."""
         changed = _split_runs(changed, runs, self._overlay._block_size)
         new = sum(not self.holds(number) for number in changed)
-        if new:
-            self._overlay._check_room(new, use_reserve)
-        self._arenas.free(slot for number in freed if (slot := self._own.pop(number, None)) is not None)
+        spilling = self._overlay._spilling
+        replaced: dict[int, int] = {}
+        if spilling is not None:
+            held = ((number, slot) for number in changed if (slot := self._own.get(number)) is not None)
+            replaced = {number: slot for number, slot in held if spilling.is_stored(slot)}
+        if new or replaced:
+            self._overlay._check_room(new, use_reserve, new + len(replaced))
+        self._arenas.free([slot for number in freed if (slot := self._own.pop(number, None)) is not None])
         self._own.update(dict.fromkeys(freed))
         for number, content in changed.items():
             slot = self._own.get(number)
-            if slot is None:
+            if slot is None or number in replaced:
                 self._own[number] = self._arenas.store(content)
             else:
                 self._arenas.overwrite(slot, content)
+        if spilling is not None:
+            spilling.free(replaced.values())
+            spilling.write_back()
+
+    def recall_now(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError] | None:
+        """See ``Overlay.recall_now``."""
+        return self._overlay.recall_now(tickets, keep)
+
+    async def recall(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError]:
+        """See ``Overlay.recall``."""
+        return await self._overlay.recall(tickets, keep)
+
+    async def make_room(self, busy: OverlayBusy) -> None:
+        """See ``Overlay.make_room``."""
+        await self._overlay.make_room(busy)
 
     def shares(self, number: int) -> bool:
         """Whether the block's present version is also the snapshot's."""

@@ -71,7 +71,7 @@ class FileSource:
                 kind = "a directory" if stat.S_ISDIR(mode) else "neither a regular file nor a block device"
                 raise FormatError(f"{self.name}: {kind}, not an image")
             self.size = os.lseek(self._fd, 0, os.SEEK_END)
-            self._flags = 0 if _is_in_memory(os.fstat(self._fd).st_dev) else os.RWF_NOWAIT
+            self._flags = 0 if is_in_memory(os.fstat(self._fd).st_dev) else os.RWF_NOWAIT
         except BaseException:
             os.close(self._fd)
             raise
@@ -143,7 +143,7 @@ class FileSource:
         return str(Path(self.name).resolve())
 
 
-def _is_in_memory(device: int) -> bool:
+def is_in_memory(device: int) -> bool:
     """Whether a file system keeps its files in memory: tmpfs knows no RWF_NOWAIT, and needs none."""
     number = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError):

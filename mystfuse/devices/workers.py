@@ -11,6 +11,9 @@ from queue import SimpleQueue
 import outcome
 import trio
 
+INLINE_BYTES = 256 << 10
+"""So many are checked and decrypted on the event loop's thread: handing them over costs more than it saves."""
+
 _PROCESSORS_NEEDED = 4
 """With fewer, those who read, the kernel and the event loop keep them busy: a thread more only takes turns with them.
 Two hardware threads of one core, which is what many virtual machines have, compute a fifth more than one."""

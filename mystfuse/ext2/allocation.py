@@ -40,6 +40,10 @@ _NEAR_GROUPS = 8
 _MAX_REMEMBERED = 65536
 _MAX_GROUPS_SEARCHED = 4096
 """Groups to look for room in one by one, when those that should have it have none."""
+_MAX_SEARCHED_BYTES = 16 << 20
+"""Of their bitmaps: an operation keeps in memory what it has seen."""
+_MAX_MISLEADING = 8
+"""Groups whose inode bitmap has been found wrong, before the others are not believed either: each takes a fetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ class Allocator:
         self, transaction: Transaction, groups: Iterable[int], bitmap: Callable[[GroupDescriptor], int]
     ) -> Iterator[int]:
         """The groups, their bitmaps fetched in ever larger steps, so that many groups are few misses."""
-        remaining, step = islice(groups, _MAX_GROUPS_SEARCHED), 1
+        most = min(_MAX_GROUPS_SEARCHED, _MAX_SEARCHED_BYTES // self._superblock.block_size)
+        remaining, step = islice(groups, most), 1
         while chunk := list(islice(remaining, step)):
             if step > 1:
                 transaction.want(descriptor_block(self._superblock, group) for group in chunk)
@@ -218,13 +223,19 @@ class Allocator:
     def check_writable(self, transaction: Transaction, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
         superblock = self._superblock
+        by_group: list[tuple[int, int, int]] = []
         for start, length in runs_of(numbers):
             low = (start - superblock.s_first_data_block) // superblock.s_blocks_per_group
             high = (start + length - 1 - superblock.s_first_data_block) // superblock.s_blocks_per_group
-            for group in range(low, high + 1):
-                first = group_first_block(superblock, group)
-                if _overlap([(start - first, length)], self._metadata_runs(transaction, group)):
-                    raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
+            by_group += [(group, start, length) for group in range(low, high + 1)]
+        if len(by_group) > 1:
+            # Blocks that are scattered over the groups must not be a miss each.
+            unknown = {group for group, _, _ in by_group if group not in self._runs_of_metadata}
+            transaction.want({descriptor_block(superblock, group) for group in unknown})
+        for group, start, length in by_group:
+            first = group_first_block(superblock, group)
+            if _overlap([(start - first, length)], self._metadata_runs(transaction, group)):
+                raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
 
     def _metadata_runs(self, transaction: Transaction, group: int) -> list[tuple[int, int]]:
         """See ``group.metadata_runs``; remembered, for a while, since nothing about them changes."""
@@ -237,7 +248,13 @@ class Allocator:
         return runs
 
     def take_inode(self, transaction: Transaction, directory: Inode, mode: int) -> int:
-        """Take an inode number for something new in ``directory``; OSError (ENOSPC) if there is none."""
+        """Take an inode number for something new in ``directory``.
+
+        Raises:
+            OSError: ENOSPC, there is none.
+            CorruptFilesystem: too many inode bitmaps are wrong.
+            BlocksMissing, MystfuseError
+        """
         superblock = self._superblock
         is_directory = stat.S_ISDIR(mode)
         _, free_inodes = read_free_counts(superblock, transaction)
@@ -271,6 +288,8 @@ class Allocator:
         descriptor = read_group_descriptor(superblock, transaction, group)
         if not descriptor.bg_free_inodes_count or group in self._misleading:
             return 0
+        if len(self._misleading) >= _MAX_MISLEADING:
+            raise CorruptFilesystem(f"the inode bitmaps of {len(self._misleading)} groups are wrong: no inode is taken")
         try:
             block = transaction.block(descriptor.bg_inode_bitmap)
         except (IntegrityError, ImageReadError):

@@ -16,6 +16,8 @@ from mystfuse.ext2.inode import Inode, blocks_after
 from mystfuse.ext2.superblock import Superblock
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+_LEAST_AHEAD = 8
+"""Indirect blocks that are fetched together, when a few of them would hold all that a transaction frees."""
 
 
 class Mapped(NamedTuple):
@@ -225,6 +227,7 @@ class _Trimmer:
         self, superblock: Superblock, allocator: Allocator, transaction: Transaction, inode: Inode, most: int
     ) -> None:
         self.freed: list[int] = []
+        self._is_stopped = False
         self._superblock = superblock
         self._allocator = allocator
         self._transaction = transaction
@@ -234,7 +237,7 @@ class _Trimmer:
 
     @property
     def is_full(self) -> bool:
-        return len(self.freed) >= self._most
+        return self._is_stopped or len(self.freed) >= self._most
 
     def trim(self, node: int, depth: int, keep: int) -> tuple[int, int]:
         """Free what is under indirect block ``node`` behind its first ``keep`` data blocks, the last first.
@@ -248,13 +251,19 @@ class _Trimmer:
         span = self._per_block ** (depth - 1)
         pointers = list(struct.unpack(f"<{self._per_block}I", self._transaction.block(node)))
         first = keep // span
+        later: set[int] = set()
         if depth > 1:
             present = [pointer for pointer in pointers[first:] if pointer and self._superblock.is_data_block(pointer)]
-            self._transaction.want(present[-(self._most // self._per_block + 2) :])
+            # As many as full ones would be enough. If they hold little, the rest is for the next transaction: fetched
+            # one by one they would be more misses than an operation may have.
+            enough = max(self._most // self._per_block + 2, _LEAST_AHEAD)
+            self._transaction.want(present[-enough:])
+            later = set(present[:-enough]).difference(present[-enough:])
         lowest = self._per_block
         for index in range(self._per_block - 1, first - 1, -1):
             pointer = pointers[index]
             if pointer:
+                self._is_stopped = self._is_stopped or pointer in later
                 if self.is_full:
                     lowest = index + 1
                     break

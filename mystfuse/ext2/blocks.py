@@ -32,8 +32,9 @@ class BlocksMissing(Exception):
 class WrittenBlocks(Protocol):
     """The blocks that have been written since the mount."""
 
-    def get(self, number: int) -> bytes | None:
-        """The block, or None if it is as in the image."""
+    def get(self, number: int) -> bytes | int | None:
+        """The block, or None if it is as in the image; a number that stands for what is in it, a ticket, if it has to
+        be fetched."""
         ...
 
     def holds(self, number: int) -> bool:
@@ -49,15 +50,17 @@ class Blocks:
 
     Args:
         cached: gives a block of the image, if it is in memory.
-        written: gives a block that was written since the mount.
+        written: gives a block that was written since the mount, or its ticket.
     """
 
     def __init__(
-        self, cached: Callable[[int], bytes | None], written: Callable[[int], bytes | None] = lambda number: None
+        self, cached: Callable[[int], bytes | None], written: Callable[[int], bytes | int | None] = lambda number: None
     ) -> None:
         self.pinned: dict[int, bytes] = {}
         self.damaged: dict[int, MystfuseError] = {}
         """Blocks that cannot be had, and why. An operation meets the error when it looks at the block, not before."""
+        self.recalled: dict[int, bytes | MystfuseError] = {}
+        """By their tickets, written blocks that have been fetched, or why they cannot be."""
         self._cached = cached
         self._written = written
         self._seen: dict[int, bytes] = {}
@@ -75,7 +78,13 @@ class Blocks:
         """
         block = self._seen.get(number)
         if block is None:
-            block = self._written(number) or self.pinned.get(number)
+            written = self._written(number)
+            if isinstance(written, int):
+                block = self._recalled(written)
+                if block is None:
+                    return None
+            else:
+                block = written or self.pinned.get(number)
             if block is None:
                 if number in self.damaged:
                     raise self.damaged[number]
@@ -84,6 +93,12 @@ class Blocks:
                     return None
                 self.pinned[number] = block
             self._seen[number] = block
+        return block
+
+    def _recalled(self, ticket: int) -> bytes | None:
+        block = self.recalled.get(ticket)
+        if isinstance(block, MystfuseError):
+            raise block
         return block
 
     def block(self, number: int, ahead: Iterable[int] = ()) -> bytes:
@@ -119,7 +134,10 @@ class Blocks:
             raise BlocksMissing(missing)
 
     def _is_known(self, number: int) -> bool:
-        return number in self.damaged or self.find(number) is not None
+        try:
+            return self.find(number) is not None
+        except MystfuseError:
+            return True
 
 
 class Transaction(Blocks):

@@ -28,27 +28,31 @@ def write(
     offset: int,
     data: memoryview,
     caller: Caller,
+    whole: bool = False,
 ) -> int:
     """Write ``data`` to a regular file from byte ``offset`` on.
 
     Args:
         caller: who opened the file; the reserved blocks, and keeping set-user-ID on a write, are for root.
+        whole: write all of it or nothing.
 
     Returns:
         How many bytes were written: fewer than given when there is room for fewer.
 
     Raises:
-        OSError: ENOSPC, there is room for none; EFBIG, past the largest file size.
+        OSError: ENOSPC, there is room for none (for less, if ``whole``); EFBIG, past the largest file size.
         BlocksMissing, MystfuseError
     """
     superblock = filesystem.superblock
-    transaction.is_divisible = True
+    transaction.is_divisible = not whole
     inode = filesystem.regular_file(transaction, ino)
     length = min(len(data), superblock.max_file_size - offset)
-    if length <= 0:
+    if length <= 0 or (whole and length < len(data)):
         if not len(data):
             return 0
-        raise OSError(EFBIG, f"byte {offset} is past the largest file size {superblock.max_file_size}")
+        raise OSError(
+            EFBIG, f"{offset + len(data)} bytes are more than the largest file size {superblock.max_file_size}"
+        )
     block_size = superblock.block_size
     if offset > inode.size:
         _zero_tail(filesystem, transaction, inode)
@@ -64,7 +68,7 @@ def write(
         filesystem.goal(ino, first),
     )
     length = min(length, (first + len(pointers)) * block_size - offset)
-    if length <= 0:
+    if length <= 0 or (whole and length < len(data)):
         raise OSError(ENOSPC, "no free block, or the overlay is full")
     end = offset + length
     if end > max(inode.size, _LARGE_FILE_SIZE):

@@ -71,6 +71,7 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
     block_size = superblock.block_size
     base = logical * block_size
     unpack = _HEADER.unpack_from
+    new = tuple.__new__
     offset = 0
     while offset < block_size:
         if offset + _MIN_REC_LEN > block_size:
@@ -85,8 +86,9 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
             if name_len > rec_len - EXT2_DIR_ENTRY_HEADER or name_len > EXT2_NAME_LEN:
                 raise _corrupt(inode, base + offset, f"name_len {name_len} does not fit rec_len {rec_len}")
             name = block[start : start + name_len]
-            if _is_possible(name):
-                yield Entry(name, ino, base + offset, base + offset + rec_len)
+            # As _is_possible; and a named tuple without its constructor: this is gone through for every name there is.
+            if name and b"/" not in name and b"\0" not in name and name != b"." and name != b"..":
+                yield new(Entry, (name, ino, base + offset, base + offset + rec_len))
             elif not (logical == 0 and (offset, name) in ((0, b"."), (12, b".."))):
                 log.warning("directory inode %d, byte %d: skipped impossible name %r", inode.ino, base + offset, name)
         offset += rec_len

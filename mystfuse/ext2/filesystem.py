@@ -238,8 +238,7 @@ class FileSystem:
         """Blocks that can never hold files (fs/ext4/super.c, ext4_calculate_overhead)."""
         superblock = self.superblock
         overhead = superblock.s_first_data_block + superblock.groups_count * (superblock.table_blocks + 2)
-        copies = sum(map(superblock.group_has_superblock, range(superblock.groups_count)))
-        overhead += copies * (1 + superblock.descriptor_blocks + superblock.s_reserved_gdt_blocks)
+        overhead += superblock.superblock_copies * (1 + superblock.descriptor_blocks + superblock.s_reserved_gdt_blocks)
         return overhead + superblock.journal_size // superblock.block_size
 
     def directory(self, blocks: Blocks, ino: int) -> Inode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
 from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
 
@@ -13,6 +13,8 @@ _LAYOUT = struct.Struct("<IIIHHH14x")
 _COUNTS = struct.Struct("<HHH")  # bg_free_blocks_count bg_free_inodes_count bg_used_dirs_count
 _COUNTS_OFFSET = 12
 _MAX_GROUP_PLACES = 65536
+MAX_GROUPS_COUNTED = 1 << 19
+"""What the largest file system of 1 KiB blocks has, unless its groups were made smaller: 16 MiB of descriptors."""
 _COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
 
 
@@ -105,7 +107,12 @@ def read_all_counts(superblock: Superblock, blocks: Blocks) -> list[GroupCounts]
 
     Raises:
         BlocksMissing: naming every block of the descriptor table that is not in memory.
+        UnsupportedFeature: there are more groups than we look through.
     """
+    if superblock.groups_count > MAX_GROUPS_COUNTED:
+        raise UnsupportedFeature(
+            f"nothing new can be placed among {superblock.groups_count} groups; {MAX_GROUPS_COUNTED} are the most"
+        )
     first = descriptor_block(superblock, 0)
     descriptor_block(superblock, superblock.groups_count - 1)
     table = b"".join(blocks.all(range(first, first + superblock.descriptor_blocks)))

@@ -82,12 +82,18 @@ class NameIndex:
     def add_block(self, logical: int, names: Iterable[bytes]) -> None:
         """Enter the names of block ``logical``, which must be the next one; CorruptFilesystem in the middle of it is
         noted as damage."""
+        keys, shift, unsorted, count = self._keys, self._shift, self._unsorted, 0
         try:
+            # As _add_key, for every name there is.
             for name in names:
-                self._add_key(_key(name) | logical)
+                key = (hash(name) & 0xFFFFFFFF) << 32 | logical
+                keys[key >> shift].append(key)
+                unsorted.add(key >> shift)
+                count += 1
         except CorruptFilesystem as error:
             # Not the error itself: it would keep what the operation had in memory, and more each time it is raised.
             self.damage = self.damage or str(error)
+        self._key_count += count
         self.end_block(logical)
 
     def add_late_block(self, logical: int, names: Iterable[bytes]) -> None:

@@ -6,6 +6,7 @@ Layout: kernel, fs/ext2/ext2.h ``struct ext2_super_block``, and fs/ext4/ext4.h f
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -145,6 +146,14 @@ class Superblock:
             return True
         return any(_is_power(group, base) for base in (3, 5, 7))
 
+    @cached_property
+    def superblock_copies(self) -> int:
+        """How many groups hold such a copy: counted without going through the groups, which can be 800 million."""
+        if "sparse_super" not in self.features:
+            return self.groups_count
+        powers: Iterator[int] = (base**exponent for base in (3, 5, 7) for exponent in range(1, 32))
+        return min(self.groups_count, 2) + sum(power < self.groups_count for power in powers)
+
     def is_data_block(self, number: int) -> bool:
         """Whether a block pointer can be right: inside the file system, behind the superblock."""
         return self.s_first_data_block < number < self.s_blocks_count
@@ -250,6 +259,11 @@ class Superblock:
         for name, value, is_right in rules:
             if not is_right:
                 raise CorruptFilesystem(f"EXT2 superblock: {name} {value} cannot be")
+        # Or a small image would have more groups than anybody can go through (fs/ext2/super.c, ext2_fill_super).
+        if self.s_blocks_per_group <= self.table_blocks + 3:
+            raise CorruptFilesystem(
+                f"EXT2 superblock: groups of {self.s_blocks_per_group} blocks have no room for their own metadata"
+            )
         if self.s_inodes_count != self.groups_count * self.s_inodes_per_group:
             raise CorruptFilesystem(
                 f"EXT2 superblock: s_inodes_count {self.s_inodes_count} is not {self.groups_count} groups "

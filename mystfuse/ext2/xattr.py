@@ -124,7 +124,7 @@ def check_xattr_block(superblock: Superblock, inode: Inode) -> int:
 def _parse_entries(inode: Inode, area: bytes, position: int) -> list[Attribute]:
     """The entries that start at ``position`` of ``area``; values are at offsets into ``area``."""
     found: list[Attribute] = []
-    values_size = 0
+    values_size, lowest = 0, len(area)
     while position + 4 <= len(area) and area[position : position + 4] != b"\0\0\0\0":
         if position + ENTRY.size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute is cut short")
@@ -132,6 +132,8 @@ def _parse_entries(inode: Inode, area: bytes, position: int) -> list[Attribute]:
         name_start = position + ENTRY.size
         if name_start + name_len > len(area) or value_inum or value_offs + value_size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute lies outside its place")
+        if value_size:
+            lowest = min(lowest, value_offs)
         values_size += value_size
         if values_size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: extended attributes share their values")
@@ -139,4 +141,6 @@ def _parse_entries(inode: Inode, area: bytes, position: int) -> list[Attribute]:
             Attribute(name_index, area[name_start : name_start + name_len], area[value_offs : value_offs + value_size])
         )
         position = name_start + (name_len + 3 & ~3)
+    if lowest < position:
+        raise CorruptFilesystem(f"inode {inode.ino}: the value of an extended attribute lies over the names")
     return found

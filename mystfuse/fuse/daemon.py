@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from mystfuse.errors import ExitStatus
+from mystfuse.errors import ExitStatus, explain
 
 _PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Report = Callable[[ExitStatus, str], None]
 """Called once by the child: how it went, and one line for the user (may be empty)."""
@@ -40,13 +41,19 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
     """
     receiver, sender = os.pipe()
     parent = os.getpid()
-    child = os.fork()
+    # Until each knows what to do then: the child would go on in the parent's place, and the parent leave a child.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+    try:
+        child = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        raise
     if child == 0:
         if dies_with_parent:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(ExitStatus.FAILED)
-        _run_child(serve, sender, keep)
+        _run_child(serve, sender, keep, blocked)
     os.close(sender)
 
     def interrupt(number: int, frame: object) -> NoReturn:
@@ -57,6 +64,7 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
         if handler is not signal.SIG_IGN:
             signal.signal(number, interrupt)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         with os.fdopen(receiver, "rb") as stream:
             said = stream.read()
     except KeyboardInterrupt:
@@ -78,32 +86,46 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
     return Started(ExitStatus.FAILED, f"the daemon ended before it was ready ({what})", child)
 
 
-def _run_child(serve: Callable[[Report], int], sender: int, keep: frozenset[int]) -> NoReturn:
+def _run_child(
+    serve: Callable[[Report], int], sender: int, keep: frozenset[int], blocked: set[int | signal.Signals]
+) -> NoReturn:
     status = int(ExitStatus.FAILED)
     try:
         os.setsid()
-        for name in os.listdir("/proc/self/fd"):
-            descriptor = int(name)
-            if descriptor > 2 and descriptor != sender and descriptor not in keep:
-                with suppress(OSError):
-                    os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        # What the daemon is confined to has no files any more when it is needed.
+        null = os.open(os.devnull, os.O_RDWR)
+        close_descriptors(keep | {sender, null})
 
         def report(how: ExitStatus, message: str) -> None:
             if how is ExitStatus.DONE:
-                _detach()
+                _detach(null)
             with suppress(BrokenPipeError):
                 os.write(sender, json.dumps([how, message]).encode())
             os.close(sender)
 
         status = serve(report)
+    except Exception as error:
+        # The parent says it, if it can still be told.
+        with suppress(OSError):
+            said = explain(error) or f"internal error: {type(error).__name__}: {error}"
+            os.write(sender, json.dumps([ExitStatus.FAILED, said]).encode())
     finally:
         # Not sys.exit: what the parent has registered with atexit, or buffered, is the parent's.
         os._exit(status)
 
 
-def _detach() -> None:
+def close_descriptors(keep: frozenset[int]) -> None:
+    """Close all descriptors above 2 but ``keep``: whatever the caller has left open is not ours to hold."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor not in keep:
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+def _detach(null: int) -> None:
     os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)

@@ -6,6 +6,7 @@ A child process serves it through FUSE, mounted over an empty temporary file.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import tempfile
 from contextlib import suppress
@@ -16,10 +17,11 @@ from mystfuse.crypto.sectors import XtsCipher
 from mystfuse.errors import ExitStatus, MountError, MystfuseError
 from mystfuse.fuse.daemon import Report, run_in_background
 from mystfuse.fuse.mount_table import find_mount
-from mystfuse.fuse.unmount import unmount_and_wait
+from mystfuse.fuse.unmount import unmount
 from mystfuse.image.atomic_file import AtomicFile
 
-_UNMOUNT_TIMEOUT = 60.0
+_PATIENCE = 60_000
+"""Milliseconds that the child gets to end."""
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -37,6 +39,7 @@ class EncryptedFile:
         self._payload_offset = payload_offset
         self._cipher = cipher
         self._mountpoint = ""
+        self._child: int | None = None
 
     @property
     def path(self) -> str:
@@ -47,16 +50,20 @@ class EncryptedFile:
         """Raises MountError when FUSE cannot be used."""
         if not os.path.exists("/dev/fuse"):
             raise MountError("/dev/fuse is missing: mke2fs cannot write encrypted without FUSE (modprobe fuse?)")
-        directory = Path(tempfile.mkdtemp(prefix="mystfuse-")).resolve()
-        self._mountpoint = str(directory / "plaintext")
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
         try:
-            (directory / "plaintext").touch(mode=0o600)
+            self._mountpoint = str(Path(tempfile.mkdtemp(prefix="mystfuse-")).resolve() / "plaintext")
+            # Raises what has come meanwhile.
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            Path(self._mountpoint).touch(mode=0o600)
             keep = frozenset({self._target_fd})
             started = run_in_background(self._serve, keep, dies_with_parent=True)
             if started.status is not ExitStatus.DONE:
                 raise MountError(started.message)
+            self._child = started.pid
             self.fd = os.open(self._mountpoint, os.O_RDWR | os.O_CLOEXEC)
         except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             self._take_down()
             raise
         return self
@@ -80,16 +87,20 @@ class EncryptedFile:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
         try:
             if find_mount(self._mountpoint) is not None:
-                unmount_and_wait(self._mountpoint, lazy=True, timeout=_UNMOUNT_TIMEOUT)
+                unmount(self._mountpoint, lazy=True)
         finally:
+            if self._child is not None:
+                _end(self._child)
             _remove(self._mountpoint)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _serve(self, report: Report) -> int:
         """Runs in the child."""
-        from mystfuse.fuse.plaintext_file import PlaintextFile, serve
-
         try:
+            # When whoever started us is killed. It takes a while until there is a loop that listens.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            from mystfuse.fuse.plaintext_file import PlaintextFile, serve
+
             file = PlaintextFile(self._target_fd, self._payload_offset, self._cipher)
             serve(file, self._mountpoint, lambda: report(ExitStatus.DONE, ""))
         except MountError as error:
@@ -99,6 +110,21 @@ class EncryptedFile:
             # Whoever started us may have been killed.
             _remove(self._mountpoint)
         return ExitStatus.DONE
+
+
+def _end(child: int) -> None:
+    """End the child, and wait for it. It would end by itself when the mount is gone; but whoever has made a mount name
+    space meanwhile has the mount in there as well."""
+    pidfd = os.pidfd_open(child)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_PATIENCE):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(child, 0)
+    finally:
+        os.close(pidfd)
 
 
 def _remove(mountpoint: str) -> None:

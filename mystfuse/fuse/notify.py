@@ -18,6 +18,18 @@ class Notifier:
 
     def __init__(self, address: str | None) -> None:
         self._address = address
+        self._socket: socket.socket | None = None
+        self._failure: OSError | None = None
+        if not address:
+            return
+        name = f"\0{address[1:]}" if address.startswith("@") else address
+        # Now: who is confined later reaches no abstract name any more.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.connect(os.fsencode(name))
+        except OSError as error:
+            # Told when there is something to tell: the log is not set up yet.
+            self._failure = error
 
     @classmethod
     def from_environment(cls) -> Notifier:
@@ -26,12 +38,11 @@ class Notifier:
 
     def send(self, *assignments: str) -> None:
         """Send assignments such as ``READY=1``, one line each. That nobody listens is logged, and does not matter."""
-        if not self._address:
+        if self._socket is None:
             return
-        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                sender.connect(os.fsencode(address))
-                sender.send(os.fsencode("\n".join(assignments)))
+            if self._failure is not None:
+                raise self._failure
+            self._socket.send(os.fsencode("\n".join(assignments)))
         except OSError as error:
             log.warning("NOTIFY_SOCKET %s: %s", self._address, error.strerror or error)

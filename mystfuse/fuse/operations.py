@@ -91,6 +91,9 @@ class _OpenFile:
     caller: Caller
     """Who opened it: a write does not say who writes."""
     stream: Stream
+    is_direct: bool
+    """Opened with O_DIRECT: a write must not be answered short, which the kernel would turn into EIO (fs/fuse/file.c,
+    fuse_get_res_by_io)."""
 
 
 @dataclass(slots=True)
@@ -211,7 +214,7 @@ class Operations(pyfuse3.Operations):
         caller = self._caller(ctx)
         inode = await self._make(parent_inode, name, mode, caller)
         # Not after another await: the kernel counts both or neither.
-        return self._open_file(inode.ino, caller), self._entry(inode)
+        return self._open_file(inode.ino, caller, flags), self._entry(inode)
 
     @_handler
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
@@ -286,7 +289,7 @@ class Operations(pyfuse3.Operations):
             await self._volume.set_attributes(ino, AttributeChanges(size=0), caller)
         if not is_writing:
             self._hand_over(ino)
-        return self._open_file(ino, caller)
+        return self._open_file(ino, caller, flags)
 
     @_handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -301,7 +304,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._files[fh]
         assert isinstance(file, _OpenFile)
-        return await self._volume.write(file.ino, off, buf, file.caller)
+        return await self._volume.write(file.ino, off, buf, file.caller, file.is_direct)
 
     @_handler
     async def release(self, fh: int) -> None:
@@ -509,13 +512,14 @@ class Operations(pyfuse3.Operations):
         groups = functools.partial(_groups_of, ctx.pid)
         return Caller(self._stored_uid(ctx.uid), self._stored_gid(ctx.gid), groups)
 
-    def _open_file(self, ino: int, caller: Caller) -> FileInfo:
+    def _open_file(self, ino: int, caller: Caller, flags: int) -> FileInfo:
         self._references.opened(ino)
         if not caller.is_root:
             # Whoever opened it may be gone when it is written to.
             groups = caller.groups()
             caller = replace(caller, groups=lambda: groups)
-        return FileInfo(fh=self._add(self._files, _OpenFile(ino, caller, Stream())), keep_cache=True)
+        file = _OpenFile(ino, caller, Stream(), bool(flags & os.O_DIRECT))
+        return FileInfo(fh=self._add(self._files, file), keep_cache=True)
 
     def _hand_over(self, ino: int) -> None:
         """Put a small file that is being opened into the kernel's page cache: it will not have to ask for it.

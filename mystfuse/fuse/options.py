@@ -22,11 +22,15 @@ class MountOptions:
     """Absolute."""
     fsname: str
     """What the mount table shows as the source."""
+    directory: int | None = None
+    """A descriptor (O_PATH) of the directory to mount on: nothing can take its place. None: go by the name."""
     descriptor: int | None = None
     """A /dev/fuse that somebody else has mounted there already."""
     read_only: bool = False
     overlay_limit: int = 0
     """Bytes that what is written may take up in memory."""
+    overlay_store: int | None = None
+    """Descriptor of a file for what memory has no room for."""
     allow_other: bool = False
     suid: bool = False
     dev: bool = False
@@ -46,18 +50,18 @@ class MountOptions:
     on_corruption: OnCorruption = OnCorruption.EIO
 
     @property
-    def fuse_mountpoint(self) -> str:
-        """The mountpoint for libfuse: where to mount, or which descriptor is mounted already."""
-        return self.mountpoint if self.descriptor is None else f"/dev/fd/{self.descriptor}"
+    def shown_name(self) -> str:
+        """The source in the mount table: what is not printable ASCII as ``?``."""
+        return "".join(char if char.isascii() and char.isprintable() else "?" for char in self.fsname)
 
     def fuse_options(self) -> set[str]:
-        """The options for libfuse, in the ASCII it takes."""
+        """The options for libfuse and fusermount3, in the ASCII they take."""
         options = {
             "ro" if self.read_only else "rw",
             "noatime",
             "default_permissions",
             "subtype=mystfuse",
-            f"fsname={_escape(self.fsname)}",
+            f"fsname={_escape(self.shown_name)}",
             "suid" if self.suid else "nosuid",
             "dev" if self.dev else "nodev",
         }
@@ -68,7 +72,6 @@ class MountOptions:
         return options
 
 
-def _escape(fsname: str) -> str:
-    """An option's value for libfuse: commas and backslashes escaped, bytes that are not printable ASCII as ``?``."""
-    text = "".join(char if char.isascii() and char.isprintable() else "?" for char in fsname)
-    return text.replace("\\", "\\\\").replace(",", "\\,")
+def _escape(value: str) -> str:
+    """An option's value for libfuse: commas and backslashes escaped."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pyfuse3
@@ -16,14 +17,14 @@ import trio
 
 from mystfuse import __version__
 from mystfuse.crypto.secret import lock_memory
-from mystfuse.errors import ExitStatus, IntegrityError, MountError
+from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.fuse.keeper import Keeper
 from mystfuse.fuse.mount import mount
-from mystfuse.fuse.mount_table import Mount, find_mount, name_this_process
+from mystfuse.fuse.mount_table import Mount, name_this_process
 from mystfuse.fuse.operations import Operations
 from mystfuse.fuse.options import MountOptions, OnCorruption
-from mystfuse.fuse.read_ahead import raise_read_ahead
-from mystfuse.fuse.unmount import BusyError, unmount
+from mystfuse.fuse.unmount import BusyError
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage
 from mystfuse.image.pipeline import Pipeline, run_pipeline
@@ -44,6 +45,8 @@ class Session:
 
     Args:
         keys: for an encrypted image; wiped as soon as it is open.
+        keeper: what mounts and unmounts for us.
+        landlock: the version of Landlock that this process is restricted by; for the status.
         progress: shown while a passphrase is tried.
         on_ready: called once, when the kernel's INIT has been answered: from then on the mount answers.
         on_ending: called once, when the mount begins to end.
@@ -54,6 +57,8 @@ class Session:
         image: TrustedImage,
         keys: Keys,
         options: MountOptions,
+        keeper: Keeper,
+        landlock: int,
         on_ready: Callable[[], None],
         progress: Progress,
         on_ending: Callable[[], None] = lambda: None,
@@ -62,6 +67,8 @@ class Session:
         self._keys = keys
         self._progress = progress
         self._options = options
+        self._keeper = keeper
+        self._landlock = landlock
         self._on_ready = on_ready
         self._on_ending = on_ending
         self._started = time.monotonic()
@@ -69,6 +76,7 @@ class Session:
         self._stop = trio.Event()
         self._was_mounted = self._is_ending = self._has_ended = False
         self._own_mount: Mount | None = None
+        self._asking = trio.Lock()
         self._serving = trio.CancelScope()
         self._status: Callable[[], dict[str, Any]] = dict
 
@@ -96,20 +104,33 @@ class Session:
 
     async def _mount_and_serve(self) -> None:
         async with run_pipeline(self._image, self._keys, self._options.io_timeout, self._progress) as pipeline:
-            # Here, where the process is our own, and not a program's that opens an image by the API.
-            if pipeline.unlocked and not lock_memory():
-                log.info("what is decrypted may be swapped out: the limit of locked memory is too low (ulimit -l)")
-            limit = None if self._options.read_only else self._options.overlay_limit
-            volume = await Volume.open(pipeline.device, limit, pipeline.workers)
+            options = self._options
+            limit = None if options.read_only else options.overlay_limit
+            volume = await Volume.open(
+                pipeline.device, limit, pipeline.workers, options.overlay_store, options.io_timeout
+            )
+            # Here, where the process is our own, and not a program's that opens an image by the API; when all keys are
+            # in memory.
+            if (pipeline.unlocked or options.overlay_store is not None) and not lock_memory():
+                log.info(
+                    "keys and what they hide may be swapped out: the limit of locked memory is too low (ulimit -l)"
+                )
             await self._check_root(volume)
             self._status = self._status_of(pipeline, volume)
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
             operations = Operations(volume, self._options, self._status)
-            mount(operations, self._options.fuse_mountpoint, self._options.fuse_options())
+            descriptor, self._own_mount = self._keeper.mount()
+            if descriptor is None:
+                descriptor = self._options.descriptor
+            try:
+                mount(operations, f"/dev/fd/{descriptor}", self._options.fuse_options())
+            except MountError:
+                with suppress(MountError):
+                    self._keeper.unmount(lazy=True)
+                raise
             self._was_mounted = True
             try:
-                self._own_mount = find_mount(self._options.mountpoint)
                 name_this_process(self._own_mount)
                 with self._serving:
                     async with trio.open_nursery() as nursery:
@@ -122,21 +143,21 @@ class Session:
                 self._has_ended = True
                 self._tell_ending()
                 with trio.CancelScope(shield=True):
-                    if self._is_mounted():
-                        await self._unmount()
+                    await self._unmount()
                     # Not libfuse's own unmounting: that goes by the path, whatever is mounted there by now.
                     pyfuse3.close(unmount=False)
 
     async def _check_root(self, volume: Volume) -> None:
         root = await volume.inode(EXT2_ROOT_INO)
         if not root.is_directory:
-            raise MountError("the root inode is not a directory: run e2fsck on the image it was made from")
+            raise CorruptFilesystem("the root inode is not a directory: run e2fsck on the image it was made from")
 
     async def _tell_ready(self, operations: Operations) -> None:
         await operations.ready.wait()
         # init() is called while INIT is handled, without an await; that we run again means that it has been answered.
         if self._own_mount is not None:
-            raise_read_ahead(self._own_mount.device)
+            async with self._asking:
+                self._keeper.raise_read_ahead()
         self._on_ready()
 
     def _tell_ending(self) -> None:
@@ -158,32 +179,26 @@ class Session:
             everything.cancel()
             return
         self._tell_ending()
-        if self._is_mounted():
-            await self._unmount()
+        await self._unmount()
         if not self._has_ended:
             pyfuse3.terminate()
             # Requests that wait for storage get a moment, then the mount ends without them.
             await trio.sleep(_GRACE)
             self._serving.cancel()
 
-    def _is_mounted(self) -> bool:
-        """Whether ours is what an unmount of the mountpoint would take away."""
-        return self._own_mount is not None and find_mount(self._options.mountpoint) == self._own_mount
-
     async def _unmount(self) -> None:
-        """Unmount from a thread, while the loop still serves."""
-        mountpoint = self._options.mountpoint
-        try:
-            await trio.to_thread.run_sync(unmount, mountpoint)
-        except BusyError:
-            log.warning("%s is in use: unmounted lazily", mountpoint)
+        """Unmount ours, if it is still there, while the loop still serves: the keeper is asked in a thread."""
+        async with self._asking:
             try:
-                await trio.to_thread.run_sync(unmount, mountpoint, True)
+                await trio.to_thread.run_sync(self._keeper.unmount)
+            except BusyError:
+                log.warning("%s is in use: unmounted lazily", self._options.mountpoint)
+                try:
+                    await trio.to_thread.run_sync(self._keeper.unmount, True)
+                except MountError as error:
+                    log.error("%s", error)
             except MountError as error:
-                log.error("%s", error)
-        except MountError as error:
-            # Unmounted by somebody else in the meantime.
-            log.info("%s", error)
+                log.info("%s", error)
 
     async def _watch_idleness(self, operations: Operations) -> None:
         timeout = self._options.idle_timeout
@@ -194,15 +209,16 @@ class Session:
             if idle < timeout:
                 await trio.sleep(timeout - idle)
                 continue
-            if not self._is_mounted():
-                return
             try:
-                await trio.to_thread.run_sync(unmount, self._options.mountpoint)
-                log.info("unmounted after %g s without use", timeout)
+                async with self._asking:
+                    if await trio.to_thread.run_sync(self._keeper.unmount):
+                        log.info("unmounted after %g s without use", timeout)
                 return
-            except MountError:
+            except BusyError:
                 # In use without a request: a current directory, a mapped file.
                 await trio.sleep(timeout)
+            except MountError:
+                return
 
     def _corruption(self, error: IntegrityError) -> None:
         if self._options.on_corruption is OnCorruption.UNMOUNT and not self._stop.is_set():
@@ -222,6 +238,7 @@ class Session:
                 "mountpoint": self._options.mountpoint,
                 "uptime": round(time.monotonic() - self._started, 3),
                 "read_only": overlay is None,
+                "landlock": self._landlock or None,
                 "root_hash": trust.root_hash.hex() if trust.root_hash else None,
                 "trust": trust.reason.value,
                 "trust_explanation": trust.explanation,
@@ -240,6 +257,7 @@ class Session:
                 "cache_misses": cache.misses,
                 "overlay_used": 0 if overlay is None else overlay.used,
                 "overlay_limit": 0 if overlay is None else overlay.limit,
+                "overlay_store_used": 0 if overlay is None else overlay.store_used,
                 "unlinked_inodes": len(volume.orphans),
             }
 

@@ -10,7 +10,7 @@ import select
 import subprocess
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.mount_table import find_daemon, find_mount
+from mystfuse.fuse.mount_table import find_daemon, find_mount, find_other_server
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -58,6 +58,8 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
     if mount is None:
         raise MountError(f"{mountpoint}: nothing of mystfuse's is mounted there")
     daemon = find_daemon(mount)
+    if daemon is None and (server := find_other_server(mount)) is not None:
+        raise MountError(f"{mountpoint}: not mystfuse's: {server} serves it (umount takes it away)")
     try:
         unmount(mountpoint, lazy)
         if daemon is not None:
@@ -82,7 +84,7 @@ def unmount_stale(mountpoint: str) -> None:
     if mount is None:
         return
     daemon = find_daemon(mount)
-    if daemon is None:
-        unmount(mountpoint, lazy=True)
-    else:
+    if daemon is not None:
         os.close(daemon)
+    elif find_other_server(mount) is None:
+        unmount(mountpoint, lazy=True)

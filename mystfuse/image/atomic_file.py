@@ -29,6 +29,9 @@ class WritableFile(Protocol):
 class AtomicFile:
     """A nameless file in the directory of ``target``, given that name by ``commit``.
 
+    The directory is looked up once: what is put in its place later, a symbolic link say, gets nothing. A symbolic link
+    under the name itself is replaced, or in the way, but never followed.
+
     Leaving the ``with`` block without ``commit``, or dying in it, leaves nothing behind. Where the file system has no
     nameless files (O_TMPFILE), a hidden temporary name is used, and removed when the block ends.
 
@@ -42,29 +45,55 @@ class AtomicFile:
 
     def __init__(self, target: Path, replace: bool, mode: int = 0o666) -> None:
         self.target = target
+        self.fd = self._directory = -1
         self._replace = replace
-        self._temporary: Path | None = None
-        self._directory = target.parent
+        self._temporary: str | None = None
         if not replace and os.path.lexists(target):
             raise MystfuseError(f"{target}: already exists (--force overwrites it)")
         if target.is_dir():
             raise MystfuseError(f"{target}: is a directory")
+        if target.exists() and not target.is_file():
+            # It would be replaced: /dev/stdout, and with it everybody's.
+            raise MystfuseError(f"{target}: neither a regular file nor absent: it is not replaced")
         try:
-            try:
-                self.fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
-            except OSError as error:
-                # What open(2) says where there are no nameless files: by the file system, or by an old kernel.
-                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-                    raise
-                self._temporary = self._hidden_name()
-                self.fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
+            self._directory = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.fd = self._open(mode)
         except OSError as error:
-            raise MystfuseError(f"{target}: cannot be written: {error.strerror}") from error
+            message = f"{target}: cannot be written: {self._explain(error)}"
+            self.__exit__(None, None, None)
+            raise MystfuseError(message) from error
+        except KeyboardInterrupt:
+            self.__exit__(None, None, None)
+            raise
+
+    def _open(self, mode: int) -> int:
+        try:
+            return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self._directory)
+        except OSError as error:
+            # What open(2) says where there are no nameless files: by the file system, or by an old kernel.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                raise
+        self._temporary = self._hidden_name()
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        return os.open(self._temporary, flags, mode, dir_fd=self._directory)
 
     @property
     def path(self) -> str:
         """A path that names the file for a child process that inherits ``fd``."""
         return f"/proc/self/fd/{self.fd}"
+
+    def write(self, data: bytes) -> None:
+        """Append all of ``data``.
+
+        Raises:
+            MystfuseError: it cannot be written.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.fd, view) :]
+        except OSError as error:
+            raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
 
     def commit(self) -> None:
         """Write everything to disk and give the file its name.
@@ -75,43 +104,51 @@ class AtomicFile:
         try:
             os.fsync(self.fd)
             if self._temporary is None and not self._replace:
-                self._link(self.target)
+                self._link(self.target.name)
                 return
             if self._temporary is None:
-                temporary = self._hidden_name()
-                self._link(temporary)
-                self._temporary = temporary
+                # Noted first: an interrupt may come in between.
+                self._temporary = self._hidden_name()
+                self._link(self._temporary)
             if self._replace:
-                os.replace(self._temporary, self.target)
+                self._rename(self._temporary)
             else:
                 self._rename_without_replacing(self._temporary)
             self._temporary = None
         except FileExistsError as error:
             raise MystfuseError(f"{self.target}: already exists (--force overwrites it)") from error
         except OSError as error:
-            raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
+            raise MystfuseError(f"{self.target}: cannot be written: {self._explain(error)}") from error
 
-    def _rename_without_replacing(self, temporary: Path) -> None:
+    def _explain(self, error: OSError) -> str:
+        with suppress(OSError):
+            if not os.fstat(self._directory).st_nlink:
+                return "its directory has been removed"
+            if self.fd >= 0 and not os.path.lexists(self.path):
+                return "/proc is not mounted"
+        return error.strerror or str(error)
+
+    def _rename_without_replacing(self, temporary: str) -> None:
         try:
-            os.link(temporary, self.target)
+            os.link(temporary, self.target.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except PermissionError:
             # No hard links either (vfat): the check and the rename are two steps then.
-            if os.path.lexists(self.target):
+            with suppress(FileNotFoundError):
+                os.stat(self.target.name, dir_fd=self._directory, follow_symlinks=False)
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-            os.rename(temporary, self.target)
+            self._rename(temporary)
         else:
-            temporary.unlink()
+            os.unlink(temporary, dir_fd=self._directory)
 
-    def _link(self, name: Path) -> None:
+    def _rename(self, temporary: str) -> None:
+        os.replace(temporary, self.target.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def _link(self, name: str) -> None:
         # With a directory descriptor Python calls linkat(2), which can follow the link in /proc.
-        directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.link(self.path, name.name, dst_dir_fd=directory, follow_symlinks=True)
-        finally:
-            os.close(directory)
+        os.link(self.path, name, dst_dir_fd=self._directory, follow_symlinks=True)
 
-    def _hidden_name(self) -> Path:
-        return self._directory / f".{self.target.name[:200]}.{secrets.token_hex(6)}.tmp"
+    def _hidden_name(self) -> str:
+        return f".{self.target.name[:200]}.{secrets.token_hex(6)}.tmp"
 
     def __enter__(self) -> AtomicFile:
         return self
@@ -121,5 +158,7 @@ class AtomicFile:
     ) -> None:
         if self._temporary is not None:
             with suppress(OSError):
-                self._temporary.unlink()
-        os.close(self.fd)
+                os.unlink(self._temporary, dir_fd=self._directory)
+        for descriptor in (self.fd, self._directory):
+            if descriptor >= 0:
+                os.close(descriptor)

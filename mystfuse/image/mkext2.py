@@ -267,8 +267,12 @@ def _run_mke2fs(
         options.trace(" ".join(command))
     # If we are killed, mke2fs must not go on for nobody. Not by preexec_fn: Python loses a ^C that comes as it forks.
     setpriv = shutil.which("setpriv")
+    if setpriv is not None:
+        # Nor when we have been killed before it said so.
+        script = 'test "$PPID" = "$0" && exec "$@"'
+        command = [setpriv, "--pdeathsig", "KILL", "/bin/sh", "-c", script, str(os.getpid()), *command]
     result = subprocess.run(
-        [setpriv, "--pdeathsig", "KILL", *command] if setpriv else command,
+        command,
         env=environment,
         pass_fds=[file.fd],
         stdin=subprocess.DEVNULL,

@@ -132,7 +132,7 @@ def open_scratch(work: Path) -> Iterator[Path]:
     """A directory for the time of a run, which other users can get at."""
     path = Path(tempfile.mkdtemp(prefix=".scratch-", dir=work)).resolve()
     try:
-        os.chmod(path, 0o755)
+        os.chmod(path, 0o755)  # nosec B103  # ordinary users read from it
         _open_fuse(path)
         yield path
     finally:

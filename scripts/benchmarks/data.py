@@ -148,11 +148,11 @@ class Store:
         return self._make("sparse", {"large": self.sizes.large_image}, self._make_sparse)
 
     def flat(self, count: int) -> Item:
-        """An image with a directory ``flat`` of so many names; a hundred of them in ``looked-up.list``."""
+        """An image with a directory ``flat`` of so many names; one of them in ``first.list``, 99 in ``later.list``."""
         return self._make("flat", {"flat": count}, functools.partial(self._make_flat, count))
 
     def _make(self, name: str, recipe: dict[str, int], build: Callable[[Path, Any], None]) -> Item:
-        recipe = {"version": 3, "seed": SEED, **recipe}
+        recipe = {"version": 5, "seed": SEED, **recipe}
         stamp = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
         directory = self.work / f"{name}-{stamp}"
         facts_file = directory / "facts.json"
@@ -187,7 +187,7 @@ class Store:
     def _make_secret(self, directory: Path, facts: dict[str, Any]) -> None:
         big = self.big()
         shutil.copy(big.directory / "contents.json", directory)
-        generator = random.Random("key")
+        generator = random.Random("key")  # nosec B311  # the same data every time
         (directory / "key").write_bytes(generator.randbytes(64))
         (directory / "passphrase").write_text(generator.randbytes(12).hex())
         for name in ("key", "passphrase"):
@@ -216,15 +216,27 @@ class Store:
         shutil.rmtree(source)
 
     def _make_flat(self, count: int, directory: Path, facts: dict[str, Any]) -> None:
-        source = directory / "source"
-        generator = random.Random(f"{SEED} flat")
-        sizes = make_files(source, [f"flat/{_name(generator)}" for _ in range(count)], "flat", mean=16)
+        # Written through a mount: mke2fs goes through the whole directory for each name that it adds.
+        source, mountpoint, empty = directory / "source", directory / "mountpoint", directory / "empty.img"
+        source.mkdir()
+        mountpoint.mkdir()
+        # mke2fs makes an inode for each 16 KiB.
+        make_image(source, empty, "--size", str((count + 1000) * 16384 + (64 << 20)))
+        generator = random.Random(f"{SEED} flat")  # nosec B311  # the same data every time
+        paths = [f"flat/{_name(generator)}" for _ in range(count)]
+        run(*mystfuse_command(), "mount", "--trust-self", empty, mountpoint)
+        try:
+            sizes = make_files(mountpoint, paths, "flat", mean=16)
+            run(*mystfuse_command(), "commit", mountpoint, directory / "image.img")
+        finally:
+            run(*mystfuse_command(), "umount", mountpoint)
+        empty.unlink()
         _describe(directory, sizes)
         looked_up = generator.sample(sorted(sizes), min(count, 100))
-        (directory / "looked-up.list").write_text("\n".join(looked_up))
-        facts["looked_up_bytes"] = sum(sizes[path] for path in looked_up)
-        facts["image"] = make_image(source, directory / "image.img")
-        shutil.rmtree(source)
+        for part, names in ("first", looked_up[:1]), ("later", looked_up[1:]):
+            (directory / f"{part}.list").write_text("\n".join(names))
+            facts[f"{part}_bytes"] = sum(sizes[path] for path in names)
+        facts["image"] = _describe_image(directory / "image.img")
 
     def _make_empty(self, directory: Path, facts: dict[str, Any]) -> None:
         (directory / "source").mkdir()
@@ -251,6 +263,10 @@ def recipes(sizes: Sizes) -> dict[str, int]:
 def make_image(source: Path, image: Path, *options: str) -> dict[str, Any]:
     """Make an image of a directory; returns its hash offset and root hash."""
     run(*mystfuse_command(), "mkext2", "--force", f"--block-size={BLOCK_SIZE}", *options, source, image)
+    return _describe_image(image)
+
+
+def _describe_image(image: Path) -> dict[str, Any]:
     image.chmod(0o644)
     found = json.loads(run(*mystfuse_command(), "fssig", "--json", image))
     return {"hash_offset": found["hash_offset"], "root_hash": found["root_hash"]}
@@ -259,7 +275,7 @@ def make_image(source: Path, image: Path, *options: str) -> dict[str, Any]:
 def write_random(path: Path, size: int, seed: str) -> int:
     """Write a file of ``size`` bytes that cannot be compressed; returns its CRC-32."""
     crc = 0
-    generator = random.Random(f"{SEED} {seed}")
+    generator = random.Random(f"{SEED} {seed}")  # nosec B311  # the same data every time
     with path.open("wb") as file:
         for offset in range(0, size, MIB):
             part = generator.randbytes(min(MIB, size - offset))
@@ -270,7 +286,7 @@ def write_random(path: Path, size: int, seed: str) -> int:
 
 def make_files(root: Path, paths: list[str], seed: str, mean: int = MEAN_SIZE) -> dict[str, int]:
     """Make small files of ``mean`` bytes on average; returns their sizes in bytes."""
-    generator = random.Random(f"{SEED} {seed}")
+    generator = random.Random(f"{SEED} {seed}")  # nosec B311  # the same data every time
     sizes: dict[str, int] = {}
     for path in paths:
         sizes[path] = min(1 + int(generator.expovariate(1 / mean)), MAX_SIZE)
@@ -282,7 +298,7 @@ def make_files(root: Path, paths: list[str], seed: str, mean: int = MEAN_SIZE) -
 def tree_paths(entries: int) -> list[str]:
     """Files of a tree like /usr, together with its directories about ``entries``: nine to a directory, though a few
     directories have thousands and most have two or three, and several deep."""
-    generator = random.Random(f"{SEED} paths")
+    generator = random.Random(f"{SEED} paths")  # nosec B311  # the same data every time
     directories = ["tree"]
     for index in range(1, entries // 10):
         # Rather in one of the first than in one of the last.

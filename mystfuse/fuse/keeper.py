@@ -1,0 +1,215 @@
+"""The process that mounts and unmounts for a daemon, so that the daemon itself needs no privileges at all.
+
+It is forked before the daemon is confined, before either has looked at the image. It takes four orders, none with an
+argument, and does nothing with any other mount than the one it was made for. It never knows the keys, nor the image.
+When the daemon has ended, however that was, it ends too, and leaves the mount as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+from mystfuse.errors import MountError
+from mystfuse.fuse.daemon import close_descriptors
+from mystfuse.fuse.mount_table import FSTYPE, Mount, find_mount, find_mount_of, set_process_name
+from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.read_ahead import raise_read_ahead
+from mystfuse.fuse.unmount import BusyError, unmount
+
+NAME = "mystfuse:keeper"
+"""What it calls itself: as long as the name of a process can be."""
+# <sys/mount.h>
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
+_MAX_MESSAGE = 64 << 10
+
+
+class Keeper:
+    """The daemon's end. The process must have one thread when this is made; then any may use it, one at a time."""
+
+    def __init__(self, options: MountOptions) -> None:
+        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid = os.fork()
+        if not self._pid:
+            self._socket.close()
+            _run(_Office(options), other)
+        other.close()
+
+    def mount(self) -> tuple[int | None, Mount | None]:
+        """Mount, unless the caller has. Returns the descriptor of /dev/fuse, if it is a new one, and the mount as the
+        mount table has it.
+
+        Raises:
+            MountError: it cannot be mounted there.
+        """
+        answer, descriptor = self._ask("mount")
+        return descriptor, Mount(**answer["mount"]) if answer["mount"] else None
+
+    def raise_read_ahead(self) -> None:
+        """Have the kernel read further ahead in it, if we may."""
+        with suppress(MountError):
+            self._ask("raise read-ahead")
+
+    def unmount(self, lazy: bool = False) -> bool:
+        """Unmount ours; False if it is not what an unmount of the mountpoint would take away. Blocks; never call it
+        from the loop that serves the mount.
+
+        Raises:
+            BusyError: it is in use.
+            MountError: it cannot be unmounted.
+        """
+        return bool(self._ask("unmount lazily" if lazy else "unmount")[0]["was_mounted"])
+
+    def close(self) -> None:
+        """End it, and wait for that."""
+        self._socket.close()
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+    def _ask(self, request: str) -> tuple[dict[str, Any], int | None]:
+        try:
+            self._socket.send(request.encode())
+            data, descriptors, _, _ = socket.recv_fds(self._socket, _MAX_MESSAGE, 1)
+        except OSError as error:
+            raise MountError(f"the process that mounts does not answer: {error.strerror}") from error
+        if not data:
+            raise MountError("the process that mounts has ended")
+        answer: dict[str, Any] = json.loads(data)
+        if "error" in answer:
+            raise (BusyError if answer["is_busy"] else MountError)(answer["error"])
+        return answer, descriptors[0] if descriptors else None
+
+
+class _Office:
+    """What the keeper does."""
+
+    def __init__(self, options: MountOptions) -> None:
+        self.options = options
+        self._own: Mount | None = None
+
+    def answer(self, request: str) -> tuple[dict[str, Any], list[int]]:
+        """What to answer, and descriptors to go with it; MountError for what cannot be done."""
+        match request:
+            case "mount":
+                if self.options.descriptor is not None:
+                    # Mounted by the caller, perhaps where we cannot see it.
+                    self._own = find_mount(self.options.mountpoint)
+                    return {"mount": self._own and asdict(self._own)}, []
+                descriptor = _mount(self.options)
+                self._own = self._find_own(descriptor)
+                return {"mount": asdict(self._own)}, [descriptor]
+            case "raise read-ahead" if self._own is not None:
+                raise_read_ahead(self._own.device)
+                return {}, []
+            case "unmount" | "unmount lazily":
+                # The path alone may belong to somebody else by now.
+                was_mounted = self._own is not None and find_mount(self.options.mountpoint) == self._own
+                if was_mounted:
+                    unmount(self.options.mountpoint, lazy=request == "unmount lazily")
+                return {"was_mounted": was_mounted}, []
+        raise MountError(f"{request}: not understood")
+
+    def _find_own(self, descriptor: int) -> Mount:
+        """What has just been mounted; a mountpoint that has been moved since it was looked at is refused."""
+        path = self.options.mountpoint
+        # Not the first that find_mount_of finds: where mounts are shared, it can be in several places.
+        mount, elsewhere = find_mount(path), find_mount_of(descriptor)
+        if mount is not None and (elsewhere is None or elsewhere.device == mount.device):
+            return mount
+        if elsewhere is not None:
+            with suppress(MountError):
+                unmount(elsewhere.mountpoint, lazy=True)
+        raise MountError(f"{path}: another directory has taken its place: nothing is mounted")
+
+
+def _run(office: _Office, connection: socket.socket) -> NoReturn:
+    """Answer until the daemon is gone."""
+    try:
+        set_process_name(NAME)
+        # A terminal and a service manager mean the daemon, which needs us to end.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+            signal.signal(number, signal.SIG_IGN)
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        needed = {connection.fileno(), office.options.directory, office.options.descriptor}
+        close_descriptors(frozenset(fd for fd in needed if fd is not None))
+        while request := connection.recv(_MAX_MESSAGE):
+            descriptors: list[int] = []
+            try:
+                answer, descriptors = office.answer(request.decode())
+            except (MountError, OSError) as error:
+                answer = {"error": str(error), "is_busy": isinstance(error, BusyError)}
+            socket.send_fds(connection, [json.dumps(answer).encode()], descriptors)
+            # Whoever holds it keeps the mount alive.
+            for descriptor in descriptors:
+                os.close(descriptor)
+    finally:
+        os._exit(0)
+
+
+def _mount(options: MountOptions) -> int:
+    """Mount by the system call, or by fusermount3 as somebody who may not; returns the descriptor of /dev/fuse.
+
+    Sources: libfuse's lib/mount.c; the kernel's Documentation/filesystems/fuse.rst.
+    """
+    flags = _MS_NOATIME
+    for is_set, flag in (
+        (options.read_only, _MS_RDONLY), (not options.suid, _MS_NOSUID), (not options.dev, _MS_NODEV),
+        (options.noexec, _MS_NOEXEC),
+    ):  # fmt: skip
+        flags |= flag if is_set else 0
+    try:
+        descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountError(f"/dev/fuse: {error.strerror}") from error
+    data = f"fd={descriptor},rootmode={stat.S_IFDIR:o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    if options.allow_other:
+        data += ",allow_other"
+    # By the descriptor: whatever has that name by now, it is the directory that was looked at.
+    target = options.mountpoint if options.directory is None else f"/proc/self/fd/{options.directory}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not libc.mount(
+        options.shown_name.encode(), os.fsencode(target), FSTYPE.encode(), ctypes.c_ulong(flags), data.encode()
+    ):
+        return descriptor
+    code = ctypes.get_errno()
+    os.close(descriptor)
+    if code != errno.EPERM:
+        raise MountError(f"cannot mount on {options.mountpoint}: {os.strerror(code)}")
+    return _mount_by_fusermount(options)
+
+
+def _mount_by_fusermount(options: MountOptions) -> int:
+    """The same through fusermount3, which sends the descriptor, and itself looks at where it mounts."""
+    receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with receiver, sender:
+        command = ["fusermount3", "-o", ",".join(sorted(options.fuse_options())), "--", options.mountpoint]
+        try:
+            result = subprocess.run(
+                command,
+                env={**os.environ, "_FUSE_COMMFD": str(sender.fileno())},
+                pass_fds=[sender.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                errors="replace",
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise MountError("fusermount3 is not installed (apt install fuse3)") from error
+        if result.returncode:
+            message = " ".join(result.stderr.split()) or f"fusermount3 exited {result.returncode}"
+            raise MountError(f"cannot mount on {options.mountpoint}: {message}")
+        _, descriptors, _, _ = socket.recv_fds(receiver, 1, 1)
+    return descriptors[0]

@@ -1,0 +1,33 @@
+"""openat2(2), which the C library does not have yet: opening a path under rules for how it is resolved."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+# <linux/openat2.h>
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_IN_ROOT = 0x10
+
+_SYS_OPENAT2 = 437
+_AT_FDCWD = -100
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def openat2(path: str, flags: int, resolve: int, directory: int = _AT_FDCWD) -> int:
+    """Open ``path``, seen from ``directory``, under the rules ``resolve``; OSError as open(2), ELOOP for a link that
+    they forbid. The descriptor is not inherited by programs."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    libc = ctypes.CDLL(None, use_errno=True)
+    while True:
+        fd: int = libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0:
+            return fd
+        code = ctypes.get_errno()
+        # EAGAIN: somebody renames or mounts at this moment, anywhere, and ``..`` could not be resolved safely.
+        if code not in (errno.EAGAIN, errno.EINTR):
+            raise OSError(code, os.strerror(code), path)

@@ -1,0 +1,194 @@
+"""The mount that is soaked, and its daemon: started under a bound, looked at every second, ended, and judged."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.tools import BenchmarkError, mystfuse_command, run
+
+from mystfuse.fuse.mount_table import find_mount
+from mystfuse.memory_limit import limited_memory
+
+_PR_SET_CHILD_SUBREAPER = 36
+"""prctl(2)"""
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def adopt_orphans() -> None:
+    """Make daemons that leave their parents our children, so that we see how they end, and that none is left. Raises
+    OSError."""
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1):
+        raise OSError("prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How the daemon is at one moment."""
+
+    second: float
+    """Since the load began."""
+    rss: int
+    """Bytes that are in memory."""
+    overlay: int
+    """Bytes that the overlay says it takes up in memory."""
+    store: int
+    """Bytes that are in the overlay's store."""
+    threads: int
+    descriptors: int
+    cpu: float
+    """Seconds of processor time since it was started."""
+    operations: dict[str, int]
+    """Done so far, by kind."""
+
+
+class Daemon:
+    """A mount in the background; ``with`` sees to it that nothing is left of it.
+
+    Args:
+        options: of ``mystfuse mount``.
+        memory: bytes that the daemon may take up; None for no bound.
+    """
+
+    def __init__(self, image: Path, mountpoint: Path, log: Path, options: Sequence[str], memory: int | None) -> None:
+        self.mountpoint = mountpoint
+        self.samples: list[Sample] = []
+        self.peak = 0
+        """Bytes in memory, at most."""
+        self.limited_by = ""
+        self.status: dict[str, Any] = {}
+        """What ``status.json`` last said."""
+        self._image, self._log, self._options, self._memory = image, log, options, memory
+        self._pid = 0
+        self._stack = ExitStack()
+        self._stop = threading.Event()
+        self._start = 0.0
+
+    def __enter__(self) -> Daemon:
+        enter = self._stack.enter_context(limited_memory(self._memory))
+        words = [*mystfuse_command(), "mount", f"--log-file={self._log}", *self._options]
+        command = [*words, os.fspath(self._image), os.fspath(self.mountpoint)]
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=enter)
+        if result.returncode:
+            self._stack.close()
+            raise BenchmarkError((result.stderr.strip().splitlines() or ["mystfuse mount failed"])[-1])
+        self._pid = self.read_status()["pid"]
+        if self._memory:
+            in_group = "/mystfuse-" in Path(f"/proc/{self._pid}/cgroup").read_text()
+            self.limited_by = "a control group" if in_group else "RLIMIT_DATA"
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        if self._pid:
+            # Not orderly: ``end`` has not been called, or did not help.
+            with suppress(BenchmarkError):
+                run(*mystfuse_command(), "umount", "--lazy", "--timeout=10", self.mountpoint)
+            self._kill()
+        self._stack.close()
+
+    def _kill(self) -> None:
+        if os.waitpid(self._pid, os.WNOHANG)[0] == 0:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        self._pid = 0
+        if find_mount(str(self.mountpoint)) is not None:
+            with suppress(BenchmarkError):
+                run(*mystfuse_command(), "umount", "--stale", self.mountpoint)
+
+    def read_status(self) -> dict[str, Any]:
+        """What ``status.json`` says now."""
+        self.status = json.loads((self.mountpoint / ".mystfuse/status.json").read_text())
+        return self.status
+
+    def watch(self, operations: Callable[[], dict[str, int]]) -> None:
+        """Take a sample every second, in a thread, until the end."""
+        self._start = time.monotonic()
+        threading.Thread(target=self._watch, args=(operations,), daemon=True).start()
+
+    def _watch(self, operations: Callable[[], dict[str, int]]) -> None:
+        # Two threads: if the mount hangs, /proc does not.
+        threading.Thread(target=self._watch_status, daemon=True).start()
+        while not self._stop.wait(1 - (time.monotonic() - self._start) % 1):
+            with suppress(OSError, ValueError):
+                self._sample(operations())
+
+    def _watch_status(self) -> None:
+        while not self._stop.wait(1):
+            with suppress(OSError, ValueError):
+                self.read_status()
+
+    def _sample(self, operations: dict[str, int]) -> None:
+        proc = Path(f"/proc/{self._pid}")
+        status = dict(re.findall(r"^(\w+):\s+(\d+)", (proc / "status").read_text(), re.MULTILINE))
+        # The name may hold anything; fields count from behind it (proc(5)).
+        times = (proc / "stat").read_text().rpartition(")")[2].split()
+        self.peak = int(status["VmHWM"]) * 1024
+        self.samples.append(
+            Sample(
+                time.monotonic() - self._start,
+                int(status["VmRSS"]) * 1024,
+                self.status["overlay_used"],
+                self.status.get("overlay_store_used", 0),
+                int(status["Threads"]),
+                len(os.listdir(proc / "fd")),
+                (int(times[11]) + int(times[12])) / _TICKS,
+                operations,
+            )
+        )
+
+    def has_ended(self) -> bool:
+        """Whether it is gone, though nobody has unmounted anything."""
+        if not self._pid:
+            return True
+        found, _ = os.waitpid(self._pid, os.WNOHANG)
+        if found:
+            self._pid = 0
+            if find_mount(str(self.mountpoint)) is not None:
+                with suppress(BenchmarkError):
+                    run(*mystfuse_command(), "umount", "--stale", self.mountpoint)
+        return found != 0
+
+    def end(self) -> list[str]:
+        """Unmount; returns what was wrong about that."""
+        self._stop.set()
+        wrongs = []
+        try:
+            run(*mystfuse_command(), "umount", self.mountpoint)
+        except BenchmarkError as error:
+            return [f"unmounting: {error}"]
+        pid, self._pid = self._pid, 0
+        _, status = os.waitpid(pid, 0)
+        if status:
+            wrongs.append(f"the daemon ended with {os.waitstatus_to_exitcode(status)}")
+        if find_mount(str(self.mountpoint)) is not None:
+            wrongs.append(f"{self.mountpoint} is still mounted")
+        return wrongs
+
+    def log_lines(self) -> tuple[list[str], dict[str, int]]:
+        """(what has no place in a log, warnings and how often they came, numbers left out)."""
+        wrong, warnings = [], Counter[str]()
+        for line in self._log.read_text(errors="replace").splitlines():
+            match = re.match(r"\S+ \S+ mystfuse\[\d+\] (\w+): (.*)", line)
+            if match is None:
+                # A traceback goes on for several lines.
+                if re.match(r"\w+(\.\w+)*(Error|Exception|Missing)\b", line):
+                    wrong.append(line)
+            elif match[1] in ("ERROR", "CRITICAL"):
+                wrong.append(match[2])
+            elif match[1] == "WARNING":
+                warnings[re.sub(r"\d+", "N", match[2])] += 1
+        return wrong, dict(warnings)

@@ -1,0 +1,205 @@
+"""Corrupt file systems by seed, as many as wanted: ``scripts/corrupt --count 1000 --seed 1``. Prints every fault as it
+is found, and what all came to at the end; exit status 1 if there was a fault."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from corruption.bases import make_bases
+from corruption.driver import Driver, Report, differences, unmet
+from corruption.named import CASES, Case
+from corruption.scattered import spoil
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/corrupt", description=__doc__)
+    parser.add_argument("--count", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow (default: 0)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default: 1)")
+    parser.add_argument("--kernel", type=int, default=0, metavar="N", help="ask the kernel about every N-th as well")
+    parser.add_argument("--commands", type=int, default=10, metavar="N", help="also ls, tar, ... every N-th (10)")
+    parser.add_argument("--named", action="store_true", help="the named cases instead, all of them")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    summary = Summary()
+    tasks: list[str | int] = list(range(arguments.seed, arguments.seed + arguments.count))
+    if arguments.named:
+        tasks = list(CASES)
+    with tempfile.TemporaryDirectory(prefix="mystfuse-corrupt-") as directory, _unmounting(directory):
+        bases = make_bases(Path(directory))
+        # Started anew: what daemons are forked from must not have grown.
+        context = get_context("spawn")
+        with context.Pool(
+            arguments.jobs, _start, (Path(directory), bases, arguments.commands, arguments.kernel)
+        ) as pool:
+            try:
+                for part in pool.imap_unordered(_work, tasks):
+                    summary.merge(part)
+                    if summary.images % 50 == 0:
+                        print(f"{summary.images} of {len(tasks)}", file=sys.stderr, flush=True)
+            except KeyboardInterrupt:
+                print(f"interrupted after {summary.images} of {len(tasks)}", file=sys.stderr)
+    summary.seconds = time.monotonic() - started
+    print(summary)
+    return int(summary.faults > 0)
+
+
+@contextmanager
+def _unmounting(directory: str) -> Iterator[None]:
+    """Take away what is mounted below the directory in the end: nobody is to remove what is in it."""
+    try:
+        yield
+    finally:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
+            if line.split()[4].startswith(directory):
+                subprocess.run(["umount", "--lazy", line.split()[4]], check=True)
+
+
+_work_on: Callable[[str | int], Report]
+"""What a process of the pool does with a task."""
+
+
+def _start(directory: Path, bases: dict[str, bytes], commands: int, kernel: int) -> None:
+    """A process of the pool begins."""
+    global _work_on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    own = directory / f"job-{os.getpid()}"
+    own.mkdir()
+    driver = Driver(own)
+
+    def work_on(task: str | int) -> Report:
+        if isinstance(task, str):
+            return drive_case(driver, bases, CASES[task])
+        return drive_seed(driver, bases, task, commands, kernel)
+
+    _work_on = work_on
+
+
+def _work(task: str | int) -> Summary:
+    """One file system; what it came to, not every outcome."""
+    summary = Summary()
+    summary.add(tell(_work_on(task)))
+    return summary
+
+
+def drive_case(driver: Driver, bases: dict[str, bytes], case: Case, kernel: bool = True) -> Report:
+    """The file system of a named case. What it expected and did not get is among the faults.
+
+    Args:
+        kernel: do it thoroughly, without a mount too, and ask the kernel.
+    """
+    filesystem = case.make(bases)
+    report = driver.drive(case.name, filesystem, [case.what], 0, kernel, kernel, kernel and not case.is_dangerous)
+    report.faults += unmet(report, case.expected)
+    return report
+
+
+def drive_seed(driver: Driver, bases: dict[str, bytes], seed: int, commands: int = 0, kernel: int = 0) -> Report:
+    """The file system of a seed."""
+    base = sorted(bases)[seed % len(bases)]
+    filesystem, damage = spoil(bases[base], seed)
+    with_commands = commands > 0 and seed % commands == 0
+    is_dangerous = any("own child" in what for what in damage)
+    with_kernel = kernel > 0 and seed % kernel == 0 and not is_dangerous
+    return driver.drive(f"seed {seed} ({base})", filesystem, damage, seed, True, with_commands, with_kernel)
+
+
+def tell(report: Report) -> Report:
+    for fault in report.faults:
+        print(f"{report.name}: {'; '.join(report.damage)}: {fault}", flush=True)
+    if found := differences(report):
+        # Not each path: what was answered, and what was answered instead.
+        kinds = Counter(re.sub(r" of '.*': |^'.*': ", ": ", difference) for difference in found)
+        what = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
+        print(f"differs: {report.name}: {'; '.join(report.damage)}: {what}", flush=True)
+    return report
+
+
+class Summary:
+    """What many reports come to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.faults = 0
+        self._total: Counter[str] = Counter()
+        self._reading: Counter[str] = Counter()
+        self._writing: Counter[str] = Counter()
+        self._commands: Counter[str] = Counter()
+        self._refusals: Counter[str] = Counter()
+        self._slowest: dict[str, tuple[float, str]] = {}
+        self._peak = (0, "")
+
+    @property
+    def images(self) -> int:
+        return self._total["mounted"] + self._total["refused"]
+
+    def add(self, report: Report) -> None:
+        self.faults += len(report.faults)
+        self._total["mounted" if report.is_mounted else "refused"] += 1
+        self._total["with faults"] += bool(report.faults)
+        if not report.is_mounted:
+            what = report.said.strip().partition("/image: ")[2]
+            self._refusals[re.sub(r"\d+", "N", what)] += 1
+        if isinstance(report.kernel, dict):
+            self._total["read by the kernel too"] += 1
+            self._total["answered otherwise by the kernel"] += bool(differences(report))
+        for outcomes in (report.walk, report.walk_again):
+            for found in outcomes.values():
+                for operation, outcome in found.items():
+                    self._reading[f"{operation} {outcome.partition(' ')[0]}"] += 1
+        self._writing.update(report.counts)
+        self._commands.update(f"{name} {status}" for name, status in report.commands.items())
+        for step, seconds in report.steps.items():
+            self._slowest[step] = max(self._slowest.get(step, (0.0, "")), (seconds, report.name))
+        self._peak = max(self._peak, (report.peak, report.name))
+
+    def merge(self, other: Summary) -> None:
+        """Add what another has counted."""
+        self.faults += other.faults
+        for mine, others in (
+            (self._total, other._total),
+            (self._reading, other._reading),
+            (self._writing, other._writing),
+            (self._commands, other._commands),
+            (self._refusals, other._refusals),
+        ):
+            mine.update(others)
+        for step, slow in other._slowest.items():
+            self._slowest[step] = max(self._slowest.get(step, (0.0, "")), slow)
+        self._peak = max(self._peak, other._peak)
+
+    def __str__(self) -> str:
+        def errnos(counts: Counter[str]) -> dict[str, int]:
+            total: Counter[str] = Counter()
+            for key, count in counts.items():
+                total[key.split()[1]] += count
+            return dict(total.most_common())
+
+        values: dict[str, Any] = {
+            "images": dict(self._total),
+            "seconds": round(self.seconds),
+            "faults": self.faults,
+            "reading": errnos(self._reading),
+            "writing": errnos(self._writing),
+            "reading, by operation": dict(sorted(self._reading.items())),
+            "writing, by operation": dict(sorted(self._writing.items())),
+            "refused": dict(self._refusals.most_common()),
+            "without a mount": dict(sorted(self._commands.items())),
+            "slowest": {step: [round(seconds, 2), name] for step, (seconds, name) in self._slowest.items()},
+            "peak MiB": [self._peak[0] >> 20, self._peak[1]],
+        }
+        return json.dumps(values, indent=1)
