@@ -284,7 +284,7 @@ class Schedule:
                 self.source.release()
                 # Threads that waited for storage end now, in real time.
                 pipeline.reader._io_timeout = math.inf
-                while pipeline.reader._threads.borrowed_tokens:
+                while pipeline.reader._threads:
                     await trio.sleep(0.01)
                 await self._check_everything(volume)
                 if self._seed % 40 == 1:
