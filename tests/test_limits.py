@@ -24,11 +24,12 @@ from conftest import clear_mount, mystfuse, wait_until
 from ext2_editor import ROOT, FileDevice, make_image
 from huge_images import FIRST_INO, make_crowded_image, name_of
 
+from mystfuse.devices import threads
 from mystfuse.devices.device import Extent
-from mystfuse.devices.reader import ImageReader
+from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, ImageReader
 from mystfuse.devices.source import FileSource
 from mystfuse.devices.workers import Workers
-from mystfuse.errors import ImageReadError
+from mystfuse.errors import ImageReadError, StorageTimeout
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.fuse.mount_table import find_daemon, find_mount
@@ -195,6 +196,32 @@ async def test_the_reader_goes_on_when_there_was_no_memory(failure: Exception, t
         with pytest.raises(ImageReadError):
             await reader.read([Extent(0, 10)])
         source.failure = None
+        assert bytes((await reader.read([Extent(5, 3)]))[0]) == b"\5\6\7"
+        nursery.cancel_scope.cancel()
+    source.close()
+
+
+@pytest.mark.parametrize("begins", [False, True])
+async def test_a_thread_that_never_begins_costs_a_time_out(
+    begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found once: threading.Thread.start waits for a thread to begin, and one without memory does not: the loop with
+    it, for ever."""
+    (tmp_path / "image").write_bytes(bytes(range(256)))
+    source = FailingSource(tmp_path / "image")
+    reader = ImageReader(source, io_timeout=0.05)
+    late: list[Callable[[], object]] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.run)
+        with monkeypatch.context() as patch:
+            patch.setattr(threads._thread, "start_new_thread", lambda work, arguments: late.append(work))
+            for _ in range(MAX_ABANDONED + COLD_READS + 3):
+                with trio.fail_after(10), pytest.raises(StorageTimeout):
+                    await reader.read([Extent(0, 10)])
+        if begins:
+            for work in late:
+                work()
+        assert not reader._threads
         assert bytes((await reader.read([Extent(5, 3)]))[0]) == b"\5\6\7"
         nursery.cancel_scope.cancel()
     source.close()

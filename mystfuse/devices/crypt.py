@@ -9,10 +9,13 @@ import trio
 from mystfuse.crypto.sectors import SECTOR_SIZE, SectorCipher
 from mystfuse.devices.buffers import Buffers
 from mystfuse.devices.device import Batch, Complete, Device, Extent
+from mystfuse.devices.threads import call_in_thread
 from mystfuse.devices.workers import INLINE_BYTES
 from mystfuse.errors import ImageReadError
 
 _THREADS = 2
+_PATIENCE = 30.0
+"""Seconds for a thread to decrypt 8 MiB at most."""
 
 
 class CryptDevice:
@@ -46,11 +49,15 @@ class CryptDevice:
         wanted = self._sectors(extents)
         decryption = Decryption(self, extents, wanted, Complete(await self._verified.read(wanted)))
         if sum(extent.length for extent in wanted) > INLINE_BYTES:
-            try:
-                await trio.to_thread.run_sync(decryption.run, limiter=self._threads)
-            except RuntimeError:
-                # A thread cannot be started, for want of memory or because of a limit on processes.
-                decryption.run()
+            async with self._threads:
+                try:
+                    with trio.fail_after(_PATIENCE):
+                        await call_in_thread(decryption.run)
+                except RuntimeError:
+                    # A thread cannot be started, for want of memory or because of a limit on processes.
+                    decryption.run()
+                except trio.TooSlowError:
+                    raise ImageReadError("crypt: no thread has decrypted, for want of memory perhaps") from None
         else:
             decryption.run()
         plain = decryption.result()

@@ -19,6 +19,7 @@ import trio
 from mystfuse.devices.buffers import Buffers
 from mystfuse.devices.device import Extent, coalesce
 from mystfuse.devices.source import Source
+from mystfuse.devices.threads import call_in_thread
 from mystfuse.errors import ImageReadError, StorageTimeout
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ class ImageReader:
         self._send, self._receive = trio.open_memory_channel[_Request](QUEUE_DEPTH)
         self._under_way: set[_Request] = set()
         self._slots = trio.Semaphore(COLD_READS)
-        self._threads = trio.CapacityLimiter(COLD_READS + MAX_ABANDONED)
+        self._threads = 0
+        """How many are reading, abandoned ones included."""
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
         """The *unverified* bytes of each extent, in the order asked for.
@@ -157,14 +159,10 @@ class ImageReader:
         try:
             # The clock runs from here on, not while others keep the slots: storage that is slow has not failed.
             async with self._slots:
-                if not self._threads.available_tokens:
+                if self._threads >= COLD_READS + MAX_ABANDONED:
                     raise trio.TooSlowError
                 with trio.fail_after(self._io_timeout):
-                    unverified = await trio.to_thread.run_sync(
-                        partial(self.source.read, extent.offset, extent.length),
-                        limiter=self._threads,
-                        abandon_on_cancel=True,
-                    )
+                    unverified = await self._read_in_thread(extent)
         except trio.TooSlowError:
             may_retry = False
             error = StorageTimeout(
@@ -195,6 +193,13 @@ class ImageReader:
             elif not request.done.is_set():
                 # Requests that were merged do not share each other's errors: each is tried again alone.
                 await self._read_cold(request.extents[index], [(request, index)])
+
+    async def _read_in_thread(self, extent: Extent) -> bytes:
+        self._threads += 1
+        return await call_in_thread(partial(self.source.read, extent.offset, extent.length), self._note_end)
+
+    def _note_end(self) -> None:
+        self._threads -= 1
 
     def _deliver(
         self, extent: Extent, unverified: bytes | bytearray | memoryview, receivers: list[tuple[_Request, int]]
