@@ -125,6 +125,8 @@ class SpillingArenas:
         self._retry_at = 0.0
         self._silent_until = 0.0
         self._is_punching = False
+        self._punched = 0
+        """Slots that are taken only until their disk space has been given back."""
         self._disk_free = store.free_blocks()
         self._disk_asked = time.monotonic()
         self._recalled: OrderedDict[int, bytes] = OrderedDict()
@@ -138,7 +140,7 @@ class SpillingArenas:
     @property
     def store_used(self) -> int:
         """Bytes in the store."""
-        return self._slots.used * self._block_size
+        return (self._slots.used - self._punched) * self._block_size
 
     @property
     def room(self) -> int:
@@ -487,9 +489,11 @@ class SpillingArenas:
         if self._has_work or self._is_short() or not self._is_punching:
             return
         slots = self._slots.take_dirty(_MOST_PUNCHED)
+        self._punched = len(slots)
         store = self._store
 
         def end(result: outcome.Outcome[None]) -> None:
+            self._punched = 0
             result.unwrap()
             self._slots.give_back(slots, is_clean=True)
             self._ask_disk(at_once=True)
