@@ -64,7 +64,7 @@ class Arenas:
         try:
             while len(slots) < count:
                 slots += self._store_in_arena(content[len(slots) * self._block_size :])
-        except OSError:
+        except (OSError, MemoryError):
             self.free(slots)
             raise
         return slots

@@ -172,7 +172,7 @@ class Overlay:
                     stored[number] = self._arenas.store(changed[number])
                 for number in replaced:
                     stored[number] = self._arenas.store(changed[number])
-            except OSError:
+            except (OSError, MemoryError):
                 self._arenas.free(stored.values())
                 raise
         if freed:
