@@ -51,14 +51,14 @@ READ_ERRNOS = {
     "list": set[str](),
     "dots": {"ENOENT", "ENOTDIR"},
     "missing": {"ENOENT"},
-    "xattr": {"EOPNOTSUPP"},
+    "xattr": {"EOPNOTSUPP", "ENODATA"},
     "read": {"EFBIG"},
     "readlink": set[str](),
     "follow": {"ENOENT", "ELOOP", "ENOTDIR", "ENAMETOOLONG"},
 }
 """What else may come of reading, and why:
 
-ELOOP: the kernel's answer to a directory inside itself (fs/dcache.c, d_splice_alias), and to links in a circle.
+ENODATA: the kernel's answer for user attributes of what has become a device (fs/xattr.c, xattr_permission). ELOOP: the kernel's answer to a directory inside itself (fs/dcache.c, d_splice_alias), and to links in a circle.
 ENOENT, ENOTDIR, ENAMETOOLONG: what a changed symlink leads to; of a path, that a directory in two places has moved.
 """
 WRITE_ERRNOS = {
@@ -86,7 +86,11 @@ WRITE_ERRNOS = {
     "lstat": {"ENOENT", "ENOTDIR", "ELOOP"},
     "list": {"ENOENT", "ENOTDIR", "ELOOP"},
 }  # fmt: skip
-TOOL_WORDS = {os.strerror(number) for number in (errno.EUCLEAN, errno.EIO, errno.ELOOP, errno.ENOENT, errno.EOPNOTSUPP)}
+TOOL_WORDS = {
+    os.strerror(number) for number in (errno.EUCLEAN, errno.EIO, errno.ELOOP, errno.ENOENT, errno.EOPNOTSUPP)
+} | {
+    "No such attribute"  # ENODATA, in getfattr's words
+}
 
 
 @dataclass
