@@ -58,7 +58,8 @@ READ_ERRNOS = {
 }
 """What else may come of reading, and why:
 
-ENODATA: the kernel's answer for user attributes of what has become a device (fs/xattr.c, xattr_permission). ELOOP: the kernel's answer to a directory inside itself (fs/dcache.c, d_splice_alias), and to links in a circle.
+ENODATA: the kernel's answer for user attributes of what has become a device (fs/xattr.c, xattr_permission).
+ELOOP: the kernel's answer to a directory inside itself (fs/dcache.c, d_splice_alias), and to links in a circle.
 ENOENT, ENOTDIR, ENAMETOOLONG: what a changed symlink leads to; of a path, that a directory in two places has moved.
 """
 WRITE_ERRNOS = {
