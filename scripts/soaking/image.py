@@ -81,7 +81,7 @@ class Manifest:
 def fill_source(source: Path, workers: int, files: int, seed: int) -> Manifest:
     """Make the files that the image is made of: about ``files`` of them, and large ones, and what the workers begin
     with."""
-    generator = random.Random(f"{seed} image")
+    generator = random.Random(f"{seed} image")  # nosec B311  # the same data every time
     manifest = Manifest()
     for path in tree_paths(files):
         data = generator.randbytes(min(1 + int(generator.expovariate(1 / _MEAN_SIZE)), _LARGEST))

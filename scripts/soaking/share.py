@@ -68,7 +68,7 @@ class Share:
         """Until the budget has been reached once: then the load is what it will be."""
         number = task.number
         self._meter = self.meter.of(number)
-        self._random = random.Random(f"{task.seed} {number}")
+        self._random = random.Random(f"{task.seed} {number}")  # nosec B311  # the same load every time
         self._prefix = f"w{number:03}-"
         self._next_file = 1
         self.own = Directory(f"{task.root}/own/{number:03}")
