@@ -188,7 +188,7 @@ def test_the_current_directory_is_gone(
 
 def test_few_descriptors(kit: Path, small_image: Path, tmp_path: Path, mountpoint: Path) -> None:
     """With some of them it works, with none it says so; nothing lies between."""
-    for limit in (5, 6, 7, 10, 12, 14):
+    for limit in (5, 6, 7, 10, 12, 14, 16, 18, 24):
         for arguments in (("mkext2", kit / "tree", tmp_path / "x"), ("mount", small_image, mountpoint)):
             result = mystfuse(
                 *arguments,

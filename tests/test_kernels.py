@@ -414,7 +414,7 @@ def test_under_the_sanitizers(tmp_path: Path) -> None:
         pytest.skip("gcc has no sanitizers")
     script = Path(__file__).with_name("sanitized_kernels.py")
     build = [sys.executable, script, tmp_path]
-    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stdout + built.stderr
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "sanitized_kernels", "-p", "no:cacheprovider", "-p", "no:xdist",

@@ -66,7 +66,7 @@ class Machine:
 
     def daemons(self) -> list[str]:
         """The numbers of the daemons that run there, in their own process name space."""
-        found = self("sh", "-c", "grep -ls '^mystfuse:' /proc/[0-9]*/comm", check=False).stdout
+        found = self("sh", "-c", "grep -lsE '^mystfuse:[0-9]' /proc/[0-9]*/comm", check=False).stdout
         return re.findall(r"/proc/(\d+)/", found)
 
     def mounts(self) -> list[list[str]]:

@@ -259,15 +259,15 @@ class Superblock:
         for name, value, is_right in rules:
             if not is_right:
                 raise CorruptFilesystem(f"EXT2 superblock: {name} {value} cannot be")
-        # Or a small image would have more groups than anybody can go through (fs/ext2/super.c, ext2_fill_super).
-        if self.s_blocks_per_group <= self.table_blocks + 3:
-            raise CorruptFilesystem(
-                f"EXT2 superblock: groups of {self.s_blocks_per_group} blocks have no room for their own metadata"
-            )
         if self.s_inodes_count != self.groups_count * self.s_inodes_per_group:
             raise CorruptFilesystem(
                 f"EXT2 superblock: s_inodes_count {self.s_inodes_count} is not {self.groups_count} groups "
                 f"of {self.s_inodes_per_group}"
+            )
+        # Or a small image would have more groups than anybody can go through (fs/ext2/super.c, ext2_fill_super).
+        if self.s_blocks_per_group <= self.table_blocks + 3:
+            raise CorruptFilesystem(
+                f"EXT2 superblock: groups of {self.s_blocks_per_group} blocks have no room for their own metadata"
             )
 
 

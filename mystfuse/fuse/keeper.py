@@ -31,6 +31,7 @@ NAME = "mystfuse:keeper"
 # <sys/mount.h>
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
 _MAX_MESSAGE = 64 << 10
+_SPARE_DESCRIPTORS = 4
 
 
 class Keeper:
@@ -51,6 +52,7 @@ class Keeper:
         Raises:
             MountError: it cannot be mounted there.
         """
+        _check_descriptors(self._socket.fileno())
         answer, descriptor = self._ask("mount")
         return descriptor, Mount(**answer["mount"]) if answer["mount"] else None
 
@@ -158,11 +160,33 @@ def _run(office: _Office, connection: socket.socket) -> NoReturn:
         os._exit(0)
 
 
+def _check_descriptors(open_one: int) -> None:
+    """See that there can be a few more descriptors: who finds out after mounting may be unable to unmount.
+
+    Args:
+        open_one: any that is open.
+
+    Raises:
+        MountError: they cannot.
+    """
+    spare: list[int] = []
+    try:
+        for _ in range(_SPARE_DESCRIPTORS):
+            # Not opened anew: the daemon is confined.
+            spare.append(os.dup(open_one))
+    except OSError as error:
+        raise MountError(f"cannot mount: {error.strerror} (ulimit -n)") from error
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
+
+
 def _mount(options: MountOptions) -> int:
     """Mount by the system call, or by fusermount3 as somebody who may not; returns the descriptor of /dev/fuse.
 
     Sources: libfuse's lib/mount.c; the kernel's Documentation/filesystems/fuse.rst.
     """
+    _check_descriptors(0)
     flags = _MS_NOATIME
     for is_set, flag in (
         (options.read_only, _MS_RDONLY), (not options.suid, _MS_NOSUID), (not options.dev, _MS_NODEV),
