@@ -30,6 +30,8 @@ MAX_NAMES = 4_000_000
 MAX_INDEXED_NAMES = 4_000_000
 """Names kept in all indexes together (8 bytes each), unless the two latest directories have more."""
 _BYTES_AT_ONCE = 256 << 10
+_MAX_PROBED_TOGETHER = 256
+"""Blocks of a directory that are looked into together for whether it is empty."""
 """Of a directory, indexed in one step: 20,000 names at most, which take some hundredths of a second."""
 _LARGE = 64
 """Blocks: a directory that has more gets ``_ARRAY_BITS``."""
@@ -292,11 +294,15 @@ class NameIndexes:
                 if error is not None:
                     raise error
             logicals = index.blocks_with_names()
-        for logical in logicals:
-            number = map_block(superblock, blocks, inode, logical)
-            block = directory_block(inode, blocks, logical, number)
-            if any(True for _ in parse_block(superblock, inode, block, logical)):
-                return False
+        pending = iter(logicals)
+        while some := list(islice(pending, _MAX_PROBED_TOGETHER)):
+            numbers = [map_block(superblock, blocks, inode, logical) for logical in some]
+            # Together: each may be a miss of its own when they are in the overlay's store.
+            blocks.want(number for number in numbers if number)
+            for logical, number in zip(some, numbers, strict=True):
+                block = directory_block(inode, blocks, logical, number)
+                if any(True for _ in parse_block(superblock, inode, block, logical)):
+                    return False
         return True
 
     def blocks_with_room(
