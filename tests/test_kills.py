@@ -54,7 +54,7 @@ def test_killed_before_it_is_renamed(tmp_path: Path, small_tree: Path) -> None:
     target = tmp_path / "image"
     target.write_bytes(b"old")
     code = (
-        "import os, sys; os.replace = lambda *names: os.kill(os.getpid(), 9);"
+        "import os, sys; os.replace = lambda *names, **places: os.kill(os.getpid(), 9);"
         "from mystfuse.cli.main import main; main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, "mkext2", "--force", small_tree, target]
