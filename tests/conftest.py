@@ -228,7 +228,7 @@ def open_tmp_path_of_module() -> Iterator[Path]:
 def ordinary_user() -> Iterator[list[str]]:
     """The words that run ``mystfuse`` as an ordinary user, with the code where that user can read it, wherever the
     tests run from."""
-    with tempfile.TemporaryDirectory(prefix="mystfuse-code-") as code:
+    with tempfile.TemporaryDirectory(prefix="mystfuse-test-code-") as code:
         os.chmod(code, 0o755)
         site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
         run("cp", "-a", f"{site_packages}/.", code)

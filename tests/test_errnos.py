@@ -93,7 +93,7 @@ class Pair:
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
     """A directory that other users can get at."""
-    with tempfile.TemporaryDirectory(prefix="mystfuse-errnos-") as name:
+    with tempfile.TemporaryDirectory(prefix="mystfuse-test-errnos-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 

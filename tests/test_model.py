@@ -370,7 +370,7 @@ def no_umask() -> Iterator[None]:
 @pytest.fixture(scope="module", params=CONFIGURATIONS, ids=str)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Both mounts of one configuration."""
-    with tempfile.TemporaryDirectory(prefix="mystfuse-model-") as directory:
+    with tempfile.TemporaryDirectory(prefix="mystfuse-test-model-") as directory:
         pair = Pair(request.param, Path(directory))
         try:
             pair.mount()
