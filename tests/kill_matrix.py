@@ -637,7 +637,9 @@ class Matrix:
 
     def _check_orderly_end(self, status: int, said: str, number: int) -> None:
         assert status in (0, 1, -number, 128 + number, 7), (status, said)
-        lines = [line for line in said.splitlines() if not re.match("mystfuse: (warning|ending|unmounted)", line)]
+        lines = [
+            line for line in said.split("\n") if line and not re.match("mystfuse: (warning|ending|unmounted)", line)
+        ]
         assert len(lines) <= 1 and all(line.startswith("mystfuse: ") for line in lines), said
 
     def _start(self, wrap: list[str]) -> subprocess.Popen[str]:

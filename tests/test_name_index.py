@@ -9,7 +9,7 @@ from mystfuse.ext2.name_index import _RECENT, NameIndex
 
 
 def test_names_are_found_before_and_after_they_are_merged() -> None:
-    index = NameIndex()
+    index = NameIndex(4)
     blocks = 50
     for logical in range(blocks):
         index.add_block(logical, [b"first-%d-%d" % (logical, number) for number in range(20)])
@@ -24,7 +24,7 @@ def test_names_are_found_before_and_after_they_are_merged() -> None:
 
 
 def test_an_index_of_removed_names_is_stale() -> None:
-    index = NameIndex()
+    index = NameIndex(4)
     index.add_block(0, [b"%d" % number for number in range(2 * _RECENT)])
     order = random.Random(1).sample(range(2 * _RECENT), 2 * _RECENT)
     for count, number in enumerate(order):
@@ -35,7 +35,7 @@ def test_an_index_of_removed_names_is_stale() -> None:
 
 
 def test_names_removed_before_they_are_merged_are_gone() -> None:
-    index = NameIndex()
+    index = NameIndex(4)
     index.add_block(0, [])
     for logical in 0, 0:
         index.add_name(b"twice", logical)
@@ -50,15 +50,15 @@ def test_a_block_that_is_broken_in_the_middle_keeps_the_names_in_front() -> None
         yield b"in front"
         raise CorruptFilesystem("broken here")
 
-    index = NameIndex()
+    index = NameIndex(4)
     index.add_block(0, names())
     index.add_block(1, [b"behind"])
-    assert isinstance(index.damage, CorruptFilesystem)
+    assert index.damage == "broken here"
     assert list(index.candidates(b"in front")) == [0] and list(index.candidates(b"behind")) == [1]
 
 
 def test_room_is_an_upper_bound() -> None:
-    index = NameIndex()
+    index = NameIndex(4)
     for logical in range(3):
         index.add_block(logical, [])
     assert index.blocks_with_room(40) == [2, 1, 0], "not known yet: the last ones first"
