@@ -6,6 +6,7 @@ Nothing stands in for the kernel, mke2fs, veritysetup, e2fsck or openssl.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import lzma
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,26 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.02)
+
+
+@contextmanager
+def _page_cache_lock(how: int) -> Iterator[None]:
+    with open(Path(tempfile.gettempdir(), "mystfuse-test-page-cache.lock"), "w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def drop_caches(what: int = 3) -> None:
+    """Drop clean pages (1), dentries and inodes (2), or both (3), of the whole machine: not while a test beside this
+    one needs them."""
+    os.sync()
+    with _page_cache_lock(fcntl.LOCK_EX):
+        Path("/proc/sys/vm/drop_caches").write_text(str(what))
+
+
+def caches_kept() -> AbstractContextManager[None]:
+    """No test drops the machine's caches for the time of the block."""
+    return _page_cache_lock(fcntl.LOCK_SH)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from cli_in_process import in_process
-from conftest import SBIN, clear_mount, mystfuse, run
+from conftest import SBIN, clear_mount, drop_caches, mystfuse, run
 
 BLOCK = 4096
 PER_BLOCK = 128
@@ -590,7 +590,7 @@ def test_cut_short_while_mounted(how: str, subject: Subject, copy: Path, tmp_pat
         os.truncate(copy, 0 if how == "zeroed" else 5000)
         if how != "truncated":
             os.truncate(copy, size)
-        Path("/proc/sys/vm/drop_caches").write_text("1")
+        drop_caches(1)
         found = walk(mountpoint, subject)
         assert_never_wrong(found)
         assert found["big"] == "EIO"
@@ -643,7 +643,7 @@ def test_never_a_wrong_byte_while_somebody_keeps_writing(subject: Subject, copy:
                         walker.kill()
                     assert_never_wrong(json.loads(output))
                     results += 1
-                Path("/proc/sys/vm/drop_caches").write_text("1")
+                drop_caches(1)
         finally:
             stop.set()
             writer.join()

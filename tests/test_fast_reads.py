@@ -15,7 +15,7 @@ from struct import pack
 
 import pytest
 import trio
-from conftest import mounted, mystfuse, wait_until
+from conftest import caches_kept, mounted, mystfuse, wait_until
 from ext2_editor import Editor, MemoryDevice, make_image
 from test_mount_life import daemon_pid
 
@@ -357,7 +357,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_small_file_is_with_the_kernel_when_it_is_open(files: Path, mountpoint: Path) -> None:
-    with mounted(files / "image", mountpoint):
+    with caches_kept(), mounted(files / "image", mountpoint):
         pid = daemon_pid(mountpoint)
         for source in sorted((files / "tree").iterdir()):
             size = source.stat().st_size

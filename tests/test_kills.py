@@ -68,7 +68,8 @@ def test_killed_before_it_is_renamed(tmp_path: Path, small_tree: Path) -> None:
 def test_the_parent_of_a_daemon_is_ended_as_it_forks(tmp_path: Path, small_image: Path, mountpoint: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         code = (
-            "import os, sys\nreal = os.fork\ndef fork():\n    child = real()\n    if child:\n"
+            "import os, sys\nreal, first = os.fork, os.getpid()\n"
+            "def fork():\n    child = real()\n    if child and os.getpid() == first:\n"
             f"        open({str(tmp_path / 'pid')!r}, 'w').write(str(child))\n        os.kill(os.getpid(), {number})\n"
             "    return child\nos.fork = fork\nfrom mystfuse.cli.main import main\nmain(sys.argv[1:])"
         )

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import trio
-from conftest import USER, assert_one_line, clear_mount, mounted, mystfuse, run, wait_until
+from conftest import USER, assert_one_line, clear_mount, drop_caches, mounted, mystfuse, run, wait_until
 from ext2_editor import MemoryDevice, assert_clean, merged
 
 import mystfuse as api
@@ -630,11 +630,6 @@ def status_of(mountpoint: Path) -> dict[str, Any]:
 def memory_of(pid: int, name: str) -> int:
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) << 10
-
-
-def drop_caches() -> None:
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
 def store_descriptor(pid: int, directory: Path) -> str:

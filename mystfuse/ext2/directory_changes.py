@@ -197,7 +197,8 @@ def _find_room(
 
 
 def _most_room(superblock: Superblock, directory: Inode, block: bytes, logical: int) -> int:
-    return max(rec_len - used for _, rec_len, used in _raw_entries(superblock, directory, block, logical))
+    # A name may be longer than its entry, in a block that is a file's too.
+    return max(0, max(rec_len - used for _, rec_len, used in _raw_entries(superblock, directory, block, logical)))
 
 
 def _entry_length(name: bytes) -> int:
