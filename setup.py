@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["mystfuse/crypto/native/build.py:ffi"])
+setup(cffi_modules=["mystfuse/kernels/native/build.py:ffi"])

@@ -51,7 +51,7 @@ make_venv() {
     local extras=$1 lock=$project/tests/requirements.txt stamp python
     stamp=$venv/.installed$extras
     [ "$stamp" -nt "$project/pyproject.toml" ] && [ "$stamp" -nt "$lock" ] && [ -x "$venv/bin/mystfuse" ] &&
-        [ -z "$(find "$project/setup.py" "$project"/mystfuse/crypto/native/*.[ch] -newer "$stamp")" ] && return 0
+        [ -z "$(find "$project/setup.py" "$project"/mystfuse/kernels/native/*.[ch] -newer "$stamp")" ] && return 0
     python=$(find_python)
     say "installing mystfuse$extras into $venv"
     "$venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$venv"

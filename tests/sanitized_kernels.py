@@ -18,7 +18,7 @@ def build(directory: str) -> None:
     """Compile into ``directory``, as the module ``sanitized``."""
     from cffi import FFI
 
-    from mystfuse.crypto.native.build import HERE, SOURCES, declarations
+    from mystfuse.kernels.native.build import HERE, SOURCES, declarations
 
     ffi = FFI()
     ffi.cdef(declarations())
@@ -37,4 +37,4 @@ def build(directory: str) -> None:
 if __name__ == "__main__":
     build(sys.argv[1])
 elif os.environ.get("MYSTFUSE_SANITIZED"):
-    sys.modules["mystfuse.crypto.native._kernel"] = importlib.import_module("sanitized")
+    sys.modules["mystfuse.kernels.native._kernel"] = importlib.import_module("sanitized")

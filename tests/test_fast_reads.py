@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from struct import pack
 
 import pytest
 import trio
@@ -26,7 +25,6 @@ from mystfuse.devices.workers import INLINE_BYTES, Workers
 from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
-from mystfuse.ext2.directory import MAX_NAMES_KNOWN, BlockNames
 from mystfuse.file_maps import WINDOW
 from mystfuse.fuse.mount_table import find_mount
 from mystfuse.fuse.operations import SMALL_FILE
@@ -465,18 +463,3 @@ async def test_names_are_found_again_and_again_whatever_becomes_of_them(
                 made = await volume.create(2, name, 0o100644, ROOT)
                 await volume.write(made.ino, 0, name, ROOT)
                 present[name] = None
-
-
-async def test_what_is_remembered_of_directories_is_bounded(tmp_path: Path) -> None:
-    data = make_image(tmp_path / "image", "-b", "65536", "-N", "64", size="8M").read_bytes()
-    volume = await Volume.open(MemoryDevice(data))
-    root = await volume.inode(2)
-    block = b"".join(pack("<IHBB8s", 11, 16, 8, 1, b"n%07d" % number) for number in range(4096))
-    names = BlockNames()
-    for logical in range(12):
-        for _ in range(3):
-            found = names.find(volume.superblock, root, block, logical, b"n0004095")
-            assert found is not None and found.offset == 65536 - 16
-            assert names.find(volume.superblock, root, block, logical, b"n0004096") is None
-    assert names._count <= MAX_NAMES_KNOWN
-    assert names._count == sum(20 + len(known or ()) for _, known in names._known.values())

@@ -6,34 +6,48 @@ import hashlib
 import inspect
 import os
 import random
+import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from contextlib import suppress
+from itertools import chain, product
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_crypto import encrypt_by_sector
 
-from mystfuse.crypto import kernel
-from mystfuse.crypto.pure import hashing as pure_hashing
-from mystfuse.crypto.pure import sectors as pure_sectors
+from mystfuse import kernels
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2 import directory
+from mystfuse.ext2.directory import parse_block
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
+from mystfuse.kernels.interface import NOT_FOUND, UNUSUAL
+from mystfuse.kernels.pure import directory as pure_directory
+from mystfuse.kernels.pure import hashing as pure_hashing
+from mystfuse.kernels.pure import sectors as pure_sectors
 
 native: ModuleType | None
 try:
-    from mystfuse.crypto import native
-    from mystfuse.crypto.native import hashing as native_hashing
-    from mystfuse.crypto.native import sectors as native_sectors
+    from mystfuse.kernels import native
+    from mystfuse.kernels.native import directory as native_directory
+    from mystfuse.kernels.native import hashing as native_hashing
+    from mystfuse.kernels.native import sectors as native_sectors
 except ImportError:
     native = None
 
 ROOT = Path(__file__).parents[1]
 SALT_SIZES = (0, 1, 31, 32, 33, 55, 56, 63, 64, 65, 128, 255, 256)
 BLOCK_SIZES = (512, 1024, 4096, 65536)
+
+DIRECTORY = cast(Inode, SimpleNamespace(ino=2))
 
 Hasher = Callable[..., pure_hashing.BlockHasher]
 
@@ -88,25 +102,30 @@ def test_the_twins_have_the_same_interface() -> None:
         (pure_sectors.EcbCipher, native_sectors.EcbCipher),
     ):
         assert interface(pure) == interface(compiled)
+    for name in ("find_entry", "name_key", "block_keys"):
+        function, compiled_function = getattr(pure_directory, name), getattr(native_directory, name)
+        assert inspect.signature(function) == inspect.signature(compiled_function)
+        assert function.__doc__ == compiled_function.__doc__
 
 
 @pytest.mark.parametrize("value, pure", [("1", True), ("0", False), ("", False), (None, False)])
 def test_the_environment_chooses(value: str | None, pure: bool) -> None:
     script = """
-from mystfuse.crypto import hashing, kernel, sectors
-print(kernel.name(), hashing.BlockHasher.__module__, sectors.XtsCipher.__module__, sep="|")
+from mystfuse import kernels
+from mystfuse.crypto import hashing, sectors
+print(kernels.name(), hashing.BlockHasher.__module__, sectors.XtsCipher.__module__, sep="|")
 """
-    environment = {name: text for name, text in os.environ.items() if name != kernel.PURE_PYTHON_VARIABLE}
+    environment = {name: text for name, text in os.environ.items() if name != kernels.PURE_PYTHON_VARIABLE}
     if value is not None:
-        environment[kernel.PURE_PYTHON_VARIABLE] = value
+        environment[kernels.PURE_PYTHON_VARIABLE] = value
     shown = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True).strip()
     name, *modules = shown.split("|")
     if pure or native is None:
         assert name == "pure Python"
-        assert modules == ["mystfuse.crypto.pure.hashing", "mystfuse.crypto.pure.sectors"]
+        assert modules == ["mystfuse.kernels.pure.hashing", "mystfuse.kernels.pure.sectors"]
     else:
         assert name.startswith("native (libcrypto 3.")
-        assert modules == ["mystfuse.crypto.native.hashing", "mystfuse.crypto.native.sectors"]
+        assert modules == ["mystfuse.kernels.native.hashing", "mystfuse.kernels.native.sectors"]
 
 
 def test_the_native_kernels_are_there_where_they_can_be() -> None:
@@ -395,6 +414,136 @@ def test_threads_may_share_a_cipher_in_both_directions(
         return decrypted == plain[start:end] and here == encrypted[start:end]
 
     assert all(busy_threads.map(there_and_back, [*range(0, 400 << 10, 9 << 9)] * 2))
+
+
+# -- names in directories: whatever C says of a block must be what going through it in Python says
+
+
+def entries(source: random.Random, size: int, number: int, has_filetype: bool) -> tuple[bytearray, list[int]]:
+    """A block of a directory, and where its entries are: ``.`` and ``..`` if it is the first, names of all lengths,
+    free entries, and slack."""
+    block = bytearray(size)
+    offsets: list[int] = []
+    names = [b".", b".."] if number == 0 else []
+    offset = 0
+    while offset < size:
+        alphabet = source.choice((b"ab", bytes(set(range(256)) - {0, 0x2F})))
+        name = names.pop(0) if names else bytes(source.choices(alphabet, k=source.choice((1, 2, 3, 8, 15, 40, 255))))
+        name = b"..." if name in (b".", b"..") and offset > 12 else name
+        rec_len = 8 + len(name) + 3 & ~3
+        if not names and offset > 12 and source.random() < 0.2:
+            rec_len += 4 * source.randrange(40)
+        if offset + rec_len > size - 12:
+            rec_len = size - offset
+        name = name[: rec_len - 8]
+        ino = 0 if offset > 24 and source.random() < 0.1 else source.randrange(1, 1 << 32)
+        struct.pack_into("<IHBB", block, offset, ino, rec_len, len(name), source.randrange(8) if has_filetype else 0)
+        block[offset + 8 : offset + 8 + len(name)] = name
+        offsets.append(offset)
+        offset += rec_len
+    return block, offsets
+
+
+def directory_blocks(damages: int) -> Iterator[tuple[Superblock, int, bytes, random.Random]]:
+    for seed in range(300):
+        source = random.Random(seed)
+        size, number, has_filetype = source.choice((1024, 4096)), source.choice((0, 1, 70_000)), source.random() < 0.7
+        block, offsets = entries(source, size, number, has_filetype)
+        for _ in range(source.randrange(damages + 1)):
+            # In its header, more often than not.
+            header = source.choice(offsets) + source.randrange(9)
+            position = source.choice((header, header, source.randrange(size)))
+            block[position] = source.choice((0, 1, 4, 12, 0x2F, 0xFF, source.randrange(256)))
+        yield (
+            cast(Superblock, SimpleNamespace(has_filetype=has_filetype, block_size=size)),
+            number,
+            bytes(block),
+            source,
+        )
+
+
+def names_of(superblock: Superblock, number: int, block: bytes) -> list[bytes]:
+    """The names in front of the damage."""
+    names: list[bytes] = []
+    with suppress(CorruptFilesystem):
+        names.extend(entry.name for entry in parse_block(superblock, DIRECTORY, block, number))
+    return names
+
+
+@needs_native
+@pytest.mark.parametrize("damages", [0, 3], ids=["sound", "damaged"])
+def test_native_find_is_as_going_through_the_block(damages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "find_entry", pure_directory.find_entry)
+    results: Counter[str] = Counter()
+    for superblock, number, block, source in directory_blocks(damages):
+        names = names_of(superblock, number, block)
+        for name in [*source.sample(names, min(len(names), 20)), b"a", b"missing", b"", b".", b"..", b"a/", b"\0"]:
+            place = native_directory.find_entry(block, superblock.has_filetype, name)
+            if place == UNUSUAL:
+                results["unusual"] += 1
+                continue
+            found = directory.find_in_block(superblock, DIRECTORY, block, number, name)
+            if place == NOT_FOUND:
+                assert found is None
+                results["not found"] += 1
+            else:
+                assert found is not None
+                assert (found.offset << 32 | found.previous + 1) == place
+                results["found"] += 1
+    assert results["found"] > 1000 and results["not found"] > 1000
+    assert (results["unusual"] > 50) == bool(damages)
+
+
+@needs_native
+@pytest.mark.parametrize("damages", [0, 3], ids=["sound", "damaged"])
+def test_native_keys_are_of_the_names_in_the_block(damages: int, caplog: pytest.LogCaptureFixture) -> None:
+    unusual = 0
+    for superblock, number, block, source in directory_blocks(damages):
+        bits = source.choice((0, 1, 8))
+        in_front = [b""] if number else []
+        first = number - len(in_front)
+        keys, left = native_directory.block_keys([*in_front, block], first, superblock.has_filetype, bits)
+        assert len(keys) == 1 << bits
+        if left:
+            assert left == [len(in_front)] and not any(keys)
+            unusual += 1
+            continue
+        for part, some in enumerate(keys):
+            assert {key >> 64 - bits for key in some} <= {part}
+        names = [entry.name for entry in parse_block(superblock, DIRECTORY, block, number)]
+        assert sorted(chain(*keys)) == sorted(native_directory.name_key(name) | number for name in names)
+    assert not caplog.records, "names that cannot be are for Python to complain of"
+    assert (unusual > 30) == bool(damages)
+
+
+@needs_native
+def test_native_keys_are_many_and_different() -> None:
+    keys = {native_directory.name_key(b"%d" % number) for number in range(10_000)}
+    assert len(keys) > 9_990
+    assert all(key & 0xFFFFFFFF == 0 and key >> 64 == 0 for key in keys)
+    buckets = Counter(key >> 60 for key in keys)
+    assert len(buckets) == 16 and max(buckets.values()) < 900
+
+
+@needs_native
+def test_native_hash_is_siphash_1_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against Python's own hash of bytes, which is the same function where it was built that way."""
+    script = (
+        "import sys; assert sys.hash_info.algorithm == 'siphash13', sys.hash_info\n"
+        "print(*[hash(bytes(range(size))) & (1 << 64) - 1 for size in range(1, 257)])"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        pytest.skip(result.stderr.splitlines()[-1])
+    # PYTHONHASHSEED=0 is a secret of zeros.
+    monkeypatch.setattr(native_directory, "_SECRET", bytes(16))
+    hashes = [int(text) for text in result.stdout.split()]
+    assert [native_directory.name_key(bytes(range(size))) >> 32 for size in range(1, 257)] == [
+        number & 0xFFFFFFFF for number in hashes
+    ]
 
 
 # -- sanitized

@@ -11,8 +11,9 @@ from mystfuse.ext2.name_index import _RECENT, NameIndex
 def test_names_are_found_before_and_after_they_are_merged() -> None:
     index = NameIndex(4)
     blocks = 50
+    index.add_blocks(blocks, [])
     for logical in range(blocks):
-        index.add_block(logical, [b"first-%d-%d" % (logical, number) for number in range(20)])
+        index.add_names(logical, [b"first-%d-%d" % (logical, number) for number in range(20)])
     names = {b"name-%d" % number: number % blocks for number in range(2 * _RECENT + 10)}
     for name, logical in names.items():
         index.add_name(name, logical)
@@ -25,7 +26,8 @@ def test_names_are_found_before_and_after_they_are_merged() -> None:
 
 def test_an_index_of_removed_names_is_stale() -> None:
     index = NameIndex(4)
-    index.add_block(0, [b"%d" % number for number in range(2 * _RECENT)])
+    index.add_blocks(1, [])
+    index.add_names(0, [b"%d" % number for number in range(2 * _RECENT)])
     order = random.Random(1).sample(range(2 * _RECENT), 2 * _RECENT)
     for count, number in enumerate(order):
         assert index.is_mostly_stale == (count > _RECENT + _RECENT)
@@ -36,7 +38,7 @@ def test_an_index_of_removed_names_is_stale() -> None:
 
 def test_names_removed_before_they_are_merged_are_gone() -> None:
     index = NameIndex(4)
-    index.add_block(0, [])
+    index.add_blocks(1, [])
     for logical in 0, 0:
         index.add_name(b"twice", logical)
     index.remove_name(b"twice", 0)
@@ -51,16 +53,16 @@ def test_a_block_that_is_broken_in_the_middle_keeps_the_names_in_front() -> None
         raise CorruptFilesystem("broken here")
 
     index = NameIndex(4)
-    index.add_block(0, names())
-    index.add_block(1, [b"behind"])
+    index.add_blocks(2, [])
+    index.add_names(0, names())
+    index.add_names(1, [b"behind"])
     assert index.damage == "broken here"
     assert list(index.candidates(b"in front")) == [0] and list(index.candidates(b"behind")) == [1]
 
 
 def test_room_is_an_upper_bound() -> None:
     index = NameIndex(4)
-    for logical in range(3):
-        index.add_block(logical, [])
+    index.add_blocks(3, [])
     assert index.blocks_with_room(40) == [2, 1, 0], "not known yet: the last ones first"
     for logical, room in enumerate((12, 200, 40)):
         index.set_room(logical, room)

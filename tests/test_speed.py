@@ -6,15 +6,14 @@ import json
 
 from conftest import mystfuse
 
-from mystfuse import __version__
-from mystfuse.crypto import kernel
+from mystfuse import __version__, kernels
 
 
 def test_figures_of_both_twins() -> None:
     result = mystfuse("speed", "--json")
     assert result.returncode == 0 and result.stderr == ""
     said = json.loads(result.stdout)
-    assert said["kernel"] == kernel.name() and said["version"] == __version__ and said["processors"] >= 1
+    assert said["kernel"] == kernels.name() and said["version"] == __version__ and said["processors"] >= 1
     figures = said["megabytes_per_second"]
     assert list(figures) == ["SHA-256, blocks of 4096", "AES-256-XTS, sectors of 512", "AES-256-XTS, sectors of 4096"]
     for row in figures.values():
@@ -27,7 +26,7 @@ def test_figures_of_both_twins() -> None:
 
 def test_the_text_is_a_table() -> None:
     lines = mystfuse("speed").stdout.splitlines()
-    assert lines[0].startswith(f"kernel: {kernel.name()}; MB/s, ")
+    assert lines[0].startswith(f"kernel: {kernels.name()}; MB/s, ")
     assert [line.split("  ")[0] for line in lines[2:]] == [
         "SHA-256, blocks of 4096",
         "AES-256-XTS, sectors of 512",
@@ -37,6 +36,6 @@ def test_the_text_is_a_table() -> None:
 
 
 def test_the_version_names_the_kernel() -> None:
-    assert mystfuse("--version").stdout == f"mystfuse, version {__version__}\nkernel: {kernel.name()}\n"
-    pure = mystfuse("--version", env={kernel.PURE_PYTHON_VARIABLE: "1"})
+    assert mystfuse("--version").stdout == f"mystfuse, version {__version__}\nkernel: {kernels.name()}\n"
+    pure = mystfuse("--version", env={kernels.PURE_PYTHON_VARIABLE: "1"})
     assert pure.stdout == f"mystfuse, version {__version__}\nkernel: pure Python\n"

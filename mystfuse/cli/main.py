@@ -59,9 +59,9 @@ class _Commands(click.Group):
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from mystfuse.crypto import kernel
+        from mystfuse import kernels
 
-        click.echo(f"mystfuse, version {__version__}\nkernel: {kernel.name()}")
+        click.echo(f"mystfuse, version {__version__}\nkernel: {kernels.name()}")
         ctx.exit()
 
 

@@ -14,8 +14,7 @@ from types import ModuleType
 
 import click
 
-from mystfuse import __version__
-from mystfuse.crypto import kernel
+from mystfuse import __version__, kernels
 
 _DATA_SIZE = 1 << 20
 """Bytes a call: what the way of a read hands over at once."""
@@ -37,13 +36,13 @@ def command(as_json: bool) -> None:
     if as_json:
         document = {
             "version": __version__,
-            "kernel": kernel.name(),
+            "kernel": kernels.name(),
             "processors": _processors(),
             "megabytes_per_second": figures,
         }
         click.echo(json.dumps(document, indent=2))
         return
-    title = f"kernel: {kernel.name()}; MB/s, {_processors()} processors"
+    title = f"kernel: {kernels.name()}; MB/s, {_processors()} processors"
     columns = list(dict.fromkeys(how for row in figures.values() for how in row))
     rows = [[what, *(f"{row[how]:,.0f}" if how in row else "-" for how in columns)] for what, row in figures.items()]
     if sys.stdout.isatty():
@@ -67,10 +66,10 @@ def command(as_json: bool) -> None:
 def _runs() -> dict[str, dict[str, tuple[Prepare, int]]]:
     """What is measured, by job and by who does it, and in how many threads."""
     data, salt = os.urandom(_DATA_SIZE), os.urandom(32)
-    twins = {"pure Python": "mystfuse.crypto.pure"}
+    twins = {"pure Python": "mystfuse.kernels.pure"}
     try:
-        import_module("mystfuse.crypto.native")
-        twins = {"native": "mystfuse.crypto.native", **twins}
+        import_module("mystfuse.kernels.native")
+        twins = {"native": "mystfuse.kernels.native", **twins}
     except ImportError:
         pass
     runs: dict[str, dict[str, tuple[Prepare, int]]] = {}

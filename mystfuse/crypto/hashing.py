@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mystfuse.crypto import kernel
+from mystfuse import kernels
 
 # To the type checker the twins are one; a test compares their interfaces.
-if TYPE_CHECKING or not kernel.IS_NATIVE:
-    from mystfuse.crypto.pure.hashing import BlockHasher
+if TYPE_CHECKING or not kernels.IS_NATIVE:
+    from mystfuse.kernels.pure.hashing import BlockHasher
 else:
-    from mystfuse.crypto.native.hashing import BlockHasher
+    from mystfuse.kernels.native.hashing import BlockHasher
 
 __all__ = ["BlockHasher"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mystfuse.crypto import kernel
-from mystfuse.crypto.interface import SECTOR_SIZE, Bytes, SectorCipher
+from mystfuse import kernels
+from mystfuse.kernels.interface import SECTOR_SIZE, Bytes, SectorCipher
 
 # To the type checker the twins are one; a test compares their interfaces.
-if TYPE_CHECKING or not kernel.IS_NATIVE:
-    from mystfuse.crypto.pure.sectors import CbcCipher, EcbCipher, XtsCipher
+if TYPE_CHECKING or not kernels.IS_NATIVE:
+    from mystfuse.kernels.pure.sectors import CbcCipher, EcbCipher, XtsCipher
 else:
-    from mystfuse.crypto.native.sectors import CbcCipher, EcbCipher, XtsCipher
+    from mystfuse.kernels.native.sectors import CbcCipher, EcbCipher, XtsCipher
 
 __all__ = [
     "SECTOR_SIZE",

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
@@ -19,6 +17,8 @@ from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.kernels.directory import find_entry
+from mystfuse.kernels.interface import NOT_FOUND
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,9 @@ MAX_DIRECTORY_SIZE = 1 << 29
 DIRECTORY_AHEAD = 32 * 1024
 """Bytes of a directory that are fetched together while it is listed."""
 _MIN_REC_LEN = 12
-MAX_NAMES_KNOWN = 20_000
-"""Names in blocks that are looked into again and again, each about 200 bytes; a block counts as 20 besides."""
 _HEADER = struct.Struct("<IHBB")
 _REC_LEN = struct.Struct("<4xH")
+_INODE = struct.Struct("<I")
 
 
 class Entry(NamedTuple):
@@ -143,6 +142,12 @@ def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: i
     Raises:
         CorruptFilesystem: as ``rec_lengths``, when the block may hold the name.
     """
+    place = find_entry(block, superblock.has_filetype, name)
+    if place >= 0:
+        (ino,) = _INODE.unpack_from(block, place >> 32)
+        return Found(ino, place >> 32, (place & 0xFFFFFFFF) - 1)
+    if place == NOT_FOUND:
+        return None
     position = block.find(name)
     previous = -1
     if position < 0 or not _is_possible(name):
@@ -161,62 +166,6 @@ def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: i
                 return Found(ino, offset, previous)
         previous = offset
     return None
-
-
-class BlockNames:
-    """The names in blocks of directories that are looked into again and again, so that each block is gone through once.
-
-    A block is known by what is in it: one that has changed is gone through anew.
-    """
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, int], tuple[bytes, dict[bytes, Found] | None]] = OrderedDict()
-        """By directory and number of the block: its contents, and the names in it if it has been met twice."""
-        self._count = 0
-
-    def find(self, superblock: Superblock, inode: Inode, block: bytes, logical: int, name: bytes) -> Found | None:
-        """The same as ``find_in_block``."""
-        known, names = self._known.get((inode.ino, logical), (b"", None))
-        if names is not None and known == block:
-            found = names.get(name)
-            # A block that is broken behind the names we know is for the other function to complain about.
-            return found or find_in_block(superblock, inode, block, logical, name)
-        if name not in block:
-            return None
-        names = _names_in(superblock, inode, block, logical) if known == block else None
-        self._forget((inode.ino, logical))
-        self._known[inode.ino, logical] = block, names
-        self._count += _weight(names)
-        while self._count > MAX_NAMES_KNOWN and len(self._known) > 1:
-            self._forget(next(iter(self._known)))
-        return find_in_block(superblock, inode, block, logical, name)
-
-    def _forget(self, key: tuple[int, int]) -> None:
-        if key in self._known:
-            _, names = self._known.pop(key)
-            self._count -= _weight(names)
-
-
-def _weight(names: dict[bytes, Found] | None) -> int:
-    return 20 + len(names or ())
-
-
-def _names_in(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> dict[bytes, Found]:
-    """The names in a block, up to where it is broken."""
-    names: dict[bytes, Found] = {}
-    previous = -1
-    with suppress(CorruptFilesystem):
-        for offset, rec_len in rec_lengths(superblock, inode, block, logical):
-            ino, _, name_len, file_type = _HEADER.unpack_from(block, offset)
-            if not superblock.has_filetype:
-                name_len |= file_type << 8
-            if ino and name_len <= rec_len - EXT2_DIR_ENTRY_HEADER:
-                start = offset + EXT2_DIR_ENTRY_HEADER
-                name = block[start : start + name_len]
-                if _is_possible(name):
-                    names.setdefault(name, Found(ino, offset, previous))
-            previous = offset
-    return names
 
 
 def list_entries(

@@ -21,9 +21,10 @@ from itertools import chain, islice
 from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
 from mystfuse.ext2.block_map import map_block, map_blocks
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
-from mystfuse.ext2.directory import BlockNames, Found, block_count, directory_block, parse_block
+from mystfuse.ext2.directory import Found, block_count, directory_block, find_in_block, parse_block
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.kernels.directory import block_keys, name_key
 
 MAX_NAMES = 4_000_000
 """Names in one directory: more are taken for a broken one."""
@@ -62,6 +63,7 @@ class NameIndex:
         """Why a name that is not found may still be there: a block that is broken."""
         self.unread: set[int] = set()
         """Blocks that could not be had: storage may give them next time."""
+        self.bits = bits
         self._keys = [array("Q") for _ in range(1 << bits)]
         self._shift = 64 - bits
         self._unsorted: set[int] = set()
@@ -81,30 +83,24 @@ class NameIndex:
         """Whether most of its names have been removed since."""
         return self._removed > len(self) // 2 + _RECENT
 
-    def add_block(self, logical: int, names: Iterable[bytes]) -> None:
-        """Enter the names of block ``logical``, which must be the next one; CorruptFilesystem in the middle of it is
-        noted as damage."""
-        keys, shift, unsorted, count = self._keys, self._shift, self._unsorted, 0
+    def add_blocks(self, count: int, keys: list[array[int]]) -> None:
+        """The next ``count`` blocks are done with, whatever could be read of them; ``keys`` of names in them, as
+        ``block_keys`` gives them."""
+        for number, some in enumerate(keys):
+            if some:
+                self._keys[number].extend(some)
+                self._unsorted.add(number)
+                self._key_count += len(some)
+        self.indexed += count
+        self._room.extend(bytes((_UNKNOWN_ROOM,)) * count)
+
+    def add_names(self, logical: int, names: Iterable[bytes]) -> None:
+        """Enter the names of block ``logical``; CorruptFilesystem in the middle of it is noted as damage."""
         try:
-            # As _add_key, for every name there is.
             for name in names:
-                key = (hash(name) & 0xFFFFFFFF) << 32 | logical
-                keys[key >> shift].append(key)
-                unsorted.add(key >> shift)
-                count += 1
+                self._add_key(name_key(name) | logical)
         except CorruptFilesystem as error:
             # Not the error itself: it would keep what the operation had in memory, and more each time it is raised.
-            self.damage = self.damage or str(error)
-        self._key_count += count
-        self.end_block(logical)
-
-    def add_late_block(self, logical: int, names: Iterable[bytes]) -> None:
-        """Enter the names of a block that could not be had when it was its turn."""
-        self.unread.discard(logical)
-        try:
-            for name in names:
-                self.add_name(name, logical)
-        except CorruptFilesystem as error:
             self.damage = self.damage or str(error)
 
     def _add_key(self, key: int) -> None:
@@ -113,14 +109,9 @@ class NameIndex:
         self._unsorted.add(number)
         self._key_count += 1
 
-    def end_block(self, logical: int) -> None:
-        """Block ``logical``, the next one, is done with, whatever could be read of it."""
-        self.indexed = logical + 1
-        self._room.append(_UNKNOWN_ROOM)
-
     def add_name(self, name: bytes, logical: int) -> None:
         """Enter a name that was put into block ``logical``, which is in already."""
-        self._recent.setdefault(_key(name), []).append(logical)
+        self._recent.setdefault(name_key(name), []).append(logical)
         self._recent_count += 1
         if self._recent_count >= _RECENT:
             for key, blocks in self._recent.items():
@@ -131,12 +122,12 @@ class NameIndex:
 
     def remove_name(self, name: bytes, logical: int) -> None:
         """A name was taken out of block ``logical``. In the sorted array it stays, which costs a look in vain."""
-        blocks = self._recent.get(_key(name), [])
+        blocks = self._recent.get(name_key(name), [])
         if logical in blocks:
             blocks.remove(logical)
             self._recent_count -= 1
             if not blocks:
-                del self._recent[_key(name)]
+                del self._recent[name_key(name)]
         else:
             self._removed += 1
 
@@ -186,7 +177,7 @@ class NameIndex:
 
     def candidates(self, name: bytes) -> Iterator[int]:
         """The blocks that may hold ``name``, in order; nearly always none or one."""
-        key = _key(name)
+        key = name_key(name)
         number = key >> self._shift
         if number in self._unsorted:
             self._keys[number] = array("Q", sorted(self._keys[number]))
@@ -209,17 +200,12 @@ def _room_pattern(units: int) -> re.Pattern[bytes]:
     return re.compile(b"[%b-%b]" % (re.escape(bytes([units])), re.escape(bytes([_MOST_ROOM]))), re.DOTALL)
 
 
-def _key(name: bytes) -> int:
-    return (hash(name) & 0xFFFFFFFF) << 32
-
-
 class NameIndexes:
     """The indexes of the directories looked into lately, bounded by the names in them."""
 
     def __init__(self) -> None:
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
         self._weight = 0
-        self._block_names = BlockNames()
         self._latest: OrderedDict[int, tuple[int, int]] = OrderedDict()
         """Where the latest entry of a directory was put: block and offset. The next one fits behind it, most often."""
 
@@ -235,7 +221,7 @@ class NameIndexes:
         count = block_count(superblock, inode)
         if count == 1:
             number = map_block(superblock, blocks, inode, 0)
-            found = self._block_names.find(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
+            found = find_in_block(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
             return (found, 0) if found else None
         index = self._complete_index(superblock, blocks, inode, count)
         found_in = self._find_indexed(superblock, blocks, inode, index, name)
@@ -252,7 +238,7 @@ class NameIndexes:
         for logical in index.candidates(name):
             number = map_block(superblock, blocks, inode, logical)
             block = directory_block(inode, blocks, logical, number)
-            if found := self._block_names.find(superblock, inode, block, logical, name):
+            if found := find_in_block(superblock, inode, block, logical, name):
                 return found, logical
         return None
 
@@ -273,7 +259,8 @@ class NameIndexes:
             except MystfuseError as error:
                 failure = error
             else:
-                index.add_late_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
+                index.unread.discard(logical)
+                index.add_names(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
         self._weight += len(index) - names_before
         return failure or (CorruptFilesystem(index.damage) if index.damage else None)
 
@@ -373,9 +360,8 @@ class NameIndexes:
             return
         before = len(index)
         if is_new_block:
-            index.add_block(logical, [name])
-        else:
-            index.add_name(name, logical)
+            index.add_blocks(1, [])
+        index.add_name(name, logical)
         if room is not None:
             index.set_room(logical, room)
         self._weight += len(index) - before
@@ -420,17 +406,21 @@ class NameIndexes:
                 raise BlocksMissing(missing.numbers, progress=first > 0) from None
             index.remember_blocks(numbers)
             names_before = len(index)
+            found: list[bytes] = []
             for logical, number in enumerate(numbers, first):
                 try:
-                    block = directory_block(inode, blocks, logical, number)
+                    found.append(directory_block(inode, blocks, logical, number))
                 except MystfuseError as error:
+                    found.append(b"")
                     if isinstance(error, CorruptFilesystem):
                         index.damage = index.damage or str(error)
                     else:
                         index.unread.add(logical)
-                    index.end_block(logical)
-                    continue
-                index.add_block(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
+            keys, unusual = block_keys(found, first, superblock.has_filetype, index.bits)
+            index.add_blocks(len(found), keys)
+            for logical in (first + position for position in unusual if found[position]):
+                block = found[logical - first]
+                index.add_names(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
             self._weight += len(index) - names_before
             if len(index) > MAX_NAMES:
                 self._drop(inode.ino)

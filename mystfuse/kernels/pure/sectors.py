@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
-from mystfuse.crypto.interface import (
+from mystfuse.kernels.interface import (
     AES_BLOCK,
     IV_BITS,
     SECTOR_SIZE,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mystfuse.crypto.interface import Bytes, check_expected, check_salt, count_blocks
-from mystfuse.crypto.native._kernel import ffi, lib
+from mystfuse.kernels.interface import Bytes, check_expected, check_salt, count_blocks
+from mystfuse.kernels.native._kernel import ffi, lib
 
 
 class BlockHasher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mystfuse.crypto.interface import (
+from mystfuse.kernels.interface import (
     AES_BLOCK,
     IV_BITS,
     SECTOR_SIZE,
@@ -11,7 +11,7 @@ from mystfuse.crypto.interface import (
     check_sectors,
     writable,
 )
-from mystfuse.crypto.native._kernel import ffi, lib
+from mystfuse.kernels.native._kernel import ffi, lib
 
 _WORD = (1 << 64) - 1
 # Memory that is written at once need not be filled with zeros before.

@@ -8,7 +8,7 @@ import re
 from cffi import FFI
 
 HERE = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
-SOURCES = [os.path.join(HERE, name) for name in ("hashing.c", "sectors.c")]
+SOURCES = [os.path.join(HERE, name) for name in ("directory.c", "hashing.c", "sectors.c")]
 COMPILE_ARGS = ["-std=c11", "-O3", "-Wall", "-Wextra"]
 
 
@@ -22,7 +22,7 @@ def declarations() -> str:
 ffi = FFI()
 ffi.cdef(declarations())
 ffi.set_source(
-    "mystfuse.crypto.native._kernel",
+    "mystfuse.kernels.native._kernel",
     '#include "kernel.h"',
     sources=SOURCES,
     include_dirs=[HERE],

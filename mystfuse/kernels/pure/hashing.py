@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from mystfuse.crypto.interface import Bytes, check_expected, check_salt, count_blocks
+from mystfuse.kernels.interface import Bytes, check_expected, check_salt, count_blocks
 
 
 class _Hash(Protocol):

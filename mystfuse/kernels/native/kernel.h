@@ -1,6 +1,6 @@
-/* The native kernels: digests of many blocks, AES over many sectors; one call a batch.
+/* The native kernels: digests of many blocks, AES over many sectors, names in directories; one call a batch.
  *
- * Who calls (hashing.py, sectors.py) has checked all lengths. Nothing here keeps a pointer to the caller's memory, and every
+ * Who calls (hashing.py, sectors.py, directory.py) has checked all lengths. Nothing here keeps a pointer to the caller's memory, and every
  * object may be used from several threads at once. Functions that can fail return 0 then: OpenSSL had no memory, or not the
  * algorithm. */
 #ifndef MYSTFUSE_KERNEL_H
@@ -50,5 +50,27 @@ void sector_cipher_free(sector_cipher *self);
 int sector_cipher_run(sector_cipher *self, int encrypts, const uint8_t *in, uint8_t *out, size_t size, uint64_t number);
 
 const char *libcrypto_version(void);
+
+/* -- directory.c
+ *
+ * Blocks of ext2's directories. They may hold anything. Of one in which something is not as usual both functions say so, and
+ * nothing else: what is to be done about it is decided by Python. */
+
+enum { DIRECTORY_NOT_FOUND = -1, DIRECTORY_UNUSUAL = -2 };
+
+/* Where `name` is: its entry's offset << 32 | the offset of the entry in front of it + 1, or 0 for the first of a block. */
+int64_t directory_find(const uint8_t *block, size_t size, int has_filetype, const uint8_t *name, size_t name_size);
+
+/* A hash of a name (SipHash-1-3) that nobody can foresee who does not know the 16 bytes of `secret`. */
+uint32_t directory_hash(const uint8_t *secret, const uint8_t *name, size_t name_size);
+
+/* For each name in a block, hash << 32 | `number`; `.` and `..` at the front of block 0 are left out. `keys` has room for
+ * size / 12 of them. Returns how many there are. */
+int64_t directory_keys(const uint8_t *secret, const uint8_t *block, size_t size, int has_filetype, uint32_t number,
+                       uint64_t *keys);
+
+/* Put keys in the order of their first `bits` bits (at most 16): `out` has room for all, `ends` for 1 << bits numbers, where
+ * each part ends. */
+void directory_divide(const uint64_t *keys, size_t count, int bits, uint64_t *out, uint32_t *ends);
 
 #endif

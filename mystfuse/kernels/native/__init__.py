@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mystfuse.crypto.native._kernel import ffi, lib
+from mystfuse.kernels.native._kernel import ffi, lib
 
 
 def allow_sha_instructions(allowed: bool) -> None:

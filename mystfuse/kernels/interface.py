@@ -16,6 +16,10 @@ AES_BLOCK = 16
 IV_BITS = {"plain64": 64, "plain": 32, "essiv:sha256": 64, "": 64}
 """Bits of a sector's number that its initialization vector is made of."""
 
+NOT_FOUND = -1
+UNUSUAL = -2
+"""Of a block of a directory: something in it is not as usual, or there is no C to tell."""
+
 
 class SectorCipher(Protocol):
     """A cipher that encrypts sectors each by itself. It may be used from several threads."""

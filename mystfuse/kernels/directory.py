@@ -1,0 +1,14 @@
+"""Names in blocks of directories, of the twin that was chosen: ``find_entry``, ``name_key`` and ``block_keys``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mystfuse import kernels
+
+if TYPE_CHECKING or not kernels.IS_NATIVE:
+    from mystfuse.kernels.pure.directory import block_keys, find_entry, name_key
+else:
+    from mystfuse.kernels.native.directory import block_keys, find_entry, name_key
+
+__all__ = ["block_keys", "find_entry", "name_key"]
