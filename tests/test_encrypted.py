@@ -19,7 +19,8 @@ import struct
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -269,15 +270,23 @@ HOSTILE = {
 }
 
 
+@contextmanager
+def computing_less_than(seconds: float) -> Iterator[None]:
+    """The processor time of the processes that end in the block: others may be computing beside them."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    yield
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < seconds
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("option, key", [("--key-file", "key"), ("--passphrase-file", "passphrase")])
 def test_hostile_headers_are_refused_at_once(
     image: Path, keys: Path, mountpoint: Path, tmp_path: Path, name: str, option: str, key: str
 ) -> None:
     hostile = luks1(image, tmp_path / "hostile", HOSTILE[name])
-    started = time.monotonic()
-    refused(FORMAT, "mount", "--insecure", option, keys / key, hostile, mountpoint)
-    assert time.monotonic() - started < 2
+    with computing_less_than(2):
+        refused(FORMAT, "mount", "--insecure", option, keys / key, hostile, mountpoint)
 
 
 def test_a_deep_json_area_is_refused_at_once(keys: Path, mountpoint: Path, tmp_path: Path) -> None:
@@ -288,9 +297,8 @@ def test_a_deep_json_area_is_refused_at_once(keys: Path, mountpoint: Path, tmp_p
     header[0x1C0:0x1E0] = hashlib.sha256(header).digest()
     target = tmp_path / "deep"
     target.write_bytes(header + bytes(16 << 20))
-    started = time.monotonic()
-    refused(FORMAT, "mount", "--insecure", "--key-file", keys / "key", target, mountpoint)
-    assert time.monotonic() - started < 2
+    with computing_less_than(2):
+        refused(FORMAT, "mount", "--insecure", "--key-file", keys / "key", target, mountpoint)
 
 
 def test_an_honest_but_slow_derivation_can_be_interrupted(

@@ -11,7 +11,7 @@ import pytest
 
 from mystfuse.devices.arena import ARENA_SIZE, Arenas
 from mystfuse.devices.memory import available_memory
-from mystfuse.devices.overlay import MAX_SNAPSHOTS, Overlay, Snapshot
+from mystfuse.devices.overlay import MAX_SNAPSHOTS, Overlay
 
 BLOCK = 1024
 
@@ -85,41 +85,6 @@ def test_a_commit_over_the_limit_changes_nothing_and_the_reserve_is_for_giving_b
     with pytest.raises(OSError, match="overlay is full"):
         overlay.commit({number: block(0) for number in range(1000, 1200)}, [], True)
     assert overlay.used <= overlay.limit
-
-
-def test_snapshots_see_what_was_there_and_closing_them_gives_back() -> None:
-    """Random commits with snapshots taken and closed in any order, against plain dictionaries."""
-    chance = random.Random(7)
-    overlay, present = Overlay(BLOCK, 64 << 20), dict[int, bytes]()
-    snapshots: list[tuple[Snapshot, dict[int, bytes]]] = []
-    for step in range(4000):
-        action = chance.random()
-        if action < 0.03 and len(snapshots) < MAX_SNAPSHOTS:
-            snapshots.append((overlay.snapshot(), dict(present)))
-        elif action < 0.06 and snapshots:
-            snapshot, _ = snapshots.pop(chance.randrange(len(snapshots)))
-            snapshot.close()
-        elif action < 0.2 and snapshots:
-            snapshot, expected = chance.choice(snapshots)
-            changed = {chance.randrange(60): block(step) for _ in range(3)}
-            freed = {chance.randrange(60) for _ in range(2)} - set(changed)
-            snapshot.commit(changed, freed, True)
-            expected.update(changed)
-            for number in freed:
-                expected.pop(number, None)
-        else:
-            changed = {chance.randrange(60): block(step) for _ in range(chance.randrange(5))}
-            freed = {chance.randrange(60) for _ in range(chance.randrange(5))} - set(changed)
-            overlay.commit(changed, freed, False)
-            present.update(changed)
-            for number in freed:
-                present.pop(number, None)
-        if step % 20 == 0:
-            for view, expected in [(overlay, present), *snapshots]:
-                assert {n: data for n in range(60) if (data := view.get(n)) is not None} == expected
-    for snapshot, _ in snapshots:
-        snapshot.close()
-    assert overlay.used == overlay.blocks * (BLOCK + 128) == len(present) * (BLOCK + 128)
 
 
 def test_there_is_a_bound_on_snapshots() -> None:

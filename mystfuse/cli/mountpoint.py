@@ -11,6 +11,9 @@ def resolve_mountpoint(path: str) -> str:
     """The absolute path of a mountpoint, symbolic links resolved, as the kernel's mount table has it.
 
     readlink(2) on the mountpoint itself asks nothing of the file system that is mounted there, which may hang.
+
+    Raises:
+        OSError: a link in the path stopped being one while it was looked at.
     """
     for _ in range(_MAX_LINKS):
         path = os.path.abspath(path)
