@@ -87,13 +87,13 @@ class MergedImage:
         tickets = [part for part in parts if isinstance(part, int)]
         # What a snapshot has in the store stays there.
         recalled = await self._snapshot.recall(tickets) if tickets else {}
-        for block in recalled.values():
+        blocks: list[bytes | memoryview] = []
+        for held in parts:
+            block = next(fetched) if held is None else recalled[held] if isinstance(held, int) else held
             if isinstance(block, MystfuseError):
                 raise block
-        whole = b"".join(
-            next(fetched) if part is None else recalled[part] if isinstance(part, int) else part  # type: ignore[misc]
-            for part in parts
-        )
+            blocks.append(block)
+        whole = b"".join(blocks)
         return whole[offset - first * block_size :][:length]
 
     async def _is_in_use(self, number: int) -> bool:

@@ -494,10 +494,6 @@ class Volume:
             if not is_written:
                 pieces.append((Run(members[0], len(members)), None, []))
                 continue
-            if not overlay.has_store:
-                content = b"".join(overlay.get(number) or b"" for number in members)  # type: ignore[misc]
-                pieces.append((Run(members[0], len(members)), content, []))
-                continue
             first = members[0]
             for is_ticket, some in groupby((overlay.get(number) or 0 for number in members), _is_ticket):
                 contents = list(some)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.name_index import _RECENT, NameIndex
@@ -48,7 +49,7 @@ def test_names_removed_before_they_are_merged_are_gone() -> None:
 
 
 def test_a_block_that_is_broken_in_the_middle_keeps_the_names_in_front() -> None:
-    def names():  # type: ignore[no-untyped-def]
+    def names() -> Iterator[bytes]:
         yield b"in front"
         raise CorruptFilesystem("broken here")
 

@@ -65,11 +65,6 @@ class Overlay:
         return 0 if self._spilling is None else self._spilling.store_used
 
     @property
-    def has_store(self) -> bool:
-        """Whether blocks may be in a store, so that ``get`` may return a ticket."""
-        return self._spilling is not None
-
-    @property
     def room(self) -> int:
         """How many more blocks can be written, besides those kept for operations that free more than they take."""
         if self._spilling is not None:

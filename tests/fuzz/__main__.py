@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def run_all(targets: list[Target], seconds: float, work: Path) -> int:
     return 1 if crashes or any(outcome.complaint for outcome in outcomes.values()) else 0
 
 
-def run(target: Target, seconds: float, work: Path, show) -> Outcome:  # type: ignore[no-untyped-def]
+def run(target: Target, seconds: float, work: Path, show: Callable[[str, float], None]) -> Outcome:
     """Fuzz one target for so long, going on after a crash."""
     corpus, crashes = work / "corpus" / target.name, work / "crashes"
     corpus.mkdir(parents=True, exist_ok=True)

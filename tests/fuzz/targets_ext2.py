@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from typing import Concatenate, ParamSpec, TypeVar
 
 from fuzz.harness import Choices, Target, bounded, ensure
 from fuzz.images import SparseImage, load
@@ -27,6 +29,8 @@ from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.symlink import is_fast, read_target
 from mystfuse.ext2.xattr import read_xattrs
 
+P = ParamSpec("P")
+T = TypeVar("T")
 ADMIN = Caller(0, 0)
 ROOT = 2
 SOUND = ("small", "old", "large")
@@ -51,13 +55,15 @@ class Memory:
     def blocks(self) -> Blocks:
         return Blocks(self.get)
 
-    def change(self, operation, *arguments):  # type: ignore[no-untyped-def]
+    def change(
+        self, operation: Callable[Concatenate[FileSystem, Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Run an operation, and commit what it changes; nothing is changed if it raises."""
         transaction = Transaction(
             self.superblock.block_size, self.get, _Nothing(), lambda: NO_ROOM, 1_700_000_000 * 10**9
         )
         transaction.restart()
-        result = operation(self.filesystem, transaction, *arguments)
+        result = operation(self.filesystem, transaction, *args, **kwargs)
         size = self.superblock.block_size
         for number, content in transaction.changed.items():
             self.image.put(number * size, bytes(content))
@@ -260,7 +266,7 @@ def block_map(data: bytes) -> None:
             ensure(False, "the file is never released")
 
 
-def ask(question):  # type: ignore[no-untyped-def]
+def ask(question: Callable[[], T]) -> T | None:
     """The answer, or None if the map is told as broken."""
     try:
         return question()
@@ -340,10 +346,15 @@ def listing(memory: Memory, ino: int, step: int) -> list[tuple[bytes, int]] | No
         return None
 
 
-def change(memory: Memory, operation, *arguments) -> bool:  # type: ignore[no-untyped-def]
+def change(
+    memory: Memory,
+    operation: Callable[Concatenate[FileSystem, Transaction, P], object],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> bool:
     """Whether the operation did something, or said why not."""
     try:
-        memory.change(operation, *arguments)
+        memory.change(operation, *args, **kwargs)
     except (CorruptFilesystem, OSError):
         return False
     return True

@@ -14,33 +14,19 @@ _MIN_REC_LEN = 12
 
 
 def find_entry(block: bytes, has_filetype: bool, name: bytes) -> int:
-    """Where ``name`` is in a block of a directory.
-
-    Returns:
-        ``offset << 32 | previous + 1``: byte offsets of its entry and of the one in front of it (-1 for the first), or
-        ``NOT_FOUND``, or ``UNUSUAL``: go through the block by yourself.
-    """
+    """See ``pure.directory.find_entry``."""
     return int(lib.directory_find(ffi.from_buffer("uint8_t[]", block), len(block), has_filetype, name, len(name)))
 
 
 def name_key(name: bytes) -> int:
-    """A hash of 32 bits that nobody can foresee, ``<< 32``."""
+    """See ``pure.directory.name_key``."""
     return int(lib.directory_hash(_SECRET, name, len(name))) << 32
 
 
 def block_keys(
     blocks: Sequence[bytes], first: int, has_filetype: bool, bits: int
 ) -> tuple[list[array[int]], list[int]]:
-    """The names in consecutive blocks of a directory.
-
-    Args:
-        first: the number of the first one in the directory.
-        bits: of the keys, by which they are divided.
-
-    Returns:
-        For each name ``name_key(name) | number of its block``, by its first ``bits`` bits: nothing, or ``1 << bits``
-        arrays of type Q. And the indices of the blocks that you must go through by yourself.
-    """
+    """See ``pure.directory.block_keys``."""
     keys = ffi.new("uint64_t[]", sum(len(block) // _MIN_REC_LEN for block in blocks))
     count = 0
     unusual: list[int] = []
