@@ -42,6 +42,8 @@ _LISTING_ATTEMPTS = 2
 """Times that a listing during which something was committed is tried in two steps, before it is made in one."""
 _READ_ATTEMPTS = 2
 """Times that a read whose blocks change under it is tried before writers of the file are held back."""
+_ANCESTORS_AT_ONCE = 100
+"""Directories above one another that are gone through before others get their turn."""
 _RELEASE_PATIENCE = 0.05
 """Seconds that an operation that finds no space waits for removed files that are about to be released: the kernel tells
 us a moment after close(2) or unlink(2) has returned."""
@@ -394,6 +396,8 @@ class Volume:
         while ino not in found:
             found.add(ino)
             ino = await self._runner.run(self._parent_of, ino)
+            if len(found) % _ANCESTORS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
         return frozenset(found)
 
     def _parent_of(self, blocks: Blocks, ino: int) -> int:

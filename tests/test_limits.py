@@ -152,6 +152,29 @@ def test_a_huge_sparse_file_holds_nobody_up(tmp_path: Path) -> None:
     assert longest < LONGEST_STEP
 
 
+async def test_a_rename_far_below_lets_others_have_their_turns(tmp_path: Path) -> None:
+    volume = await Volume.open(FileDevice(make_image(tmp_path / "image", "-b", "1024", size="8M")), 64 << 20)
+    parent = ROOT
+    for _ in range(1000):
+        parent = (await volume.create(parent, b"d", 0o40755, CALLER)).ino
+    await volume.create(parent, b"file", 0o100644, CALLER)
+    turns = 0
+
+    async def count(done: trio.Event) -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        done = trio.Event()
+        nursery.start_soon(count, done)
+        await volume.rename(parent, b"file", ROOT, b"file", 0, CALLER)
+        done.set()
+    assert turns >= 10
+    assert await volume.lookup(ROOT, b"file")
+
+
 # Memory
 
 
