@@ -98,12 +98,17 @@ def coalesce(extents: Iterable[Extent], max_length: int) -> list[Extent]:
     longer than ``max_length`` by itself stays whole.
     """
     merged: list[Extent] = []
-    for extent in sorted(extents):
-        if merged:
-            last = merged[-1]
-            end = max(last.end, extent.end)
-            if extent.end <= last.end or (extent.offset <= last.end and end - last.offset <= max_length):
-                merged[-1] = Extent(last.offset, end - last.offset)
-                continue
-        merged.append(extent)
+    begin = end = -1
+    for offset, length in sorted(extents):
+        stop = offset + length
+        if stop <= end:
+            continue
+        if offset <= end and stop - begin <= max_length:
+            end = stop
+            continue
+        if end >= 0:
+            merged.append(Extent(begin, end - begin))
+        begin, end = offset, stop
+    if end >= 0:
+        merged.append(Extent(begin, end - begin))
     return merged
