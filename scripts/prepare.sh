@@ -12,6 +12,10 @@ venv=$project/.venv
 say() { printf '== %s\n' "$*" >&2; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
+# Behind unshare --mount: lets go of the copies of other mounts of ours, whose daemons would not end before we do.
+# shellcheck disable=SC2034  # for those who source this
+own_mounts=(sh -c 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"' sh)
+
 missing_packages() {
     local package
     for package in $1; do

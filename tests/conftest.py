@@ -92,6 +92,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
+OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"', "sh")
+"""To be run by unshare --mount: lets go of the copies of other tests' mounts, whose daemons would wait for us."""
+
+
 @contextmanager
 def _page_cache_lock(how: int) -> Iterator[None]:
     with open(Path(tempfile.gettempdir(), "mystfuse-test-page-cache.lock"), "w") as file:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import OWN_MOUNTS
 from corruption.driver import Report
 from corruption.named import CASES
 
@@ -40,7 +41,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
     (directory / "work").mkdir()
     # Whoever kills us kills it too.
     words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--pid", "--fork",
-             "--kill-child", "--mount-proc"]  # fmt: skip
+             "--kill-child", "--mount-proc", *OWN_MOUNTS]  # fmt: skip
     result = subprocess.run(
         [*words, sys.executable, "-c", DRIVE, directory, *map(str, SEEDS)],
         cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace", timeout=1800, check=False,

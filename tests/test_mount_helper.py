@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import GROUP, USER, assert_one_line, mystfuse, run, wait_until
+from conftest import GROUP, OWN_MOUNTS, USER, assert_one_line, mystfuse, run, wait_until
 
 PROJECT = Path(__file__).parents[1]
 USER_WORDS = ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups"]
@@ -41,7 +41,7 @@ class Machine:
         self.fstab.touch()
         self._unshare = subprocess.Popen(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private",
-             "bash", "-c", SETUP, directory],
+             *OWN_MOUNTS, "bash", "-c", SETUP, directory],
             stdout=subprocess.PIPE,
         )  # fmt: skip
         assert self._unshare.stdout is not None

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GROUP, USER, assert_one_line, clear_mount, mounted, mystfuse, run, wait_until
+from conftest import GROUP, USER, assert_one_line, caches_kept, clear_mount, mounted, mystfuse, run, wait_until
 
 from mystfuse.fuse.mount_table import find_mount
 
@@ -358,7 +357,8 @@ def test_storage_that_hangs_gives_eio_and_works_again_when_it_answers(tmp_path: 
     (source / "small").write_bytes(b"small")
     assert mystfuse("mkext2", source, outer_source / "inner.img").returncode == 0
     assert mystfuse("mkext2", outer_source, tmp_path / "outer.img").returncode == 0
-    with mounted(tmp_path / "outer.img", tmp_path / "outer") as outer:
+    # What has been read before comes from the page cache.
+    with caches_kept(), mounted(tmp_path / "outer.img", tmp_path / "outer") as outer:
         pid = daemon_pid(outer)
         with mounted(outer / "inner.img", tmp_path / "inner", "--io-timeout=1") as inner:
             assert (inner / "small").read_bytes() == b"small"
@@ -394,8 +394,9 @@ def test_mounting_costs_the_same_for_every_size(tmp_path: Path) -> None:
                 assert (mountpoint / "file").read_text() == "content"
                 status = json.loads((mountpoint / ".mystfuse/status.json").read_text())
                 assert status["bytes_fetched"] < 1 << 20
-    medians = {size: statistics.median(values) for size, values in times.items()}
-    assert abs(medians["64G"] - medians["64M"]) < 0.05, medians
+    # The least of each: what else the machine does comes on top.
+    least = {size: min(values) for size, values in times.items()}
+    assert least["64G"] - least["64M"] < 0.05, times
     images["64G"].unlink()
 
 

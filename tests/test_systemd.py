@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import mystfuse
+from conftest import OWN_MOUNTS, mystfuse
 
 PROJECT = Path(__file__).parents[1]
 TIMEOUT = 100
@@ -129,7 +129,7 @@ def said(open_tmp_path: Path, ordinary_user: list[str], small_tree: Path) -> dic
     (open_tmp_path / "script").write_text(SCRIPT)
     result = subprocess.run(
         ["timeout", "--signal=KILL", str(TIMEOUT), "unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup",
-         "--uts", "--ipc", "--net", "--propagation=private", "bash", "-c", BOOT, open_tmp_path,
+         "--uts", "--ipc", "--net", "--propagation=private", *OWN_MOUNTS, "bash", "-c", BOOT, open_tmp_path,
          python_path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
