@@ -17,8 +17,9 @@ WINDOW = 1024
 _SHIFT = WINDOW - EXT2_NDIR_BLOCKS
 """The first window is the direct blocks alone, so that the others begin where indirect blocks do."""
 _MAX_INODES = 16384
+_INODE_BYTES = 8 << 20
 _MAX_RUNS = 65536
-"""Bounds on what is remembered; past either, all of it is forgotten."""
+"""Bounds on what is remembered; past any of them, all of it is forgotten."""
 
 
 class FileMaps:
@@ -28,6 +29,8 @@ class FileMaps:
         self._filesystem = filesystem
         self._changes = 0
         self._inodes: dict[int, Inode] = {}
+        # One may have 32 KiB.
+        self._most_inodes = min(_MAX_INODES, _INODE_BYTES // filesystem.superblock.s_inode_size)
         self._windows: dict[tuple[int, int], tuple[list[int], list[Run]]] = {}
         """By inode number and number of the window: the first block, within it, of each run, and the runs."""
         self._run_count = 0
@@ -49,7 +52,7 @@ class FileMaps:
         inode = self._inodes.get(ino)
         if inode is None:
             inode = self._filesystem.regular_file(blocks, ino)
-            if len(self._inodes) >= _MAX_INODES:
+            if len(self._inodes) >= self._most_inodes:
                 self._inodes.clear()
             self._inodes[ino] = inode
         return inode

@@ -286,7 +286,12 @@ class Volume:
             )
 
     async def write(self, ino: int, offset: int, data: bytes, caller: Caller, whole: bool = False) -> int:
-        """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written."""
+        """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written.
+
+        Args:
+            whole: nothing is written where there is no room for all of it; with a store, for all of a piece of
+                ``Overlay.most_at_once``.
+        """
         view = memoryview(data)
         step = None if self.overlay is None else self.overlay.most_at_once
         if step is None:

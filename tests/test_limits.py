@@ -175,7 +175,36 @@ async def test_a_rename_far_below_lets_others_have_their_turns(tmp_path: Path) -
     assert await volume.lookup(ROOT, b"file")
 
 
+async def test_a_directory_that_grows_large_gets_the_index_of_a_large_one(tmp_path: Path) -> None:
+    """Found once: one array for ever, sorted as a whole again and again."""
+    volume = await Volume.open(FileDevice(make_image(tmp_path / "image", "-b", "1024", size="8M")), 64 << 20)
+    directory = (await volume.create(ROOT, b"d", 0o40755, CALLER)).ino
+    for number in range(300):
+        await volume.create(directory, b"%0250d" % number, 0o100644, CALLER)
+    assert (await volume.inode(directory)).size > 80 << 10
+    for number in range(300):
+        assert await volume.lookup(directory, b"%0250d" % number)
+    assert volume._filesystem.name_indexes._indexes[directory].bits > 0
+
+
 # Memory
+
+
+async def test_inodes_as_large_as_blocks_take_no_more_memory_than_others(tmp_path: Path) -> None:
+    """Found once: what was remembered was bounded by their number alone, and one may have 32 KiB."""
+    (tmp_path / "tree").mkdir()
+    for number in range(300):
+        (tmp_path / f"tree/{number}").write_bytes(b"x")
+    path = make_image(tmp_path / "image", "-b", "65536", "-I", "32768", "-N", "700", size="64M", tree=tmp_path / "tree")
+    volume = await Volume.open(FileDevice(path))
+    assert volume.superblock.s_inode_size == 32768
+    for number in range(300):
+        inode = await volume.lookup(ROOT, b"%d" % number)
+        assert inode is not None and len(inode.extra) > 32000
+        assert bytes(await volume.read(inode.ino, 0, 10)) == b"x"
+    parsed = sum(len(raw) + len(inode.extra) for raw, inode in volume._filesystem._parsed.values())
+    mapped = sum(len(inode.extra) for inode in volume._maps._inodes.values())
+    assert 0 < parsed <= 4 << 20 and 0 < mapped <= 8 << 20
 
 
 def test_counts_of_scattered_inodes_cost_no_more_than_the_kernel_pays() -> None:

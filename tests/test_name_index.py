@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.name_index import _RECENT, NameIndex
+from mystfuse.kernels.directory import name_key
 
 
 def test_names_are_found_before_and_after_they_are_merged() -> None:
@@ -71,3 +73,16 @@ def test_room_is_an_upper_bound() -> None:
     index.raise_room(0, 60)
     index.raise_room(1, 8)
     assert index.blocks_with_room(44) == [0, 1] and index.blocks_with_room(204) == []
+
+
+def test_a_name_that_is_there_many_times_is_looked_for_once_in_each_block() -> None:
+    key = name_key(b"a")
+    keys = [array("Q") for _ in range(16)]
+    keys[key >> 60] = array("Q", [key | 1] * 1000)
+    index = NameIndex(4)
+    index.add_blocks(2, keys)
+    index.add_names(0, [b"a"] * 500)
+    assert len(index) == 1500
+    assert sum(map(len, index._keys)) <= 501
+    assert list(index.candidates(b"a")) == [0, 1]
+    assert sum(map(len, index._keys)) == 2

@@ -20,11 +20,12 @@ import trio
 from conftest import run
 from ext2_editor import MemoryDevice, assert_clean, merged
 
-from mystfuse.devices import spill
+from mystfuse.devices import spill, threads
 from mystfuse.devices.overlay import MAX_SNAPSHOTS, Overlay, Snapshot
 from mystfuse.devices.overlay_store import OverlayStore, Sealed, Slots, open_store_file, runs_of
 from mystfuse.devices.spill import OverlayBusy, OverlayFull, SpillingArenas
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
+from mystfuse.ext2 import name_index
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.volume import Volume
@@ -468,6 +469,78 @@ async def test_a_disk_that_fails_or_hangs_is_an_error_and_nothing_is_lost(
     assert await contents_of(overlay, range(3200)) == contents
 
 
+async def test_blocks_that_change_while_a_batch_fails_are_written_another_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    """Found once: they stayed in memory for good, until it was full of them."""
+    store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
+    monkeypatch.setattr(spill, "_RETRY", 0.01)
+    overlay = Overlay(BLOCK, 1 << 20, store)
+    may_go_on = threading.Event()
+
+    def fail(*args: Any) -> list[bytes]:
+        may_go_on.wait(10)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", fail)
+        overlay.commit(dict.fromkeys(range(8), b"a" * BLOCK), [], False)
+        overlay.commit(dict.fromkeys(range(4), b"b" * BLOCK), [7], False)
+        may_go_on.set()
+        await trio.sleep(0.05)
+    with trio.fail_after(10):
+        while overlay.store_used < 8 * BLOCK:
+            overlay.commit({9: b"c" * BLOCK}, [], False)
+            await trio.sleep(0.001)
+    expected = {number: (b"b" if number < 4 else b"a") * BLOCK for number in range(7)}
+    assert await contents_of(overlay, range(10)) == expected | {9: b"c" * BLOCK}
+
+
+@pytest.mark.parametrize("how", ["refused", "never begins"])
+async def test_without_a_thread_nothing_is_half_done(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found once: the error came out in the middle of a commit, and nothing was written to the store ever after."""
+    store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
+    monkeypatch.setattr(spill, "_RETRY", 0.01)
+    monkeypatch.setattr(spill, "_PUNCHED", BLOCK)
+    overlay = Overlay(BLOCK, 256 * BLOCK, store, 0.1)
+    contents = await fill_overlay(overlay, 400)
+
+    def start_no_thread(work: Callable[[], object], arguments: object) -> int:
+        if how == "refused":
+            raise RuntimeError("can't start new thread")
+        return 0
+
+    refused = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(threads._thread, "start_new_thread", start_no_thread)
+        for number in range(400, 600):
+            changed = {number: random.Random(number).randbytes(BLOCK)}
+            try:
+                await commit(overlay, changed, {number - 400}, False)
+            except (ImageReadError, StorageTimeout, OverlayFull):
+                refused += 1
+                if refused > 20:
+                    break
+            else:
+                contents.update(changed)
+                del contents[number - 400]
+    assert refused
+    with trio.fail_after(10):
+        for number in range(1000, 1200):
+            contents[number] = random.Random(number).randbytes(BLOCK)
+            while True:
+                try:
+                    await commit(overlay, {number: contents[number]}, set(), False)
+                except (ImageReadError, StorageTimeout):
+                    await trio.sleep(0.01)
+                else:
+                    break
+    assert await contents_of(overlay, range(1300)) == contents
+    assert "Traceback" not in caplog.text and "internal error" not in caplog.text
+
+
 # Under a volume
 
 
@@ -600,3 +673,23 @@ async def test_damage_is_met_where_it_is_and_nowhere_else(tmp_path: Path, eager:
             except IntegrityError:
                 failed += 1
     assert failed and read
+
+
+async def test_a_name_that_comes_and_goes_is_found_to_be_gone_however_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    """Found once: each block that it had been in was a miss of its own, and so many misses were taken for a loop."""
+    monkeypatch.setattr(name_index, "_RECENT", 1)
+    monkeypatch.setattr(spill, "_RECALLED", 0)
+    volume = await open_volume(make_image(tmp_path, "16M"), 1 << 20, tmp_path)
+    directory = (await volume.create(EXT2_ROOT_INO, b"d", stat.S_IFDIR | 0o755, ROOT)).ino
+    lock = b"lock" * 55
+    for number in range(200):
+        await volume.create(directory, lock, FILE, ROOT)
+        await volume.remove(directory, lock, False)
+        for part in range(4):
+            await volume.create(directory, b"%0240d-%d" % (number, part), FILE, ROOT)
+        await trio.sleep(0)
+    candidates = list(volume._filesystem.name_indexes._indexes[directory].candidates(lock))
+    assert len(candidates) > 50
+    assert await volume.lookup(directory, lock) is None

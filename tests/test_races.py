@@ -17,7 +17,8 @@ from conftest import clear_mount, mounted, mystfuse, run
 from mystfuse.cli.mount import _open_mountpoint
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.errors import MountError, MystfuseError
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.fuse.mount_table import Mount, find_mount
+from mystfuse.fuse.unmount import GoneError, unmount
 from mystfuse.image.atomic_file import AtomicFile
 
 ATTEMPTS = 100
@@ -238,3 +239,37 @@ def test_a_link_that_is_given_as_mountpoint_is_followed_once(small_image: Path, 
         assert mount is not None
         assert (tmp_path / "real/hello.txt").read_text() == "hello\n"
     assert find_mount(str(tmp_path / "real")) is None
+
+
+def test_a_race_while_unmounting_takes_nobody_elses_mount(
+    small_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns a directory above the mountpoint puts a link in its place between looking and unmounting."""
+    real, moved, victim = tmp_path / "real", tmp_path / "moved", tmp_path / "victim"
+    (real / "mount").mkdir(parents=True)
+    (victim / "mount").mkdir(parents=True)
+    mountpoint = str(real / "mount")
+    for lazy in False, True:
+        with mounted(small_image, victim / "mount"), mounted(small_image, real / "mount"):
+            own = find_mount(mountpoint)
+            assert own is not None
+
+            def find_and_move(path: str) -> Mount | None:
+                found = find_mount(path)
+                real.rename(moved)
+                real.symlink_to(victim)
+                return found
+
+            with monkeypatch.context() as patch:
+                patch.setattr("mystfuse.fuse.unmount.find_mount", find_and_move)
+                unmount(mountpoint, lazy, own)
+            assert find_mount(str(victim / "mount")) is not None
+            assert find_mount(str(moved / "mount")) is None
+            # The other mount has its name now.
+            with pytest.raises(GoneError):
+                unmount(mountpoint, lazy, own)
+            assert find_mount(str(victim / "mount")) is not None
+            real.unlink()
+            moved.rename(real)
+            with pytest.raises(GoneError):
+                unmount(mountpoint, lazy, own)

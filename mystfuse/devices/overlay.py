@@ -12,12 +12,10 @@ from errno import EBUSY
 
 from mystfuse.devices.arena import Arenas
 from mystfuse.devices.overlay_store import OverlayStore
-from mystfuse.devices.spill import OverlayBusy, OverlayFull, SpillingArenas
+from mystfuse.devices.spill import ENTRY, OverlayBusy, OverlayFull, SpillingArenas
 from mystfuse.errors import MystfuseError
 
 MAX_SNAPSHOTS = 4
-_BOOKKEEPING = 128
-"""Bytes that the tables cost for a block."""
 _RESERVE = 16
 """One part in this many of the limit is kept for operations that free more than they take."""
 
@@ -43,7 +41,7 @@ class Overlay:
     ) -> None:
         self.limit = limit
         self._block_size = block_size
-        self._cost = block_size + _BOOKKEEPING
+        self._cost = block_size + ENTRY
         self._most = limit // self._cost
         self._reserve = max(self._most // _RESERVE, min(self._most // 2, 16))
         self._spilling = None if store is None else SpillingArenas(block_size, limit, store, io_timeout)

@@ -115,11 +115,11 @@ class OverlayStore:
     """
 
     def __init__(self, descriptor: int, block_size: int) -> None:
+        self._descriptor = descriptor
         # Only here: most mounts have no need of it.
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         self.block_size = block_size
-        self._descriptor = descriptor
         self._cipher = AESGCM(AESGCM.generate_key(256))
         self._nowait = 0 if is_in_memory(os.fstat(descriptor).st_dev) else os.RWF_NOWAIT
         self._can_read_now = self._can_punch = True

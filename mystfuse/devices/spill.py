@@ -15,7 +15,8 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from errno import ENOSPC
+from errno import EAGAIN, EIO, ENOMEM, ENOSPC
+from functools import partial
 from typing import Any, NamedTuple
 
 import outcome
@@ -23,11 +24,13 @@ import trio
 
 from mystfuse.devices.arena import Arenas
 from mystfuse.devices.overlay_store import FULL, TAG_SIZE, OverlayStore, Sealed, Slots
+from mystfuse.devices.threads import call_in_thread, start_in_thread
+from mystfuse.devices.workers import INLINE_BYTES
 from mystfuse.errors import ImageReadError, MystfuseError, StorageTimeout
 
 log = logging.getLogger(__name__)
 
-_ENTRY = 128
+ENTRY = 128
 """Bytes that the overlay's own tables cost for a block in use."""
 _HANDLE = 64
 """Bytes that our tables cost for a handle, in use or not."""
@@ -36,8 +39,6 @@ _BATCH = 1 << 20
 _MOST_LOW_WATER = 16 << 20
 _RECALLED = 4 << 20
 """Bytes of metadata blocks from the store that are kept."""
-_INLINE = 256 << 10
-"""Bytes that are read from the page cache and decrypted on the event loop's thread."""
 _PUNCHED = 8 << 20
 """Bytes: with so much of the disk held by nothing, it is given back."""
 _MOST_PUNCHED = 4096
@@ -119,12 +120,16 @@ class SpillingArenas:
         """Handles on their way that have neither been changed nor freed since."""
         self._has_work = False
         self._work_began = 0.0
+        self._give_up: Callable[[], bool] = lambda: False
+        """Of the thread at work: see ``start_in_thread``."""
+        self._finish: Callable[[outcome.Outcome[Any]], None] = lambda result: None
         self._changed = trio.Event()
         self._failure: OSError | None = None
         """Why the last batch could not be written."""
         self._retry_at = 0.0
         self._silent_until = 0.0
         self._is_punching = False
+        self._punch_at = 0.0
         self._punched = 0
         """Slots that are taken only until their disk space has been given back."""
         self._disk_free = store.free_blocks()
@@ -149,9 +154,9 @@ class SpillingArenas:
         is_full = self._failure is not None and self._failure.errno in FULL and time.monotonic() < self._retry_at
         disk = self._slots.dirty + (0 if is_full else self._disk_free)
         left = self.limit - self._reserve - self._tables()
-        size, cost = self._block_size, self._block_size + _ENTRY + _HANDLE
+        size, cost = self._block_size, self._block_size + ENTRY + _HANDLE
         fit = (left - self._memory.used * size + disk * size) // cost
-        return max(min((left - self._floor) // (_ENTRY + _HANDLE), fit), 0)
+        return max(min((left - self._floor) // (ENTRY + _HANDLE), fit), 0)
 
     @property
     def most_at_once(self) -> int:
@@ -168,7 +173,7 @@ class SpillingArenas:
         limit = self.limit if use_reserve else self.limit - self._reserve
         tables, size = self._tables(new, in_memory), self._block_size
         if (excess := tables + self._floor - limit) > 0 and new > 0:
-            raise self._full(-(-excess // (_ENTRY + _HANDLE)))
+            raise self._full(-(-excess // (ENTRY + _HANDLE)))
         if tables + (self._memory.used + in_memory) * size > limit:
             if (excess := tables + in_memory * size - limit) > 0:
                 raise self._full(-(-excess // size))
@@ -181,7 +186,11 @@ class SpillingArenas:
             OSError: ENOSPC, the system has no memory left.
         """
         slot = self._memory.store(content)
-        (handle,) = self._take_handles(1)
+        try:
+            (handle,) = self._take_handles(1)
+        except MemoryError:
+            self._memory.free([slot])
+            raise
         self._put(handle, slot)
         return handle
 
@@ -192,7 +201,11 @@ class SpillingArenas:
             OSError: ENOSPC, the system has no memory left.
         """
         slots = self._memory.store_run(content)
-        handles = self._take_handles(len(slots))
+        try:
+            handles = self._take_handles(len(slots))
+        except MemoryError:
+            self._memory.free(slots)
+            raise
         put = self._put
         for handle, slot in zip(handles, slots, strict=True):
             put(handle, slot)
@@ -280,12 +293,15 @@ class SpillingArenas:
             with trio.move_on_at(self._work_began + self._io_timeout) as waiting:
                 await self._changed.wait()
             if waiting.cancelled_caught:
+                if self._give_up():
+                    # It has never begun: others can.
+                    self._finish(outcome.Error(OSError(EAGAIN, "no thread has begun")))
                 raise StorageTimeout(f"overlay store: no answer from the disk within {self._io_timeout:g} s")
 
     def recall_now(self, tickets: Iterable[int]) -> dict[int, bytes | MystfuseError] | None:
         """What ``recall`` returns, if that can be had without waiting for the disk; else None."""
         wanted = self._wanted(tickets)
-        if len(wanted) * self._block_size > _INLINE:
+        if len(wanted) * self._block_size > INLINE_BYTES:
             return None
         blocks = self._store.read(list(wanted.values()), can_wait=False)
         return None if blocks is None else self._sift(wanted, blocks)
@@ -296,20 +312,26 @@ class SpillingArenas:
 
         Raises:
             StorageTimeout: the disk does not answer.
+            ImageReadError: there is no thread to wait for it.
         """
         tickets = list(tickets)
         found = self.recall_now(tickets)
         if found is not None:
             return found
         wanted = self._wanted(tickets)
-        sealed = list(wanted.values())
+        # Threads that hang count as long as they do.
+        reading = object()
         try:
             with trio.fail_after(self._io_timeout):
-                blocks = await trio.to_thread.run_sync(
-                    self._store.read, sealed, limiter=self._threads, abandon_on_cancel=True
+                await self._threads.acquire_on_behalf_of(reading)
+                blocks = await call_in_thread(
+                    partial(self._store.read, list(wanted.values())),
+                    on_end=partial(self._threads.release_on_behalf_of, reading),
                 )
         except trio.TooSlowError:
             raise StorageTimeout(f"overlay store: no answer from the disk within {self._io_timeout:g} s") from None
+        except RuntimeError as error:
+            raise ImageReadError(f"overlay store: reading: {error}") from None
         assert blocks is not None
         return self._sift(wanted, blocks)
 
@@ -347,9 +369,12 @@ class SpillingArenas:
             and self._counters[handle] == ticket >> _HANDLE_BITS
         )
 
+    def _is_in_memory(self, handle: int) -> bool:
+        return handle < len(self._where) and self._where[handle] >= 0
+
     def _tables(self, new: int = 0, handles: int = 0) -> int:
         """Bytes that tables take up with ``new`` more blocks, when ``handles`` are taken before others are freed."""
-        return (self.used + new) * _ENTRY + max(self.used + handles, len(self._where)) * _HANDLE
+        return (self.used + new) * ENTRY + max(self.used + handles, len(self._where)) * _HANDLE
 
     def _full(self, missing: int) -> OverlayFull:
         return OverlayFull(
@@ -358,15 +383,16 @@ class SpillingArenas:
 
     def _take_handles(self, count: int) -> list[int]:
         again = min(count, len(self._free))
-        handles = self._free[len(self._free) - again :].tolist()
-        del self._free[len(self._free) - again :]
+        handles: list[int] = self._free[len(self._free) - again :].tolist()
         if (more := count - again) > 0:
-            first = len(self._where)
-            handles += range(first, first + more)
+            first, end = len(self._where), len(self._where) + more
+            handles += range(first, end)
+            # To the same length, whatever has grown before there was no memory; the one that counts comes last.
+            self._counters.frombytes(bytes(8 * (end - len(self._counters))))
+            self._tags += bytes(TAG_SIZE * end - len(self._tags))
+            self._flags += bytes(end - len(self._flags))
             self._where.frombytes(bytes(8 * more))
-            self._counters.frombytes(bytes(8 * more))
-            self._tags += bytes(TAG_SIZE * more)
-            self._flags += bytes(more)
+        del self._free[len(self._free) - again :]
         self.used += count
         return handles
 
@@ -393,12 +419,18 @@ class SpillingArenas:
         if not slots:
             self._failed(OSError(ENOSPC, "no slot is left"))
             return False
+        try:
+            # Copies: they may change while the thread is at work.
+            blocks = [self._memory.load(self._where[handle]) for handle in handles]
+        except MemoryError:
+            self._slots.give_back(slots, is_clean=True)
+            self._requeue(handles)
+            self._failed(OSError(ENOMEM, "no memory left"))
+            return False
         batch = _Batch(handles, slots, self._next_counter)
         # Used up even if the batch fails: a nonce never comes again.
         self._next_counter += len(handles)
         self._in_flight.update(dict.fromkeys(handles, batch))
-        # Copies: they may change while the thread is at work.
-        blocks = [self._memory.load(self._where[handle]) for handle in handles]
         store = self._store
 
         def write() -> tuple[list[bytes], int | None]:
@@ -437,13 +469,14 @@ class SpillingArenas:
     def _written(self, batch: _Batch, result: outcome.Outcome[tuple[list[bytes], int | None]]) -> None:
         try:
             tags, disk_free = result.unwrap()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._slots.give_back(batch.slots, is_clean=True)
-            kept = [handle for handle in batch.handles if self._in_flight.get(handle) is batch]
-            for handle in kept:
-                del self._in_flight[handle]
-            self._requeue(kept)
-            self._failed(error)
+            for handle in batch.handles:
+                if self._in_flight.get(handle) is batch:
+                    del self._in_flight[handle]
+            # Those that were changed on their way, too.
+            self._requeue([handle for handle in batch.handles if self._is_in_memory(handle)])
+            self._failed(error if isinstance(error, OSError) else OSError(ENOMEM, "no memory left"))
             return
         self._failure = None
         if disk_free is not None:
@@ -461,7 +494,7 @@ class SpillingArenas:
             else:
                 unused.append(slot)
                 # Changed on its way, not freed: it goes another time.
-                if handle < len(self._where) and self._where[handle] >= 0:
+                if self._is_in_memory(handle):
                     self._requeue([handle])
             counter += 1
         self._memory.free(in_memory)
@@ -486,7 +519,7 @@ class SpillingArenas:
     def _give_back_to_disk(self) -> None:
         # Once begun, to the end.
         self._is_punching = self._slots.dirty >= (1 if self._is_punching else _PUNCHED // self._block_size)
-        if self._has_work or self._is_short() or not self._is_punching:
+        if self._has_work or self._is_short() or not self._is_punching or time.monotonic() < self._punch_at:
             return
         slots = self._slots.take_dirty(_MOST_PUNCHED)
         self._punched = len(slots)
@@ -494,9 +527,12 @@ class SpillingArenas:
 
         def end(result: outcome.Outcome[None]) -> None:
             self._punched = 0
-            result.unwrap()
-            self._slots.give_back(slots, is_clean=True)
-            self._ask_disk(at_once=True)
+            is_done = isinstance(result, outcome.Value)
+            self._slots.give_back(slots, is_clean=is_done)
+            if is_done:
+                self._ask_disk(at_once=True)
+            else:
+                self._punch_at = time.monotonic() + _RETRY
 
         self._start(lambda: store.punch(slots), end)
 
@@ -514,25 +550,28 @@ class SpillingArenas:
         self._start(self._store.free_blocks, end)
 
     def _start(self, work: Callable[[], object], end: Callable[[outcome.Outcome[Any]], None]) -> None:
-        """Call ``work`` in a thread, and ``end`` on this one. Nothing waits for a thread that hangs when the loop
-        ends."""
-        token = trio.lowlevel.current_trio_token()
-        self._has_work, self._work_began = True, trio.current_time()
+        """Call ``work`` in a thread, and ``end`` on this one. Whatever is wrong is for ``end``: who calls this may be
+        in the middle of a commit."""
 
         def finish(result: outcome.Outcome[Any]) -> None:
             self._has_work = False
+            self._give_up = lambda: False
             try:
                 end(result)
             except Exception as error:
                 log.exception("overlay store: internal error")
-                self._failed(OSError(5, str(error)))
+                self._failed(OSError(EIO, str(error)))
             self._changed.set()
             self._changed = trio.Event()
-            self.write_back()
-            self._give_back_to_disk()
+            try:
+                self.write_back()
+                self._give_back_to_disk()
+            except MemoryError:
+                self._failed(OSError(ENOMEM, "no memory left"))
 
-        def deliver(result: outcome.Outcome[Any]) -> None:
-            with suppress(trio.RunFinishedError):
-                token.run_sync_soon(finish, result)
-
-        trio.lowlevel.start_thread_soon(work, deliver)
+        self._has_work, self._work_began, self._finish = True, trio.current_time(), finish
+        try:
+            self._give_up = start_in_thread(work, finish)
+        except (RuntimeError, MemoryError):
+            failure = outcome.Error(OSError(EAGAIN, "no thread can be started"))
+            trio.lowlevel.current_trio_token().run_sync_soon(finish, failure)

@@ -1,4 +1,9 @@
-"""One call in a thread of its own, whose caller may give up waiting."""
+"""One call in a thread of its own, whose caller may give up waiting.
+
+``trio.to_thread`` and trio's cache of threads stand on ``threading.Thread.start``, which waits for ever, and the event
+loop with it, for a thread that has no memory left to begin (seen with Python 3.11 under RLIMIT_AS). Here a thread that
+never begins costs only its caller's time.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +18,18 @@ import trio
 T = TypeVar("T")
 
 
-async def call_in_thread(work: Callable[[], T], on_end: Callable[[], object] = lambda: None) -> T:
-    """Return what ``work`` returns in a thread. A cancellation does not wait for it.
+def start_in_thread(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]], object]) -> Callable[[], bool]:
+    """Call ``work`` in a thread, and ``on_end`` with what came of it on this one, the event loop's. Nothing waits for
+    the thread when the loop ends.
 
-    ``trio.to_thread`` stands on ``threading.Thread.start``, which waits for ever, and the event loop with it, for a
-    thread that has no memory left to begin (seen with Python 3.11 under RLIMIT_AS). Here a thread that never begins
-    costs only its caller's time.
-
-    Args:
-        on_end: called once, on the event loop's thread, when the thread has come to its end, or will do nothing any
-            more; that may be long after a cancellation.
+    Returns:
+        To be called by who gives up waiting: True if the thread had not begun; then it never calls anything.
 
     Raises:
-        RuntimeError: no thread can be started.
+        RuntimeError, MemoryError: no thread can be started.
     """
-    task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+    token = trio.lowlevel.current_trio_token()
     ticket = [None]
-    is_awaited = True
 
     def serve() -> None:
         try:
@@ -40,7 +40,7 @@ async def call_in_thread(work: Callable[[], T], on_end: Callable[[], object] = l
         result = outcome.capture(work)
         while True:
             try:
-                token.run_sync_soon(deliver, result)
+                token.run_sync_soon(on_end, result)
             except MemoryError:
                 time.sleep(0.1)
             except trio.RunFinishedError:
@@ -48,26 +48,47 @@ async def call_in_thread(work: Callable[[], T], on_end: Callable[[], object] = l
             else:
                 return
 
+    def give_up() -> bool:
+        try:
+            ticket.pop()
+        except IndexError:
+            return False
+        return True
+
+    _thread.start_new_thread(serve, ())
+    return give_up
+
+
+async def call_in_thread(work: Callable[[], T], on_end: Callable[[], object] = lambda: None) -> T:
+    """Return what ``work`` returns in a thread. A cancellation does not wait for it.
+
+    Args:
+        on_end: called once, on the event loop's thread, when the thread has come to its end, or will do nothing any
+            more; that may be long after a cancellation.
+
+    Raises:
+        RuntimeError, MemoryError: no thread can be started.
+    """
+    task = trio.lowlevel.current_task()
+    is_awaited = True
+
     def deliver(result: outcome.Outcome[T]) -> None:
         on_end()
         if is_awaited:
             trio.lowlevel.reschedule(task, result)
 
-    def give_up(_: object) -> trio.lowlevel.Abort:
-        nonlocal is_awaited
-        is_awaited = False
-        try:
-            ticket.pop()
-        except IndexError:
-            pass
-        else:
-            on_end()
-        return trio.lowlevel.Abort.SUCCEEDED
-
     try:
-        _thread.start_new_thread(serve, ())
+        give_up = start_in_thread(work, deliver)
     except BaseException:
         on_end()
         raise
-    result: T = await trio.lowlevel.wait_task_rescheduled(give_up)
+
+    def abort(_: object) -> trio.lowlevel.Abort:
+        nonlocal is_awaited
+        is_awaited = False
+        if give_up():
+            on_end()
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    result: T = await trio.lowlevel.wait_task_rescheduled(abort)
     return result

@@ -42,6 +42,8 @@ class Statistics:
 
 _MAX_GOALS = 1024
 _MAX_PARSED = 4096
+_PARSED_BYTES = 2 << 20
+"""Bounds on inodes that are remembered, and on their bytes: one may have 32 KiB."""
 
 
 class FileSystem:
@@ -106,7 +108,7 @@ class FileSystem:
                 return inode
         inode = read_inode_at(superblock, blocks, ino, number, offset, self.orphans)
         if block is not None and inode.i_links_count:
-            if len(self._parsed) >= _MAX_PARSED:
+            if len(self._parsed) >= min(_MAX_PARSED, _PARSED_BYTES // superblock.s_inode_size):
                 self._parsed.clear()
             self._parsed[ino] = block[offset : offset + superblock.s_inode_size], inode
         return inode

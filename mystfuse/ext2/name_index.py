@@ -31,9 +31,11 @@ MAX_NAMES = 4_000_000
 MAX_INDEXED_NAMES = 4_000_000
 """Names kept in all indexes together (8 bytes each), unless the two latest directories have more."""
 _BYTES_AT_ONCE = 256 << 10
-_MAX_PROBED_TOGETHER = 256
-"""Blocks of a directory that are looked into together for whether it is empty."""
 """Of a directory, indexed in one step: 20,000 names at most, which take some hundredths of a second."""
+_MAX_PROBED_TOGETHER = 256
+"""Blocks of a directory that are looked into together."""
+_CROWDED = 512
+"""Names of one step in one array: with more, some may be the same name many times."""
 _LARGE = 64
 """Blocks: a directory that has more gets ``_ARRAY_BITS``."""
 _ARRAY_BITS = 8
@@ -88,7 +90,7 @@ class NameIndex:
         ``block_keys`` gives them."""
         for number, some in enumerate(keys):
             if some:
-                self._keys[number].extend(some)
+                self._keys[number].extend(some if len(some) < _CROWDED else array("Q", set(some)))
                 self._unsorted.add(number)
                 self._key_count += len(some)
         self.indexed += count
@@ -180,7 +182,7 @@ class NameIndex:
         key = name_key(name)
         number = key >> self._shift
         if number in self._unsorted:
-            self._keys[number] = array("Q", sorted(self._keys[number]))
+            self._keys[number] = array("Q", sorted(set(self._keys[number])))
             self._unsorted.remove(number)
         keys = self._keys[number]
         for position in range(bisect_left(keys, key), len(keys)):
@@ -235,11 +237,15 @@ class NameIndexes:
     def _find_indexed(
         self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes
     ) -> tuple[Found, int] | None:
-        for logical in index.candidates(name):
-            number = map_block(superblock, blocks, inode, logical)
-            block = directory_block(inode, blocks, logical, number)
-            if found := find_in_block(superblock, inode, block, logical, name):
-                return found, logical
+        candidates = index.candidates(name)
+        while some := list(islice(candidates, _MAX_PROBED_TOGETHER)):
+            numbers = [map_block(superblock, blocks, inode, logical) for logical in some]
+            # Together: what has been removed may have left many, each a miss of its own in the overlay's store.
+            blocks.want(number for number in numbers if number)
+            for logical, number in zip(some, numbers, strict=True):
+                block = directory_block(inode, blocks, logical, number)
+                if found := find_in_block(superblock, inode, block, logical, name):
+                    return found, logical
         return None
 
     def _read_again(
@@ -365,6 +371,9 @@ class NameIndexes:
         if room is not None:
             index.set_room(logical, room)
         self._weight += len(index) - before
+        if is_new_block and not index.bits and index.indexed > _LARGE:
+            # It has grown large: the next index of it is one for that.
+            self._drop(ino)
 
     def _remove(self, ino: int, logical: int, name: bytes, room: int) -> None:
         self._latest.pop(ino, None)

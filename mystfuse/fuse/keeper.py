@@ -1,8 +1,8 @@
 """The process that mounts and unmounts for a daemon, so that the daemon itself needs no privileges at all.
 
 It is forked before the daemon is confined, before either has looked at the image. It takes four orders, none with an
-argument, and does nothing with any other mount than the one it was made for. It never knows the keys, nor the image.
-When the daemon has ended, however that was, it ends too, and leaves the mount as it is.
+argument, and does nothing with any other mount than the one it was made for. It keeps no keys, and never looks at the
+image. When the daemon has ended, however that was, it ends too, and leaves the mount as it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mystfuse.fuse.daemon import close_descriptors
 from mystfuse.fuse.mount_table import FSTYPE, Mount, find_mount, find_mount_of, set_process_name
 from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.read_ahead import raise_read_ahead
-from mystfuse.fuse.unmount import BusyError, unmount
+from mystfuse.fuse.unmount import BusyError, GoneError, unmount
 
 NAME = "mystfuse:keeper"
 """What it calls itself: as long as the name of a process can be."""
@@ -116,7 +116,10 @@ class _Office:
                 # The path alone may belong to somebody else by now.
                 was_mounted = self._own is not None and find_mount(self.options.mountpoint) == self._own
                 if was_mounted:
-                    unmount(self.options.mountpoint, lazy=request == "unmount lazily")
+                    try:
+                        unmount(self.options.mountpoint, request == "unmount lazily", self._own)
+                    except GoneError:
+                        was_mounted = False
                 return {"was_mounted": was_mounted}, []
         raise MountError(f"{request}: not understood")
 
@@ -129,7 +132,7 @@ class _Office:
             return mount
         if elsewhere is not None:
             with suppress(MountError):
-                unmount(elsewhere.mountpoint, lazy=True)
+                unmount(elsewhere.mountpoint, lazy=True, expected=elsewhere)
         raise MountError(f"{path}: another directory has taken its place: nothing is mounted")
 
 

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pyfuse3
@@ -17,6 +18,7 @@ import trio
 
 from mystfuse import __version__
 from mystfuse.crypto.secret import lock_memory
+from mystfuse.devices.threads import call_in_thread
 from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.fuse.keeper import Keeper
@@ -37,6 +39,8 @@ MAX_TASKS = 8
 """Requests handled at once; each has a buffer of 1 MiB."""
 _GRACE = 2.0
 """Seconds that requests under way get when the mount ends."""
+_UNMOUNT_PATIENCE = 60.0
+"""Seconds for the keeper to unmount."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -187,18 +191,26 @@ class Session:
             self._serving.cancel()
 
     async def _unmount(self) -> None:
-        """Unmount ours, if it is still there, while the loop still serves: the keeper is asked in a thread."""
+        """Unmount ours, if it is still there, while the loop still serves."""
+        try:
+            await self._ask_to_unmount()
+        except BusyError:
+            log.warning("%s is in use: unmounted lazily", self._options.mountpoint)
+            try:
+                await self._ask_to_unmount(lazy=True)
+            except MountError as error:
+                log.error("%s", error)
+        except MountError as error:
+            log.info("%s", error)
+
+    async def _ask_to_unmount(self, lazy: bool = False) -> bool:
+        """Have the keeper asked in a thread, one order at a time and each to its end; see ``Keeper.unmount``."""
         async with self._asking:
             try:
-                await trio.to_thread.run_sync(self._keeper.unmount)
-            except BusyError:
-                log.warning("%s is in use: unmounted lazily", self._options.mountpoint)
-                try:
-                    await trio.to_thread.run_sync(self._keeper.unmount, True)
-                except MountError as error:
-                    log.error("%s", error)
-            except MountError as error:
-                log.info("%s", error)
+                with trio.fail_after(_UNMOUNT_PATIENCE, shield=True):
+                    return await call_in_thread(partial(self._keeper.unmount, lazy))
+            except (trio.TooSlowError, RuntimeError) as error:
+                raise MountError(f"{self._options.mountpoint}: cannot unmount: {error}") from error
 
     async def _watch_idleness(self, operations: Operations) -> None:
         timeout = self._options.idle_timeout
@@ -210,9 +222,8 @@ class Session:
                 await trio.sleep(timeout - idle)
                 continue
             try:
-                async with self._asking:
-                    if await trio.to_thread.run_sync(self._keeper.unmount):
-                        log.info("unmounted after %g s without use", timeout)
+                if await self._ask_to_unmount():
+                    log.info("unmounted after %g s without use", timeout)
                 return
             except BusyError:
                 # In use without a request: a current directory, a mapped file.

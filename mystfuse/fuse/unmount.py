@@ -8,9 +8,12 @@ import math
 import os
 import select
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.mount_table import find_daemon, find_mount, find_other_server
+from mystfuse.fuse.mount_table import Mount, find_daemon, find_mount, find_other_server
+from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -20,20 +23,28 @@ class BusyError(MountError):
     """Somebody still uses the mount."""
 
 
-def unmount(mountpoint: str, lazy: bool = False) -> None:
+class GoneError(MountError):
+    """What was to be unmounted is not there any more."""
+
+
+def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) -> None:
     """Unmount whatever is on top at ``mountpoint``. Blocks; never call it from the loop that serves the mount.
 
     Args:
         lazy: take it out of the tree at once, whoever still uses it.
+        expected: what has to be there. Somebody may rename the directories above, or put links in their place, between
+            looking and unmounting: then it is this one that is unmounted, or none.
 
     Raises:
         BusyError: it is in use.
+        GoneError: it is not what is ``expected``.
         MountError: it cannot be unmounted for another reason.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(mountpoint), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)) == 0:
-        return
-    code = ctypes.get_errno()
+    with _expecting(mountpoint, expected) as path:
+        if libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)) == 0:
+            return
+        code = ctypes.get_errno()
     # Not whether we are root: in a name space of their own others may unmount too.
     if code != errno.EPERM:
         raise (BusyError if code == errno.EBUSY else MountError)(f"{mountpoint}: {os.strerror(code)}")
@@ -45,6 +56,30 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
     if result.returncode:
         message = " ".join(result.stderr.split())
         raise (BusyError if "busy" in message else MountError)(f"{mountpoint}: {message}")
+
+
+@contextmanager
+def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
+    """A path to what is ``expected`` at a mountpoint that leads nowhere else, whatever is renamed meanwhile."""
+    if expected is None:
+        yield mountpoint
+        return
+    parent, name = os.path.split(mountpoint)
+    try:
+        directory = openat2(parent, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise GoneError(f"{mountpoint}: {error.strerror}") from error
+        # An old kernel, or a container that does not know the call.
+        directory = os.open(parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        path = f"/proc/self/fd/{directory}"
+        # From here on it is about what is mounted in this very directory: nobody can move that elsewhere.
+        if os.readlink(path) != parent or find_mount(mountpoint) != expected:
+            raise GoneError(f"{mountpoint}: another mount, or none, has taken its place")
+        yield f"{path}/{name}"
+    finally:
+        os.close(directory)
 
 
 def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
@@ -61,7 +96,7 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
     if daemon is None and (server := find_other_server(mount)) is not None:
         raise MountError(f"{mountpoint}: not mystfuse's: {server} serves it (umount takes it away)")
     try:
-        unmount(mountpoint, lazy)
+        unmount(mountpoint, lazy, mount)
         if daemon is not None:
             poll = select.poll()
             poll.register(daemon, select.POLLIN)
@@ -87,4 +122,4 @@ def unmount_stale(mountpoint: str) -> None:
     if daemon is not None:
         os.close(daemon)
     elif find_other_server(mount) is None:
-        unmount(mountpoint, lazy=True)
+        unmount(mountpoint, lazy=True, expected=mount)
