@@ -12,9 +12,25 @@ venv=$project/.venv
 say() { printf '== %s\n' "$*" >&2; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
-# Behind unshare --mount: lets go of the copies of other mounts of ours, whose daemons would not end before we do.
-# shellcheck disable=SC2034  # for those who source this
-own_mounts=(sh -c 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"' sh)
+# run_alone COMMAND...: as root in name spaces of its own. Whatever happens, nothing is left; and whoever makes a name space
+# meanwhile does not have its mounts, and keep them. It ends with us. Does not return.
+run_alone() {
+    # It lets go of its copies of other mounts of ours, whose daemons would not end before it does.
+    local alone=(setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child --mount-proc
+        sh -c 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"' sh) status=0
+    if [ "$(id -u)" != 0 ] || ! "${alone[@]}" true 2>/dev/null; then
+        exec "$@"
+    fi
+    "${alone[@]}" "$@" &
+    # unshare passes no signals on.
+    trap 'pkill -TERM -P "$!"' INT TERM HUP
+    wait "$!" || status=$?
+    while kill -0 "$!" 2>/dev/null; do
+        status=0
+        wait "$!" || status=$?
+    done
+    exit "$status"
+}
 
 missing_packages() {
     local package
@@ -55,7 +71,7 @@ make_venv() {
     local extras=$1 lock=$project/tests/requirements.txt stamp python
     stamp=$venv/.installed$extras
     [ "$stamp" -nt "$project/pyproject.toml" ] && [ "$stamp" -nt "$lock" ] && [ -x "$venv/bin/mystfuse" ] &&
-        [ -z "$(find "$project/setup.py" "$project"/mystfuse/kernels/native/*.[ch] -newer "$stamp")" ] && return 0
+        [ -z "$(find "$project/setup.py" "$project"/mystfuse/kernels/native/*.[ch] "$project/mystfuse/kernels/native/build.py" -newer "$stamp")" ] && return 0
     python=$(find_python)
     say "installing mystfuse$extras into $venv"
     "$venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$venv"

@@ -98,9 +98,14 @@ OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$
 
 @contextmanager
 def _page_cache_lock(how: int) -> Iterator[None]:
-    with open(Path(tempfile.gettempdir(), "mystfuse-test-page-cache.lock"), "w") as file:
-        fcntl.flock(file, how)
+    # The machine's, as the caches are.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open("/run/lock/mystfuse-test-page-cache", flags, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def drop_caches(what: int = 3) -> None:
@@ -109,6 +114,11 @@ def drop_caches(what: int = 3) -> None:
     os.sync()
     with _page_cache_lock(fcntl.LOCK_EX):
         Path("/proc/sys/vm/drop_caches").write_text(str(what))
+
+
+def caches_dropped() -> AbstractContextManager[None]:
+    """What runs in the block drops the machine's caches by itself."""
+    return _page_cache_lock(fcntl.LOCK_EX)
 
 
 def caches_kept() -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import SBIN
+from conftest import SBIN, caches_dropped
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -19,7 +19,8 @@ def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """What ``scripts/bench`` runs, without installing anything."""
     environment = {**os.environ, "PATH": SBIN, "PYTHONPATH": str(SCRIPTS)}
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    with caches_dropped():
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def mounts_below(directory: Path) -> list[str]:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run, wait_until
+from test_privileges import keeper_of
 
 from mystfuse.fuse.mount_table import find_mount
 
@@ -644,6 +645,7 @@ def test_keys_are_wiped_once_the_image_is_open(image: Path, keys: Path, mountpoi
         memory = memory_of(daemon_pid(mountpoint))
         assert key[:32] in memory
         assert key not in memory
+        assert key not in memory_of(keeper_of(daemon_pid(mountpoint)))
         locked = Path(f"/proc/{daemon_pid(mountpoint)}/status").read_text()
         assert int(re.findall(r"VmLck:\s+(\d+)", locked)[0]) > 0
 
@@ -697,22 +699,24 @@ def test_an_ordinary_user_makes_opens_and_commits(
     run("cp", "-r", small_tree, source)
     run("chmod", "-R", "a+rX", source)
     as_user = ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups"]
+    temporary = directory / "temporary"
+    run(*as_user, "mkdir", temporary)
+    ours = [*ordinary_user[:-3], f"TMPDIR={temporary}", *ordinary_user[-3:]]
     image, mountpoint, again = directory / "x.img", directory / "mount", directory / "again.img"
     try:
         run(*as_user, "mkdir", mountpoint)
         options = ["--encrypt", directory / "key", "--passphrase-file", directory / "passphrase"]
-        run(*ordinary_user, "mkext2", *options, source, image)
-        run(*ordinary_user, "mount", "--passphrase-file", directory / "passphrase", image, mountpoint)
+        run(*ours, "mkext2", *options, source, image)
+        run(*ours, "mount", "--passphrase-file", directory / "passphrase", image, mountpoint)
         run(*as_user, "diff", "-r", "--no-dereference", "--exclude=lost+found", source, mountpoint)
         # The daemon is not for its own user to look into.
-        pid = json.loads(run(*ordinary_user, "status", "--json", mountpoint).stdout)["pid"]
+        pid = json.loads(run(*ours, "status", "--json", mountpoint).stdout)["pid"]
         for name in "environ", "mem":
             assert run(*as_user, "head", "-c1", f"/proc/{pid}/{name}", check=False).returncode
-        run(*ordinary_user, "commit", "--encrypt", directory / "key", mountpoint, again)
-        run(*ordinary_user, "umount", mountpoint)
-        run(*ordinary_user, "mount", "--key-file", directory / "key", again, mountpoint)
-        run(*ordinary_user, "umount", mountpoint)
+        run(*ours, "commit", "--encrypt", directory / "key", mountpoint, again)
+        run(*ours, "umount", mountpoint)
+        run(*ours, "mount", "--key-file", directory / "key", again, mountpoint)
+        run(*ours, "umount", mountpoint)
     finally:
         clear_mount(mountpoint)
-    left = {path.name for path in Path("/tmp").glob("mystfuse-*") if path.is_dir() and path.owner() == "nobody"}
-    assert left == set()
+    assert list(temporary.iterdir()) == []

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import assert_one_line, clear_mount, mystfuse, run, wait_until
+from conftest import OWN_MOUNTS, assert_one_line, clear_mount, mystfuse, run, wait_until
 from kill_matrix import take_away
 
 from mystfuse.errors import MystfuseError, explain
@@ -305,7 +305,7 @@ def test_nothing_can_be_imported() -> None:
 def test_without_proc(making: dict[str, Callable[[Path], list[str | Path]]], tmp_path: Path) -> None:
     words = " ".join(f"'{word}'" for word in making["package"](tmp_path / "x"))
     command = f"mount -t tmpfs tmpfs /proc && exec '{sys.executable}' -m mystfuse {words}"
-    assert_one_line(run("unshare", "-m", "sh", "-c", command, check=False), 1, "/proc is not mounted")
+    assert_one_line(run("unshare", "-m", *OWN_MOUNTS, "sh", "-c", command, check=False), 1, "/proc is not mounted")
     assert not list(tmp_path.iterdir())
 
 
@@ -322,7 +322,21 @@ def test_name_spaces_of_others_hold_nothing_up(kit: Path, tmp_path: Path) -> Non
         mounts = Path("/proc/self/mountinfo")
         wait_until(lambda: str(temporary) in mounts.read_text() or process.poll() is not None, 60)
         assert process.poll() is None
-        words = ["unshare", "-m", "--propagation=private", "sh", "-c", "echo; exec sleep 300"]
+        # But no mount of tests beside this one.
+        let_go = (
+            """awk -v own="$1" '$3 == "fuse.mystfuse" && index($2, own) != 1 { print $2 }' /proc/self/mounts |"""
+            " xargs -r umount -l -i"
+        )
+        words = [
+            "unshare",
+            "-m",
+            "--propagation=private",
+            "sh",
+            "-c",
+            f"{let_go}; echo; exec sleep 300",
+            "sh",
+            temporary,
+        ]
         other = subprocess.Popen(words, stdout=subprocess.PIPE)
         assert other.stdout is not None and other.stdout.readline() == b"\n"
         held = str(temporary) in Path(f"/proc/{other.pid}/mountinfo").read_text()

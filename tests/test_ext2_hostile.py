@@ -249,9 +249,9 @@ async def test_an_indirect_block_that_points_to_itself_ends(image: Editor, depth
     first = 12 + sum(256**level for level in range(1, depth))
     image.put("<I", image.inode(ino) + 4, (first + 200) * 1024)
     volume = await image.open()
-    started = time.monotonic()
+    started = time.process_time()
     data = await volume.read(ino, first * 1024, 100 * 1024)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert bytes(data) == bytes(image.data[block : block + 1024]) * 100
 
 
@@ -263,12 +263,12 @@ async def test_a_directory_whose_indirect_block_points_to_itself_ends(image: Edi
     image.put("<I", image.pointer(ino, 12), block // 1024)
     image.put("<I", image.inode(ino) + 4, 200 * 1024)
     volume = await image.open()
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(CorruptFilesystem):
         await listing(volume, ino)
     with pytest.raises(CorruptFilesystem):
         await volume.lookup(ino, b"missing")
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 async def test_a_file_larger_than_its_map_can_hold_is_told_only_there(image: Editor) -> None:
@@ -420,12 +420,12 @@ async def test_an_acl_named_thousands_of_times_is_decoded_in_bounded_time(tmp_pa
         image.put("<BBHIII", position, 0, 2, half, 0, len(acl), 0)
     image.put("<I", start + half - 16, 0)
     volume = await image.open()
-    started = time.monotonic()
+    started = time.process_time()
     try:
         attributes = await volume.xattrs(ino)
     except CorruptFilesystem:
         attributes = {}
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert set(attributes) <= {b"system.posix_acl_access"}
 
 
@@ -644,7 +644,7 @@ def metadata_ranges(image: Editor) -> list[range]:
 
 async def test_no_random_damage_gets_out_anything_but_an_error_of_ours(pristine: bytes) -> None:
     ranges = metadata_ranges(Editor(pristine))
-    started = time.monotonic()
+    started = time.process_time()
     failed = opened = 0
     for seed in range(FUZZ_MUTANTS):
         source = random.Random(seed)
@@ -652,7 +652,7 @@ async def test_no_random_damage_gets_out_anything_but_an_error_of_ours(pristine:
         for _ in range(source.choice((1, 1, 2, 4, 16))):
             position = source.choice(source.choice(ranges))
             data[position] = source.choice((0, 0xFF, data[position] ^ 1 << source.randrange(8), source.randrange(256)))
-        mutant_started = time.monotonic()
+        mutant_started = time.process_time()
         try:
             volume = await Volume.open(MemoryDevice(data))
         except MystfuseError as error:
@@ -666,7 +666,7 @@ async def test_no_random_damage_gets_out_anything_but_an_error_of_ours(pristine:
                 error.add_note(f"seed {seed}")
                 raise
             failed += bool(failures)
-        assert time.monotonic() - mutant_started < 5, f"seed {seed} takes too long"
-    assert time.monotonic() - started < FUZZ_SECONDS
+        assert time.process_time() - mutant_started < 5, f"seed {seed} takes too long"
+    assert time.process_time() - started < FUZZ_SECONDS
     assert opened > FUZZ_MUTANTS // 4, "the mutants were too broken to show anything"
     assert failed > FUZZ_MUTANTS // 10, "the mutants were not broken enough to show anything"

@@ -575,7 +575,7 @@ async def test_what_is_in_memory_can_be_cancelled_and_lets_others_run(name: str,
                 await operation(tree)
         nursery.cancel_scope.cancel()
     assert scope.cancelled_caught
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4
     assert turns > 10
     with trio.CancelScope() as scope:
         scope.cancel()

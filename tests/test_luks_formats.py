@@ -616,10 +616,10 @@ def document_for(size: int) -> dict[str, Any]:
 @pytest.mark.parametrize("filling", [b"[", b'{"a":', b'{"a":[', b'"', b"\\u", b"1", b" ", b"[1,"])
 def test_4_mib_of_anything_are_refused_in_a_moment(filling: bytes) -> None:
     area = (filling * (0x400000 // len(filling) + 1))[: 0x400000 - 4096]
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(FormatError):
         read(luks2(area, 0x400000))
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_a_wrong_checksum_is_told() -> None:
@@ -1249,10 +1249,10 @@ def test_a_key_that_cannot_be_one_is_told_at_once(wrong: bytes) -> None:
     # The digest would take a minute.
     kdf = replace(header.digest.kdf, iterations=MAX_ITERATIONS // 2)
     slow = replace(header, digest=replace(header.digest, kdf=kdf))
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(WrongKey, match=rf"{len(wrong)} bytes.* has 64 ") as caught:
         open_with((slow, content), key=wrong)
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
     assert "--passphrase-file" in str(caught.value)
 
 
@@ -1260,10 +1260,10 @@ def test_a_key_that_cannot_be_one_is_told_at_once(wrong: bytes) -> None:
     "wrong", [bytes(64), KEY[::-1], KEY[:-1] + bytes([KEY[-1] ^ 1]), bytes(64).hex().encode(), b"f" * 64], ids=range(5)
 )
 def test_a_wrong_key_is_told(wrong: bytes) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(WrongKey, match="wrong key") as caught:
         open_with(locked(), key=wrong)
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
     assert wrong.hex() not in str(caught.value)
 
 

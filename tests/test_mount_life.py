@@ -339,8 +339,8 @@ def test_the_same_image_can_be_mounted_twice(small_image: Path, tmp_path: Path) 
 
 def test_an_idle_mount_unmounts_itself_but_not_while_it_is_in_use(small_image: Path, mountpoint: Path) -> None:
     mystfuse("mount", "--idle-timeout=0.5", small_image, mountpoint)
-    pid = daemon_pid(mountpoint)
     with (mountpoint / "hello.txt").open():
+        pid = daemon_pid(mountpoint)
         time.sleep(1.5)
         assert find_mount(str(mountpoint)) is not None
     wait_until(lambda: not is_running(pid))

@@ -133,7 +133,7 @@ def test_who_is_confined_opens_makes_removes_and_runs_nothing(tmp_path: Path) ->
 
 
 @needs_landlock
-def test_who_is_confined_signals_nobody_and_reaches_no_network(tmp_path: Path) -> None:
+def test_who_is_confined_signals_nobody_and_uses_no_tcp(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         said = inject(
             os.getpid(),

@@ -311,8 +311,9 @@ async def test_timed_out_request_is_not_tried_again() -> None:
 
 async def test_slow_storage_that_answers_each_read_in_time_fails_nobody_however_many_wait() -> None:
     source = MemorySource(delay=0.05)
-    async with running(source, io_timeout=0.25) as reader:
-        extents = [Extent(8192 * index, 100) for index in range(8 * COLD_READS)]
+    async with running(source, io_timeout=1) as reader:
+        # All together take twice as long as one may.
+        extents = [Extent(8192 * index, 100) for index in range(40 * COLD_READS)]
         assert await read_all(reader, extents) == [slice_of(extent) for extent in extents]
 
 
@@ -327,7 +328,7 @@ async def test_hanging_reads_give_their_places_back_until_there_are_too_many() -
         many = [Extent(8192 * index, 10) for index in range(60)]
         started = trio.current_time()
         assert all(isinstance(result, StorageTimeout) for result in await read_all(reader, many))
-        assert trio.current_time() - started < 1
+        assert trio.current_time() - started < 5
         assert source.most_at_once <= COLD_READS + MAX_ABANDONED
         with pytest.raises(StorageTimeout):
             await reader.read([beyond])

@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import SBIN, clear_mount, wait_until
+from conftest import SBIN, caches_dropped, clear_mount, wait_until
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -39,9 +39,10 @@ def command(work: Path, *arguments: str) -> list[str]:
 
 def soak(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What ``scripts/soak`` runs, without installing anything."""
-    result = subprocess.run(
-        command(work, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
+    with caches_dropped():
+        result = subprocess.run(
+            command(work, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+        )
     assert_nothing_left(work)
     return result
 
@@ -110,9 +111,12 @@ def test_options_are_checked(work: Path, option: str, words: str) -> None:
 def running(work: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A soak under load, and where it is mounted."""
     words = command(work, "--minutes=5", "--processes=2")
-    with subprocess.Popen(
-        words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with (
+        caches_dropped(),
+        subprocess.Popen(
+            words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process,
+    ):
         try:
             wait_until(lambda: any(os.path.ismount(path) for path in work.glob("soak-*/mount")), 60)
             (mountpoint,) = work.glob("soak-*/mount")

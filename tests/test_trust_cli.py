@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cli_in_process import in_process
-from conftest import clear_mount, mounted, mystfuse, run
+from conftest import OWN_MOUNTS, clear_mount, mounted, mystfuse, run
 
 SIGNER, SIGNATURE, SIGNATURE_SIZE = 56, 88, 1112
 """Offsets in an fssig."""
@@ -278,7 +278,7 @@ def in_a_world_with(
         'set -e; mount -t overlay overlay -o lowerdir=/etc,upperdir="$1/upper",workdir="$1/work" /etc; '
         'mkdir -p /etc/mystfuse; rm -rf /etc/mystfuse/trust.d; cp -r "$2" /etc/mystfuse/trust.d; shift 2; exec "$@"'
     )
-    return run("unshare", "-m", "sh", "-c", script, "sh", scratch, trusted, *command, check=check)
+    return run("unshare", "-m", *OWN_MOUNTS, "sh", "-c", script, "sh", scratch, trusted, *command, check=check)
 
 
 def both(

@@ -1,4 +1,4 @@
-"""Digests of many equal blocks at once, as dm-verity wants them: ``BlockHasher``, of the twin that ``kernel`` chose."""
+"""Digests of many equal blocks at once, as dm-verity wants them: ``BlockHasher``, of the twin that was chosen."""
 
 from __future__ import annotations
 

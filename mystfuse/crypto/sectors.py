@@ -1,4 +1,4 @@
-"""AES over many sectors in one call, as dm-crypt does it, by the twin that ``kernel`` chose."""
+"""AES over many sectors in one call, as dm-crypt does it, by the twin that ``kernels`` chose."""
 
 from __future__ import annotations
 

@@ -57,10 +57,11 @@ class Scaling:
 
     def _read_of_size(self, size: int, names: Sequence[str]) -> dict[str, float]:
         bench = self._bench(replace(self._sizes, big=size, names=0))
+        item = bench.store.big()
         try:
             return {name: read_big(bench, name) for name in names}
         finally:
-            _remove(bench.store.big())
+            _remove(item)
 
     def _walk(self) -> Plot:
         counts = self._scaled(1000, 10_000, 50_000, 200_000)
@@ -69,10 +70,11 @@ class Scaling:
 
     def _walk_of_size(self, entries: int, names: Sequence[str]) -> dict[str, float]:
         bench = self._bench(replace(self._sizes, tree=entries, untarred=1))
+        item = bench.store.tree()
         try:
             return {name: 1e6 / walk_tree(bench, name) for name in names}
         finally:
-            _remove(bench.store.tree())
+            _remove(item)
 
     def _lookup(self) -> list[Plot]:
         counts = self._scaled(100, 1000, 10_000, 100_000)

@@ -103,7 +103,9 @@ class Crew:
         deadline = time.monotonic() + seconds
         while self._pids:
             self._collect()
-            if self.wrongs or time.monotonic() > deadline:
+            if not self.wrongs and time.monotonic() > deadline:
+                self.wrongs.append(f"{len(self._pids)} workers have not ended within {seconds:g} s")
+            if self.wrongs:
                 raise Stopped
             time.sleep(0.02)
 

@@ -1,8 +1,14 @@
 """``python -m corruption``, from the directory of the tests; see ``many``."""
 
+import signal
 import sys
 
 from corruption.many import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

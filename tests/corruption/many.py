@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--named", action="store_true", help="the named cases instead, all of them")
     arguments = parser.parse_args()
     started = time.monotonic()
-    summary = Summary()
+    summary, is_interrupted = Summary(), False
     tasks: list[str | int] = list(range(arguments.seed, arguments.seed + arguments.count))
     if arguments.named:
         tasks = list(CASES)
@@ -52,10 +52,11 @@ def main() -> int:
                     if summary.images % 50 == 0:
                         print(f"{summary.images} of {len(tasks)}", file=sys.stderr, flush=True)
             except KeyboardInterrupt:
+                is_interrupted = True
                 print(f"interrupted after {summary.images} of {len(tasks)}", file=sys.stderr)
     summary.seconds = time.monotonic() - started
     print(summary)
-    return int(summary.faults > 0)
+    return 130 if is_interrupted else int(summary.faults > 0)
 
 
 @contextmanager

@@ -92,6 +92,7 @@ def run_all(targets: list[Target], seconds: float, work: Path) -> int:
     console = Console(stderr=True)
     each = seconds / len(targets)
     outcomes: dict[str, Outcome] = {}
+    is_interrupted = False
     columns = TextColumn("{task.description:20}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=seconds, now="")
@@ -104,6 +105,7 @@ def run_all(targets: list[Target], seconds: float, work: Path) -> int:
                 outcomes[target.name] = run(target, each, work, show)
             except KeyboardInterrupt:
                 # What came of the others is told all the same.
+                is_interrupted = True
                 break
     table = Table()
     for name in ("target", "executions", "exec/s", "edges", "new corpus", "crashes"):
@@ -122,6 +124,8 @@ def run_all(targets: list[Target], seconds: float, work: Path) -> int:
         print(f"  scripts/fuzz --replay {path} {path.name.split('@')[0]}")
     if crashes:
         print(f"their inputs and tracebacks are in {work / 'crashes'}")
+    if is_interrupted:
+        return 130
     return 1 if crashes or any(outcome.complaint for outcome in outcomes.values()) else 0
 
 
@@ -193,12 +197,16 @@ def merge(target: Target, found: Path) -> None:
              str(merged), *sources],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        shutil.rmtree(corpus, ignore_errors=True)
-        corpus.mkdir(parents=True)
         given = {path.name for path in seeds.iterdir()}
+        # Beside it first: whoever interrupts this finds one of the two.
+        new = corpus.with_name(f".{corpus.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
         for path in merged.iterdir():
             if path.name not in given:
-                shutil.copy(path, corpus / path.name[:12])
+                shutil.copy(path, new / path.name[:12])
+        shutil.rmtree(corpus, ignore_errors=True)
+        new.rename(corpus)
     print(f"{target.name}: {len(list(corpus.iterdir()))} inputs")
 
 
