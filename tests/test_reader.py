@@ -313,7 +313,7 @@ async def test_slow_storage_that_answers_each_read_in_time_fails_nobody_however_
     source = MemorySource(delay=0.05)
     async with running(source, io_timeout=1) as reader:
         # All together take twice as long as one may.
-        extents = [Extent(8192 * index, 100) for index in range(40 * COLD_READS)]
+        extents = [Extent(1024 * index, 100) for index in range(40 * COLD_READS)]
         assert await read_all(reader, extents) == [slice_of(extent) for extent in extents]
 
 
