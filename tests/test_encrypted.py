@@ -685,6 +685,23 @@ def test_there_is_no_core_dump(image: Path, small_image: Path, keys: Path, mount
     assert crash(tmp_path / "encrypted", "--key-file", keys / "key", image) == set()
 
 
+def test_nothing_is_left_when_the_child_is_ended_while_it_cleans_up(
+    keys: Path, small_tree: Path, tmp_path: Path
+) -> None:
+    """Found once: the child had removed the file that was mounted on, and nobody removed its directory."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code = (
+        "import os, sys\nfrom mystfuse.fuse import encrypted_file\nparent, unlink = os.getpid(), os.unlink\n"
+        "def unlink_and_end(path, **kwargs):\n    unlink(path, **kwargs)\n"
+        "    if os.getpid() != parent and path.endswith('plaintext'):\n        os._exit(0)\n"
+        "os.unlink = unlink_and_end\nfrom mystfuse.cli.main import main\nmain(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "mkext2", "--encrypt", keys / "key", small_tree, tmp_path / "image"]
+    run(*command, env={"TMPDIR": str(temporary)})
+    assert list(temporary.iterdir()) == []
+
+
 # An ordinary user
 
 

@@ -128,6 +128,8 @@ def _end(child: int) -> None:
 
 
 def _remove(mountpoint: str) -> None:
+    # Each by itself: the child may have been ended between the two.
     with suppress(OSError):
         os.unlink(mountpoint)
+    with suppress(OSError):
         os.rmdir(os.path.dirname(mountpoint))
