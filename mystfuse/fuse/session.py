@@ -207,7 +207,8 @@ class Session:
         """Have the keeper asked in a thread, one order at a time and each to its end; see ``Keeper.unmount``."""
         async with self._asking:
             try:
-                with trio.fail_after(_UNMOUNT_PATIENCE, shield=True):
+                with trio.fail_after(_UNMOUNT_PATIENCE) as scope:
+                    scope.shield = True
                     return await call_in_thread(partial(self._keeper.unmount, lazy))
             except (trio.TooSlowError, RuntimeError) as error:
                 raise MountError(f"{self._options.mountpoint}: cannot unmount: {error}") from error
