@@ -334,6 +334,14 @@ def test_a_worker_that_hangs_is_told(crew: Crew, monkeypatch: pytest.MonkeyPatch
     assert crew.wrongs == ["worker 0 has not got on for 0 s"]
 
 
+def test_a_worker_that_hangs_at_the_end_is_told(crew: Crew) -> None:
+    (pid,) = crew._pids
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(Stopped):
+        crew.wait(0.3)
+    assert crew.wrongs == ["1 workers have not ended within 0.3 s"]
+
+
 def test_growing_memory_is_not_flat() -> None:
     def samples(grown: int) -> list[Sample]:
         return [Sample(second, (100 << 20) + grown * second // 400, 0, 0, 1, 1, 0.0, {}) for second in range(400)]

@@ -69,7 +69,8 @@ def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
         directory = openat2(parent, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM):
-            raise GoneError(f"{mountpoint}: {error.strerror}") from error
+            is_gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+            raise (GoneError if is_gone else MountError)(f"{mountpoint}: {error.strerror}") from error
         # An old kernel, or a container that does not know the call.
         directory = os.open(parent, os.O_PATH | os.O_DIRECTORY)
     try:
