@@ -469,6 +469,21 @@ async def test_a_disk_that_fails_or_hangs_is_an_error_and_nothing_is_lost(
     assert await contents_of(overlay, range(3200)) == contents
 
 
+async def test_tables_that_grew_in_part_for_want_of_memory_do_no_harm(tmp_path: Path, eager: None) -> None:
+    store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
+    overlay = Overlay(BLOCK, 1 << 20, store)
+    assert overlay._spilling is not None
+    overlay._spilling._counters.frombytes(bytes(8 * 20))
+    overlay._spilling._tags += bytes(16 * 7)
+    contents = {number: os.urandom(BLOCK) for number in range(50)}
+    for number, content in contents.items():
+        await commit(overlay, {number: content}, set(), False)
+    with trio.fail_after(10):
+        while overlay.store_used < 50 * BLOCK:
+            await trio.sleep(0.001)
+    assert await contents_of(overlay, range(60)) == contents
+
+
 async def test_blocks_that_change_while_a_batch_fails_are_written_another_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
 ) -> None:

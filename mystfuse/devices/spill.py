@@ -387,10 +387,10 @@ class SpillingArenas:
         if (more := count - again) > 0:
             first, end = len(self._where), len(self._where) + more
             handles += range(first, end)
-            # To the same length, whatever has grown before there was no memory; the one that counts comes last.
-            self._counters.frombytes(bytes(8 * (end - len(self._counters))))
-            self._tags += bytes(TAG_SIZE * end - len(self._tags))
-            self._flags += bytes(end - len(self._flags))
+            # To the length they need, however far they grew before there was no memory; the one that counts comes last.
+            self._counters.frombytes(bytes(8 * max(end - len(self._counters), 0)))
+            self._tags += bytes(max(TAG_SIZE * end - len(self._tags), 0))
+            self._flags += bytes(max(end - len(self._flags), 0))
             self._where.frombytes(bytes(8 * more))
         del self._free[len(self._free) - again :]
         self.used += count
