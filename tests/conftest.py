@@ -100,6 +100,7 @@ OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$
 def _page_cache_lock(how: int) -> Iterator[None]:
     # The machine's, as the caches are.
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.makedirs("/run/lock", exist_ok=True)
     descriptor = os.open("/run/lock/mystfuse-test-page-cache", flags, 0o600)
     try:
         fcntl.flock(descriptor, how)
