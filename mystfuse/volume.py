@@ -74,8 +74,8 @@ class Volume:
         self._moving = trio.Lock()
         self._released = trio.Event()
         self._being_released: set[int] = set()
-        self._deferred: set[int] = set()
-        """Orphans that nobody uses, and that could not be released."""
+        self._deferred: dict[int, None] = {}
+        """Orphans that nobody uses, and that could not be released; the one that was tried last comes last."""
 
     @classmethod
     async def open(
@@ -334,27 +334,36 @@ class Volume:
     async def release(self, ino: int) -> None:
         """Free an orphan that nobody uses any more, and all it holds.
 
-        What cannot be freed now, for want of a block of the image or of room in the overlay, is tried again later.
+        What cannot be freed now, for want of a block of the image, of memory or of room in the overlay, is tried again
+        when another inode has been freed: what stood in its way may be gone. The first one that fails again ends that,
+        so a release fails twice at most, however many are waiting.
         """
-        await self._release(ino)
-        for orphan in list(self._deferred):
-            if orphan in self._deferred:
-                self._deferred.remove(orphan)
-                await self._release(orphan)
+        is_free = await self._release(ino)
+        while is_free and self._deferred:
+            await trio.lowlevel.checkpoint()
+            orphan = next(iter(self._deferred), None)
+            is_free = orphan is not None and await self._release(orphan)
 
-    async def _release(self, ino: int) -> None:
+    async def _release(self, ino: int) -> bool:
+        """Free an orphan; False if it is not free."""
         if ino in self._being_released:
-            return
+            return False
+        is_new = ino not in self._deferred
+        self._deferred.pop(ino, None)
         self._being_released.add(ino)
         try:
             while not await self._runner.change(ino, partial(contents.release, self._filesystem), ino):
                 self._tell_released()
                 await trio.lowlevel.checkpoint()
+            return True
         except CorruptFilesystem as error:
             log.warning("removed inode %d cannot be freed: %s", ino, error)
-        except (MystfuseError, OSError) as error:
-            log.warning("removed inode %d cannot be freed yet: %s", ino, error)
-            self._deferred.add(ino)
+            return False
+        except (MystfuseError, OSError, MemoryError) as error:
+            if is_new:
+                log.warning("removed inode %d cannot be freed yet: %s", ino, error or "no memory left")
+            self._deferred[ino] = None
+            return False
         finally:
             self._being_released.remove(ino)
             self._tell_released()
@@ -383,7 +392,8 @@ class Volume:
             try:
                 return await self._runner.change(ino, partial(operation, self._filesystem), *args, **kwargs)
             except OSError as error:
-                if error.errno != ENOSPC or not self.orphans:
+                # Nothing is to be expected of those that could not be released.
+                if error.errno != ENOSPC or len(self.orphans) <= len(self._deferred):
                     raise
                 no_space = error
             if patience is None:
