@@ -11,7 +11,7 @@ from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.contents import mode_after_write, truncate, without_sgid
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.inode import Inode, write_inode
+from mystfuse.ext2.inode import Inode, read_back, write_inode
 from mystfuse.ext2.xattr import (
     INDEX_ACL_ACCESS,
     POSIX_ACL_ACCESS,
@@ -70,8 +70,7 @@ def set_attributes(
         inode = inode._replace(mtime_ns=changes.mtime_ns)
     inode = inode._replace(ctime_ns=transaction.now_ns)
     write_inode(superblock, transaction, inode)
-    # As the inode will be read back: the times cut to what it holds.
-    return filesystem.inode(transaction, ino), is_reached
+    return read_back(superblock, transaction, ino), is_reached
 
 
 def set_xattr(

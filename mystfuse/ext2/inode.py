@@ -355,6 +355,17 @@ def write_new_inode(superblock: Superblock, transaction: Transaction, inode: Ino
     inode.pack_into(block, offset)
 
 
+def read_back(superblock: Superblock, transaction: Transaction, ino: int) -> Inode:
+    """An inode that the transaction has written, as everybody will read it from now on: its times are cut to what it
+    can hold. What an operation returns comes from here, since the kernel keeps it for a day.
+
+    Raises:
+        BlocksMissing, CorruptFilesystem: as ``locate_inode``.
+    """
+    number, offset = locate_inode(superblock, transaction, ino)
+    return Inode.parse(transaction.block(number), ino, offset, superblock.s_inode_size)
+
+
 def _ahead(superblock: Superblock, number: int) -> range:
     """The aligned run of blocks around an inode-table block that is worth fetching with it."""
     count = max(INODE_TABLE_AHEAD // superblock.block_size, 1)

@@ -51,7 +51,7 @@ from mystfuse.ext2.directory_changes import (
     set_parent,
 )
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.inode import EXTRA_ISIZE, Inode, write_inode, write_new_inode
+from mystfuse.ext2.inode import EXTRA_ISIZE, Inode, read_back, write_inode, write_new_inode
 from mystfuse.ext2.xattr import (
     INDEX_ACL_DEFAULT,
     POSIX_ACL_ACCESS,
@@ -139,7 +139,7 @@ def create(
     directory = _enter(filesystem, transaction, directory, name, inode, caller)
     _write_directory(filesystem, transaction, directory, links=int(is_directory))
     transaction.on_commit.append(lambda: filesystem.forget(ino))
-    return inode
+    return read_back(superblock, transaction, ino)
 
 
 def link(filesystem: FileSystem, transaction: Transaction, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
@@ -166,7 +166,7 @@ def link(filesystem: FileSystem, transaction: Transaction, ino: int, parent: int
     write_inode(superblock, transaction, inode)
     directory = _enter(filesystem, transaction, directory, name, inode, caller)
     _write_directory(filesystem, transaction, directory)
-    return inode
+    return read_back(superblock, transaction, ino)
 
 
 def remove(filesystem: FileSystem, transaction: Transaction, parent: int, name: bytes, is_rmdir: bool) -> Inode:
@@ -187,9 +187,9 @@ def remove(filesystem: FileSystem, transaction: Transaction, parent: int, name: 
     if is_rmdir and not filesystem.name_indexes.is_empty(superblock, transaction, inode):
         raise OSError(ENOTEMPTY, f"{name!r} is not empty")
     remove_entry(superblock, filesystem.name_indexes, transaction, directory, name, place)
-    inode = _drop_link(filesystem, transaction, inode)
+    _drop_link(filesystem, transaction, inode)
     _write_directory(filesystem, transaction, directory, links=-int(is_rmdir))
-    return inode
+    return read_back(superblock, transaction, inode.ino)
 
 
 def rename(
@@ -255,7 +255,7 @@ def rename(
         read_parent(superblock, transaction, inode)
     if new_place is not None and replaced is not None:
         point_entry(superblock, transaction, new_place, inode.ino, inode.i_mode)
-        replaced = _drop_link(filesystem, transaction, replaced)
+        _drop_link(filesystem, transaction, replaced)
     else:
         new_directory = _enter(filesystem, transaction, new_directory, new_name, inode, caller)
     if old_parent == new_parent:
@@ -272,7 +272,7 @@ def rename(
     else:
         _write_directory(filesystem, transaction, old_directory, links=-int(moves))
         _write_directory(filesystem, transaction, new_directory, links=int(moves) - lost)
-    return replaced
+    return None if replaced is None else read_back(superblock, transaction, replaced.ino)
 
 
 def _exchange(
@@ -373,7 +373,7 @@ def _check_replaceable(
         raise OSError(ENOTEMPTY, "the directory to be replaced is not empty")
 
 
-def _drop_link(filesystem: FileSystem, transaction: Transaction, inode: Inode) -> Inode:
+def _drop_link(filesystem: FileSystem, transaction: Transaction, inode: Inode) -> None:
     """One name less; without any, the inode becomes an orphan. A directory has no other name than the one it loses."""
     if not inode.i_links_count:
         raise CorruptFilesystem(f"inode {inode.ino} had no links, but a name")
@@ -382,7 +382,6 @@ def _drop_link(filesystem: FileSystem, transaction: Transaction, inode: Inode) -
     write_inode(filesystem.superblock, transaction, inode)
     if not links:
         transaction.on_commit.append(_adding(filesystem.orphans, inode.ino))
-    return inode
 
 
 def _adding(orphans: set[int], ino: int) -> Callable[[], None]:
