@@ -28,6 +28,7 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
 from mystfuse.image_tree import Child, ImageTree, check_first_visit
+from mystfuse.output_paths import open_directory, sync_directory, sync_file_system
 
 _RENAME_NOREPLACE = 1
 """<linux/fs.h>"""
@@ -51,8 +52,9 @@ async def extract(
 ) -> dict[str, int]:
     """Copy a file, or a directory and all below it, to ``destination``; see ``ImageTree.extract``.
 
-    It is made under a hidden name beside ``destination`` and then renamed; when it fails or is cancelled, everything is
-    removed again. The limit of open files is raised as far as it goes: each level of directories takes one.
+    It is made under a hidden name beside ``destination``, written to disk, and then renamed; when it fails or is
+    cancelled, everything is removed again. The limit of open files is raised as far as it goes: each level of
+    directories takes one.
 
     Args:
         advance: called with the number of bytes of file data written since the last call.
@@ -62,7 +64,7 @@ async def extract(
     inode = await tree.resolve(path, follow_symlinks=False)
     max_descriptors = _raise_descriptor_limit()
     with ExitStack() as stack:
-        parent = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        parent = open_directory(target.parent)
         stack.callback(os.close, parent)
         hidden = f".{target.name[:60]}.{secrets.token_hex(6)}"
         name, links = os.fsencode(f"{hidden}.tmp"), os.fsencode(f"{hidden}.links")
@@ -77,7 +79,10 @@ async def extract(
             await extraction.aclose()
         _remove(parent, links)
         try:
+            # All of it is on disk before it has the name that says that it is complete.
+            await _in_thread(sync_file_system, parent)
             _rename(parent, name, os.fsencode(target.name))
+            await _in_thread(sync_directory, parent)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(destination)) from error
     return dict(extraction.omitted)
@@ -291,6 +296,19 @@ def _raise_descriptor_limit() -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard if hard != resource.RLIM_INFINITY else sys.maxsize
+
+
+async def _in_thread(action: Callable[[int], None], descriptor: int) -> None:
+    """Call ``action``, which may take long, with a copy of a descriptor: it goes on alone when we are cancelled."""
+
+    def act() -> None:
+        try:
+            action(own)
+        finally:
+            os.close(own)
+
+    own = os.dup(descriptor)
+    await trio.to_thread.run_sync(act, abandon_on_cancel=True)
 
 
 def _check_absent(target: Path) -> None:

@@ -6,6 +6,7 @@ Nothing stands in for the kernel, mke2fs, veritysetup, e2fsck or openssl.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import lzma
@@ -258,6 +259,21 @@ def open_tmp_path_of_module() -> Iterator[Path]:
     """The same for a module's tests."""
     with _open_directory() as path:
         yield path
+
+
+@pytest.fixture(params=[False, True], ids=["nameless", "named"])
+def without_nameless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Files are made with O_TMPFILE, and then as on a file system without."""
+    if request.param:
+        real = os.open
+
+        def refuse(path: str, flags: int, *words: int, **options: int) -> int:
+            if flags & os.O_TMPFILE == os.O_TMPFILE:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            return real(path, flags, *words, **options)
+
+        monkeypatch.setattr(os, "open", refuse)
+    return bool(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -45,26 +45,13 @@ def exchanging(first: Path, second: Path) -> Iterator[None]:
         racer.communicate()
 
 
-@pytest.fixture(params=["nameless", "named"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With O_TMPFILE, and as on a file system without."""
-    if request.param == "named":
-        real = os.open
-
-        def without_nameless(path: str, flags: int, *words: int, **options: int) -> int:
-            if flags & os.O_TMPFILE == os.O_TMPFILE:
-                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-            return real(path, flags, *words, **options)
-
-        monkeypatch.setattr(os, "open", without_nameless)
-    return str(request.param)
-
-
 # Output paths
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_file_goes_to_the_directory_that_was_there_at_the_start(tmp_path: Path, kind: str, replace: bool) -> None:
+def test_a_file_goes_to_the_directory_that_was_there_at_the_start(
+    tmp_path: Path, without_nameless: bool, replace: bool
+) -> None:
     directory, moved, elsewhere = tmp_path / "directory", tmp_path / "moved", tmp_path / "elsewhere"
     directory.mkdir()
     elsewhere.mkdir()
@@ -83,7 +70,7 @@ def test_a_file_goes_to_the_directory_that_was_there_at_the_start(tmp_path: Path
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_link_under_the_files_name_is_never_followed(tmp_path: Path, kind: str, replace: bool) -> None:
+def test_a_link_under_the_files_name_is_never_followed(tmp_path: Path, without_nameless: bool, replace: bool) -> None:
     victim, link = tmp_path / "victim", tmp_path / "link"
     for has_victim in False, True:
         if has_victim:
@@ -107,7 +94,7 @@ def test_a_link_under_the_files_name_is_never_followed(tmp_path: Path, kind: str
     assert set(os.listdir(tmp_path)) <= {"victim"}
 
 
-def test_a_race_at_an_output_path_hits_nobody_else(tmp_path: Path, kind: str) -> None:
+def test_a_race_at_an_output_path_hits_nobody_else(tmp_path: Path, without_nameless: bool) -> None:
     victim, target, link = tmp_path / "victim", tmp_path / "target", tmp_path / "link"
     victim.write_text("mine")
     target.write_text("old")
@@ -121,7 +108,7 @@ def test_a_race_at_an_output_path_hits_nobody_else(tmp_path: Path, kind: str) ->
     assert {path.name for path in tmp_path.iterdir()} <= {"victim", "target", "link"}
 
 
-def test_a_race_at_an_output_directory_hits_one_of_the_two(tmp_path: Path, kind: str) -> None:
+def test_a_race_at_an_output_directory_hits_one_of_the_two(tmp_path: Path, without_nameless: bool) -> None:
     """Each file ends up whole in the directory that it was begun in; nothing half-made is left in either."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()

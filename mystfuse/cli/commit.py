@@ -49,9 +49,9 @@ def command(
     encryption = load_encryption(encrypt, passphrase_file, passphrase, luks2)
     if encryption is not None and decrypt:
         raise UsageError("--encrypt and --decrypt exclude each other")
-    status = json.loads(read_status(mountpoint))
-    if status["cipher"] is not None and encryption is None and not decrypt:
+    is_encrypted = json.loads(read_status(mountpoint))["cipher"] is not None
+    if is_encrypted and encryption is None and not decrypt:
         raise UsageError(
             f"{mountpoint} is an encrypted image: --encrypt KEYFILE makes another one, --decrypt a plain one"
         )
-    commit(merged, newimage, signing_key, encryption, force, progress)
+    commit(merged, newimage, signing_key, encryption, force, progress, is_secret=is_encrypted)

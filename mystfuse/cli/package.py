@@ -15,6 +15,7 @@ from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.formats.configuration import WITHOUT_MEANING, Configuration, parse_json_object
 from mystfuse.formats.package import ROOT_HASH_SIZE, PackageContents
 from mystfuse.image.atomic_file import AtomicFile
+from mystfuse.output_paths import make_directories
 from mystfuse.trust.package import sign_package
 from mystfuse.trust.signature import PublicKey, SigningKey
 from mystfuse.trust.sources import parse_root_hash, read_small_file
@@ -80,7 +81,10 @@ def command(
     packed = sign_package(contents, key)
     if out is None:
         out = DEFAULT_DIRECTORY / PurePosixPath(configuration.application_path).name
-        _make_directories(out.parent)
+        try:
+            make_directories(out.parent)
+        except OSError as error:
+            raise MystfuseError(f"{out.parent}: cannot be made: {error.strerror}") from error
     with AtomicFile(out, force, mode=0o777) as file:
         file.write(packed)
         file.commit()
@@ -149,10 +153,3 @@ def _root_hash(value: str, what: str) -> str:
 
 def _public_key(path: str, what: str) -> str:
     return PublicKey.from_pem(read_small_file(path, what), path).pem()
-
-
-def _make_directories(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MystfuseError(f"{directory}: cannot be made: {error.strerror}") from error

@@ -34,15 +34,20 @@ def commit(
     encryption: Encryption | None,
     force: bool,
     progress: Progress,
+    is_secret: bool = False,
 ) -> Fssig:
     """Make image ``target`` of the file system that ``merged`` shows; it appears only when it is complete.
 
     What is written to the mount from the call on is not in it.
 
+    Args:
+        is_secret: nobody but its owner may open the new image, as with ``encryption``; not if it replaces another.
+
     Raises:
         MystfuseError: the mount's state cannot be read, or the image not written; nothing is left behind.
     """
-    with AtomicFile(target, force) as file:
+    is_secret = is_secret or encryption is not None
+    with AtomicFile(target, force, mode=0o600 if is_secret else 0o666) as file:
         try:
             source = os.open(merged, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:

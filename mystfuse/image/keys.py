@@ -66,7 +66,7 @@ class Encryption:
         if len(key) != MASTER_KEY_SIZE:
             raise WrongKey(
                 f"{key_name}: {len(key)} bytes, but a master key has {MASTER_KEY_SIZE} "
-                f"(head -c {MASTER_KEY_SIZE} /dev/urandom makes one)"
+                f"(umask 077; head -c {MASTER_KEY_SIZE} /dev/urandom > KEYFILE makes one)"
             )
         if key[: MASTER_KEY_SIZE // 2] == key[MASTER_KEY_SIZE // 2 :]:
             raise WrongKey(f"{key_name}: its two halves are the same, which XTS must not have")

@@ -102,7 +102,7 @@ def mkext2(
     """
     if not directory.is_dir():
         raise UsageError(f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}")
-    with AtomicFile(target, force) as file:
+    with AtomicFile(target, force, mode=0o666 if options.encryption is None else 0o600) as file:
         tree = scan(directory, reproducible=options.epoch is not None)
         salt, uuid, tree_uuid, hash_seed = _identities(tree, options)
         if options.encryption is None:
