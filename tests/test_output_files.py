@@ -116,23 +116,33 @@ def test_nobody_gains_anything_at_any_moment(
     target.chmod(0o440)
     run("setfacl", "-m", "u:5678:r", target)
     seen: set[int] = set()
+    made: list[int] = []
+    open_file = os.open
+
+    def watched_open(path: Any, flags: int, *words: Any, **options: Any) -> int:
+        descriptor = open_file(path, flags, *words, **options)
+        if flags & (os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY):
+            made.append(descriptor)
+            seen.add(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    def watch(name: str) -> None:
+        real: Callable[..., Any] = getattr(os, name)
+
+        def call(*words: Any, **options: Any) -> Any:
+            result = real(*words, **options)
+            seen.update(stat.S_IMODE(os.fstat(descriptor).st_mode) for descriptor in made)
+            return result
+
+        monkeypatch.setattr(os, name, call)
+
+    monkeypatch.setattr(os, "open", watched_open)
+    for name in ("fchmod", "fchown", "setxattr", "removexattr", "link", "replace", "fsync", "write"):
+        watch(name)
     with AtomicFile(target, True) as file:
-
-        def watched(name: str) -> None:
-            real: Callable[..., Any] = getattr(os, name)
-
-            def call(*words: Any, **options: Any) -> Any:
-                result = real(*words, **options)
-                seen.add(stat.S_IMODE(os.fstat(file.fd).st_mode))
-                return result
-
-            monkeypatch.setattr(os, name, call)
-
-        seen.add(stat.S_IMODE(os.fstat(file.fd).st_mode))
-        for name in ("fchmod", "fchown", "setxattr", "removexattr", "link", "replace", "fsync", "write"):
-            watched(name)
         file.write(b"new")
         file.commit()
+    assert made
     assert seen and all(mode & 0o037 == 0 for mode in seen), [oct(mode) for mode in seen]
     assert stat.S_IMODE(target.stat().st_mode) == 0o440
 
