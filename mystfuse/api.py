@@ -18,7 +18,7 @@ from mystfuse.image.pipeline import run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.image_tree import ImageTree
 from mystfuse.trust.signature import PublicKey
-from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_key
+from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_keys
 from mystfuse.volume import Volume
 
 StrPath = str | os.PathLike[str]
@@ -120,7 +120,7 @@ def _load_trust(
         if isinstance(given, str | bytes | os.PathLike):
             raise UsageError(f"{name} must be a list of them, not a single one")
     hashes = [_load_root_hash(value) for value in roothashes]
-    keys = [_load_public_key(value) for value in pubkeys]
+    keys = [key for value in pubkeys for key in _load_public_keys(value)]
     return collect_trust(hashes, keys, insecure, hash_offset, trust_self=trust == "self")
 
 
@@ -132,8 +132,8 @@ def _load_root_hash(value: str | bytes | os.PathLike[str]) -> bytes:
     return value
 
 
-def _load_public_key(value: str | bytes | os.PathLike[str]) -> PublicKey:
-    return PublicKey.from_pem(value, "pubkeys") if isinstance(value, bytes) else read_public_key(os.fspath(value))
+def _load_public_keys(value: str | bytes | os.PathLike[str]) -> list[PublicKey]:
+    return PublicKey.all_from_pem(value, "pubkeys") if isinstance(value, bytes) else read_public_keys(os.fspath(value))
 
 
 def _load_keys(key: bytes | str | None, passphrase: str | bytes | None) -> Keys:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from conftest import run
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mystfuse.errors import ExitStatus, MystfuseError, NotTrusted, UsageError
+from mystfuse.errors import ExitStatus, NotTrusted, UsageError
 from mystfuse.formats.fssig import Fssig
+from mystfuse.trust.directory import MAX_SMALL_FILE, read_trust_directory
 from mystfuse.trust.policy import TrustPolicy, TrustReason, decide, trust_root_hash, trust_without_tree
 from mystfuse.trust.signature import PublicKey, SigningKey, modulus_hash
-from mystfuse.trust.sources import MAX_SMALL_FILE, collect_trust, parse_root_hash, read_trust_directory
+from mystfuse.trust.sources import collect_trust, parse_root_hash
 
 ROOT = hashlib.sha256(b"root").digest()
 OTHER_ROOT = hashlib.sha256(b"another root").digest()
@@ -389,8 +393,40 @@ def test_a_key_of_the_wrong_size_is_refused(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [2048, 2049, 3072, 8192])
 def test_keys_from_2048_to_8192_bits_are_taken(bits: int) -> None:
-    key = rsa.RSAPublicNumbers(65537, (1 << (bits - 1)) + 1).public_key()
+    modulus = (1 << (bits - 1)) + 1
+    while math.gcd(modulus, math.factorial(751)) != 1:
+        modulus += 2
+    key = rsa.RSAPublicNumbers(65537, modulus).public_key()
     assert PublicKey.from_pem(public_pem(key), "key.pem").key.key_size == bits
+
+
+@pytest.mark.parametrize(
+    "modulus",
+    [1 << 2047, (1 << 2047) + 2, (1 << 2048) - 1, (1 << 2203) - 1, (1 << 2281) - 1, 751 * ((1 << 2047) + 1)],
+    ids=["2^2047", "even", "2^2048-1", "a Mersenne prime", "another", "divisible by 751"],
+)
+def test_a_modulus_that_anybody_can_factor_is_no_key(modulus: int) -> None:
+    numbers = [
+        b"\x02",
+        der_length(modulus.bit_length() // 8 + 1),
+        modulus.to_bytes(modulus.bit_length() // 8 + 1, "big"),
+    ]
+    body = b"".join(numbers) + bytes.fromhex("0203010001")
+    pkcs1 = b"\x30" + der_length(len(body)) + body
+    pem = b"-----BEGIN RSA PUBLIC KEY-----\n%s-----END RSA PUBLIC KEY-----\n" % base64.encodebytes(pkcs1)
+    with pytest.raises(UsageError, match=r"key\.pem: (not an RSA key: its modulus|not a PEM public key)"):
+        PublicKey.from_pem(pem, "key.pem")
+
+
+def der_length(length: int) -> bytes:
+    return b"\x82" + length.to_bytes(2, "big")
+
+
+def test_an_exponent_that_takes_seconds_to_check_with_is_refused(large_private: rsa.RSAPrivateKey) -> None:
+    n = large_private.public_key().public_numbers().n
+    assert PublicKey.from_pem(public_pem(rsa.RSAPublicNumbers((1 << 255) + 1, n).public_key()), "key.pem")
+    with pytest.raises(UsageError, match=r"key\.pem: an RSA key with an impossible public exponent \(257 bits\)"):
+        PublicKey.from_pem(public_pem(rsa.RSAPublicNumbers((1 << 256) + 1, n).public_key()), "key.pem")
 
 
 def test_a_small_key_pair_cannot_sign() -> None:
@@ -452,6 +488,83 @@ def test_the_two_halves_may_not_change_places(private: rsa.RSAPrivateKey) -> Non
         PublicKey.from_pem(secret, "key.pem")
     with pytest.raises(UsageError, match="b: not a PEM private key"):
         SigningKey.from_pem_pair(public, public, "a", "b")
+
+
+def test_a_file_with_two_public_keys_is_both_of_them_or_refused(
+    our_public: PublicKey, their_public: PublicKey, private: rsa.RSAPrivateKey
+) -> None:
+    both = f"# ours\n{our_public.pem()}# theirs\n{their_public.pem()}".encode()
+    assert [key.signer for key in PublicKey.all_from_pem(both, "k")] == [our_public.signer, their_public.signer]
+    with pytest.raises(UsageError, match="k: 2 public keys, where there must be one"):
+        PublicKey.from_pem(both, "k")
+    with pytest.raises(UsageError, match=r"public\.pem: 2 public keys"):
+        SigningKey.from_pem_pair(both, private_pem(private), "public.pem", "private.pem")
+    for broken in (both[:-20], both.replace(b"-----END", b"-----EDN", 1), both + b"-----BEGIN PUBLIC KEY-----\n"):
+        with pytest.raises(UsageError, match="k: not a PEM public key"):
+            PublicKey.all_from_pem(broken, "k")
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that people take for public keys, made by the tools that make them."""
+    directory = tmp_path_factory.mktemp("mistaken")
+    for command in (
+        "openssl genrsa -out private 2048",
+        "openssl rsa -in private -pubout -out public",
+        "openssl rsa -in private -traditional -out traditional",
+        "openssl rsa -in private -pubout -outform DER -out der",
+        "openssl req -new -x509 -key private -subj /CN=x -out certificate",
+        "openssl req -new -key private -subj /CN=x -out request",
+        "openssl genpkey -algorithm RSA-PSS -pkeyopt rsa_keygen_bits:2048 -out pss-private",
+        "openssl pkey -in pss-private -pubout -out pss",
+        "cp private ssh",
+        "chmod 600 ssh",
+    ):
+        run(*command.split(), cwd=directory)
+    with (directory / "certificate").open("ab") as file:
+        file.write((directory / "public").read_bytes())
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "remedy"),
+    [
+        ("private", "a private key, not a public key", "openssl pkey -in private -pubout -out KEY.pem"),
+        ("traditional", "a private key, not a public key", "openssl pkey -in traditional -pubout -out KEY.pem"),
+        ("certificate", "a certificate, not a public key", "openssl x509 -in certificate -noout -pubkey > KEY.pem"),
+        ("request", "a certificate request", "openssl req -in request -noout -pubkey > KEY.pem"),
+        ("der", "DER, it seems", "openssl pkey -pubin -inform DER -in der -out KEY.pem"),
+    ],
+)
+def test_what_is_taken_for_a_public_key_is_named_with_what_makes_it_one(
+    mistaken: Path, name: str, message: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError, match=f"{name}: not a PEM public key.*{message}") as caught:
+        PublicKey.from_pem((mistaken / name).read_bytes(), name)
+    assert remedy in str(caught.value)
+    run("sh", "-c", remedy, cwd=mistaken)
+    assert PublicKey.from_pem((mistaken / "KEY.pem").read_bytes(), "").is_same_as(
+        PublicKey.from_pem((mistaken / "public").read_bytes(), "")
+    )
+
+
+def test_keys_of_ssh_are_named(private: rsa.RSAPrivateKey) -> None:
+    public = private.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    with pytest.raises(UsageError, match=r"k: not a PEM public key but one of ssh .ssh-keygen -e -m PKCS8 -f k"):
+        PublicKey.from_pem(public, "k")
+    secret = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    with pytest.raises(UsageError, match=r"a private key of ssh, not a public key .*ssh-keygen -y -f k"):
+        PublicKey.from_pem(secret, "k")
+
+
+def test_an_rsa_pss_key_is_refused_by_name(mistaken: Path, private: rsa.RSAPrivateKey) -> None:
+    """openssl makes and accepts no PKCS #1 v1.5 signature with one."""
+    with pytest.raises(UsageError, match="k: an RSA-PSS key"):
+        PublicKey.from_pem((mistaken / "pss").read_bytes(), "k")
+    with pytest.raises(UsageError, match="private: an RSA-PSS key"):
+        SigningKey.from_pem((mistaken / "pss-private").read_bytes(), "private")
 
 
 def test_an_encrypted_private_key_is_told_as_such(private: rsa.RSAPrivateKey) -> None:
@@ -518,24 +631,138 @@ def test_a_root_hash_is_hex_digits_or_a_file_with_them(tmp_path: Path) -> None:
         parse_root_hash(str(tmp_path / "missing"))
 
 
-def test_a_trust_directory_is_read_whole_or_not_at_all(tmp_path: Path, our_public: PublicKey) -> None:
+@pytest.fixture
+def directory(tmp_path: Path, our_public: PublicKey) -> Path:
+    """A trust directory with a root hash and a key."""
     directory = tmp_path / "trust.d"
-    assert read_trust_directory(directory) == ([], [])
-    (tmp_path / "file").touch()
-    assert read_trust_directory(tmp_path / "file" / "trust.d") == ([], [])
-    directory.mkdir()
-    (directory / "README").write_text("not a key")
-    (directory / "b.roothash").write_text(bytes(range(32)).hex())
-    (directory / "a.pem").write_text(our_public.pem())
+    directory.mkdir(mode=0o755)
+    for name, text in ("b.roothash", bytes(range(32)).hex()), ("a.pem", our_public.pem()):
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o644)
+    return directory
+
+
+def test_a_trust_directory_is_read_whole(directory: Path, our_public: PublicKey, their_public: PublicKey) -> None:
     hashes, (key,) = read_trust_directory(directory)
     assert hashes == [bytes(range(32))] and key.is_same_as(our_public)
+    (directory / "a.pem").write_text(our_public.pem() + "between them\n" + their_public.pem())
+    _, keys = read_trust_directory(directory)
+    assert [key.signer for key in keys] == [our_public.signer, their_public.signer]
+    # Links are followed, of files and on the way.
+    (directory.parent / "elsewhere").mkdir()
+    (directory / "a.pem").rename(directory.parent / "elsewhere" / "a.pem")
+    (directory / "a.pem").symlink_to("../elsewhere/a.pem")
+    directory.rename(directory.parent / "elsewhere" / "trust.d")
+    directory.symlink_to(directory.parent / "elsewhere" / "trust.d")
+    (directory.parent / "elsewhere" / "trust.d" / "a.pem").unlink()
+    (directory / "c.pem").symlink_to("../a.pem")
+    assert len(read_trust_directory(directory)[1]) == 2
+
+
+def test_only_a_trust_directory_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert read_trust_directory(tmp_path / "trust.d") == ([], [])
+    assert read_trust_directory(tmp_path / "neither" / "trust.d") == ([], [])
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert read_trust_directory(tmp_path / "link" / "trust.d") == ([], [])
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, complaint in (
+        ("file", "a regular file, where a directory must be|neither|Not a directory"),
+        ("file/trust.d", "Not a directory"),
+        ("dangling", "leads to .*nowhere, which is not there"),
+        ("dangling/trust.d", "leads to .*nowhere, which is not there"),
+        ("loop", "too many symbolic links"),
+        ("n" * 300, "File name too long"),
+    ):
+        with pytest.raises(UsageError, match=complaint) as caught:
+            read_trust_directory(tmp_path / path)
+        assert str(caught.value).startswith(str(tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "k.PEM",
+        "k.pub",
+        "k.pem.disabled",
+        "k.pem~",
+        ".k.pem",
+        "#k.pem#",
+        "README",
+        "k",
+        "k.roothash.bak",
+        "k.pem.dpkg-new",
+    ],
+)
+def test_a_name_that_is_not_understood_refuses_the_trust_directory(directory: Path, name: str) -> None:
+    (directory / name).write_bytes((directory / "a.pem").read_bytes())
+    with pytest.raises(UsageError, match="not understood: only") as caught:
+        read_trust_directory(directory)
+    assert str(caught.value).startswith(f"{directory / name}: ")
+
+
+def test_what_is_no_file_refuses_the_trust_directory(directory: Path) -> None:
+    def socket_at(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+
+    makers: dict[str, Callable[[Path], object]] = {
+        "which is not there": lambda path: path.symlink_to("nowhere"),
+        "a FIFO": os.mkfifo,
+        "a directory": lambda path: path.mkdir(),
+        "a socket": socket_at,
+        "a device": lambda path: path.symlink_to("/dev/null"),
+        "too large": lambda path: path.write_bytes(bytes(MAX_SMALL_FILE + 1)),
+        "not a PEM public key": lambda path: path.write_text("nothing"),
+    }
+    for complaint, make in makers.items():
+        path = directory / "k.pem"
+        make(path)
+        with pytest.raises(UsageError, match=complaint) as caught:
+            read_trust_directory(directory)
+        assert str(caught.value).startswith(f"{path}: "), complaint
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert read_trust_directory(directory)
     (directory / "c.roothash").write_text("nothing")
     with pytest.raises(UsageError, match=r"c\.roothash: not a root hash"):
         read_trust_directory(directory)
-    (directory / "c.roothash").unlink()
-    (directory / "d.pem").write_text("nothing")
-    with pytest.raises(UsageError, match=r"d\.pem: not a PEM public key"):
+
+
+def test_signers_have_no_root_hashes(directory: Path) -> None:
+    with pytest.raises(UsageError, match=r"b\.roothash: not understood: only \*\.pem may be here"):
+        read_trust_directory(directory, takes_root_hashes=False)
+    (directory / "b.roothash").unlink()
+    assert len(read_trust_directory(directory, takes_root_hashes=False)[1]) == 1
+
+
+def test_what_others_may_write_to_is_not_trusted(directory: Path) -> None:
+    parent = directory.parent
+    for path in (directory / "a.pem", directory, parent):
+        before = path.stat().st_mode & 0o7777
+        for bits in 0o020, 0o002:
+            path.chmod(before | bits)
+            with pytest.raises(UsageError, match=f"others may write to {path} .*chmod go-w {path}"):
+                read_trust_directory(directory)
+        path.chmod(before)
+    # The sticky bit protects what is there, not what is not.
+    parent.chmod(0o1777)
+    assert read_trust_directory(directory)
+    with pytest.raises(UsageError, match="others may write to"):
+        read_trust_directory(parent / "trust.e")
+    parent.chmod(0o755)
+    directory.chmod(0o1777)
+    with pytest.raises(UsageError, match="others may write to"):
         read_trust_directory(directory)
-    (directory / "d.pem").unlink()
-    with pytest.raises(MystfuseError, match="File name too long"):
-        read_trust_directory(tmp_path / ("n" * 300))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: for root")
+def test_what_belongs_to_others_is_not_trusted(directory: Path) -> None:
+    (directory.parent / "file").write_bytes((directory / "a.pem").read_bytes())
+    (directory / "c.pem").symlink_to("../file")
+    for path in (directory / "a.pem", directory / "c.pem", directory.parent / "file", directory):
+        os.chown(path, 12345, 0, follow_symlinks=False)
+        with pytest.raises(UsageError, match=f"{path} belongs to user 12345"):
+            read_trust_directory(directory)
+        os.chown(path, 0, 0, follow_symlinks=False)
+    assert len(read_trust_directory(directory)[1]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -301,8 +302,6 @@ def test_trust_directory_counts_and_ends_self_trust(
     trusted = tmp_path / "trust.d"
     trusted.mkdir()
     shutil.copy(alice[0], trusted / "alice.pem")
-    (trusted / "README").write_text("not looked at")
-    (trusted / "bob.pem.disabled").write_bytes(bob[0].read_bytes())
     for result in both(trusted, tmp_path / "scratch", signed, mountpoint):
         assert (result.returncode, result.stderr) == (0, ""), result
         assert "/etc/mystfuse/trust.d/alice.pem" in result.stdout
@@ -333,10 +332,118 @@ def test_a_mistake_in_the_trust_directory_trusts_nobody(signed: Path, tmp_path: 
         result = in_a_world_with(trusted, tmp_path / "s", sys.executable, "-m", "mystfuse", "verify", signed)
         assert result.returncode in (1, 2), result
         assert re.fullmatch(rf"mystfuse: /etc/mystfuse/trust\.d/{name}[^\n]+\n", result.stderr), result.stderr
-    (trusted / "x.pem").unlink()
-    (trusted / "dangling.pem").symlink_to("nowhere")
-    result = in_a_world_with(trusted, tmp_path / "s", sys.executable, "-m", "mystfuse", "verify", signed)
-    assert result.returncode in (1, 2), result
+
+
+def test_whatever_is_not_understood_is_no_empty_trust_directory(
+    small_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What used to end in "trusted by nobody but itself", exit 0."""
+    monkeypatch.setattr("mystfuse.trust.sources.TRUST_DIRECTORY", tmp_path / "trust.d")
+    assert in_process("verify", small_image).returncode == 0
+    (tmp_path / "trust.d").mkdir(mode=0o755)
+    assert in_process("verify", small_image).returncode == 0
+
+    def refused(path: Path) -> None:
+        result = in_process("verify", small_image)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert re.fullmatch(rf"mystfuse: {re.escape(str(path))}: [^\n]+\n", result.stderr), result.stderr
+
+    for name in ("k.PEM", "k.pub", "k.pem.disabled", ".k.pem.swp", "README"):
+        (tmp_path / "trust.d" / name).touch()
+        refused(tmp_path / "trust.d" / name)
+        (tmp_path / "trust.d" / name).unlink()
+    (tmp_path / "trust.d" / "more").mkdir()
+    (tmp_path / "trust.d" / "more" / "k.pem").touch()
+    refused(tmp_path / "trust.d" / "more")
+    shutil.rmtree(tmp_path / "trust.d")
+    (tmp_path / "trust.d").symlink_to("nowhere")
+    refused(tmp_path / "trust.d")
+    (tmp_path / "trust.d").unlink()
+    (tmp_path / "trust.d").touch()
+    refused(tmp_path / "trust.d")
+    (tmp_path / "trust.d").unlink()
+    (tmp_path / "trust.d").mkdir()
+    (tmp_path / "trust.d").chmod(0o777)
+    refused(tmp_path / "trust.d")
+
+
+FIFO_COMMANDS = [
+    "verify --roothash FIFO IMAGE",
+    "verify --pubkey FIFO IMAGE",
+    "verify --key-file FIFO IMAGE",
+    "cat --passphrase-file FIFO IMAGE /",
+    "mkext2 --encrypt FIFO DIRECTORY NEW",
+    "mkext2 --sign FIFO:FIFO DIRECTORY NEW",
+    "mkext2 --encrypt KEY --passphrase-file FIFO DIRECTORY NEW",
+    "package PRIVATE FIFO",
+    "package --roothash ROOTHASH FIFO CONFIG",
+    "package --pubkey FIFO PRIVATE CONFIG",
+    "run --signer FIFO IMAGE",
+    "run FIFO",
+    "ls FIFO",
+    "fssig FIFO",
+]
+
+
+@pytest.mark.parametrize("text", FIFO_COMMANDS)
+def test_a_fifo_under_a_configured_name_hangs_nobody(
+    text: str, signed: Path, alice: tuple[Path, Path], small_tree: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "config").write_text('{"version": "0.1", "ApplicationPath": "/bin/x"}')
+    (tmp_path / "key").write_bytes(os.urandom(64))
+    (tmp_path / "key").chmod(0o600)
+    names = {"FIFO": "fifo", "CONFIG": "config", "KEY": "key", "NEW": "new"}
+    words = {word: str(tmp_path / name) for word, name in names.items()} | {
+        "IMAGE": str(signed), "DIRECTORY": str(small_tree), "PRIVATE": str(alice[1]), "ROOTHASH": root_hash(signed),
+    }  # fmt: skip
+    words["FIFO:FIFO"] = f"{words['FIFO']}:{words['FIFO']}"
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError("hung")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(20)
+    try:
+        result = in_process(*(words.get(word, word) for word in text.split()))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    assert result.returncode in (2, 6), result
+    assert re.search("fifo: (a FIFO, not|neither) a regular file", result.stderr), result
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_pipe_that_is_open_already_is_read(signed: Path, alice: tuple[Path, Path]) -> None:
+    """As a shell's <(...) makes it, and the API."""
+    for option, data in (("--roothash", root_hash(signed).encode()), ("--pubkey", alice[0].read_bytes())):
+        receiver, sender = os.pipe()
+        try:
+            os.write(sender, data)
+            os.close(sender)
+            result = in_process("verify", option, f"/dev/fd/{receiver}", signed)
+        finally:
+            os.close(receiver)
+        assert (result.returncode, result.stderr) == (0, ""), result
+
+
+def test_a_pipe_that_never_ends_is_bounded(signed: Path) -> None:
+    command = f"exec {sys.executable} -m mystfuse verify --roothash <(cat /dev/zero) {signed}"
+    result = run("bash", "-c", command, check=False, timeout=60)
+    assert result.returncode == 2
+    assert re.fullmatch(r"mystfuse: --roothash /dev/fd/\d+: too large [^\n]+\n", result.stderr), result.stderr
+
+
+def test_all_the_keys_of_a_file_count(
+    signed: Path, alice: tuple[Path, Path], bob: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "keys.pem").write_bytes(bob[0].read_bytes() + alice[0].read_bytes())
+    result = in_process("verify", f"--pubkey={tmp_path}/keys.pem", signed)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    result = in_process("mkext2", f"--sign={tmp_path}/keys.pem:{alice[1]}", tmp_path, tmp_path / "new")
+    assert result.returncode == 2
+    assert "2 public keys, where there must be one" in result.stderr
 
 
 def test_an_empty_trust_directory_is_none(small_image: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from mystfuse.cli.text import warn
+from mystfuse.configured_file import open_configured_file
 from mystfuse.crypto.secret import Secret, harden_process
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, UsageError
@@ -111,9 +112,10 @@ def load_keys(key_file: str | None, passphrase_file: str | None, source: Source,
         return Keys()
     directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
     key_credential, passphrase_credential = (os.path.join(directory, name) for name in CREDENTIALS)
-    if directory and os.path.exists(key_credential):
+    # Not os.path.exists: a dangling link is no reason to go on without a key.
+    if directory and os.path.lexists(key_credential):
         return Keys(master_key=read_secret(key_credential, "credential"), origin=key_credential)
-    if directory and os.path.exists(passphrase_credential):
+    if directory and os.path.lexists(passphrase_credential):
         return Keys(passphrase=read_passphrase(passphrase_credential, ""), origin=passphrase_credential)
     if has_terminal() and _looks_encrypted(source):
         return Keys(passphrase=ask_passphrase(f"Passphrase for {source.name}: "))
@@ -148,7 +150,7 @@ def read_secret(path: str, option: str) -> Secret:
             with open(0, "rb", buffering=0, closefd=False) as file:
                 secret = Secret.read(file, MAX_KEY_FILE + 1)
         else:
-            with open(path, "rb", buffering=0) as file:
+            with open_configured_file(path, option) as file:
                 status = os.fstat(file.fileno())
                 if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
                     warn(f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 it")

@@ -83,14 +83,15 @@ def load_trust(
         trust_self: whether an image may vouch for itself when nobody is trusted.
 
     Raises:
-        UsageError: something named is not the hash or key it should be, or options contradict each other.
-        MystfuseError: something in the trust directory cannot be read; nothing is trusted then.
+        UsageError: something named, or something in the trust directory, is not the hash or key it should be, or
+            options contradict each other.
     """
     # Only here: it takes 4 ms to import, and umount and status trust nobody.
-    from mystfuse.trust.sources import collect_trust, parse_root_hash, read_public_key
+    from mystfuse.trust.sources import collect_trust, parse_root_hash, read_public_keys
 
     hashes = [parse_root_hash(value) for value in roothashes]
-    return collect_trust(hashes, [read_public_key(path) for path in pubkeys], insecure, hash_offset, trust_self)
+    keys = [key for path in pubkeys for key in read_public_keys(path)]
+    return collect_trust(hashes, keys, insecure, hash_offset, trust_self)
 
 
 def read_signing_key(value: str) -> SigningKey:

@@ -11,6 +11,7 @@ import click
 
 from mystfuse.cli.ending import end_like_interrupt
 from mystfuse.cli.text import say
+from mystfuse.configured_file import read_configured_file
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.formats.configuration import WITHOUT_MEANING, Configuration, parse_json_object
 from mystfuse.formats.package import ROOT_HASH_SIZE, PackageContents
@@ -18,7 +19,7 @@ from mystfuse.image.atomic_file import AtomicFile
 from mystfuse.output_paths import make_directories
 from mystfuse.trust.package import sign_package
 from mystfuse.trust.signature import PublicKey, SigningKey
-from mystfuse.trust.sources import parse_root_hash, read_small_file
+from mystfuse.trust.sources import parse_root_hash, read_public_keys, read_small_file
 
 DEFAULT_DIRECTORY = Path("myst/bin")
 _OF_ENCLAVES = frozenset({"ProductID", "SecurityVersion", *WITHOUT_MEANING})
@@ -71,7 +72,7 @@ def command(
     contents = PackageContents(
         configuration,
         tuple(_root_hash(value, "--roothash") for value in roothashes),
-        tuple(_public_key(path, "--pubkey") for path in pubkeys),
+        tuple(key.pem() for path in pubkeys for key in read_public_keys(path)),
     )
     if not (roothashes or pubkeys or configuration.is_debug):
         raise UsageError(
@@ -98,13 +99,7 @@ def command(
 
 
 def _read_settings(config: Path) -> dict[str, Any]:
-    try:
-        with config.open("rb") as file:
-            data = file.read(_MAX_CONFIGURATION + 1)
-    except OSError as error:
-        raise UsageError(f"{config}: {error.strerror}") from error
-    if len(data) > _MAX_CONFIGURATION:
-        raise UsageError(f"{config}: too large to be a configuration")
+    data = read_configured_file(str(config), "configuration", _MAX_CONFIGURATION)
     try:
         return parse_json_object(data)
     except ValueError as error:

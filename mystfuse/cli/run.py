@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import click
 from mystfuse.cli.container import Container, ContainerMount, run_container
 from mystfuse.cli.keys import key_options
 from mystfuse.cli.text import warn
+from mystfuse.configured_file import open_configured_file
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.formats.configuration import Configuration, MountType
 from mystfuse.formats.package import MAX_PACKAGE_SIZE
+from mystfuse.trust.directory import read_trust_directory
 from mystfuse.trust.package import Package, open_package
-from mystfuse.trust.signature import PublicKey
-from mystfuse.trust.sources import read_small_file, read_trust_directory
+from mystfuse.trust.sources import read_public_keys
 
 SIGNERS_DIRECTORY = Path("/etc/mystfuse/signers.d")
 ROOTFS_VARIABLES = ("MYST_ROOTFS", "MYST_ROOTFS_PATH")
@@ -125,10 +127,11 @@ def command(
 def _open(path: str, signers: Sequence[str]) -> Package:
     """Read a package, once, and see that it may be run."""
     if signers:
-        pinned = [PublicKey.from_pem(read_small_file(name, "--signer"), name) for name in signers]
+        pinned = [key for name in signers for key in read_public_keys(name, "--signer")]
     else:
-        _, pinned = read_trust_directory(SIGNERS_DIRECTORY)
-    with open(path, "rb") as file:
+        _, pinned = read_trust_directory(SIGNERS_DIRECTORY, takes_root_hashes=False)
+    with BufferedReader(open_configured_file(path, "package")) as file:
+        # What is too large is no package: its parser says so.
         data = file.read(MAX_PACKAGE_SIZE + 1)
     try:
         return open_package(data, pinned)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -13,10 +14,16 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from mystfuse.errors import FormatError, UsageError
+from mystfuse.trust.pem import PemBlock, check_not_pss, public_key_blocks
 
 MIN_KEY_BITS = 2048
 MAX_KEY_BITS = 8192
 """An fssig holds 1024 bytes of signature: 8192 bits."""
+
+MAX_EXPONENT_BITS = 256
+"""FIPS 186-5, section 5.1: public exponents are below 2^256. With one as long as the modulus a check takes seconds."""
+_SMALL_PRIMES = math.prod(n for n in range(3, 752) if all(n % divisor for divisor in range(2, math.isqrt(n) + 1)))
+"""The product of the odd primes up to 751, none of which divides the modulus of a key: SP 800-89, section 5.3.3."""
 
 _OPENSSL_MAX_EXPONENT_BITS = 64
 """OpenSSL's OPENSSL_RSA_MAX_PUBEXP_BITS: it refuses larger public exponents for moduli over 3072 bits."""
@@ -32,7 +39,7 @@ def modulus_hash(key: rsa.RSAPublicKey) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """An RSA public key of 2048 to 8192 bits, with any public exponent."""
+    """An RSA public key of 2048 to 8192 bits, with a public exponent of up to 256."""
 
     key: rsa.RSAPublicKey
     signer: bytes
@@ -45,15 +52,34 @@ class PublicKey:
         """Parse a PEM public key.
 
         Raises:
-            UsageError: not a PEM public key, not RSA, or not of 2048 to 8192 bits.
+            UsageError: not one PEM public key, not RSA, not of 2048 to 8192 bits, or one that nobody can have made.
         """
+        first, *others = cls.all_from_pem(pem, name)
+        if others:
+            raise UsageError(f"{name}: {1 + len(others)} public keys, where there must be one: leave one of them")
+        return first
+
+    @classmethod
+    def all_from_pem(cls, pem: bytes, name: str) -> list[PublicKey]:
+        """Parse all the public keys in a PEM file, one at least.
+
+        Raises:
+            UsageError: one of them is not what ``from_pem`` takes, or there is something else in it.
+        """
+        return [cls._from_block(block, name) for block in public_key_blocks(pem, name)]
+
+    @classmethod
+    def _from_block(cls, block: PemBlock, name: str) -> PublicKey:
+        check_not_pss(block.text, name)
         try:
-            key = serialization.load_pem_public_key(pem)
+            key = serialization.load_pem_public_key(block.text)
         except (ValueError, UnsupportedAlgorithm) as error:
             raise UsageError(f"{name}: not a PEM public key (openssl rsa -in PRIVATE -pubout makes one)") from error
         if not isinstance(key, rsa.RSAPublicKey):
             raise UsageError(f"{name}: not an RSA key")
-        _check_size(key.key_size, name)
+        fault = _fault(key)
+        if fault is not None:
+            raise UsageError(f"{name}: {fault}")
         return cls(key, modulus_hash(key), name)
 
     @classmethod
@@ -69,8 +95,9 @@ class PublicKey:
             raise FormatError(f"{name}: not a public key") from error
         if not isinstance(key, rsa.RSAPublicKey) or _der(key) != der:
             raise FormatError(f"{name}: not an RSA key in canonical DER")
-        if not MIN_KEY_BITS <= key.key_size <= MAX_KEY_BITS:
-            raise FormatError(f"{name}: an RSA key of {key.key_size} bits")
+        fault = _fault(key)
+        if fault is not None:
+            raise FormatError(f"{name}: {fault}")
         return cls(key, modulus_hash(key), name)
 
     def pem(self) -> str:
@@ -130,8 +157,9 @@ class SigningKey:
         """Parse a PEM private key.
 
         Raises:
-            UsageError: not one, encrypted, not RSA, or not of 2048 to 8192 bits.
+            UsageError: not one, encrypted, not RSA, or one whose public key ``PublicKey`` refuses.
         """
+        check_not_pss(private_pem, private_name)
         try:
             private = serialization.load_pem_private_key(private_pem, password=None)
         except TypeError as error:
@@ -142,7 +170,9 @@ class SigningKey:
             raise UsageError(f"{private_name}: not a PEM private key") from error
         if not isinstance(private, rsa.RSAPrivateKey):
             raise UsageError(f"{private_name}: not an RSA key")
-        _check_size(private.key_size, private_name)
+        fault = _fault(private.public_key())
+        if fault is not None:
+            raise UsageError(f"{private_name}: {fault}")
         return cls(private, modulus_hash(private.public_key()))
 
     def public_der(self) -> bytes:
@@ -158,6 +188,16 @@ def _der(key: rsa.RSAPublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def _check_size(bits: int, name: str) -> None:
+def _fault(key: rsa.RSAPublicKey) -> str | None:
+    """Why a key is refused; None if it is not. Of a modulus that is no product of two large primes anybody can find the
+    factors, and sign."""
+    numbers = key.public_numbers()
+    bits = numbers.n.bit_length()
     if not MIN_KEY_BITS <= bits <= MAX_KEY_BITS:
-        raise UsageError(f"{name}: an RSA key of {bits} bits; it must have {MIN_KEY_BITS} to {MAX_KEY_BITS}")
+        return f"an RSA key of {bits} bits; it must have {MIN_KEY_BITS} to {MAX_KEY_BITS}"
+    if numbers.e < 3 or numbers.e % 2 == 0 or numbers.e.bit_length() > MAX_EXPONENT_BITS:
+        return f"an RSA key with an impossible public exponent ({numbers.e.bit_length()} bits)"
+    # 2^n - 1 can be a prime.
+    if numbers.n % 2 == 0 or numbers.n & (numbers.n + 1) == 0 or math.gcd(numbers.n, _SMALL_PRIMES) != 1:
+        return "not an RSA key: its modulus has small factors, so anybody could sign with it"
+    return None

@@ -33,10 +33,10 @@ from mystfuse.formats.luks2 import BINARY_HEADER_SIZE, HeaderCopy, pack_luks2, p
 from mystfuse.formats.package import PackageContents, PackageFile
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 from mystfuse.fuse.options import MountOptions
+from mystfuse.trust.directory import hex_digest
 from mystfuse.trust.package import open_package, sign_package
 from mystfuse.trust.policy import TrustPolicy, TrustReason, decide
 from mystfuse.trust.signature import PublicKey, SigningKey
-from mystfuse.trust.sources import _hex_digest
 
 DATA = Path(__file__).parents[1] / "data"
 KEY_PEM = (Path(__file__).parent / "signer.pem").read_bytes()
@@ -389,7 +389,7 @@ def words(data: bytes) -> None:
             ensure(value > 0, "no time at all")
         else:
             ensure(parse(str(value)) == value and text.isascii(), f"{text!r} is {value}")
-    found = _hex_digest(text)
+    found = hex_digest(text)
     ensure(found is None or len(found) in (32, 64), "a root hash of impossible size")
 
 
