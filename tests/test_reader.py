@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent, coalesce
-from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, MAX_READ, ImageReader
+from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, MAX_READ, PATIENCE, ImageReader
 from mystfuse.devices.source import FileSource, Source
 from mystfuse.errors import FormatError, ImageReadError, StorageTimeout
 
@@ -85,10 +86,10 @@ class MemorySource:
 
 
 @asynccontextmanager
-async def running(source: Source, io_timeout: float = math.inf) -> AsyncIterator[ImageReader]:
-    """A running reader. Everything inside must be done within 15 s."""
+async def running(source: Source, io_timeout: float = math.inf, patience: float = 15) -> AsyncIterator[ImageReader]:
+    """A running reader. Everything inside must be done within ``patience`` seconds."""
     reader = ImageReader(source, io_timeout)
-    with trio.fail_after(15):
+    with trio.fail_after(patience):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader.run)
             try:
@@ -309,6 +310,54 @@ async def test_timed_out_request_is_not_tried_again() -> None:
         assert source.calls == [Extent(0, 20)]
 
 
+async def test_hung_storage_costs_everybody_one_time_out_however_many_wait(autojump_clock: MockClock) -> None:
+    source = MemorySource(hanging=(range(1 << 20),))
+    async with running(source, io_timeout=30, patience=1000) as reader:
+
+        async def ask(index: int, later: float) -> None:
+            await trio.sleep(later)
+            started = trio.current_time()
+            with pytest.raises(StorageTimeout):
+                await reader.read([Extent(8192 * (index + step), 100) for step in (0, 20, 60)])
+            assert trio.current_time() - started <= 30 + PATIENCE
+
+        async with trio.open_nursery() as nursery:
+            for index in range(40):
+                nursery.start_soon(ask, index, 0.7 * index)
+
+
+async def test_retries_of_merged_reads_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
+    """Together they meet an error, and alone storage does not answer."""
+    # The thread that meets the error must get the time for it.
+    autojump_clock.autojump_threshold = 0.05
+
+    class Source(MemorySource):
+        def read(self, offset: int, length: int) -> bytes:
+            if length > 100:
+                raise ImageReadError("memory: Input/output error")
+            return super().read(offset, length)
+
+    async with running(Source(hanging=(range(1 << 20),)), io_timeout=30, patience=1000) as reader:
+        started = trio.current_time()
+        results = await read_all(reader, [Extent(100 * index, 100) for index in range(40)])
+        assert all(isinstance(result, StorageTimeout) for result in results)
+        assert trio.current_time() - started <= 30 + PATIENCE
+
+
+async def test_what_is_left_of_a_failed_request_is_not_read_but_its_neighbours_are() -> None:
+    source = MemorySource(broken=(range(10),), delay=0.01)
+    neighbour = Extent(50 * 8192 + 10, 10)
+
+    async def fail() -> None:
+        with pytest.raises(ImageReadError):
+            await reader.read([Extent(8192 * index, 10) for index in range(100)])
+
+    async with running(source) as reader, trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        assert bytes((await reader.read([neighbour]))[0]) == slice_of(neighbour)
+    assert len(source.calls) <= 2 * COLD_READS and neighbour in source.calls
+
+
 async def test_slow_storage_that_answers_each_read_in_time_fails_nobody_however_many_wait() -> None:
     source = MemorySource(delay=0.05)
     async with running(source, io_timeout=1) as reader:
@@ -327,7 +376,8 @@ async def test_hanging_reads_give_their_places_back_until_there_are_too_many() -
         assert bytes((await reader.read([beyond]))[0]) == slice_of(beyond)
         many = [Extent(8192 * index, 10) for index in range(60)]
         started = trio.current_time()
-        assert all(isinstance(result, StorageTimeout) for result in await read_all(reader, many))
+        for _ in range(MAX_ABANDONED // COLD_READS):
+            assert all(isinstance(result, StorageTimeout) for result in await read_all(reader, many))
         assert trio.current_time() - started < 5
         assert source.most_at_once <= COLD_READS + MAX_ABANDONED
         with pytest.raises(StorageTimeout):

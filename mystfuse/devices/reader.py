@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
+from typing import NamedTuple
 
 import trio
 
@@ -30,6 +33,8 @@ MAX_READ = 1 << 20
 """Bytes: neighbouring requests are merged up to here."""
 COLD_READS = 8
 """Reads from storage under way at once, each on a thread."""
+PATIENCE = 1.0
+"""Seconds that a read gets at least when its turn comes, late because others had to be given up."""
 MAX_ABANDONED = 24
 """Threads that wait for storage after their read has timed out; with so many, further reads fail at once."""
 
@@ -40,6 +45,7 @@ class _Request:
     parts: list[memoryview | None]
     missing: int
     done: trio.Event = field(default_factory=trio.Event)
+    """Set when nobody waits for anything of it any more."""
     error: ImageReadError | None = None
 
     def deliver(self, index: int, part: memoryview) -> None:
@@ -49,8 +55,29 @@ class _Request:
             self.done.set()
 
     def fail(self, error: ImageReadError) -> None:
-        self.error = error
-        self.done.set()
+        if not self.done.is_set():
+            self.error = error
+            self.done.set()
+
+    def outcome(self) -> list[memoryview] | ImageReadError:
+        return self.error or [part for part in self.parts if part is not None]
+
+
+class _Part(NamedTuple):
+    """What a read is for: extent ``number`` of a request."""
+
+    extent: Extent
+    request: _Request
+    number: int
+
+
+class _Read(NamedTuple):
+    """A read from storage, for one or several requests that are neighbours."""
+
+    extent: Extent
+    parts: list[_Part]
+    since: float
+    """When it began to wait for storage."""
 
 
 class Reading:
@@ -84,7 +111,10 @@ class ImageReader:
     """Reads ranges of a ``Source`` on behalf of the layers above. Start ``run`` before calling ``read``.
 
     Args:
-        io_timeout: seconds until a read that storage does not answer fails; ``math.inf`` to wait for ever.
+        io_timeout: seconds until a read that storage does not answer fails; ``math.inf`` to wait for ever. They run
+            from when the read was asked for, or from storage's latest answer to anybody if that came before the read
+            was its turn: so storage that is slow has not failed, and storage that hangs costs everybody the same time,
+            however many wait.
     """
 
     def __init__(self, source: Source, io_timeout: float = math.inf) -> None:
@@ -94,9 +124,14 @@ class ImageReader:
         self.source = source
         self.buffers = Buffers()
         self._io_timeout = io_timeout
-        self._send, self._receive = trio.open_memory_channel[_Request](QUEUE_DEPTH)
+        self._send, self._receive = trio.open_memory_channel[list[_Request]](QUEUE_DEPTH)
         self._under_way: set[_Request] = set()
-        self._slots = trio.Semaphore(COLD_READS)
+        self._pending: deque[_Read] = deque()
+        """Reads from storage that wait for their turn, in the order in which they were asked for."""
+        self._readers = 0
+        """Tasks that take them from there."""
+        self._answered = -math.inf
+        """When storage last answered."""
         self._threads = 0
         """How many are reading, abandoned ones included."""
 
@@ -108,18 +143,28 @@ class ImageReader:
         """
         if not extents:
             return []
-        request = _Request(extents, [None] * len(extents), len(extents))
-        self._under_way.add(request)
+        (outcome,) = await self.read_several([extents])
+        if isinstance(outcome, ImageReadError):
+            raise outcome
+        return outcome
+
+    async def read_several(self, requests: Sequence[Sequence[Extent]]) -> list[list[memoryview] | ImageReadError]:
+        """Several requests at once: for each what ``read`` would return, or raise. None of them may be empty."""
+        sent = [_Request(extents, [None] * len(extents), len(extents)) for extents in requests]
+        self._under_way.update(sent)
         try:
-            await self._send.send(request)
-            await request.done.wait()
-        except trio.BrokenResourceError as error:
-            raise ImageReadError(f"{self.source.name}: the reader has ended") from error
+            await self._send.send(sent)
+            for request in sent:
+                await request.done.wait()
+        except trio.BrokenResourceError:
+            for request in sent:
+                request.fail(ImageReadError(f"{self.source.name}: the reader has ended"))
         finally:
-            self._under_way.discard(request)
-        if request.error is not None:
-            raise request.error
-        return [part for part in request.parts if part is not None]
+            self._under_way.difference_update(sent)
+            for request in sent:
+                # Whoever asked may have been cancelled: nothing is read for him any more.
+                request.done.set()
+        return [request.outcome() for request in sent]
 
     def begin(self, extents: Sequence[Extent]) -> Reading:
         """The *unverified* bytes of each extent, if they are in the page cache when the batch is run."""
@@ -135,64 +180,93 @@ class ImageReader:
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery, self._receive:
-            async for request in self._receive:
-                batch = [request]
+            async for sent in self._receive:
+                batch = [*sent]
                 try:
                     while len(batch) < QUEUE_DEPTH:
-                        batch.append(self._receive.receive_nowait())
+                        batch += self._receive.receive_nowait()
                 except trio.WouldBlock:
                     pass
                 try:
-                    for extent, receivers in _merge(batch):
-                        unverified = self.source.read_cached(extent.offset, extent.length)
-                        if unverified is not None and len(unverified) == extent.length:
-                            self._deliver(extent, unverified, receivers)
-                        else:
-                            nursery.start_soon(self._read_cold, extent, receivers)
+                    self._take_up(batch)
                 except (MemoryError, OSError):
                     # No room for a buffer. Who asked is told so; the task goes on.
                     for request in batch:
                         request.fail(ImageReadError(f"{self.source.name}: no memory left to read into"))
+                self._start_readers(nursery)
 
-    async def _read_cold(self, extent: Extent, receivers: list[tuple[_Request, int]]) -> None:
+    def _start_readers(self, nursery: trio.Nursery) -> None:
+        for _ in range(min(COLD_READS - self._readers, len(self._pending))):
+            self._readers += 1
+            nursery.start_soon(self._read_pending, nursery)
+
+    def _take_up(self, batch: list[_Request]) -> None:
+        """Answer what the page cache has by now, and let the rest wait for its turn."""
+        now = trio.current_time()
+        for extent, parts in _merge(_parts_of(batch)):
+            unverified = self.source.read_cached(extent.offset, extent.length)
+            if unverified is not None and len(unverified) == extent.length:
+                self._deliver(extent, unverified, parts)
+            else:
+                self._pending.append(_Read(extent, parts, now))
+
+    async def _read_pending(self, nursery: trio.Nursery) -> None:
+        """Read what waits, one after the other, until nothing does."""
+        try:
+            while self._pending:
+                read = self._pending.popleft()
+                # What was merged may have become many reads.
+                self._start_readers(nursery)
+                wanted = [part for part in read.parts if not part.request.done.is_set()]
+                if len(wanted) == len(read.parts):
+                    await self._read_cold(read)
+                else:
+                    # Of requests that have failed, or were given up, nothing more is read; of their neighbours all.
+                    self._pending.extendleft(_Read(*rest, read.since) for rest in reversed(_merge(wanted)))
+        finally:
+            self._readers -= 1
+
+    async def _read_cold(self, read: _Read) -> None:
+        extent = read.extent
+        may_retry = False
         error: ImageReadError
         try:
-            # The clock runs from here on, not while others keep the slots: storage that is slow has not failed.
-            async with self._slots:
-                if self._threads >= COLD_READS + MAX_ABANDONED:
-                    raise trio.TooSlowError
-                with trio.fail_after(self._io_timeout):
-                    unverified = await self._read_in_thread(extent)
+            now = trio.current_time()
+            deadline = max(read.since, self._answered) + self._io_timeout
+            if deadline <= now or self._threads >= COLD_READS + MAX_ABANDONED:
+                raise trio.TooSlowError
+            with trio.fail_at(max(deadline, now + min(self._io_timeout, PATIENCE))):
+                unverified = await self._read_in_thread(extent)
+            self._answered = trio.current_time()
         except trio.TooSlowError:
-            may_retry = False
             error = StorageTimeout(
                 f"{self.source.name}: no answer from storage within {self._io_timeout:g} s "
                 f"({extent.length} bytes at {extent.offset})"
             )
         except ImageReadError as read_error:
-            may_retry = len(receivers) > 1
+            self._answered = trio.current_time()
+            may_retry = len(read.parts) > 1
             error = read_error
         except (MemoryError, RuntimeError) as failure:
             # RuntimeError: a thread cannot be started, for want of memory or because of a limit on processes.
-            may_retry = False
             why = str(failure) or "no memory left"
             error = ImageReadError(f"{self.source.name}: reading {extent.length} bytes at {extent.offset}: {why}")
         else:
             if len(unverified) == extent.length:
-                self._deliver(extent, unverified, receivers)
+                self._deliver(extent, unverified, read.parts)
                 return
-            may_retry = False
             error = ImageReadError(
                 f"{self.source.name}: {len(unverified)} bytes came for the {extent.length} at {extent.offset}"
             )
         self.failures += 1
         log.error("reader: %s", error)
-        for request, index in receivers:
-            if not may_retry:
-                request.fail(error)
-            elif not request.done.is_set():
-                # Requests that were merged do not share each other's errors: each is tried again alone.
-                await self._read_cold(request.extents[index], [(request, index)])
+        if may_retry:
+            # Requests that were merged do not share each other's errors: each is tried again alone.
+            now = trio.current_time()
+            self._pending.extendleft(_Read(part.extent, [part], now) for part in reversed(read.parts))
+            return
+        for part in read.parts:
+            part.request.fail(error)
 
     async def _read_in_thread(self, extent: Extent) -> bytes:
         self._threads += 1
@@ -201,27 +275,25 @@ class ImageReader:
     def _note_end(self) -> None:
         self._threads -= 1
 
-    def _deliver(
-        self, extent: Extent, unverified: bytes | bytearray | memoryview, receivers: list[tuple[_Request, int]]
-    ) -> None:
+    def _deliver(self, extent: Extent, unverified: bytes | bytearray | memoryview, parts: list[_Part]) -> None:
         self.bytes_read += len(unverified)
         view = memoryview(unverified)
-        for request, index in receivers:
-            wanted = request.extents[index]
+        for wanted, request, number in parts:
             start = wanted.offset - extent.offset
-            request.deliver(index, view[start : start + wanted.length])
+            request.deliver(number, view[start : start + wanted.length])
 
 
-def _merge(batch: list[_Request]) -> list[tuple[Extent, list[tuple[_Request, int]]]]:
-    """The reads that serve a batch of requests, each with the (request, index of extent) pairs it is for."""
-    wanted = sorted(
-        ((extent, request, index) for request in batch for index, extent in enumerate(request.extents)),
-        key=lambda item: item[0],
-    )
-    reads = [(extent, list[tuple[_Request, int]]()) for extent in coalesce((item[0] for item in wanted), MAX_READ)]
+def _parts_of(batch: list[_Request]) -> list[_Part]:
+    return [_Part(extent, request, number) for request in batch for number, extent in enumerate(request.extents)]
+
+
+def _merge(parts: list[_Part]) -> list[tuple[Extent, list[_Part]]]:
+    """The reads that serve parts of requests, each with those it is for."""
+    wanted = sorted(parts, key=itemgetter(0))
+    reads = [(extent, list[_Part]()) for extent in coalesce((part.extent for part in wanted), MAX_READ)]
     position = 0
-    for extent, request, index in wanted:
-        while extent.end > reads[position][0].end:
+    for part in wanted:
+        while part.extent.end > reads[position][0].end:
             position += 1
-        reads[position][1].append((request, index))
+        reads[position][1].append(part)
     return reads
