@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import pytest
 import trio
@@ -111,6 +112,19 @@ class MemoryDevice:
             await trio.lowlevel.checkpoint()
         assert all(extent.offset >= 0 and extent.end <= self.size for extent in extents)
         return [memoryview(bytes(self.content[extent.offset : extent.end])) for extent in extents]
+
+    async def read_several(
+        self,
+        requests: Sequence[Sequence[Extent]],
+        deliver: Callable[[int, list[memoryview] | ImageReadError], None],
+    ) -> None:
+        parts = error = None
+        try:
+            parts = iter(await self.read([extent for extents in requests for extent in extents]))
+        except ImageReadError as failure:
+            error = failure
+        for number, extents in enumerate(requests):
+            deliver(number, error or list(islice(parts or (), len(extents))))
 
 
 def device_over(unverified: MemoryDevice, image: Image, root_hash: bytes | None = None, **options: int) -> VerityDevice:

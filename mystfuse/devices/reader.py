@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -58,9 +58,6 @@ class _Request:
         if not self.done.is_set():
             self.error = error
             self.done.set()
-
-    def outcome(self) -> list[memoryview] | ImageReadError:
-        return self.error or [part for part in self.parts if part is not None]
 
 
 class _Part(NamedTuple):
@@ -143,28 +140,35 @@ class ImageReader:
         """
         if not extents:
             return []
-        (outcome,) = await self.read_several([extents])
-        if isinstance(outcome, ImageReadError):
-            raise outcome
-        return outcome
+        outcomes: list[list[memoryview] | ImageReadError] = []
+        await self.read_several([extents], lambda number, outcome: outcomes.append(outcome))
+        if isinstance(outcomes[0], ImageReadError):
+            raise outcomes[0]
+        return outcomes[0]
 
-    async def read_several(self, requests: Sequence[Sequence[Extent]]) -> list[list[memoryview] | ImageReadError]:
-        """Several requests at once: for each what ``read`` would return, or raise. None of them may be empty."""
+    async def read_several(
+        self,
+        requests: Sequence[Sequence[Extent]],
+        deliver: Callable[[int, list[memoryview] | ImageReadError], None],
+    ) -> None:
+        """Several requests at once, none of them empty. ``deliver`` gets, in their order and as soon as that can be,
+        the number of each and what ``read`` would return, or raise."""
         sent = [_Request(extents, [None] * len(extents), len(extents)) for extents in requests]
         self._under_way.update(sent)
         try:
-            await self._send.send(sent)
-            for request in sent:
+            try:
+                await self._send.send(sent)
+            except trio.BrokenResourceError:
+                for request in sent:
+                    request.fail(ImageReadError(f"{self.source.name}: the reader has ended"))
+            for number, request in enumerate(sent):
                 await request.done.wait()
-        except trio.BrokenResourceError:
-            for request in sent:
-                request.fail(ImageReadError(f"{self.source.name}: the reader has ended"))
+                deliver(number, request.error or [part for part in request.parts if part is not None])
         finally:
             self._under_way.difference_update(sent)
             for request in sent:
                 # Whoever asked may have been cancelled: nothing is read for him any more.
                 request.done.set()
-        return [request.outcome() for request in sent]
 
     def begin(self, extents: Sequence[Extent]) -> Reading:
         """The *unverified* bytes of each extent, if they are in the page cache when the batch is run."""

@@ -12,15 +12,15 @@ import hmac
 import logging
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import trio
 
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.devices.device import Batch, Device, Extent, coalesce, read_now
-from mystfuse.errors import FormatError, ImageReadError, IntegrityError
+from mystfuse.errors import FormatError, ImageReadError, IntegrityError, MystfuseError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,19 @@ HashBlockKey = tuple[int, int]
 """(level, index within the level)"""
 
 
+class UnverifiedDevice(Device, Protocol):
+    """The device below."""
+
+    async def read_several(
+        self,
+        requests: Sequence[Sequence[Extent]],
+        deliver: Callable[[int, list[memoryview] | ImageReadError], None],
+    ) -> None:
+        """Several requests at once, none of them empty. ``deliver`` gets, in their order and as soon as that can be,
+        the number of each and what ``read`` would return, or raise."""
+        ...
+
+
 class VerityDevice:
     """The data area of a verity image, each byte vouched for by ``root_hash``.
 
@@ -46,7 +59,7 @@ class VerityDevice:
 
     def __init__(
         self,
-        unverified: Device,
+        unverified: UnverifiedDevice,
         superblock: VeritySuperblock,
         geometry: TreeGeometry,
         root_hash: bytes,
@@ -71,7 +84,7 @@ class VerityDevice:
         self._verified_hash_blocks: OrderedDict[HashBlockKey, bytes] = OrderedDict()
         # Never fewer than a few paths' worth, whatever the size of a hash block.
         self._max_hash_blocks = max(cache_bytes // superblock.hash_block_size, 2 * len(geometry.levels) + 4)
-        self._loading: dict[HashBlockKey, trio.Event] = {}
+        self._loading: dict[HashBlockKey, _Load] = {}
 
     async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
         """The verified bytes of each extent.
@@ -100,8 +113,8 @@ class VerityDevice:
             unverified = read_now(self._unverified, wanted)
             if unverified is None:
                 return None
-            _check_lengths(wanted, unverified)
-            self._keep_hash_blocks(missing, unverified, held)
+            for key, part in zip(missing, _parts_of(wanted, unverified), strict=True):
+                self._keep_hash_block(key, part, held, {})
         data = self._unverified.begin(runs)
         return None if data is None else Check(self, extents, runs, data, held)
 
@@ -195,9 +208,14 @@ class VerityDevice:
         data: list[memoryview] | None = None
         while True:
             missing = self._missing(parents, held)
-            others = [key for key in missing if key in self._loading]
+            others = [self._loading[key] for key in missing if key in self._loading]
+            for load in others:
+                await load.is_over.wait()
+                # Asking again would be the same question, and take as long again. Without an outcome (whoever loaded it
+                # was cancelled) we do it ourselves.
+                if load.error is not None:
+                    raise load.error
             if others:
-                await self._loading[others[0]].wait()
                 continue
             if missing or data is None:
                 data = await self._fetch(missing, held, runs if data is None else [], data)
@@ -211,36 +229,61 @@ class VerityDevice:
         runs: list[Extent],
         data: list[memoryview] | None,
     ) -> list[memoryview]:
-        """Fetch hash blocks and data in one request, check the hash blocks top down, and keep them."""
-        loaded = trio.Event()
-        for key in missing:
-            self._loading[key] = loaded
-        try:
-            extents = [self._hash_block_extent(key) for key in missing] + runs
-            unverified = await self._unverified.read(extents)
-            _check_lengths(extents, unverified)
-            self._keep_hash_blocks(missing, unverified, held)
-        finally:
-            for key in missing:
-                del self._loading[key]
-            loaded.set()
-        return unverified[len(missing) :] if data is None else data
+        """Fetch hash blocks and data together, check the hash blocks top down, and keep those that are good."""
+        loads = {key: _Load() for key in missing}
+        self._loading.update(loads)
+        errors: dict[HashBlockKey, MystfuseError] = {}
+        # Each hash block by itself: others may want one of them alone.
+        wanted = [[self._hash_block_extent(key)] for key in missing]
+        fetched: list[list[memoryview] | ImageReadError] = []
 
-    def _keep_hash_blocks(
-        self, keys: list[HashBlockKey], unverified: Sequence[memoryview], held: dict[HashBlockKey, bytes]
+        def deliver(number: int, outcome: list[memoryview] | ImageReadError) -> None:
+            if number == len(missing):
+                fetched.append(outcome)
+                return
+            key = missing[number]
+            try:
+                self._keep_hash_block(key, _parts_of(wanted[number], outcome)[0], held, errors)
+            except (IntegrityError, ImageReadError) as error:
+                errors[key] = loads[key].error = error
+            self._end_load(key, loads[key])
+
+        try:
+            await self._unverified.read_several([*wanted, runs] if runs else wanted, deliver)
+        finally:
+            for key, load in loads.items():
+                self._end_load(key, load)
+        if errors:
+            raise next(iter(errors.values()))
+        return _parts_of(runs, fetched[0]) if data is None else data
+
+    def _end_load(self, key: HashBlockKey, load: _Load) -> None:
+        if self._loading.get(key) is load:
+            del self._loading[key]
+            load.is_over.set()
+
+    def _keep_hash_block(
+        self,
+        key: HashBlockKey,
+        part: memoryview,
+        held: dict[HashBlockKey, bytes],
+        errors: Mapping[HashBlockKey, MystfuseError],
     ) -> None:
-        """Check hash blocks from the top down, and put them into ``held`` and among those that are kept.
+        """Check a hash block, and put it into ``held`` and among those that are kept.
 
         Args:
-            unverified: begins with the hash blocks.
+            held: has the one above, if there is one that is good.
+            errors: has what is wrong with the one above, if it is not.
         """
-        for key, part in zip(keys, unverified, strict=False):
-            # A copy: the part may be a small piece of a long read, which it would keep in memory.
-            unverified_block = bytes(part)
-            self._check_hash_block(key, unverified_block, held)
-            held[key] = self._verified_hash_blocks[key] = unverified_block
-            while len(self._verified_hash_blocks) > self._max_hash_blocks:
-                self._verified_hash_blocks.popitem(last=False)
+        level, index = key
+        if (error := errors.get((level + 1, index // self._geometry.digests_per_block))) is not None:
+            raise error
+        # A copy: the part may be a small piece of a long read, which it would keep in memory.
+        unverified_block = bytes(part)
+        self._check_hash_block(key, unverified_block, held)
+        held[key] = self._verified_hash_blocks[key] = unverified_block
+        while len(self._verified_hash_blocks) > self._max_hash_blocks:
+            self._verified_hash_blocks.popitem(last=False)
 
     def _missing(self, parents: Iterable[int], held: dict[HashBlockKey, bytes]) -> list[HashBlockKey]:
         """Hash blocks that are needed to reach ``parents`` from what is verified already, the highest level first.
@@ -336,10 +379,27 @@ class Check:
         return self.parts()
 
 
-def _check_lengths(extents: Sequence[Extent], unverified: Sequence[memoryview]) -> None:
+class _Load:
+    """A hash block that a task loads, and others may wait for."""
+
+    def __init__(self) -> None:
+        self.is_over = trio.Event()
+        self.error: MystfuseError | None = None
+        """Why it cannot be had. Whoever loaded it may also have been cancelled before there was an outcome."""
+
+
+def _parts_of(extents: Sequence[Extent], unverified: Sequence[memoryview] | ImageReadError) -> list[memoryview]:
+    """What came for extents.
+
+    Raises:
+        ImageReadError: it is that, or as many bytes did not come.
+    """
+    if isinstance(unverified, ImageReadError):
+        raise unverified
     for extent, part in zip(extents, unverified, strict=True):
         if len(part) != extent.length:
             raise ImageReadError(f"verity: {len(part)} bytes came for the {extent.length} at {extent.offset}")
+    return list(unverified)
 
 
 def _cut(extents: Sequence[Extent], runs: list[Extent], verified: Sequence[memoryview]) -> list[memoryview]:
