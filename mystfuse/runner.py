@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
@@ -58,18 +58,22 @@ class Runner:
         self._cache = cache
         self._written = written
         self._room = room
-        self._held: dict[int, trio.Event] = {}
+        self._held: dict[int, tuple[int, trio.Event]] = {}
+        """Inodes that are held: by how many, and what is set when by none any more."""
 
-    @asynccontextmanager
-    async def hold(self, ino: int) -> AsyncIterator[None]:
-        """Let nobody change the contents of inode ``ino`` for the time of the block."""
-        while ino in self._held:
-            await self._held[ino].wait()
-        self._held[ino] = trio.Event()
+    @contextmanager
+    def hold(self, ino: int) -> Iterator[None]:
+        """Let nobody change the contents of inode ``ino`` for the time of the block. Several may hold it."""
+        holders, freed = self._held.get(ino) or (0, trio.Event())
+        self._held[ino] = holders + 1, freed
         try:
             yield
         finally:
-            self._held.pop(ino).set()
+            holders, freed = self._held.pop(ino)
+            if holders > 1:
+                self._held[ino] = holders - 1, freed
+            else:
+                freed.set()
 
     def blocks(self) -> Blocks:
         """What is in memory, for one run of an operation that changes nothing."""
@@ -134,7 +138,7 @@ class Runner:
         budget: int | None = None
         while True:
             while ino in self._held:
-                await self._held[ino].wait()
+                await self._held[ino][1].wait()
             transaction.restart(budget)
             try:
                 result = operation(transaction, *args, **kwargs)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from errno import ENOSPC, EROFS
 from functools import partial
 from itertools import groupby
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import trio
 
@@ -71,7 +71,8 @@ class Volume:
         self._runner = Runner(self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room)
         self._workers = workers or Workers()
         self._read_ahead = ReadAhead(self._begin, lambda: self.changes, self._workers)
-        self._moving = trio.Lock()
+        self._moves = 0
+        """Renames across directories until now."""
         self._released = trio.Event()
         self._being_released: set[int] = set()
         self._deferred: dict[int, None] = {}
@@ -196,7 +197,7 @@ class Volume:
             data = await self._try_read(ino, offset, length, recalled)
             if data is not None:
                 return data
-        async with self._runner.hold(ino):
+        with self._runner.hold(ino):
             data = await self._try_read(ino, offset, length, recalled)
         if data is None:
             raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
@@ -269,21 +270,26 @@ class Volume:
             return await self._change(
                 0, names.rename, old_parent, old_name, new_parent, new_name, flags, caller, nothing, nothing
             )
-        # One at a time, so that what is above a directory stays so between looking and moving.
-        async with self._moving:
+        while True:
+            moves = self._moves
             old_ancestors, new_ancestors = await self._ancestors(old_parent), await self._ancestors(new_parent)
-            return await self._change(
-                0,
-                names.rename,
-                old_parent,
-                old_name,
-                new_parent,
-                new_name,
-                flags,
-                caller,
-                old_ancestors,
-                new_ancestors,
-            )
+            try:
+                replaced = await self._change(
+                    0, self._move, moves, old_parent, old_name, new_parent, new_name, flags, caller,
+                    old_ancestors, new_ancestors,
+                )  # fmt: skip
+            except _Moved:
+                continue
+            # Nothing has been awaited since the commit.
+            self._moves += 1
+            return replaced
+
+    def _move(self, filesystem: FileSystem, transaction: Transaction, moves: int, *args: Any) -> Inode | None:
+        # What is above a directory must stay so between looking and moving. Not by a lock: while storage hangs for one,
+        # others go on.
+        if moves != self._moves:
+            raise _Moved
+        return names.rename(filesystem, transaction, *args)
 
     async def write(self, ino: int, offset: int, data: bytes, caller: Caller, whole: bool = False) -> int:
         """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written.
@@ -523,6 +529,10 @@ class Volume:
                 else:
                     pieces.append((piece, b"".join(part for part in contents if not isinstance(part, int)), []))
         return pieces
+
+
+class _Moved(Exception):
+    """Directories have been moved since somebody looked at what is above them."""
 
 
 class _Segment(NamedTuple):
