@@ -117,6 +117,7 @@ class Operations(pyfuse3.Operations):
 
     Args:
         status: gives what ``.mystfuse/status.json`` shows.
+        on_init: called before INIT is answered.
     """
 
     supports_dot_lookup = True
@@ -127,8 +128,10 @@ class Operations(pyfuse3.Operations):
         volume: Volume,
         options: MountOptions,
         status: Callable[[], dict[str, Any]],
+        on_init: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
+        self._on_init = on_init
         self.enable_acl = options.acl and options.xattr
         self.ready = trio.Event()
         """Set while the kernel's INIT is answered."""
@@ -154,6 +157,7 @@ class Operations(pyfuse3.Operations):
         return len(self._files) + len(self._directories)
 
     def init(self) -> None:
+        self._on_init()
         self.ready.set()
 
     @_handler

@@ -21,6 +21,7 @@ from mystfuse.crypto.secret import lock_memory
 from mystfuse.devices.threads import call_in_thread
 from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.fuse.handshake import Handshake
 from mystfuse.fuse.keeper import Keeper
 from mystfuse.fuse.mount import mount
 from mystfuse.fuse.mount_table import Mount, name_this_process
@@ -123,12 +124,14 @@ class Session:
             self._status = self._status_of(pipeline, volume)
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
-            operations = Operations(volume, self._options, self._status)
             descriptor, self._own_mount = self._keeper.mount()
             if descriptor is None:
                 descriptor = self._options.descriptor
+            assert descriptor is not None
             try:
-                mount(operations, f"/dev/fd/{descriptor}", self._options.fuse_options())
+                handshake = Handshake(descriptor)
+                operations = Operations(volume, self._options, self._status, handshake.finish)
+                mount(operations, f"/dev/fd/{handshake.descriptor}", self._options.fuse_options())
             except MountError:
                 with suppress(MountError):
                     self._keeper.unmount(lazy=True)

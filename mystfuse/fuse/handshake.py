@@ -1,0 +1,71 @@
+"""The first request of a mount, INIT: the kernel offers what it can do, and libfuse takes what it knows.
+
+Neither pyfuse3 nor libfuse's mount options can decline what libfuse takes by itself. So we read INIT, strike out what
+must not be, and hand the rest to libfuse.
+
+Sources: the kernel's include/uapi/linux/fuse.h; libfuse's lib/fuse_lowlevel.c, do_init.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+
+from mystfuse.errors import MountError
+
+_FUSE_INIT = 26
+_FUSE_ASYNC_DIO = 1 << 15
+"""With it, the kernel sends O_DIRECT writes of libaio and io_uring and does not wait for them: it drops the cached
+pages and attributes of the file before, and not once more when they are done, so that what others read meanwhile
+stays, old (fs/fuse/file.c, fuse_direct_IO; docs/adr/0013)."""
+_DECLINED = _FUSE_ASYNC_DIO
+_HEADER = struct.Struct("=IIQQIIII")
+"""fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, extensions."""
+_OFFER = struct.Struct("=IIII")
+"""The beginning of fuse_init_in: major, minor, max_readahead, flags."""
+_NO_INIT = "cannot mount: the kernel does not begin with INIT"
+_MAX_REQUEST = 64 << 10
+"""Bytes; the kernel wants room for 8192 (FUSE_MIN_READ_BUFFER)."""
+
+
+class Handshake:
+    """INIT of a mount that was just made, on its way to libfuse.
+
+    Args:
+        device: descriptor of /dev/fuse; it is closed by ``finish``.
+
+    Raises:
+        MountError: there is no INIT to be had: it is unmounted already, or not mounted yet.
+    """
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        request = bytearray(_read(device))
+        if len(request) < _HEADER.size + _OFFER.size or _HEADER.unpack_from(request)[:2] != (len(request), _FUSE_INIT):
+            raise MountError(_NO_INIT)
+        major, minor, max_readahead, flags = _OFFER.unpack_from(request, _HEADER.size)
+        _OFFER.pack_into(request, _HEADER.size, major, minor, max_readahead, flags & ~_DECLINED)
+        offered, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with sender:
+            sender.send(request)
+        self.descriptor = offered.detach()
+        """What libfuse gets for /dev/fuse. Its first request is INIT; ``finish`` has to be called before it answers."""
+
+    def finish(self) -> None:
+        """Put /dev/fuse itself in its place: the answer to INIT goes there, and all that follows."""
+        os.dup2(self._device, self.descriptor, inheritable=False)
+        os.close(self._device)
+
+
+def _read(device: int) -> bytes:
+    poll = select.poll()
+    poll.register(device, select.POLLIN)
+    try:
+        # mount(2) has put it there before it returned.
+        if not poll.poll(0):
+            raise MountError(_NO_INIT)
+        return os.read(device, _MAX_REQUEST)
+    except OSError as error:
+        raise MountError(f"cannot mount: {error.strerror} (unmounted meanwhile?)") from error
