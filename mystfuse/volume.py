@@ -134,6 +134,14 @@ class Volume:
         """What ``name`` in directory ``parent`` refers to; None if there is no such name."""
         return await self._runner.run(self._filesystem.lookup, parent, name)
 
+    async def find_inode(self, ino: int) -> Inode | None:
+        """The inode with the number of a file handle; None if no file has that number."""
+        return await self._runner.run(self._filesystem.find_inode, ino)
+
+    async def find_parent(self, ino: int) -> Inode | None:
+        """The directory above a directory with the number of a file handle; None if there is none (any more)."""
+        return await self._runner.run(self._filesystem.find_parent, ino)
+
     async def dots(self, ino: int) -> tuple[int, int]:
         """Of a directory: (the inode number of the directory above, its size in bytes)."""
 

@@ -20,7 +20,7 @@ from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory import Entry, list_entries, read_parent
 from mystfuse.ext2.group import descriptor_block, read_group_places
-from mystfuse.ext2.inode import Inode, locate_inode, read_inode_at
+from mystfuse.ext2.inode import Inode, is_inode_in_use, locate_inode, read_inode_at
 from mystfuse.ext2.name_index import NameIndexes
 from mystfuse.ext2.superblock import Superblock, read_free_counts
 from mystfuse.ext2.symlink import read_target
@@ -112,6 +112,29 @@ class FileSystem:
                 self._parsed.clear()
             self._parsed[ino] = block[offset : offset + superblock.s_inode_size], inode
         return inode
+
+    def find_inode(self, blocks: Blocks, ino: int) -> Inode | None:
+        """The same for a number that nothing in the file system refers to: it comes from a file handle, which its
+        holder may have kept for long, or made up. None if no file has that number.
+
+        Raises:
+            CorruptFilesystem: the inode is in use and broken.
+        """
+        superblock = self.superblock
+        if ino != EXT2_ROOT_INO and not superblock.s_first_ino <= ino <= superblock.s_inodes_count:
+            return None
+        return self.inode(blocks, ino) if is_inode_in_use(superblock, blocks, ino) else None
+
+    def find_parent(self, blocks: Blocks, ino: int) -> Inode | None:
+        """The directory above a directory, as ``find_inode`` finds both.
+
+        Raises:
+            NotADirectoryError: ``ino`` is something else.
+            CorruptFilesystem: one of the two is broken.
+        """
+        if self.find_inode(blocks, ino) is None:
+            return None
+        return self.find_inode(blocks, self.parent(blocks, self.directory(blocks, ino)))
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
         """What the entries of a directory refer to; None for what cannot be had or cannot be: a damaged or

@@ -41,10 +41,13 @@ class ControlDirectory:
         """Whether user ``uid`` may look into the control directory."""
         return uid in (0, self._uid)
 
-    def lookup(self, name: bytes) -> EntryAttributes | None:
-        """What ``name`` in the control directory is."""
-        ino = CONTROL_INO if name == b"." else _FILES.get(name)
-        return self.attributes(ino) if ino else None
+    def lookup(self, ino: int, name: bytes) -> EntryAttributes | None:
+        """What ``name`` in the control directory is, or in what else has a number of ours: ``.``, of a file handle."""
+        if name != b".":
+            found = _FILES.get(name) if ino == CONTROL_INO else None
+        else:
+            found = ino if ino in (CONTROL_INO, *_FILES.values()) else None
+        return self.attributes(found) if found else None
 
     def attributes(self, ino: int) -> EntryAttributes:
         """The attributes of the control directory or of a file in it; never cached."""

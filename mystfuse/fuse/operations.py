@@ -170,10 +170,23 @@ class Operations(pyfuse3.Operations):
                 return self._control.attributes(CONTROL_INO)
             if self._control.owns(parent_inode):
                 self._check_control(ctx)
-                return (await self._root() if name == b".." else self._control.lookup(name)) or _absent(0)
+                return (await self._root() if name == b".." else self._control.lookup(parent_inode, name)) or _absent(0)
+        if name in (b".", b".."):
+            return await self._lookup_handle(parent_inode, name)
         inode = await self._volume.lookup(_ext2_ino(parent_inode), name)
+        return _absent(CACHE_SECONDS) if inode is None else self._entry(inode)
+
+    async def _lookup_handle(self, number: int, name: bytes) -> EntryAttributes:
+        """Answer for a file handle of NFS or open_by_handle_at(2): the kernel asks by ``.`` for an inode that it has
+        forgotten, of whatever type, and by ``..`` for the directory above a directory (fs/fuse/inode.c,
+        fuse_get_dentry, fuse_get_parent). It compares the generations, and makes ESTALE of our ENOENT."""
+        inode = None
+        if number != EXT2_ROOT_INO:
+            # The kernel's name for the root is another.
+            find = self._volume.find_inode if name == b"." else self._volume.find_parent
+            inode = await find(_ext2_ino(number))
         if inode is None:
-            return _absent(CACHE_SECONDS)
+            return _absent(0)
         attributes = self._entry(inode)
         if inode.ino == EXT2_ROOT_INO:
             attributes.st_ino = pyfuse3.ROOT_INODE
