@@ -50,10 +50,14 @@ def stamp_inodes(
             struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
             struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
             struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
-        low, high = _encode_time(mtime)
+        # Before it loses its upper bits, and with them what is later.
+        low, high = _encode_time(mtime if epoch is None else min(mtime, epoch))
         struct.pack_into("<I", inode, _I_MTIME, low)
         if _has_extra_times(inode, 0, inode_size):
             struct.pack_into("<I", inode, _I_MTIME_EXTRA, high)
+        elif high:
+            shown = os.fsdecode(os.path.join(os.fsencode(directory), path))
+            raise MystfuseError(f"{shown}: its time is after 2038, which inodes of {inode_size} bytes cannot hold")
         write_all(fd, bytes(inode), position)
     if epoch is None:
         return

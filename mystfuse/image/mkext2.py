@@ -31,6 +31,7 @@ from mystfuse.image.luks_format import Random, encrypt_zeros, make_luks_header
 from mystfuse.image.progress import Progress
 from mystfuse.image.seal import SALT_SIZE, VERITY_BLOCK_SIZE, seal, truncate
 from mystfuse.image.source_tree import SourceTree, scan
+from mystfuse.image.tree_limits import choose_block_size
 
 if TYPE_CHECKING:
     from mystfuse.trust.signature import SigningKey
@@ -41,8 +42,6 @@ MIB = 1 << 20
 SMALL_LIMIT = 512 * MIB
 """mke2fs.conf: smaller file systems get 1 KiB blocks and an inode for 4 KiB, others 4 KiB blocks and one for 16 KiB."""
 _MAX_ATTEMPTS = 12
-_LARGER_BLOCK_SIZE = 4096
-"""What is tried when extended attributes do not fit the small blocks that mke2fs chose."""
 _RESERVED = 0.95
 """mke2fs keeps 5 % for root."""
 
@@ -79,10 +78,6 @@ OpenEncrypted = Callable[[AtomicFile, int, XtsCipher], AbstractContextManager[Wr
 """Gives a file of plaintext for what is to be encrypted from a byte of another file on."""
 
 
-class _AttributesTooLarge(Exception):
-    """The extended attributes of some file need a larger block."""
-
-
 def mkext2(
     directory: Path,
     target: Path,
@@ -103,7 +98,8 @@ def mkext2(
     if not directory.is_dir():
         raise UsageError(f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}")
     with AtomicFile(target, force, mode=0o666 if options.encryption is None else 0o600) as file:
-        tree = scan(directory, reproducible=options.epoch is not None)
+        tree = scan(directory, options.epoch)
+        options = _with_block_size(tree, options)
         salt, uuid, tree_uuid, hash_seed = _identities(tree, options)
         if options.encryption is None:
             with progress("copying files", None):
@@ -195,24 +191,19 @@ def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int]:
         size = _round_up(needed, MIB)
 
 
+def _with_block_size(tree: SourceTree, options: Mkext2Options) -> Mkext2Options:
+    """The options with a block size that the directory fits, where mke2fs would choose another."""
+    default = 1024 if planned_size(tree, options)[0] < SMALL_LIMIT else 4096
+    block_size = choose_block_size(
+        options.block_size, default, tree.needed_block, tree.largest_piece, tree.largest_file
+    )
+    return replace(options, block_size=block_size)
+
+
 def _make_filesystem(
     file: WritableFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
 ) -> int:
     """Run mke2fs until the directory fits; returns the size of the file system."""
-    try:
-        return _fit_filesystem(file, directory, tree, options, uuid, hash_seed)
-    except _AttributesTooLarge as error:
-        if options.block_size is not None:
-            raise MystfuseError(
-                f"{directory}: a file's extended attributes do not fit one block of {options.block_size} bytes"
-            ) from error
-        larger = replace(options, block_size=_LARGER_BLOCK_SIZE)
-        return _make_filesystem(file, directory, tree, larger, uuid, hash_seed)
-
-
-def _fit_filesystem(
-    file: WritableFile, directory: Path, tree: SourceTree, options: Mkext2Options, uuid: UUID, hash_seed: UUID
-) -> int:
     size, inodes = planned_size(tree, options)
     for _ in range(_MAX_ATTEMPTS):
         truncate(file, 0)
@@ -288,7 +279,7 @@ def _run_mke2fs(
     if "Could not allocate" in result.stdout:
         return False
     if "Insufficient space to store extended attribute data" in result.stdout:
-        raise _AttributesTooLarge
+        raise MystfuseError(f"{directory}: a file's extended attributes do not fit one block (give --block-size)")
     message = " ".join(result.stdout.split()) or f"exit status {result.returncode}"
     raise MystfuseError(f"mke2fs failed: {message}")
 

@@ -1,0 +1,164 @@
+"""What of a directory has no place in an ext2 file system, or only with larger blocks: found before mke2fs is run.
+
+mke2fs fails in the middle with words of its library, or, where a field of the inode is too small, writes something
+else without a word (seen with 1.47: link counts modulo 65536, times modulo 544 years).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from mystfuse.errors import MystfuseError
+
+MAX_NAME = 255
+"""Bytes: name_len of a directory entry is one byte."""
+MAX_LINKS = 65_000
+"""What mke2fs and e2fsck take (EXT2_LINK_MAX in lib/ext2fs/ext2_fs.h)."""
+MAX_ALLOCATED = 1 << 41
+"""Bytes: i_blocks counts 512-byte sectors in 32 bits."""
+MIN_TIME, MAX_TIME = -(1 << 31), (1 << 34) - (1 << 31) - 1
+"""Seconds: 32 signed bits, and 2 more in i_mtime_extra (Documentation/filesystems/ext4/inodes.rst)."""
+MAX_CHOSEN_BLOCK = 4096
+"""Bytes: larger blocks are made when they are asked for, since the kernel's ext2 does not mount them."""
+_NAME_PREFIXES = (b"user.", b"trusted.", b"security.")
+_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+_ATTRIBUTES_OVERHEAD = 32 + 4
+"""Bytes of a block of attributes that none has: its header, and the end mark."""
+_IN_INODE = 256 - 128 - 32 - 4 - 4
+"""Bytes of attributes that an inode of 256 bytes has room for, and which need not be in the block then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Something that has to fit one block."""
+
+    size: int
+    """Bytes that the block must have at least."""
+    least: int
+    """The same, if as much as possible is in the inode."""
+    path: bytes
+    what: str
+
+
+NO_PIECE = Piece(0, 0, b"", "")
+
+
+def check_fields(path: bytes, status: os.stat_result, epoch: int | None) -> None:
+    """Raise MystfuseError if a file of this name and status cannot be in any ext2 file system.
+
+    Args:
+        epoch: what later times are set back to.
+    """
+    name = os.path.basename(path)
+    if len(name) > MAX_NAME:
+        raise _unfit(path, f"its name has {len(name)} bytes, and ext2 has room for {MAX_NAME}")
+    mtime = status.st_mtime_ns // 1_000_000_000
+    if mtime < MIN_TIME or (mtime > MAX_TIME and epoch is None):
+        raise _unfit(path, f"its time, {mtime} seconds since 1970, is not between the years 1901 and 2446 (touch it)")
+    if status.st_blocks * 512 > MAX_ALLOCATED:
+        raise _unfit(
+            path, f"{status.st_blocks * 512} bytes of data; a file in ext2 has at most {MAX_ALLOCATED} (2 TiB)"
+        )
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if os.geteuid() and not os.access(path, os.R_OK, effective_ids=True):
+        raise MystfuseError(f"{os.fsdecode(path)}: cannot be read: Permission denied")
+
+
+def check_links(path: bytes, count: int, what: str) -> None:
+    """Raise MystfuseError if an inode would have too many links."""
+    if count > MAX_LINKS:
+        raise _unfit(path, f"{what}; ext2 counts at most {MAX_LINKS} links of one inode")
+
+
+def piece_of(path: bytes, target: bytes) -> Piece:
+    """The largest part of a file that has to fit one block: the target of a symbolic link, or all attributes.
+
+    Raises:
+        OSError: the attributes cannot be read.
+    """
+    # The library wants room for a NUL (ext2fs_symlink).
+    link = Piece(len(target) + 1, len(target) + 1, path, f"a link target of {len(target)} bytes")
+    try:
+        names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
+    except OSError:
+        # The file system has none; mke2fs looks no further either.
+        names = []
+    if not names:
+        return link
+    size = _ATTRIBUTES_OVERHEAD
+    for name in names:
+        value = os.getxattr(path, name, follow_symlinks=False)
+        size += 16 + _round_up(_stored_name(name)) + _round_up(_stored_value(name, value))
+    attributes = Piece(size, size - _IN_INODE, path, f"extended attributes of {size} bytes")
+    return max(link, attributes, key=lambda piece: piece.size)
+
+
+def choose_block_size(
+    given: int | None, default: int, needed: int, piece: Piece, largest: tuple[int, bytes]
+) -> int | None:
+    """The block size to ask mke2fs for; None for its own choice.
+
+    Args:
+        given: what the user wants.
+        default: what mke2fs would choose.
+        needed: bytes in which every piece fits for certain.
+        piece: the one with the largest ``least``.
+        largest: size and path of the largest file.
+
+    Raises:
+        MystfuseError: something does not fit blocks of ``given`` bytes, or any that we would choose.
+    """
+    if given is None:
+        if max(needed, _block_for_file(largest[0])) <= default:
+            return None
+        given, advice = MAX_CHOSEN_BLOCK, "--block-size {}, which the kernel's ext2 does not mount, makes larger ones"
+    else:
+        advice = "give --block-size {} or none"
+    if piece.least > given:
+        raise _unfit(piece.path, _advise(f"{piece.what} in one block of {given}", piece.least, advice))
+    if largest[0] > max_file_size(given):
+        limit = max_file_size(given)
+        why = f"{largest[0]} bytes; with blocks of {given} a file has at most {limit}"
+        raise _unfit(largest[1], _advise(why, _block_for_file(largest[0]), advice))
+    return given
+
+
+def max_file_size(block_size: int) -> int:
+    """Bytes that the block map of an inode can address: 12 blocks, and one, two and three levels of indirect ones."""
+    pointers = block_size // 4
+    return (12 + pointers + pointers**2 + pointers**3) * block_size
+
+
+def _block_for_file(size: int) -> int:
+    return next((1 << bits for bits in range(10, 17) if size <= max_file_size(1 << bits)), 1 << 17)
+
+
+def _advise(why: str, needed: int, advice: str) -> str:
+    block_size = max(1024, 1 << (needed - 1).bit_length())
+    return f"{why} ({advice.format(block_size)})" if block_size <= 65536 else why
+
+
+def _unfit(path: bytes, why: str) -> MystfuseError:
+    return MystfuseError(f"{os.fsdecode(path)}: does not fit an ext2 file system: {why}")
+
+
+def _stored_name(name: bytes) -> int:
+    """Bytes: a known prefix is stored as a number."""
+    if name in _ACLS:
+        return 0
+    return len(next((name.removeprefix(prefix) for prefix in _NAME_PREFIXES if name.startswith(prefix)), name))
+
+
+def _stored_value(name: bytes, value: bytes) -> int:
+    """Bytes: of an ACL's entries, only named users and groups take their number with them."""
+    if name not in _ACLS:
+        return len(value)
+    tags = [value[start] for start in range(4, len(value) - 7, 8)]
+    return 4 + sum(8 if tag in (0x02, 0x08) else 4 for tag in tags)
+
+
+def _round_up(size: int) -> int:
+    return -(-size // 4) * 4
