@@ -67,7 +67,8 @@ class FileMaps:
         window = self._windows.get((inode.ino, number))
         if window is None:
             try:
-                window = self._map_window(blocks, inode, number)
+                with blocks.speculating():
+                    window = self._map_window(blocks, inode, number)
             except MystfuseError:
                 # Something is wrong elsewhere in the window, perhaps: it does not matter here.
                 return self._filesystem.map_file(blocks, inode, first, count)

@@ -60,6 +60,12 @@ class Stream:
         """Where it will go on, if it reads from front to back."""
         self.chunks: deque[_Chunk] = deque()
         self.is_at_end = False
+        self.failed = range(0)
+        """Bytes of the last request that failed without a word, because the reader may not need them."""
+
+    def has_failed(self, offset: int, length: int) -> bool:
+        """Whether some of these bytes were among them: then they are needed."""
+        return offset < self.failed.stop and self.failed.start < offset + length
 
 
 class ReadAhead:

@@ -198,7 +198,7 @@ class _Misses:
             if tickets and self._written is not None:
                 self._blocks.recalled.update(await self._written.recall(tickets, keep=True))
             if wanted:
-                await self._fetch(wanted)
+                await self._fetch(wanted & missing.numbers, wanted, missing.speculative)
         elif missing.progress:
             # Something long: others get their turn.
             await trio.lowlevel.checkpoint()
@@ -215,6 +215,7 @@ class _Misses:
         if missing.progress:
             blocks.pinned.clear()
             blocks.damaged.clear()
+            blocks.suspect.clear()
             blocks.recalled.clear()
             self._runs = 0
         self._runs += 1
@@ -231,7 +232,7 @@ class _Misses:
             blocks.recalled.update(recalled)
         try:
             fetched = self._cache.fetch_now(wanted) if wanted else {}
-        except (IntegrityError, ImageReadError):
+        except ImageReadError:
             return False
         blocks.pinned.update(fetched or {})
         self._check_pinned()
@@ -252,16 +253,24 @@ class _Misses:
         if count * self._cache.block_size > MAX_PINNED_BYTES:
             raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
 
-    async def _fetch(self, wanted: frozenset[int]) -> None:
-        """A damaged block must not fail what is fetched along with it: then each is fetched by itself, and those that
-        cannot be had are noted in ``blocks.damaged``."""
-        try:
-            self._blocks.pinned.update(await self._cache.fetch(wanted))
-        except StorageTimeout:
-            raise
-        except (IntegrityError, ImageReadError) as error:
-            if len(wanted) == 1:
-                self._blocks.damaged.update(dict.fromkeys(wanted, error))
+    async def _fetch(self, needed: frozenset[int], wanted: frozenset[int], quietly: bool) -> None:
+        """Fetch ``needed`` blocks, and if possible all that are ``wanted``. A damaged block must not fail what is
+        fetched along with it: then each that is needed is fetched by itself, and told if it cannot be had."""
+        blocks = self._blocks
+        if quietly or len(wanted) > 1:
+            try:
+                blocks.pinned.update(await self._cache.fetch(wanted, quietly=True))
                 return
-            for number in wanted:
-                await self._fetch(frozenset([number]))
+            except StorageTimeout:
+                raise
+            except (IntegrityError, ImageReadError) as error:
+                if quietly and len(wanted) == 1:
+                    blocks.suspect.update(dict.fromkeys(wanted, error))
+                    return
+        for number in sorted(needed):
+            try:
+                blocks.pinned.update(await self._cache.fetch([number], quietly))
+            except StorageTimeout:
+                raise
+            except (IntegrityError, ImageReadError) as error:
+                (blocks.suspect if quietly else blocks.damaged)[number] = error

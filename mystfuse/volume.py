@@ -20,7 +20,7 @@ from mystfuse.devices.device import Batch, Device, Extent, read_now
 from mystfuse.devices.overlay import Overlay
 from mystfuse.devices.overlay_store import OverlayStore
 from mystfuse.devices.workers import INLINE_BYTES, Workers
-from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
+from mystfuse.errors import CorruptFilesystem, FormatError, IntegrityError, MystfuseError
 from mystfuse.ext2 import attributes, contents, names
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
@@ -186,11 +186,15 @@ class Volume:
         """What statfs(2) reports."""
         return await self._runner.run(self._filesystem.statistics)
 
-    async def read(self, ino: int, offset: int, length: int, stream: Stream | None = None) -> bytes | memoryview:
+    async def read(
+        self, ino: int, offset: int, length: int, stream: Stream | None = None, is_ahead: bool = False
+    ) -> bytes | memoryview:
         """Up to ``length`` bytes of a regular file from byte ``offset`` on; fewer only at its end.
 
         Args:
             stream: of a reader who may go on from there; see ``close_stream``.
+            is_ahead: whether the reader (with a ``stream``) may not need all of it, and asks again for what they need
+                when it fails: damage is told only then.
 
         Raises:
             IsADirectoryError: not a regular file.
@@ -200,13 +204,22 @@ class Volume:
             ahead = await self._read_ahead.read(stream, ino, offset, length)
             if ahead is not None:
                 return ahead
+        quietly = is_ahead and stream is not None and not stream.has_failed(offset, length)
+        try:
+            return await self._read(ino, offset, length, quietly)
+        except IntegrityError:
+            if quietly and stream is not None:
+                stream.failed = range(offset, offset + length)
+            raise
+
+    async def _read(self, ino: int, offset: int, length: int, quietly: bool) -> bytes | memoryview:
         recalled: _Recalled = {}
         for _ in range(_READ_ATTEMPTS):
-            data = await self._try_read(ino, offset, length, recalled)
+            data = await self._try_read(ino, offset, length, recalled, quietly)
             if data is not None:
                 return data
         with self._runner.hold(ino):
-            data = await self._try_read(ino, offset, length, recalled)
+            data = await self._try_read(ino, offset, length, recalled, quietly)
         if data is None:
             raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
         return data
@@ -432,13 +445,16 @@ class Volume:
     def _parent_of(self, blocks: Blocks, ino: int) -> int:
         return self._filesystem.parent(blocks, self._filesystem.directory(blocks, ino))
 
-    async def _try_read(self, ino: int, offset: int, length: int, recalled: _Recalled) -> bytes | memoryview | None:
+    async def _try_read(
+        self, ino: int, offset: int, length: int, recalled: _Recalled, quietly: bool
+    ) -> bytes | memoryview | None:
         """Read a range of a file; None if its blocks have become others while they were fetched.
 
         Args:
             recalled: blocks that have been fetched from the store; more are added.
+            quietly: see ``Device.read``.
         """
-        segments = await self._runner.run(self._locate, ino, offset, length)
+        segments = await self._runner.run(self._locate, ino, offset, length, quietly)
         wanted = [segment.extent for segment in segments if segment.content is None]
         fetched: list[memoryview] = []
         if not wanted:
@@ -450,18 +466,18 @@ class Volume:
         if wanted:
             batch = self._device.begin(wanted)
             if batch is None:
-                fetched = await self._device.read(wanted)
+                fetched = await self._device.read(wanted, quietly)
             else:
                 if length > INLINE_BYTES:
                     await self._workers.run(batch.run)
                 else:
                     batch.run()
                 at_once = batch.result()
-                fetched = await self._device.read(wanted) if at_once is None else at_once
+                fetched = await self._device.read(wanted, quietly) if at_once is None else at_once
         await self._recall(tickets, recalled)
         there, parts = wanted, fetched
         while changes != self.changes:
-            segments = await self._runner.run(self._locate, ino, offset, length)
+            segments = await self._runner.run(self._locate, ino, offset, length, quietly)
             changes = self.changes
             now_wanted = [segment.extent for segment in segments if segment.is_in_image]
             found = [_find_part(extent, there, parts) for extent in now_wanted]
@@ -483,8 +499,11 @@ class Volume:
             assert self.overlay is not None
             recalled.update(await self.overlay.recall(missing))
 
-    def _locate(self, blocks: Blocks, ino: int, offset: int, length: int) -> list[_Segment]:
+    def _locate(self, blocks: Blocks, ino: int, offset: int, length: int, quietly: bool = False) -> list[_Segment]:
         """Where a range of a file is, and a copy of what of it has been written, as of now."""
+        if quietly:
+            with blocks.speculating():
+                return self._locate(blocks, ino, offset, length)
         maps = self._maps.as_of(self.changes)
         inode = maps.inode(blocks, ino)
         block_size = self.superblock.block_size
@@ -599,8 +618,7 @@ class _Piece:
 
     def read(self, start: int, end: int) -> bytes | memoryview | None:
         if self._parts is None:
-            # Errors are for who reads the block that is wrong: he reads it again.
-            fetched = None if self._batch.parts() is None else self._batch.result()
+            fetched = self._batch.result()
             if fetched is None:
                 return None
             pieces = iter(fetched)

@@ -31,7 +31,7 @@ class MemoryDevice:
     def begin(self, extents: Sequence[Extent]) -> None:
         return None
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         for offset, length in extents:
             if offset < 0 or length < 0 or offset + length > self.size:
                 raise ImageReadError(f"{length} bytes at {offset} are outside the device")
@@ -50,7 +50,7 @@ class FileDevice:
     def begin(self, extents: Sequence[Extent]) -> None:
         return None
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         with self.path.open("rb") as file:
             parts: list[memoryview] = []
             for offset, length in extents:

@@ -32,7 +32,7 @@ class BitmapDevice(MemoryDevice):
     def is_damaged(self, value: bool) -> None:
         self.damaged = [self._bitmap] if value else []
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         self.reads += any(extent.offset < self._bitmap.stop and self._bitmap.start < extent.end for extent in extents)
         return await super().read(extents)
 

@@ -238,7 +238,7 @@ def test_references_take_no_more_memory_than_inodes_that_are_known() -> None:
 class SlowDevice(MemoryDevice):
     """Lets other tasks run within every read."""
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         for _ in range(3):
             await trio.lowlevel.checkpoint()
         return await super().read(extents)

@@ -104,7 +104,7 @@ class MemoryDevice:
     def begin(self, extents: Sequence[Extent]) -> None:
         return None
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         self.requests += 1
         self.reads.update(extents)
         if self._pause:
@@ -370,7 +370,7 @@ async def test_device_below_that_returns_too_little_gives_an_error_not_short_dat
     image = build(20)
 
     class ShortDevice(MemoryDevice):
-        async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+        async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
             parts = await super().read(extents)
             return [
                 part[: len(part) - missing_blocks * 4096] if extent.offset == 0 else part
@@ -552,7 +552,7 @@ async def test_cancelled_reader_does_not_keep_others_from_the_hash_blocks_it_was
     image = build(300, data_block_size=512, hash_block_size=512)
 
     class SlowOnce(MemoryDevice):
-        async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+        async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
             if not self.requests:
                 self.requests += 1
                 await trio.sleep_forever()
@@ -580,7 +580,7 @@ async def test_failure_of_the_device_below_comes_through_and_is_not_remembered()
     image = build(300, data_block_size=512, hash_block_size=512)
 
     class FailsOnce(MemoryDevice):
-        async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+        async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
             if not self.requests:
                 self.requests += 1
                 raise ImageReadError("memory: Input/output error")

@@ -37,14 +37,17 @@ class BlockCache:
             self._blocks.move_to_end(number)
         return block
 
-    async def fetch(self, numbers: Iterable[int]) -> dict[int, bytes]:
+    async def fetch(self, numbers: Iterable[int], quietly: bool = False) -> dict[int, bytes]:
         """Read blocks from the device and keep them.
+
+        Args:
+            quietly: see ``Device.read``.
 
         Raises:
             IntegrityError, ImageReadError: as the device does; then nothing is kept.
         """
         runs = self._runs(numbers)
-        return self._keep(runs, await self._device.read(runs))
+        return self._keep(runs, await self._device.read(runs, quietly))
 
     def fetch_now(self, numbers: Iterable[int]) -> dict[int, bytes] | None:
         """The same, if the device has the blocks at once; else None."""

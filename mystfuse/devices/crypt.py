@@ -39,7 +39,7 @@ class CryptDevice:
         self._buffers = Buffers()
         self._threads = trio.CapacityLimiter(_THREADS)
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         """The decrypted bytes of each extent.
 
         Raises:
@@ -47,7 +47,7 @@ class CryptDevice:
             ImageReadError: the bytes cannot be had, or lie outside the payload.
         """
         wanted = self._sectors(extents)
-        decryption = Decryption(self, extents, wanted, Complete(await self._verified.read(wanted)))
+        decryption = Decryption(self, extents, wanted, Complete(await self._verified.read(wanted, quietly)))
         if sum(extent.length for extent in wanted) > INLINE_BYTES:
             async with self._threads:
                 try:

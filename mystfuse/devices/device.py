@@ -25,16 +25,12 @@ class Batch(Protocol):
         ...
 
     def parts(self) -> list[memoryview] | None:
-        """What ``result`` will return; None if it will raise, too. After ``run``, in any thread."""
+        """What ``result`` will return. After ``run``, in any thread."""
         ...
 
     def result(self) -> list[memoryview] | None:
         """The bytes of each extent, when ``run`` has come to its end; on the event loop's thread. None when storage has
-        to be waited for: ``read`` does that.
-
-        Raises:
-            IntegrityError: the bytes are not what the hash tree says.
-        """
+        to be waited for, or the bytes are not what the hash tree says: ``read`` waits, and tells."""
         ...
 
 
@@ -60,8 +56,12 @@ class Device(Protocol):
     size: int
     """Bytes."""
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         """Return exactly the bytes of each extent, in the order asked for.
+
+        Args:
+            quietly: nobody has asked for these bytes yet, and who does asks again: damage is an error as ever, but not
+                counted or logged, and ends no mount.
 
         Raises:
             IntegrityError: the bytes are there, but are not what the hash tree says.
@@ -70,19 +70,21 @@ class Device(Protocol):
         ...
 
     def begin(self, extents: Sequence[Extent]) -> Batch | None:
-        """The same in two steps, if the bytes can be had without waiting for storage; else None. Never blocks.
+        """The same in two steps, if the bytes can be had without waiting for storage, and are what they should be; else
+        None. Never blocks, and says nothing of damage: whoever needs the bytes asks ``read``, which does.
 
         Raises:
-            IntegrityError, ImageReadError: as ``read``.
+            ImageReadError: bytes outside the device.
         """
         ...
 
 
 def read_now(device: Device, extents: Sequence[Extent]) -> list[memoryview] | None:
-    """What ``device.read`` returns, if it can be had without waiting for storage; else None. Never blocks.
+    """What ``device.read`` returns, if it can be had without waiting for storage, and is whole; else None. Never
+    blocks, and says nothing of damage.
 
     Raises:
-        IntegrityError, ImageReadError: as ``read``.
+        ImageReadError: bytes outside the device.
     """
     batch = device.begin(extents)
     if batch is None:

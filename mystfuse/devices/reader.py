@@ -132,8 +132,11 @@ class ImageReader:
         self._threads = 0
         """How many are reading, abandoned ones included."""
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         """The *unverified* bytes of each extent, in the order asked for.
+
+        Args:
+            quietly: makes no difference: nothing is verified here.
 
         Raises:
             ImageReadError: an I/O error, a range past the end of the file, a time-out, or the reader has ended.

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import trio
 
@@ -31,6 +31,9 @@ HASH_CACHE_BYTES = 16 << 20
 MAX_BATCH = 8 << 20
 """Bytes of data and hash blocks that one step of a request may need."""
 
+_MAX_LOGGED = 4096
+"""Damaged blocks that are remembered, so that each is logged once."""
+
 HashBlockKey = tuple[int, int]
 """(level, index within the level)"""
 
@@ -46,6 +49,18 @@ class UnverifiedDevice(Device, Protocol):
         """Several requests at once, none of them empty. ``deliver`` gets, in their order and as soon as that can be,
         the number of each and what ``read`` would return, or raise."""
         ...
+
+
+class _Damage(IntegrityError):
+    """Blocks that are not what they should be.
+
+    Args:
+        blocks: their levels and numbers; level -1 is the data.
+    """
+
+    def __init__(self, what: str, blocks: list[tuple[int, int]]) -> None:
+        super().__init__(what)
+        self.blocks = blocks
 
 
 class VerityDevice:
@@ -73,9 +88,10 @@ class VerityDevice:
         self.size = superblock.data_size
         self.blocks_verified = 0
         self.blocks_failed = 0
+        """Counted for each read that failed: a block that is read twice counts twice."""
         self.hash_blocks_verified = 0
         self.on_damage: Callable[[IntegrityError], None] = lambda error: None
-        """Called for every failed check, before the error is raised."""
+        """Called for every read that fails because of damage, before the error is raised."""
         self._unverified = unverified
         self._superblock = superblock
         self._geometry = geometry
@@ -85,9 +101,14 @@ class VerityDevice:
         # Never fewer than a few paths' worth, whatever the size of a hash block.
         self._max_hash_blocks = max(cache_bytes // superblock.hash_block_size, 2 * len(geometry.levels) + 4)
         self._loading: dict[HashBlockKey, _Load] = {}
+        self._logged: set[tuple[int, int]] = set()
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
-        """The verified bytes of each extent.
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
+        """The verified bytes of each extent. Here, and nowhere else, damage is counted, logged, and told to
+        ``on_damage``.
+
+        Args:
+            quietly: it is not: nobody has asked for the bytes yet.
 
         Raises:
             IntegrityError: a data block, or a hash block on its path, is not what it should be. Nothing is returned
@@ -95,13 +116,27 @@ class VerityDevice:
             ImageReadError: the bytes cannot be had, or lie outside the device.
         """
         result: list[memoryview] = []
-        for batch, runs in self._batches(extents):
-            result += _cut(batch, runs, await self._read_runs(runs))
+        try:
+            for batch, runs in self._batches(extents):
+                result += _cut(batch, runs, await self._read_runs(runs))
+        except _Damage as damage:
+            if not quietly:
+                self._tell(damage)
+            raise
         return result
+
+    def _tell(self, damage: _Damage) -> None:
+        self.blocks_failed += len(damage.blocks)
+        if not self._logged.issuperset(damage.blocks):
+            log.error("%s", damage)
+            if len(self._logged) >= _MAX_LOGGED:
+                self._logged.clear()
+            self._logged.update(damage.blocks[:_MAX_LOGGED])
+        self.on_damage(damage)
 
     def begin(self, extents: Sequence[Extent]) -> Check | None:
         """The same in two steps, if data and the hash blocks on their paths can be had without waiting for storage;
-        else None. Hash blocks have been checked when it returns."""
+        else None. Hash blocks have been checked when it returns. Says nothing of damage: ``read`` does."""
         batches = self._batches(extents)
         if len(batches) > 1:
             return None
@@ -113,8 +148,11 @@ class VerityDevice:
             unverified = read_now(self._unverified, wanted)
             if unverified is None:
                 return None
-            for key, part in zip(missing, _parts_of(wanted, unverified), strict=True):
-                self._keep_hash_block(key, part, held, {})
+            try:
+                for key, part in zip(missing, _parts_of(wanted, unverified), strict=True):
+                    self._keep_hash_block(key, part, held, {})
+            except _Damage:
+                return None
         data = self._unverified.begin(runs)
         return None if data is None else Check(self, extents, runs, data, held)
 
@@ -158,7 +196,15 @@ class VerityDevice:
     async def _read_runs(self, runs: list[Extent]) -> list[memoryview]:
         """Read and check runs of whole data blocks."""
         hash_blocks, unverified = await self._load(self._parents(runs), runs)
-        self._count(runs, self._find_mismatches(runs, unverified, hash_blocks))
+        mismatches = self._find_mismatches(runs, unverified, hash_blocks)
+        self._count(runs, mismatches)
+        if mismatches:
+            numbers = ", ".join(map(str, mismatches[:8])) + (", ..." if len(mismatches) > 8 else "")
+            size = self._superblock.data_block_size
+            raise _Damage(
+                f"verity: data block {numbers} ({size} bytes each) does not have its digest",
+                [(-1, number) for number in mismatches],
+            )
         return unverified
 
     def _find_mismatches(
@@ -191,13 +237,9 @@ class VerityDevice:
         return mismatches
 
     def _count(self, runs: list[Extent], mismatches: list[int]) -> None:
-        """Count what has been checked, and raise IntegrityError if some of it was wrong."""
+        """Count the blocks that have been checked and found right."""
         block_size = self._superblock.data_block_size
         self.blocks_verified += sum([run.length for run in runs]) // block_size - len(mismatches)
-        if mismatches:
-            self.blocks_failed += len(mismatches)
-            numbers = ", ".join(map(str, mismatches[:8])) + (", ..." if len(mismatches) > 8 else "")
-            self._fail(f"verity: data block {numbers} ({block_size} bytes each) does not have its digest")
 
     async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[HashBlockKey, bytes], list[memoryview]]:
         """*Verified* hash blocks, the level-0 ones ``parents`` among them, and the *unverified* bytes of ``runs``,
@@ -324,17 +366,10 @@ class VerityDevice:
             size = self._geometry.digest_size
             expected = verified[level + 1, parent][slot * size : (slot + 1) * size]
         if not hmac.compare_digest(self._hasher.digest(unverified_block), expected):
-            self.blocks_failed += 1
             wanted = "the root hash" if level == len(self._geometry.levels) - 1 else "its digest"
             offset = self._hash_block_extent(key).offset
-            self._fail(f"verity: hash block {index} of level {level} (byte {offset}) does not have {wanted}")
+            raise _Damage(f"verity: hash block {index} of level {level} (byte {offset}) does not have {wanted}", [key])
         self.hash_blocks_verified += 1
-
-    def _fail(self, what: str) -> NoReturn:
-        error = IntegrityError(what)
-        log.error("%s", error)
-        self.on_damage(error)
-        raise error
 
     def _hash_block_extent(self, key: HashBlockKey) -> Extent:
         level, index = key

@@ -6,7 +6,8 @@ blocks through the pipeline, pins them to the operation, and runs it again from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
@@ -20,12 +21,16 @@ class BlocksMissing(Exception):
         ahead: block numbers that are worth fetching along with them; the operation can do without.
         progress: True when an operation that works through more blocks than can be pinned has kept what it has done
             so far, and needs none of the blocks it named before.
+        speculative: see ``Blocks.speculating``.
     """
 
-    def __init__(self, numbers: Iterable[int], ahead: Iterable[int] = (), progress: bool = False) -> None:
+    def __init__(
+        self, numbers: Iterable[int], ahead: Iterable[int] = (), progress: bool = False, speculative: bool = False
+    ) -> None:
         self.numbers = frozenset(numbers)
         self.ahead = frozenset(ahead) - self.numbers
         self.progress = progress
+        self.speculative = speculative
         super().__init__(f"{len(self.numbers)} blocks")
 
 
@@ -59,16 +64,29 @@ class Blocks:
         self.pinned: dict[int, bytes] = {}
         self.damaged: dict[int, MystfuseError] = {}
         """Blocks that cannot be had, and why. An operation meets the error when it looks at the block, not before."""
+        self.suspect: dict[int, MystfuseError] = {}
+        """The same of blocks that nobody needed so far: who does has to see, and is told."""
         self.recalled: dict[int, bytes | MystfuseError] = {}
         """By their tickets, written blocks that have been fetched, or why they cannot be."""
         self._cached = cached
         self._written = written
         self._seen: dict[int, bytes] = {}
         """Blocks as this run has seen them: nothing else happens while it runs."""
+        self._is_speculative = False
 
     def restart(self) -> None:
         """A new run begins."""
         self._seen.clear()
+
+    @contextmanager
+    def speculating(self) -> Iterator[None]:
+        """What is looked at in the block has not been asked for by anybody, and errors in it fail nothing: damage is
+        neither counted nor logged. Whoever needs the same block later meets it anew."""
+        before, self._is_speculative = self._is_speculative, True
+        try:
+            yield
+        finally:
+            self._is_speculative = before
 
     def find(self, number: int) -> bytes | None:
         """The block, or None if it is not in memory.
@@ -88,6 +106,8 @@ class Blocks:
             if block is None:
                 if number in self.damaged:
                     raise self.damaged[number]
+                if self._is_speculative and number in self.suspect:
+                    raise self.suspect[number]
                 block = self._cached(number)
                 if block is None:
                     return None
@@ -110,7 +130,8 @@ class Blocks:
         """
         block = self._seen.get(number) or self.find(number)
         if block is None:
-            raise BlocksMissing([number], (other for other in ahead if not self._is_known(other)))
+            others = (other for other in ahead if not self._is_known(other))
+            raise BlocksMissing([number], others, speculative=self._is_speculative)
         return block
 
     def all(self, numbers: Sequence[int]) -> list[bytes]:
@@ -131,7 +152,7 @@ class Blocks:
         """
         missing = [number for number in numbers if number not in self._seen and not self._is_known(number)]
         if missing:
-            raise BlocksMissing(missing)
+            raise BlocksMissing(missing, speculative=self._is_speculative)
 
     def _is_known(self, number: int) -> bool:
         try:

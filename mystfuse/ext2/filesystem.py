@@ -138,7 +138,11 @@ class FileSystem:
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
         """What the entries of a directory refer to; None for what cannot be had or cannot be: a damaged or
-        broken inode, or the root."""
+        broken inode, or the root. Who lists names has not asked for inodes: damage is for who looks one up."""
+        with blocks.speculating():
+            return self._inodes(blocks, numbers)
+
+    def _inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
         superblock = self.superblock
         possible = [ino for ino in numbers if 0 < ino <= superblock.s_inodes_count]
         groups = {(ino - 1) // superblock.s_inodes_per_group for ino in possible}

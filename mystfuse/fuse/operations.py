@@ -48,6 +48,7 @@ ENTRIES_AT_ONCE = 512
 """Directory entries prepared together; what the kernel has no room for is kept for its next request."""
 SMALL_FILE = 64 << 10
 """Bytes: files up to here are handed to the kernel when they are opened."""
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _MAX_HANDED_OVER = 65536
 _AFTER_DOT, _AFTER_DOTDOT = 1, 2
 """Where a listing stands behind ``.`` and ``..``; other positions are byte offsets, all of them larger."""
@@ -315,7 +316,10 @@ class Operations(pyfuse3.Operations):
             return file[off : off + size]
         if isinstance(file, MergedImage):
             return await file.read(off, size)
-        return await self._volume.read(file.ino, off, size, file.stream)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+        # The kernel reads ahead, without saying so, by more than a page; when that fails, it asks page by page for what
+        # somebody reads (mm/filemap.c, filemap_update_page).
+        is_ahead = size > PAGE_SIZE and not file.is_direct
+        return await self._volume.read(file.ino, off, size, file.stream, is_ahead)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
     @_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -88,7 +88,7 @@ class SparseDevice:
     def begin(self, extents: Sequence[Extent]) -> None:
         return None
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         self.bytes_read += sum(extent.length for extent in extents)
         return [memoryview(self._image.get(extent.offset, extent.length)) for extent in extents]
 
