@@ -21,7 +21,7 @@ _MAX_LINE = 256
 """Bytes of a #! line that the kernel reads (BINPRM_BUF_SIZE)."""
 _PT_INTERP = 3
 _MACHINES = {"x86_64": (62, 3), "aarch64": (183, 40), "riscv64": (243,), "ppc64le": (21,), "s390x": (22,)}
-"""e_machine of the programs that a machine runs."""
+"""e_machine of the programs that a machine runs, those of 32 bits last."""
 
 
 class NotExecutable(MystfuseError):
@@ -36,19 +36,20 @@ class ProgramNotFound(MystfuseError):
     exit_status = ExitStatus.PROGRAM_NOT_FOUND
 
 
-def find_program(root: Root, program: str, search_path: str, directory: str) -> str:
+def find_program(root: Root, program: str, search_path: str, directory: str, allows_32_bit: bool) -> str:
     """The absolute path in ``root`` of the program that ``program`` means, which can be executed.
 
     Args:
         search_path: directories, for a name without a slash, as in PATH.
         directory: what a relative path is relative to.
+        allows_32_bit: whether a 64-bit machine may run a 32-bit program: the filter of system calls would end it.
 
     Raises:
         ProgramNotFound, NotExecutable: it cannot; says why.
     """
     if "/" in program:
         path = str(PurePosixPath(directory) / program)
-        _check(root, path, 0)
+        _check(root, path, 0, allows_32_bit)
         return path
     refusal: MystfuseError = ProgramNotFound(f"{program}: not found in the image (PATH={search_path})")
     for place in search_path.split(":"):
@@ -60,7 +61,7 @@ def find_program(root: Root, program: str, search_path: str, directory: str) -> 
         except NotExecutable as error:
             refusal = error
             continue
-        _check(root, path, 0)
+        _check(root, path, 0, allows_32_bit)
         return path
     raise refusal
 
@@ -82,7 +83,7 @@ def _check_permission(root: Root, path: str) -> None:
         os.close(fd)
 
 
-def _check(root: Root, path: str, depth: int) -> None:
+def _check(root: Root, path: str, depth: int, allows_32_bit: bool) -> None:
     """See that the kernel can execute ``path``: itself, its interpreter, its loader."""
     if depth > _MAX_INTERPRETERS:
         raise NotExecutable(f"{path}: too many interpreters of interpreters")
@@ -102,7 +103,7 @@ def _check(root: Root, path: str, depth: int) -> None:
                 interpreter = os.fsdecode(words[0]) if words else ""
                 what = "interpreter"
             elif start.startswith(b"\x7fELF"):
-                interpreter = _elf_interpreter(file.fileno(), path)
+                interpreter = _elf_interpreter(file.fileno(), path, allows_32_bit)
                 what = "loader"
             else:
                 raise NotExecutable(f"{path}: neither a program nor a script that begins with #!")
@@ -113,12 +114,12 @@ def _check(root: Root, path: str, depth: int) -> None:
             raise NotExecutable(f"{path}: its first line names no interpreter")
         return
     try:
-        _check(root, interpreter, depth + 1)
+        _check(root, interpreter, depth + 1, allows_32_bit)
     except ProgramNotFound as error:
         raise ProgramNotFound(f"{path}: its {what} {interpreter} is not in the image") from error
 
 
-def _elf_interpreter(fd: int, path: str) -> str:
+def _elf_interpreter(fd: int, path: str, allows_32_bit: bool) -> str:
     """The loader that an ELF program names, nothing for a static one."""
     header = os.pread(fd, 64, 0)
     if len(header) < 52 or header[4] not in (1, 2) or header[5] not in (1, 2):
@@ -127,6 +128,8 @@ def _elf_interpreter(fd: int, path: str) -> str:
     (machine,) = struct.unpack_from(f"{order}H", header, 18)
     if machine not in _MACHINES.get(platform.machine(), (machine,)):
         raise NotExecutable(f"{path}: a program for another machine (ELF machine {machine})")
+    if not is_64 and not allows_32_bit:
+        raise NotExecutable(f"{path}: a 32-bit program, whose system calls are not filtered: needs --privileged")
     if is_64 and len(header) == 64:
         (table,) = struct.unpack_from(f"{order}Q", header, 32)
         entry_size, count = struct.unpack_from(f"{order}HH", header, 54)

@@ -1,4 +1,4 @@
-"""Running a program with an image as its root: name spaces of our own, what is mounted in them, and bubblewrap.
+"""Running a program with an image as its root: name spaces of our own, and what is mounted in them.
 
 All mounts are made in a private mount name space: they are gone with the last process in it, however that ends.
 """
@@ -6,16 +6,20 @@ All mounts are made in a private mount name space: they are gone with the last p
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+import platform
+import stat
+import struct
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from mystfuse.errors import MountError, MystfuseError
 from mystfuse.fuse.mount_table import own_mountpoints
 from mystfuse.fuse.unmount import unmount
 from mystfuse.openat2 import RESOLVE_IN_ROOT, openat2
+from mystfuse.syscalls import syscall_numbers
 
 # <linux/sched.h>, <sys/mount.h>
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
@@ -23,13 +27,13 @@ _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 0x1000, 0x4000, 1 <<
 _MOUNT_ATTR_RDONLY = 1
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _SYS_MOUNT_SETATTR = 442
+# <linux/keyctl.h>, <linux/prctl.h>, <linux/landlock.h>
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_RESTRICT_SELF = 444, 446
+_LANDLOCK_VERSION, _LANDLOCK_WITH_SCOPES, _SCOPE_ABSTRACT_UNIX_SOCKET = 1, 6, 1
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108
 """Where the image is mounted in the name space: any directory will do, what it hides is not needed there."""
-_CAPABILITIES = (
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_SETFCAP",
-)  # fmt: skip
-"""What root keeps: what containers usually leave it, without making devices."""
 _OWN = ("proc", "dev")
 """Not to be mounted over: bubblewrap makes them."""
 
@@ -82,6 +86,106 @@ def _unshare(flags: int) -> None:
         )
 
 
+def make_user_namespace() -> int:
+    """A descriptor of a new user name space, below ours, with the users and groups of ours: each file keeps its owner,
+    and capabilities in it are worth nothing outside.
+
+    Raises:
+        MystfuseError: the system does not allow it, or no /proc could be mounted in there.
+    """
+    maps = {name: _identity(Path(f"/proc/self/{name}").read_text()) for name in ("uid_map", "gid_map")}
+    (is_there, says), (goes_on, lets) = os.pipe(), os.pipe()
+    # The maps are written from outside: in there, nobody may map more than its own user.
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(lets)
+            _unshare(_CLONE_NEWUSER)
+            os.write(says, b"+")
+            os.read(goes_on, 1)
+            status = _try_proc()
+        finally:
+            os._exit(status)
+    os.close(says)
+    os.close(goes_on)
+    fd = -1
+    try:
+        if os.read(is_there, 1):
+            for name, text in maps.items():
+                with open(f"/proc/{pid}/{name}", "w") as file:
+                    file.write(text)
+            fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MystfuseError(
+            f"no user name space for the program: {error.strerror} (--privileged does without)"
+        ) from error
+    finally:
+        os.close(is_there)
+        os.close(lets)
+        _, status = os.waitpid(pid, 0)
+    if fd < 0:
+        raise MystfuseError("no user name space for the program: are they switched off? (--privileged does without)")
+    if status:
+        os.close(fd)
+        raise MystfuseError(
+            "no /proc for the program: parts of our own are hidden, as in a container (--privileged shows it all)"
+        )
+    return fd
+
+
+def _try_proc() -> int:
+    """Mount a /proc as bubblewrap will, in a process of its own; returns its status. The kernel refuses it if something
+    would come to light that is hidden here."""
+    _unshare(_CLONE_NEWNS | _CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _identity(text: str) -> str:
+    """The map, as of user_namespaces(7), that leaves each number what it is that ``text``, our own map, has."""
+    lines = (line.split() for line in text.splitlines())
+    return "".join(f"{inside} {inside} {count}\n" for inside, _, count in lines)
+
+
+def leave_session_keyring() -> None:
+    """Give this process, and what it starts, a session keyring of its own, with nothing in it.
+
+    Raises:
+        MystfuseError: the system has keyrings, but not one more for us.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(syscall_numbers(platform.machine()).get("keyctl", -1), _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        code = ctypes.get_errno()
+        # A kernel without keyrings, or a container's filter: then there is nothing to be seen either.
+        if code not in (errno.ENOSYS, errno.EPERM):
+            raise MystfuseError(f"no session keyring for the program: {os.strerror(code)}")
+
+
+def leave_abstract_sockets() -> bool:
+    """Keep this process, and what it starts, from abstract sockets of others, by Landlock; no-new-privileges is set
+    with it. Returns whether the kernel can do that (Landlock 6, Linux 6.12)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION) < _LANDLOCK_WITH_SCOPES:
+        return False
+    rules = struct.pack("=QQQ", 0, 0, _SCOPE_ABSTRACT_UNIX_SOCKET)
+    ruleset = libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
+    if ruleset < 0:
+        return False
+    try:
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        return int(libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)) == 0
+    finally:
+        os.close(ruleset)
+
+
 def find_place() -> str:
     """A directory to mount the image on."""
     for place in _PLACES:
@@ -108,27 +212,85 @@ class Root:
         Raises:
             MountError: it is not a directory, cannot be made, or is not to be mounted over.
         """
-        pure = PurePosixPath("/", *(part for part in PurePosixPath(path).parts if part not in ("/", "..")))
-        if len(pure.parts) == 1 or pure.parts[1] in _OWN:
-            raise MountError(f"{path}: nothing can be mounted there")
         try:
-            for part in (*reversed(pure.parents), pure):
+            return _name_of(self._make_directories(_inside(path)))
+        except OSError as error:
+            raise MountError(f"{path}: cannot be mounted on in the image: {error.strerror}") from error
+
+    def _make_directories(self, path: PurePosixPath) -> int:
+        """A descriptor of a directory, which is made, with those above it, if it is not there."""
+        fd = self.open("/", os.O_PATH | os.O_DIRECTORY)
+        for part in (*reversed(path.parents), path)[1:]:
+            parent = fd
+            try:
                 try:
                     fd = self.open(str(part), os.O_PATH | os.O_DIRECTORY)
                 except FileNotFoundError:
-                    parent = self.open(str(part.parent), os.O_PATH | os.O_DIRECTORY)
                     os.mkdir(part.name, 0o755, dir_fd=parent)
-                    os.close(parent)
                     fd = self.open(str(part), os.O_PATH | os.O_DIRECTORY)
-                name = os.readlink(f"/proc/self/fd/{fd}")
-                os.close(fd)
+            finally:
+                os.close(parent)
+        return fd
+
+    def make_file(self, path: str) -> str:
+        """The host's name of file ``path``, which is made, empty, with the directories above it, if it is not there.
+
+        Raises:
+            MountError: it is a directory, cannot be made, or is not to be mounted over.
+        """
+        pure = _inside(path)
+        try:
+            try:
+                fd = self.open(str(pure), os.O_PATH)
+            except FileNotFoundError:
+                parent = self._make_directories(pure.parent)
+                try:
+                    # A link that leads to nothing is not followed: what it names may be anywhere.
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                    fd = os.open(pure.name, flags, 0o644, dir_fd=parent)
+                finally:
+                    os.close(parent)
+            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+            name = _name_of(fd)
+        except FileExistsError:
+            raise MountError(f"{path}: a link in the image that leads to nothing: mount at what it names") from None
         except OSError as error:
             raise MountError(f"{path}: cannot be mounted on in the image: {error.strerror}") from error
+        if is_directory:
+            raise MountError(f"{path}: a directory in the image, where a file is to be mounted")
         return name
 
+    def is_empty_or_absent(self, path: str) -> bool:
+        """Whether there is an empty file at ``path``, or nothing: neither a link that leads somewhere."""
+        try:
+            fd = self.open(path, os.O_PATH)
+        except FileNotFoundError:
+            return True
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+    def remove_dangling_link(self, path: str) -> None:
+        """Remove what is at ``path``, where ``is_empty_or_absent`` has found nothing, if it is a link."""
+        pure = _inside(path)
+        try:
+            parent = self.open(str(pure.parent), os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return
+        try:
+            if stat.S_ISLNK(os.lstat(pure.name, dir_fd=parent).st_mode):
+                os.unlink(pure.name, dir_fd=parent)
+        except FileNotFoundError:
+            return
+        finally:
+            os.close(parent)
+
     def bind(self, source_fd: int, path: str, read_only: bool = False) -> None:
-        """Show a directory of the host, and what is mounted in it, at ``path``."""
-        target = self.make_directory(path)
+        """Show a file of the host, or a directory and what is mounted in it, at ``path``."""
+        is_directory = stat.S_ISDIR(os.fstat(source_fd).st_mode)
+        target = self.make_directory(path) if is_directory else self.make_file(path)
         _mount(f"/proc/self/fd/{source_fd}", target, None, _MS_BIND | _MS_REC)
         if read_only:
             _make_read_only(target)
@@ -142,32 +304,20 @@ class Root:
             _make_read_only(target)
 
 
-def find_bubblewrap() -> str:
-    """The path of bwrap(1); MystfuseError if it is not installed."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        raise MystfuseError("bubblewrap is not installed (apt install bubblewrap)")
-    return bwrap
+def _name_of(fd: int) -> str:
+    """Where ``fd``, which is closed, is."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
-def bubblewrap_options(
-    root: Root, environment: Mapping[str, str], directory: str, has_network: bool, hostname: str | None
-) -> list[str]:
-    """The options of bwrap(1) for a program that sees ``root``, in name spaces of its own."""
-    options = ["--bind", root.path, "/", "--proc", "/proc", "--dev", "/dev", "--die-with-parent"]
-    options += ["--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    if hostname is not None:
-        options += ["--hostname", hostname]
-    if not has_network:
-        options.append("--unshare-net")
-    if os.geteuid() == 0:
-        # As root, bubblewrap leaves a program everything unless told otherwise.
-        options += ["--cap-drop", "ALL"]
-        options += [word for name in _CAPABILITIES for word in ("--cap-add", name)]
-    options += ["--chdir", directory, "--clearenv"]
-    for name, value in environment.items():
-        options += ["--setenv", name, value]
-    return options
+def _inside(path: str) -> PurePosixPath:
+    """``path`` in a root, without what leads up; MountError where nothing can be mounted."""
+    pure = PurePosixPath("/", *(part for part in PurePosixPath(path).parts if part not in ("/", "..")))
+    if len(pure.parts) == 1 or pure.parts[1] in _OWN:
+        raise MountError(f"{path}: nothing can be mounted there")
+    return pure
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -190,7 +340,7 @@ def _make_read_only(target: str) -> None:
     """mount_setattr(2) of what is mounted at ``target`` and everything in it; not in the C library yet."""
     attributes = _MountAttributes(set=_MOUNT_ATTR_RDONLY)
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(target, os.O_PATH | os.O_CLOEXEC)
     try:
         if libc.syscall(
             _SYS_MOUNT_SETATTR,

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mystfuse.syscalls import is_known, syscall_numbers
+from mystfuse.syscalls import known_syscalls, syscall_numbers
 
 # SECCOMP_RET_*
 ALLOW = 0x7FFF0000
@@ -99,8 +99,8 @@ def make_program(policy: Mapping[str, Rules], default: int, machine: str | None 
     machine = machine or platform.machine()
     if machine not in _AUDIT_ARCHES:
         raise FilterError(f"no filters of system calls for {machine}")
-    if unknown := [name for name in policy if not is_known(name)]:
-        raise FilterError(f"no system call is called {', '.join(unknown)}")
+    if unknown := policy.keys() - known_syscalls():
+        raise FilterError(f"no system call is called {', '.join(sorted(unknown))}")
     numbers = syscall_numbers(machine)
     rules = {numbers[name]: policy[name] for name in policy if name in numbers}
     program = [

@@ -89,6 +89,7 @@ def syscall_numbers(machine: str) -> Mapping[str, int]:
     return numbers
 
 
-def is_known(name: str) -> bool:
-    """Whether any machine has the call ``name``."""
-    return any(name in syscall_numbers(machine) for machine in _COLUMNS)
+@cache
+def known_syscalls() -> frozenset[str]:
+    """The names of the calls that any of the machines has."""
+    return frozenset(name for machine in _COLUMNS for name in syscall_numbers(machine))

@@ -67,6 +67,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "bin" / name).chmod(0o755)
     (root / "bin/plain").write_text("#!/bin/sh\n")
     (root / "etc/marker").write_text("from the image\n")
+    (root / "dangling").symlink_to("/nowhere/at/all")
     return root
 
 
@@ -212,12 +213,106 @@ def test_directories_and_images_are_mounted(image: Path, small_tree: Path, small
 @pytest.mark.parametrize(
     "text, status",
     [("/usr", 2), ("/usr=", 2), ("/usr=relative", 2), ("/nowhere=/x", 1), ("/usr=/proc/x", 7), ("/usr=/dev", 7),
-     ("/usr=/", 7), ("/usr=/etc/marker/x", 7), ("/usr=/x,ro", 2), ("/etc/passwd=/x", 6)],
+     ("/usr=/", 7), ("/usr=/etc/marker/x", 7), ("/usr=/x,keyfile=k", 2), ("/usr=/x,ro,rw", 2),
+     ("/etc/passwd=/etc", 7), ("/etc/passwd=/proc/x", 7), ("/etc/passwd=/", 7), ("/etc/passwd=/etc/marker/x", 7),
+     ("/etc/passwd=/dangling", 7), ("/dev/null=/x", 6)],
 )  # fmt: skip
 def test_mounts_that_cannot_be(image: Path, text: str, status: int) -> None:
     result = run_in(image, "true", options=("--mount", text))
     assert result.returncode == status, result.stderr
     assert len([line for line in result.stderr.splitlines() if "trusted by nobody" not in line]) == 1, result.stderr
+
+
+def test_single_files_are_mounted(image: Path, small_image: Path, tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    host.write_text("of the host\n")
+    options: tuple[str | Path, ...] = (
+        "--mount", f"{host}=/etc/marker", "--mount", f"{host}=/top", "--mount", f"{host}=/made/for/it,ro",
+        "--mount", f"{host}=/tmp/file",
+        "--mount", f"{tmp_path}=/dir,ro", "--mount", f"{tmp_path}=/dir-rw,rw", "--mount", f"{small_image}=/image,ro",
+    )  # fmt: skip
+    script = (
+        "cat /etc/marker /top /made/for/it /tmp/file /dir/host /image/hello.txt;"
+        "echo x >> /made/for/it || echo ro; touch /dir/new || echo ro; touch /dir-rw/new; echo new >> /etc/marker"
+    )
+    result = run_in(image, "sh", "-c", script, options=options)
+    assert result.stdout == "of the host\n" * 5 + "hello\nro\nro\n", result.stderr
+    assert host.read_text() == "of the host\nnew\n" and (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("damage", ["fssig", "nothing but it", "LUKS"])
+def test_what_looks_like_an_image_is_not_shown_as_a_file(
+    image: Path, small_image: Path, tmp_path: Path, damage: str
+) -> None:
+    """Damaged, it is refused as before: nobody takes what is in it for something that was verified."""
+    data = bytearray(small_image.read_bytes())
+    if damage == "fssig":
+        del data[-4096:]
+    elif damage == "LUKS":
+        data = bytearray(b"LUKS\xba\xbe") + bytes(5000)
+    else:
+        data[:-4096] = bytes(len(data) - 4096)
+    (tmp_path / "damaged").write_bytes(data)
+    result = run_in(image, "cat", "/x", options=("--mount", f"{tmp_path / 'damaged'}=/x"))
+    assert result.returncode in (4, 6) and result.stdout == "", result
+
+
+# Who resolves names
+
+
+@pytest.fixture
+def host_resolver(tmp_path: Path) -> Iterator[Callable[[Path | None], list[str]]]:
+    """Words that run a command with another /etc/resolv.conf on the host; None for none."""
+
+    def words(resolver: Path | None) -> list[str]:
+        shown = tmp_path / "empty"
+        shown.touch()
+        return [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f'mount --bind {resolver or shown} /etc/resolv.conf && exec "$@"',
+            "sh",
+        ]
+
+    if os.geteuid() or not Path("/etc/resolv.conf").exists():
+        pytest.skip("needs root, and a resolver to put another in the place of")
+    yield words
+
+
+@pytest.mark.parametrize(
+    "there, expected",
+    [(None, "the host's"), ("", "the host's"), ("own\n", "own"), ("-> ../run/stub", "the host's"),
+     ("-> marker", "from the image")],
+)  # fmt: skip
+def test_names_are_resolved_as_on_the_host_where_the_image_does_not_say(
+    host_resolver: Callable[[Path | None], list[str]], tmp_path: Path, there: str | None, expected: str
+) -> None:
+    root, host = tmp_path / "root", tmp_path / "host"
+    (root / "bin").mkdir(parents=True)
+    (root / "etc").mkdir()
+    (root / "etc/marker").write_text("from the image\n")
+    shutil.copy("/bin/busybox", root / "bin/cat")
+    host.write_text("the host's\n")
+    resolver = root / "etc/resolv.conf"
+    if there is not None and there.startswith("-> "):
+        resolver.symlink_to(there[3:])
+    elif there is not None:
+        resolver.write_text(there)
+    assert mystfuse("mkext2", root, tmp_path / "image").returncode == 0
+
+    def shown(*options: str, resolver: Path | None = host) -> str:
+        command = [*host_resolver(resolver), sys.executable, "-m", "mystfuse", "exec", *options]
+        result = run(*command, tmp_path / "image", "cat", "/etc/resolv.conf", check=False, timeout=60)
+        return result.stdout.strip()
+
+    assert shown() == expected
+    if there is None:
+        assert shown("--no-network") == shown(resolver=None) == ""
+        (tmp_path / "given").write_text("given\n")
+        assert shown("--mount", f"{tmp_path / 'given'}=/etc/resolv.conf") == "given"
+    assert host.read_text() == "the host's\n"
 
 
 def test_a_link_in_the_image_leads_nowhere_outside(tree: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from conftest import mystfuse, run
 from mystfuse.errors import FormatError, MystfuseError, NotTrusted, UsageError
 from mystfuse.formats.configuration import Configuration
 from mystfuse.formats.package import PACKAGE_HEADER, PackageContents, PackageFile
-from mystfuse.memory_limit import limited_memory, make_memory_group
+from mystfuse.resource_limits import limited_resources, make_group, make_pids_group
 from mystfuse.trust.package import open_package, sign_package
 from mystfuse.trust.signature import PublicKey, SigningKey
 
@@ -659,8 +659,8 @@ def test_a_program_is_put_into_its_control_group(monkeypatch: pytest.MonkeyPatch
         group.mkdir()
     except OSError:
         pytest.skip("no control group can be made")
-    monkeypatch.setattr("mystfuse.memory_limit.make_memory_group", lambda size: group)
-    with limited_memory(1 << 24) as limit:
+    monkeypatch.setattr("mystfuse.resource_limits.make_group", lambda settings: (group, frozenset(settings)))
+    with limited_resources(1 << 24) as limit:
         said = subprocess.run(
             ["cat", "/proc/self/cgroup"], preexec_fn=limit, capture_output=True, text=True, check=True, timeout=60
         )
@@ -674,18 +674,48 @@ def test_a_control_group_is_made_where_it_can_be(tmp_path: Path) -> None:
     own = root / "user.slice/shell.scope"
     own.mkdir(parents=True)
     (proc / "self").mkdir(parents=True)
-    (proc / "self/cgroup").write_text("1:name=systemd:/x\n0::/user.slice/shell.scope\n")
-    assert make_memory_group(1 << 20, proc, (root,)) is None
+    (proc / "self/cgroup").write_text("3:pids:/a\n1:name=systemd:/x\n0::/user.slice/shell.scope\n")
+    memory = {"memory": {"memory.max": "1048576"}}
+    assert make_group(memory, proc, (root,)) is None
     (root / "cgroup.controllers").write_text("memory pids\n")
     (own / "cgroup.subtree_control").write_text("\n")
     (root / "user.slice/cgroup.subtree_control").write_text("cpu pids\n")
-    assert make_memory_group(1 << 20, proc, (tmp_path / "absent", root)) is None
+    assert make_group(memory, proc, (tmp_path / "absent", root)) is None
     (root / "user.slice/cgroup.subtree_control").write_text("cpu memory\n")
     left_behind = root / "user.slice/mystfuse-99999999"
     left_behind.mkdir()
     # A directory of a real control group has files as soon as it is made; this one has none, so it is given back.
-    assert make_memory_group(1 << 20, proc, (root,)) is None
+    assert make_group(memory, proc, (root,)) is None
+    assert make_pids_group(10, proc, root) is None
     assert sorted(os.listdir(root / "user.slice")) == ["cgroup.subtree_control", "shell.scope"]
+
+
+def test_each_controller_that_is_there_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On plain files, in which groups are made with what the kernel would put there."""
+    root, proc = tmp_path / "cgroup", tmp_path / "proc"
+    (root / "a").mkdir(parents=True)
+    (proc / "self").mkdir(parents=True)
+    (proc / "self/cgroup").write_text("3:pids:/a\n0::/\n")
+    (root / "cgroup.controllers").touch()
+    for place in root, root / "a":
+        (place / "cgroup.procs").touch()
+    make = Path.mkdir
+
+    def mkdir(path: Path, *words: Any) -> None:
+        make(path, *words)
+        for name in "memory.max", "pids.max", "cgroup.procs":
+            (path / name).touch()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    settings = {"memory": {"memory.max": "77", "memory.swap.max": "0"}, "pids": {"pids.max": "9"}}
+    for control, expected in ("memory pids", {"77", "9"}), ("memory", {"77", ""}), ("cpu pids", {"", "9"}):
+        (root / "cgroup.subtree_control").write_text(f"{control}\n")
+        made = make_group(settings, proc, (root,))
+        assert made is not None and made[1] == set(control.split()) - {"cpu"}
+        assert {(made[0] / name).read_text() for name in ("memory.max", "pids.max")} == expected
+        shutil.rmtree(made[0])
+    old = make_pids_group(9, proc, root)
+    assert old is not None and old.parent == root / "a" and (old / "pids.max").read_text() == "9"
 
 
 # Mounts
@@ -696,23 +726,25 @@ def test_mounts(package: Callable[..., Path], image: Path, data_image: Path, tmp
     host.mkdir()
     (host / "file").write_text("from the host\n")
     text = (
-        "cat /host/file /ro/file /data/data; ls -A /ram; touch /ram/x /host/new /data/new;"
+        "cat /host/file /ro/file /one/file /data/data; echo x >> /one/file || echo read-only; ls -A /ram;"
+        " touch /ram/x /host/new /data/new;"
         "touch /ro/x || echo read-only; touch /rodata/x || echo read-only; touch /roram/x || echo read-only"
     )
     mounts = [
         {"Target": "/host", "Type": "hostfs"},
         {"Target": "/ro", "Type": "hostfs", "Flags": ["ro"]},
+        {"Target": "/one/file", "Type": "hostfs", "Flags": ["ro"]},
         {"Target": "/data", "Type": "ext2", "Flags": ["rw"]},
         {"Target": "/rodata", "Type": "ext2", "Flags": ["ro"]},
         {"Target": "/ram", "Type": "ramfs"},
         {"Target": "/roram", "Type": "ramfs", "Flags": ["ro"]},
     ]
     path = package("--roothash", root_hash(data_image), **script(text), Mount=mounts)
-    sources = {"/host": host, "/ro": host, "/data": data_image, "/rodata": data_image}
+    sources = {"/host": host, "/ro": host, "/one/file": host / "file", "/data": data_image, "/rodata": data_image}
     options = [f"--mount={source}={target}" for target, source in sources.items()]
     result = execute(path, image, *options)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "from the host\nfrom the host\nfrom the image\n" + "read-only\n" * 3
+    assert result.stdout == "from the host\n" * 3 + "from the image\n" + "read-only\n" * 4
     assert (host / "new").exists()
     assert not (host / "x").exists()
 
@@ -725,7 +757,13 @@ def test_mounts(package: Callable[..., Path], image: Path, data_image: Path, tmp
         (f"{host}=/host", "given twice"),
     ):
         assert what in refused_run(path, *options, "--mount", wrong)
-    for wrong in f"{data_image}=/host", f"{host}=/data", f"{data_image}=/data,insecure", f"{data_image}=/data,uid=0":
+    for wrong in (
+        f"{data_image}=/host",
+        f"{host}=/data",
+        f"{host}=/host,ro",
+        f"{data_image}=/data,insecure",
+        f"{data_image}=/data,uid=0",
+    ):
         target = wrong.rpartition("=/")[2].split(",")[0]
         others = [option for option in options if not option.endswith(f"=/{target}")]
         assert wrong.split(",")[0] in refused_run(path, *others, "--mount", wrong)

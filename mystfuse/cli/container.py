@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,24 +14,34 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mystfuse.bubblewrap import Confinement, bubblewrap_options, find_bubblewrap
 from mystfuse.cli.mount import make_job, parse_mount_options
 from mystfuse.cli.mount_job import MountJob
-from mystfuse.cli.text import complain
+from mystfuse.cli.text import complain, warn
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
+from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
+from mystfuse.formats.luks_magic import LUKS_MAGIC
 from mystfuse.fuse.daemon import run_in_background
-from mystfuse.memory_limit import limited_memory
 from mystfuse.program import find_program
+from mystfuse.program_filter import program_filter
+from mystfuse.resource_limits import limited_resources
 from mystfuse.sandbox import (
     Root,
-    bubblewrap_options,
     drop_mounts_of_ours,
     enter_private_namespace,
-    find_bubblewrap,
     find_place,
+    leave_abstract_sockets,
+    leave_session_keyring,
+    make_user_namespace,
     shield_next_child,
 )
 
+DEFAULT_PROCESSES = 2048
+"""As podman has it."""
+RESOLVER = "/etc/resolv.conf"
+_EXT2_MAGIC_OFFSET, _EXT2_MAGIC = 1024 + 56, b"\x53\xef"
+"""s_magic of a superblock."""
 _PATIENCE = 10_000
 """Milliseconds that a daemon gets to end."""
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -40,7 +51,7 @@ _IGNORED = (signal.SIGINT, signal.SIGQUIT)
 
 @dataclass(frozen=True, slots=True)
 class ContainerMount:
-    """A directory of the host, another image, or an empty directory, that the program sees at ``target``."""
+    """A file or directory of the host, another image, or an empty directory, that the program sees at ``target``."""
 
     source: str | None
     """None for an empty directory in memory."""
@@ -49,24 +60,31 @@ class ContainerMount:
     """Of an image: as those of ``mystfuse mount``."""
     is_image: bool = False
     is_read_only: bool = False
-    """Of a directory."""
+    """Of a file or directory."""
 
     @classmethod
-    def parse(cls, text: str) -> ContainerMount:
-        """Parse ``SOURCE=TARGET[,OPTION...]``; a directory is shown as it is, anything else must be an image.
+    def parse(cls, text: str, is_image: bool | None = None) -> ContainerMount:
+        """Parse ``SOURCE=TARGET[,OPTION...]``.
+
+        Args:
+            is_image: whether SOURCE is to be an image, or to be shown as it is; None: an image is told by its contents,
+                or by options that only images have.
 
         Raises:
-            UsageError: it is neither.
+            UsageError: it is neither, or has options without a meaning.
         """
         source, equals, rest = text.partition("=")
-        target, comma, options = rest.partition(",")
+        target, _, options = rest.partition(",")
         if not source or not equals or not target.startswith("/"):
             raise UsageError(f"--mount {text}: must be SOURCE=/TARGET[,OPTION...]")
+        words = set(options.split(",")) - {""}
+        if is_image is None:
+            is_image = not os.path.isdir(source) and (not words <= {"ro", "rw"} or not _is_plain_file(source))
+        if not is_image:
+            if not words <= {"ro", "rw"} or len(words) > 1:
+                raise UsageError(f"--mount {text}: {source} is no image: ro or rw is all that can be said of it")
+            return cls(source, target, is_read_only="ro" in words)
         given: dict[str, Any] = {"roothashes": (), "pubkeys": ()}
-        if os.path.isdir(source):
-            if comma:
-                raise UsageError(f"--mount {text}: options are for images, and {source} is a directory")
-            return cls(source, target)
         if parse_mount_options(options, given):
             raise UsageError(f"--mount {text}: an option that has no meaning here")
         return cls(source, target, given, is_image=True)
@@ -88,6 +106,10 @@ class Container:
     hostname: str | None = None
     memory_limit: int | None = None
     """Bytes that the program may take up."""
+    process_limit: int | None = None
+    """How many processes and threads it may have; None: ``DEFAULT_PROCESSES``, where that can be had; 0: no limit."""
+    is_privileged: bool = False
+    """It may do what we may."""
 
 
 class _Daemons:
@@ -132,6 +154,7 @@ def run_container(container: Container) -> int:
         MystfuseError: it could not be started.
     """
     bwrap = find_bubblewrap()
+    leave_session_keyring()
     enter_private_namespace()
     is_root = os.geteuid() == 0
     daemons = _Daemons()
@@ -140,11 +163,16 @@ def run_container(container: Container) -> int:
         job = make_job({**container.options, **owner}, frozenset(), FileSource(container.image), find_place())
         # Everything is opened before anything can hide it.
         sources = [_open_source(mount, owner) for mount in container.mounts]
+        resolver = _open_resolver() if container.has_network else None
+        confinement = None if container.is_privileged else _confine(is_root)
         drop_mounts_of_ours(
             [mount.source for mount in container.mounts if mount.source is not None and not mount.is_image]
         )
         daemons.start(job)
         root = Root(job.options.mountpoint)
+        if resolver is not None:
+            # First: what --mount says comes over it.
+            _give_resolver(root, resolver)
         # Whatever the image has there, everybody can write to it.
         root.mount_tmpfs("/tmp", container.options.get("overlay_limit"))  # noqa: S108
         for mount, source in zip(container.mounts, sources, strict=True):
@@ -156,42 +184,127 @@ def run_container(container: Container) -> int:
             else:
                 root.bind(source, mount.target, mount.is_read_only)
                 os.close(source)
-        program = find_program(root, container.program, container.environment.get("PATH", ""), container.directory)
-        box = bubblewrap_options(
-            root, container.environment, container.directory, container.has_network, container.hostname
+        program = find_program(
+            root,
+            container.program,
+            container.environment.get("PATH", ""),
+            container.directory,
+            allows_32_bit=confinement is None or confinement.system_calls is None,
         )
-        with limited_memory(container.memory_limit) as limit:
-            return _run(bwrap, box, [program, *container.arguments], daemons, limit)
+        box = bubblewrap_options(
+            root.path,
+            container.environment,
+            container.directory,
+            container.has_network,
+            container.hostname,
+            confinement,
+        )
+        if container.has_network and not container.is_privileged:
+            leave_abstract_sockets()
+        processes = DEFAULT_PROCESSES if container.process_limit is None else container.process_limit or None
+        with limited_resources(container.memory_limit, processes, container.process_limit is not None) as limit:
+            inherited = [] if confinement is None else confinement.descriptors
+            return _run(bwrap, box, [program, *container.arguments], daemons, limit, inherited)
     finally:
         daemons.stop()
 
 
+def _is_plain_file(path: str) -> bool:
+    """Whether ``path`` is a file without anything of an image in it: no fssig at its end, no EXT2, no LUKS."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False
+            start = file.read(_EXT2_MAGIC_OFFSET + len(_EXT2_MAGIC))
+            file.seek(max(0, size - FSSIG_SIZE))
+            end = file.read(8)
+    except OSError:
+        # The one who opens it as an image says why that cannot be.
+        return False
+    return not (has_fssig_magic(end) or start.startswith(LUKS_MAGIC) or start[_EXT2_MAGIC_OFFSET:] == _EXT2_MAGIC)
+
+
 def _open_source(mount: ContainerMount, owner: Mapping[str, Any]) -> MountJob | int | None:
-    """The job of mounting an image, its mountpoint still to be said, or a descriptor of a directory."""
+    """The job of mounting an image, its mountpoint still to be said, or a descriptor of a file or directory."""
     if mount.source is None:
         return None
     if mount.is_image:
         return make_job({**mount.options, **owner}, frozenset(), FileSource(mount.source), "")
     try:
-        return os.open(mount.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise MountError(f"{mount.source}: {error.strerror}") from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise MountError(f"{mount.source}: neither a file nor a directory")
+    return fd
+
+
+def _open_resolver() -> int | None:
+    """A descriptor of the file that says who resolves names for the host; None if it has none."""
+    with suppress(OSError):
+        fd = os.open(RESOLVER, os.O_PATH | os.O_CLOEXEC)
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            return fd
+        os.close(fd)
+    return None
+
+
+def _give_resolver(root: Root, resolver: int) -> None:
+    """As container engines do: who resolves names for the host, does so for a program with the host's network, if the
+    image says nothing about it."""
+    try:
+        if root.is_empty_or_absent(RESOLVER):
+            # As images of systems with systemd-resolved have it: a link into /run.
+            root.remove_dangling_link(RESOLVER)
+            root.bind(resolver, RESOLVER, read_only=True)
+    except (OSError, MountError) as error:
+        warn(f"names cannot be resolved: {error}")
+    finally:
+        os.close(resolver)
+
+
+def _confine(is_root: bool) -> Confinement:
+    """What the program is kept from, made ready for bubblewrap."""
+    program = program_filter()
+    if program is None:
+        warn("this machine's system calls are not known: the program runs without a filter of them")
+    return Confinement(
+        user_namespace=make_user_namespace() if is_root else None,
+        system_calls=None if program is None else _as_file("bwrap-filter", program),
+    )
+
+
+def _as_file(name: str, data: bytes) -> int:
+    """A descriptor of a file in memory."""
+    fd = os.memfd_create(name)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def _run(
-    bwrap: str, box: Sequence[str], command: Sequence[str], daemons: _Daemons, limit: Callable[[], None] | None
+    bwrap: str,
+    box: Sequence[str],
+    command: Sequence[str],
+    daemons: _Daemons,
+    limit: Callable[[], None] | None,
+    inherited: Sequence[int],
 ) -> int:
     """Run bubblewrap, which calls ``limit`` before it begins, until it ends, or a daemon that it cannot do without."""
     # In a file, where ps(1) does not show the environment.
-    options = os.memfd_create("bwrap-options")
-    os.write(options, b"".join(os.fsencode(word) + b"\0" for word in box))
-    os.lseek(options, 0, os.SEEK_SET)
+    options = _as_file("bwrap-options", b"".join(os.fsencode(word) + b"\0" for word in box))
     shield_next_child()
     try:
-        child = subprocess.Popen([bwrap, "--args", str(options), "--", *command], pass_fds=[options], preexec_fn=limit)
+        child = subprocess.Popen(
+            [bwrap, "--args", str(options), "--", *command], pass_fds=[options, *inherited], preexec_fn=limit
+        )
     except subprocess.SubprocessError as error:
-        raise MystfuseError("the memory of the program could not be bounded: its control group is gone?") from error
-    os.close(options)
+        raise MystfuseError("the program could not be bounded: its control group is gone?") from error
+    for fd in (options, *inherited):
+        os.close(fd)
 
     def forward(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):

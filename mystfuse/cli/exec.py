@@ -9,7 +9,7 @@ import click
 
 from mystfuse.cli.container import Container, ContainerMount, run_container
 from mystfuse.cli.keys import key_options
-from mystfuse.cli.options import parse_size, trust_options
+from mystfuse.cli.options import confinement_options, parse_size, trust_options
 from mystfuse.errors import UsageError
 from mystfuse.program import DEFAULT_PATH
 
@@ -28,11 +28,12 @@ _PASSED_ON = ("TERM", "LANG", "TZ")
     "mounts",
     multiple=True,
     metavar="SOURCE=TARGET",
-    help="Show a directory, or another image (SOURCE=TARGET,keyfile=...), at TARGET (repeatable).",
+    help="Show a file, a directory (SOURCE=TARGET,ro) or another image (...,keyfile=...) at TARGET (repeatable).",
 )
 @click.option("--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable, or pass it on (repeatable).")
 @click.option("--cwd", default="/", metavar="DIR", help="Where the program starts (default: /).")
 @click.option("--no-network", is_flag=True, help="Give it no network.")
+@confinement_options
 @click.option("--overlay-limit", type=parse_size, metavar="SIZE", help="Memory that what it writes may take up.")
 @click.option(
     "--overlay-store",
@@ -54,6 +55,8 @@ def command(
     variables: tuple[str, ...],
     cwd: str,
     no_network: bool,
+    privileged: bool,
+    pids_limit: int | None,
     overlay_limit: int | None,
     overlay_store: str | None,
     image: str,
@@ -63,8 +66,9 @@ def command(
     """Run PROGRAM, a file in IMAGE, with IMAGE as its root directory. What it writes is forgotten when it ends.
 
     It has processes, mounts and a host name of its own (bubblewrap), /proc, a minimal /dev and an empty /tmp; the
-    network is the host's. As an ordinary user, what root owns in the image is yours. Exits as PROGRAM does, with 128+N
-    for signal N, 126 if it cannot be executed, 127 if it is not there.
+    network is the host's, and who resolves names if the image does not say. It may do what containers may by default
+    (--privileged: what you may). As an ordinary user, what root owns in the image is yours. Exits as PROGRAM does, with
+    128+N for signal N, 126 if it cannot be executed, 127 if it is not there.
     """
     if not PurePosixPath(cwd).is_absolute():
         raise UsageError(f"--cwd {cwd}: must be an absolute path")
@@ -87,6 +91,8 @@ def command(
             directory=cwd,
             mounts=[ContainerMount.parse(text) for text in mounts],
             has_network=not no_network,
+            process_limit=pids_limit,
+            is_privileged=privileged,
         )
     )
 

@@ -74,6 +74,23 @@ def trust_options(command: F) -> F:
     return command
 
 
+def confinement_options(command: F) -> F:
+    """Add the options of what a program may do."""
+    for option in reversed(
+        (
+            click.option("--privileged", is_flag=True, help="Let it do what you may, as root above all: unconfined."),
+            click.option(
+                "--pids-limit",
+                type=click.IntRange(0, 1 << 22),
+                metavar="N",
+                help="How many processes and threads it may have (default: 2048; 0: any number).",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def load_trust(
     roothashes: Sequence[str], pubkeys: Sequence[str], insecure: bool, hash_offset: int | None, trust_self: bool
 ) -> TrustOptions:

@@ -12,6 +12,7 @@ import click
 
 from mystfuse.cli.container import Container, ContainerMount, run_container
 from mystfuse.cli.keys import key_options
+from mystfuse.cli.options import confinement_options
 from mystfuse.cli.text import warn
 from mystfuse.configured_file import open_configured_file
 from mystfuse.errors import MystfuseError, UsageError
@@ -36,8 +37,13 @@ class _PackageFirst(click.Command):
         return super().parse_args(ctx, [*before, *after, "--", *rest[:1], *arguments])
 
     def _split(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
-        """The options that ``args`` begin with, and what comes after them. All but --help have a value."""
-        with_value = {name for parameter in self.params for name in parameter.opts}
+        """The options that ``args`` begin with, and what comes after them."""
+        with_value = {
+            name
+            for parameter in self.params
+            if not (isinstance(parameter, click.Option) and parameter.is_flag)
+            for name in parameter.opts
+        }
         index = 0
         while index < len(args) and args[index].startswith("-") and args[index] != "-":
             word = args[index]
@@ -61,7 +67,7 @@ class _PackageFirst(click.Command):
     "mounts",
     multiple=True,
     metavar="SOURCE=TARGET",
-    help="The directory or image (SOURCE=TARGET,keyfile=...) for a mount that the package declares (repeatable).",
+    help="The file, directory or image (...,keyfile=...) for a mount that the package declares (repeatable).",
 )
 @click.option(
     "--signer",
@@ -71,6 +77,7 @@ class _PackageFirst(click.Command):
     help="Run it only if signed by this key (repeatable; default: those in /etc/mystfuse/signers.d).",
 )
 @key_options
+@confinement_options
 @click.argument("package", type=click.Path(readable=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -79,6 +86,8 @@ def command(
     signers: tuple[str, ...],
     key_file: str | None,
     passphrase_file: str | None,
+    privileged: bool,
+    pids_limit: int | None,
     package: str,
     arguments: tuple[str, ...],
 ) -> int:
@@ -120,6 +129,8 @@ def command(
             mounts=_mounts(opened, mounts),
             hostname=configuration.hostname,
             memory_limit=configuration.memory_size,
+            process_limit=pids_limit,
+            is_privileged=privileged,
         )
     )
 
@@ -151,35 +162,38 @@ def _mounts(package: Package, texts: Sequence[str]) -> list[ContainerMount]:
     Raises:
         UsageError: a source is missing, of another type, or for a target that is not declared.
     """
-    given: dict[str, ContainerMount] = {}
+    given: dict[str, str] = {}
     for text in texts:
-        mount = ContainerMount.parse(text)
-        if mount.target in given:
-            raise UsageError(f"--mount {text}: {mount.target} is given twice")
-        if any(value != () for name, value in mount.options.items() if name not in _KEYS):
-            raise UsageError(f"--mount {text}: only a key can be given here, the package says the rest")
-        given[mount.target] = mount
+        target = ContainerMount.parse(text).target
+        if target in given:
+            raise UsageError(f"--mount {text}: {target} is given twice")
+        given[target] = text
     mounts: list[ContainerMount] = []
     memory = package.contents.configuration.memory_size
     for entry in package.contents.configuration.mounts:
         if entry.type is MountType.RAMFS:
             mounts.append(ContainerMount(None, entry.target, is_read_only=entry.is_read_only))
             continue
-        found = given.pop(entry.target, None)
-        what = "an image" if entry.type is MountType.EXT2 else "a directory"
-        if found is None:
+        given_text = given.pop(entry.target, None)
+        is_image = entry.type is MountType.EXT2
+        what = "an image" if is_image else "a file or directory"
+        if given_text is None:
             raise UsageError(f"{entry.target}: the package wants {what} there: give --mount SOURCE={entry.target}")
-        if found.is_image != (entry.type is MountType.EXT2):
-            raise UsageError(f"--mount {found.source}={entry.target}: the package wants {what} there")
+        # What is to be an image is opened as one, whatever is in it.
+        found = ContainerMount.parse(given_text, is_image or None)
+        if found.is_image != is_image or (is_image and os.path.isdir(found.source or "")):
+            raise UsageError(f"--mount {given_text}: the package wants {what} there")
+        if found.is_read_only or any(value != () for name, value in found.options.items() if name not in _KEYS):
+            raise UsageError(f"--mount {given_text}: only a key can be given here, the package says the rest")
         options: dict[str, Any] = {}
-        if found.is_image:
+        if is_image:
             options = {
                 **{name: value for name, value in found.options.items() if name in _KEYS},
                 "policy": package.policy(entry),
                 "overlay_limit": memory,
                 "read_only": entry.is_read_only,
             }
-        mounts.append(ContainerMount(found.source, entry.target, options, found.is_image, entry.is_read_only))
+        mounts.append(ContainerMount(found.source, entry.target, options, is_image, entry.is_read_only))
     if given:
         declared = ", ".join(entry.target for entry in package.contents.configuration.mounts) or "none"
         raise UsageError(

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.tools import BenchmarkError, mystfuse_command, run
 
 from mystfuse.fuse.mount_table import find_mount
-from mystfuse.memory_limit import limited_memory
+from mystfuse.resource_limits import limited_resources
 
 _PR_SET_CHILD_SUBREAPER = 36
 """prctl(2)"""
@@ -78,7 +78,7 @@ class Daemon:
         self._start = 0.0
 
     def __enter__(self) -> Daemon:
-        enter = self._stack.enter_context(limited_memory(self._memory))
+        enter = self._stack.enter_context(limited_resources(self._memory))
         words = [*mystfuse_command(), "mount", f"--log-file={self._log}", *self._options]
         command = [*words, os.fspath(self._image), os.fspath(self.mountpoint)]
         result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=enter)
