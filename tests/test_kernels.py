@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -543,6 +544,27 @@ def test_native_hash_is_siphash_1_3(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [native_directory.name_key(bytes(range(size))) >> 32 for size in range(1, 257)] == [
         number & 0xFFFFFFFF for number in hashes
     ]
+
+
+# -- built hardened
+
+
+@needs_native
+def test_the_module_is_built_hardened() -> None:
+    """What the linker and the compiler leave to be seen of the flags in build.py."""
+    assert native is not None
+    module = native._kernel.__file__
+
+    def shown(option: str) -> str:
+        return subprocess.check_output(["readelf", "-W", option, module], text=True)
+
+    assert "BIND_NOW" in shown("--dynamic")
+    segments = shown("--segments")
+    assert "GNU_RELRO" in segments
+    assert re.search(r"GNU_STACK .* RW ", segments)
+    symbols = shown("--dyn-syms")
+    assert "__stack_chk_fail" in symbols
+    assert "__memcpy_chk" in symbols
 
 
 # -- sanitized

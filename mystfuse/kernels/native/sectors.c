@@ -99,17 +99,19 @@ static inline uint64_t little_endian(uint64_t number)
 #endif
 }
 
+/* Eight and sixteen bytes are copied by __builtin_memcpy: of _FORTIFY_SOURCE's memcpy the compiler makes a run-time check for each,
+ * and no vector instructions, which halves the speed of XTS. */
 static inline uint64_t load_64(const uint8_t *bytes)
 {
     uint64_t number;
-    memcpy(&number, bytes, sizeof number);
+    __builtin_memcpy(&number, bytes, sizeof number);
     return little_endian(number);
 }
 
 static inline void store_64(uint8_t *bytes, uint64_t number)
 {
     number = little_endian(number);
-    memcpy(bytes, &number, sizeof number);
+    __builtin_memcpy(bytes, &number, sizeof number);
 }
 
 /* Of any alignment, byte order does not matter. out may be left. */
@@ -117,11 +119,11 @@ static inline void add(uint8_t *out, const uint8_t *left, const uint8_t *right, 
 {
     for (size_t start = 0; start < size; start += AES_BLOCK) {
         uint64_t a[2], b[2];
-        memcpy(a, left + start, AES_BLOCK);
-        memcpy(b, right + start, AES_BLOCK);
+        __builtin_memcpy(a, left + start, AES_BLOCK);
+        __builtin_memcpy(b, right + start, AES_BLOCK);
         a[0] ^= b[0];
         a[1] ^= b[1];
-        memcpy(out + start, a, AES_BLOCK);
+        __builtin_memcpy(out + start, a, AES_BLOCK);
     }
 }
 
