@@ -1,8 +1,9 @@
 # Sourced by the other scripts: installs what is missing, once, and puts the virtual environment first in PATH.
 #
-#   prepare "Debian packages" "pip extras"
+#   prepare "Debian packages" run|test|fuzz
 #
-# Debian packages are installed when root, else asked for; Python packages go into .venv beside the code.
+# Debian packages are installed when root, else asked for; Python packages, those that scripts/requirements/NAME.txt has, go
+# into .venv beside the code.
 
 set -euo pipefail
 
@@ -63,26 +64,27 @@ find_python() {
     fail "Python 3.11 or later with venv is needed"
 }
 
-pip_install() {
-    "$venv/bin/pip" -q --disable-pip-version-check install "$@" 2>&1 | { grep -v '^WARNING' || true; } >&2
+# install_locked VENV NAME SOURCE [PIP-ARGUMENT...]: mystfuse from SOURCE, with the very files that scripts/requirements/NAME.txt
+# has the digests of. So has build.txt: what pip fetches for an isolated build, nobody checks.
+install_locked() {
+    local pip=("$1/bin/pip" -q --disable-pip-version-check install) locks=$project/scripts/requirements
+    {
+        "${pip[@]}" --require-hashes --only-binary :all: -r "$locks/build.txt" &&
+            "${pip[@]}" --require-hashes --no-build-isolation -r "$locks/$2.txt" &&
+            "${pip[@]}" --no-deps --no-build-isolation "${@:4}" "$3"
+    } 2>&1 | { grep -v '^WARNING' || true; } >&2
 }
 
 make_venv() {
-    local extras=$1 lock=$project/tests/requirements.txt stamp python
-    stamp=$venv/.installed$extras
-    [ "$stamp" -nt "$project/pyproject.toml" ] && [ "$stamp" -nt "$lock" ] && [ -x "$venv/bin/mystfuse" ] &&
-        [ -z "$(find "$project/setup.py" "$project"/mystfuse/kernels/native/*.[ch] "$project/mystfuse/kernels/native/build.py" -newer "$stamp")" ] && return 0
+    local stamp=$venv/.installed-$1 python newer
+    newer=$(find "$project/pyproject.toml" "$project/setup.py" "$project/scripts/requirements" \
+        "$project"/mystfuse/kernels/native/*.[ch] "$project/mystfuse/kernels/native/build.py" -newer "$stamp" 2>/dev/null || echo all)
+    [ -n "$newer" ] || [ ! -x "$venv/bin/mystfuse" ] || return 0
     python=$(find_python)
-    say "installing mystfuse$extras into $venv"
+    say "installing mystfuse and what scripts/requirements/$1.txt lists into $venv"
     "$venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$venv"
-    if [ "$extras" = "[dev]" ]; then
-        # The very files that the tests last passed with; mystfuse itself is built with what is among them.
-        pip_install --require-hashes -r "$lock"
-        pip_install --no-deps --no-build-isolation -e "$project"
-    else
-        pip_install -e "$project$extras"
-    fi
-    [ -x "$venv/bin/mystfuse" ] || fail "pip could not install mystfuse$extras"
+    install_locked "$venv" "$1" "$project" -e
+    [ -x "$venv/bin/mystfuse" ] || fail "pip could not install mystfuse"
     # pip does not for a checkout, and an environment may forbid Python to: each start would compile everything.
     "$venv/bin/python" -m compileall -q "$project/mystfuse" || true
     touch "$stamp"

@@ -1,0 +1,56 @@
+"""Installing: what is installed is what was tested, and what needs no mount installs without a compiler."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+LOCKS = sorted((PROJECT / "scripts/requirements").glob("*.txt"))
+
+
+def make_wheel(directory: Path) -> Path:
+    """A package that pip would install."""
+    wheel = directory / "harmless-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("harmless.py", "")
+        file.writestr("harmless-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: harmless\nVersion: 1.0\n")
+        file.writestr("harmless-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr("harmless-1.0.dist-info/RECORD", "")
+    return wheel
+
+
+@pytest.mark.parametrize("digest", ["right", "wrong", "none"])
+def test_a_package_without_the_digest_of_the_lock_is_not_installed(digest: str, tmp_path: Path) -> None:
+    digests = {
+        "right": f" --hash=sha256:{hashlib.sha256(make_wheel(tmp_path).read_bytes()).hexdigest()}",
+        "wrong": f" --hash=sha256:{hashlib.sha256(b'').hexdigest()}",
+        "none": "",
+    }
+    locks = tmp_path / "project/scripts/requirements"
+    locks.mkdir(parents=True)
+    (locks / "build.txt").write_text("harmless==1.0" + digests[digest] + "\n")
+    shutil.copy(PROJECT / "scripts/prepare.sh", locks.parent)
+    result = subprocess.run(
+        ["bash", "-c", f'. {locks.parent}/prepare.sh; install_locked "{sys.prefix}" build harmless'],
+        env={"PATH": "/usr/bin:/bin", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_DRY_RUN": "1"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (result.returncode == 0) == (digest == "right"), result.stderr
+    assert ("HASH" in result.stderr.upper()) == (digest != "right"), result.stderr
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_each_requirement_of_a_lock_has_one_version_and_digests(lock: Path) -> None:
+    requirements = re.split(r"\n(?=\S)", re.sub(r"^ *#.*\n", "", lock.read_text(), flags=re.MULTILINE).strip())
+    assert len(requirements) > 5
+    for requirement in requirements:
+        assert re.match(r"[\w.-]+==[\w.]+ ", requirement), requirement
+        assert "--hash=sha256:" in requirement, requirement
