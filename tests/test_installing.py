@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import assert_one_line, run
 
 PROJECT = Path(__file__).parents[1]
 LOCKS = sorted((PROJECT / "scripts/requirements").glob("*.txt"))
@@ -54,3 +55,45 @@ def test_each_requirement_of_a_lock_has_one_version_and_digests(lock: Path) -> N
     for requirement in requirements:
         assert re.match(r"[\w.-]+==[\w.]+ ", requirement), requirement
         assert "--hash=sha256:" in requirement, requirement
+
+
+@pytest.fixture(scope="module")
+def without_pyfuse3(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The words that run ``mystfuse`` where pyfuse3 is not installed, and everything else is."""
+    site = tmp_path_factory.mktemp("site-packages")
+    installed = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    for path in installed.iterdir():
+        if "pyfuse3" not in path.name:
+            (site / path.name).symlink_to(path)
+    (site / "mystfuse").symlink_to(PROJECT / "mystfuse")
+    assert not list(site.glob("*pyfuse3*"))
+    return ["env", f"PYTHONPATH={site}", sys.executable, "-S", "-m", "mystfuse"]
+
+
+def test_what_needs_no_mount_works_without_pyfuse3(without_pyfuse3: list[str], tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_text("hello")
+    image = tmp_path / "image"
+    run(*without_pyfuse3, "mkext2", tmp_path / "tree", image)
+    run(*without_pyfuse3, "verify", image)
+    assert run(*without_pyfuse3, "cat", image, "/file").stdout == "hello"
+    run(*without_pyfuse3, "extract", image, "/", tmp_path / "copy")
+    assert (tmp_path / "copy/file").read_text() == "hello"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["image mnt", "exec image /file", "mkext2 --encrypt key tree new.img"],
+    ids=lambda text: text.split()[0],
+)
+def test_what_needs_a_mount_says_what_to_install(arguments: str, without_pyfuse3: list[str], tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").touch(0o755)
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "key").write_bytes(bytes(range(64)))
+    (tmp_path / "key").chmod(0o600)
+    run(*without_pyfuse3, "mkext2", tmp_path / "tree", tmp_path / "image")
+    before = sorted(tmp_path.iterdir())
+    result = run(*without_pyfuse3, *arguments.split(), cwd=tmp_path, check=False, stdin=subprocess.DEVNULL)
+    assert_one_line(result, 7, "pyfuse3, which is not installed", "apt install", "pip install")
+    assert sorted(tmp_path.iterdir()) == before

@@ -26,6 +26,7 @@ from mystfuse.devices.memory import available_memory
 from mystfuse.devices.overlay_store import open_store_file
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
+from mystfuse.fuse.binding import require_fuse
 from mystfuse.fuse.daemon import close_descriptors, run_in_background
 from mystfuse.fuse.mount_table import find_mount_of
 from mystfuse.fuse.notify import Notifier
@@ -232,7 +233,12 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
     Args:
         given: options by the long names' parameters; those that are missing have their defaults. A ``policy`` among
             them stands for all trust options, and for what is trusted on this machine.
+
+    Raises:
+        MountError: nothing can be mounted here.
+        UsageError, NotTrusted, WrongKey: as the options say.
     """
+    require_fuse()
     policy: TrustPolicy | None = given.get("policy")
     if policy is not None:
         trust = TrustOptions(policy, None, None)
@@ -324,8 +330,6 @@ def _open_without_links(path: str) -> int:
 
 def _open_mountpoint(path: str, name: str, may_be_filled: bool) -> int:
     """A descriptor (O_PATH) of the directory to mount on, which must have no symbolic link in its ``path`` any more."""
-    if not os.path.exists("/dev/fuse"):
-        raise MountError("/dev/fuse is missing: this kernel or container has no FUSE (modprobe fuse?)")
     directory = -1
     try:
         directory = _open_without_links(path)

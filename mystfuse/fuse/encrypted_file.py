@@ -15,6 +15,7 @@ from types import TracebackType
 
 from mystfuse.crypto.sectors import XtsCipher
 from mystfuse.errors import ExitStatus, MountError, MystfuseError
+from mystfuse.fuse.binding import require_fuse
 from mystfuse.fuse.daemon import Report, run_in_background
 from mystfuse.fuse.mount_table import find_mount
 from mystfuse.fuse.unmount import unmount
@@ -48,8 +49,7 @@ class EncryptedFile:
 
     def __enter__(self) -> EncryptedFile:
         """Raises MountError when FUSE cannot be used."""
-        if not os.path.exists("/dev/fuse"):
-            raise MountError("/dev/fuse is missing: mke2fs cannot write encrypted without FUSE (modprobe fuse?)")
+        require_fuse()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
         try:
             self._mountpoint = str(Path(tempfile.mkdtemp(prefix="mystfuse-")).resolve() / "plaintext")

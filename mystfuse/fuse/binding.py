@@ -1,0 +1,23 @@
+"""What every mount needs of the machine. The commands that need no mount work without it."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+from mystfuse.errors import MountError
+
+
+def require_fuse() -> None:
+    """Refuse what needs a mount where none can be, before anything is asked for or made. Imports nothing.
+
+    Raises:
+        MountError: there is no /dev/fuse, or pyfuse3 (an extra: it has no wheels) is not installed.
+    """
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("/dev/fuse is missing: this kernel or container has no FUSE (modprobe fuse?)")
+    if find_spec("pyfuse3") is None:
+        raise MountError(
+            "mounting needs pyfuse3, which is not installed: "
+            "apt install fuse3 libfuse3-dev pkg-config gcc python3-dev; then pip install 'mystfuse[mount]'"
+        )
