@@ -33,6 +33,19 @@ run_alone() {
     exit "$status"
 }
 
+# remove_tree DIRECTORY: with all that is in it, but never through a mount, which may be somebody's files.
+remove_tree() {
+    local top mounts
+    top=$(realpath -- "$1") || return 0
+    # Not asked of the mounts themselves: one whose daemon hangs would hang us.
+    mounts=$(cut -d ' ' -f 5 /proc/self/mountinfo | while read -r path; do
+        path=$(printf %b "${path//\\/\\0}")
+        case $path/ in "$top"/*) printf '%s ' "$path" ;; esac
+    done)
+    [ -z "$mounts" ] || { say "not removed, since this is mounted there: $mounts"; return 1; }
+    rm -rf --one-file-system -- "$top"
+}
+
 missing_packages() {
     local package
     for package in $1; do

@@ -16,14 +16,15 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import _pytest.pathlib
 import pytest
+from removal import mounts_in, temporary_directory
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.fuse.mount_table import find_daemon, find_mount
@@ -38,6 +39,15 @@ SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 _FUSE = Path("/dev/fuse")
 _fuse_mode: int | None = None
+
+
+def _remove_what_pytest_kept(path: Path) -> None:
+    if not mounts_in(path):
+        _rm_rf(path)
+
+
+# What earlier runs have left in /tmp, pytest removes by itself, through whatever is still mounted there.
+_rm_rf, _pytest.pathlib.rm_rf = _pytest.pathlib.rm_rf, _remove_what_pytest_kept
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -232,7 +242,7 @@ def small_image(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @contextmanager
 def _open_directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mystfuse-test-") as name:
+    with temporary_directory("mystfuse-test-") as name:
         path = Path(name)
         path.chmod(0o755)
         yield path
@@ -280,7 +290,7 @@ def without_nameless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 def ordinary_user() -> Iterator[list[str]]:
     """The words that run ``mystfuse`` as an ordinary user, with the code where that user can read it, wherever the
     tests run from."""
-    with tempfile.TemporaryDirectory(prefix="mystfuse-test-code-") as code:
+    with temporary_directory("mystfuse-test-code-") as code:
         os.chmod(code, 0o755)
         site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
         run("cp", "-a", f"{site_packages}/.", code)

@@ -21,12 +21,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from removal import remove_tree, temporary_directory
 
 from mystfuse.fuse.mount_table import find_daemon, find_mount
 from mystfuse.fuse.unmount import unmount
@@ -702,14 +703,14 @@ class Matrix:
 
     def _clean(self) -> None:
         for directory in (self.place.out, self.place.temporary):
-            shutil.rmtree(directory)
+            remove_tree(directory)
             directory.mkdir()
 
 
 @contextmanager
 def open_matrix(name: str) -> Iterator[Matrix]:
     """The matrix of a case, everything set up for it."""
-    with tempfile.TemporaryDirectory(prefix="kill-matrix-") as directory:
+    with temporary_directory("kill-matrix-") as directory:
         case = CASES[name](Place(Path(directory).resolve()))
         case.set_up()
         try:

@@ -16,7 +16,6 @@ import shutil
 import stat
 import struct
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -52,6 +51,7 @@ from typing import Any
 
 import pytest
 from conftest import GROUP, USER, mounted, run
+from removal import temporary_directory
 
 DONE = "done"
 """The answer of a call that works and has nothing to say."""
@@ -91,17 +91,17 @@ class Pair:
 
 
 @contextmanager
-def temporary_directory() -> Iterator[Path]:
+def open_directory() -> Iterator[Path]:
     """A directory that other users can get at."""
-    with tempfile.TemporaryDirectory(prefix="mystfuse-test-errnos-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
+    with temporary_directory("mystfuse-test-errnos-") as name:
+        name.chmod(0o755)
+        yield name
 
 
 @contextmanager
 def pair_of(image: Path, block_size: int, read_only: bool = False) -> Iterator[Pair]:
     """Both mounts of an image: the kernel's of a copy, with a loop device that goes with it, and ours."""
-    with temporary_directory() as directory:
+    with open_directory() as directory:
         copy, kernel = directory / "copy", directory / "kernel"
         kernel.mkdir()
         run("cp", "--sparse=always", image, copy)
@@ -126,7 +126,7 @@ def make_image(directory: Path, source: Path, block_size: int, size: str, *optio
 @contextmanager
 def small_pair(block_size: int, *options: str) -> Iterator[Pair]:
     """Both mounts of an empty image that is soon full."""
-    with temporary_directory() as directory:
+    with open_directory() as directory:
         (directory / "source").mkdir()
         image = make_image(directory, directory / "source", block_size, "2M", *options)
         with pair_of(image, block_size) as pair:
@@ -222,7 +222,7 @@ def make_source(source: Path) -> None:
 @pytest.fixture(scope="module")
 def source() -> Iterator[Path]:
     """What is in the image that most tests use."""
-    with temporary_directory() as directory:
+    with open_directory() as directory:
         make_source(directory / "source")
         yield directory / "source"
 
@@ -230,7 +230,7 @@ def source() -> Iterator[Path]:
 @pytest.fixture(scope="module", params=(1024, 4096))
 def image(request: pytest.FixtureRequest, source: Path) -> Iterator[tuple[Path, int]]:
     """The image that most tests use, and its block size."""
-    with temporary_directory() as directory:
+    with open_directory() as directory:
         path = make_image(directory, source, request.param, "32M", "-N", "16384")
         commands = [
             *(f"sif /{name}{what} flags {flags:#x}" for name, flags in FLAGS.items() for what in ("", "-directory")),
@@ -1728,7 +1728,7 @@ def test_reserved_blocks() -> None:
 
 def test_full_overlay() -> None:
     """What is written fills the memory that it may take up; removing something makes room."""
-    with temporary_directory() as directory:
+    with open_directory() as directory:
         (directory / "source").mkdir()
         image = make_image(directory, directory / "source", 1024, "16M", "-N", "4096")
         arguments = ("--insecure", "--overlay-limit", "2M")

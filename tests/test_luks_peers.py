@@ -29,6 +29,7 @@ import trio
 from conftest import DATA, clear_mount, mounted, mystfuse, run
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from ext2_editor import kernel_mount
+from removal import remove_tree
 from test_mount_contents import COMPARE, describe
 
 from mystfuse.crypto.secret import Secret
@@ -66,7 +67,7 @@ def write_secret(path: Path, data: bytes) -> Path:
 def scratch(tmp_path: Path) -> Iterator[Path]:
     """A directory that is emptied after the test: pytest would keep what is in it, tens of megabytes a test."""
     yield tmp_path
-    shutil.rmtree(tmp_path)
+    remove_tree(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -1164,7 +1165,7 @@ def golden_luks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Golden]:
         shutil.copyfileobj(packed, unpacked)
     root_hash = (DATA / "luks-1024.img.roothash").read_text().strip()
     yield Golden(image, root_hash, (DATA / "keyfile").read_bytes(), (DATA / "passphrase.txt").read_bytes())
-    shutil.rmtree(directory)
+    remove_tree(directory)
 
 
 def walked(mountpoint: Path) -> dict[str, dict[str, Any]]:

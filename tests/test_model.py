@@ -87,6 +87,7 @@ from model_ops import (
     shorten,
     spell,
 )
+from removal import remove_tree, temporary_directory
 
 EXAMPLES = os.environ.get("MYSTFUSE_MODEL_EXAMPLES")
 SEED = os.environ.get("MYSTFUSE_MODEL_SEED")
@@ -223,7 +224,7 @@ def make_image(configuration: Configuration, directory: Path) -> Path:
     # mke2fs does not index the directories that it fills, e2fsck does.
     assert run("e2fsck", "-fyD", image, check=False).returncode in (0, 1)
     assert run("e2fsck", "-fn", image, check=False).returncode == 0
-    shutil.rmtree(source)
+    remove_tree(source)
     return image
 
 
@@ -370,7 +371,7 @@ def no_umask() -> Iterator[None]:
 @pytest.fixture(scope="module", params=CONFIGURATIONS, ids=str)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Both mounts of one configuration."""
-    with tempfile.TemporaryDirectory(prefix="mystfuse-test-model-") as directory:
+    with temporary_directory("mystfuse-test-model-") as directory:
         pair = Pair(request.param, Path(directory))
         try:
             pair.mount()
@@ -468,7 +469,7 @@ class Run:
         with self._explained():
             self.check()
             for side in (self._kernel, self.ours):
-                shutil.rmtree(side.root)
+                remove_tree(side.root)
             self._pair.check_free_space()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from cli_in_process import in_process
 from conftest import OWN_MOUNTS, clear_mount, mounted, mystfuse, run
+from removal import remove_tree
 
 SIGNER, SIGNATURE, SIGNATURE_SIZE = 56, 88, 1112
 """Offsets in an fssig."""
@@ -325,7 +326,7 @@ def test_trust_directory_counts_and_ends_self_trust(
 def test_a_mistake_in_the_trust_directory_trusts_nobody(signed: Path, tmp_path: Path, alice: tuple[Path, Path]) -> None:
     trusted = tmp_path / "trust.d"
     for name, content in (("x.pem", b"garbage"), ("x.roothash", b"12"), ("x.roothash", b""), ("x.pem", b"")):
-        shutil.rmtree(trusted, ignore_errors=True)
+        remove_tree(trusted, ignore_errors=True)
         trusted.mkdir()
         shutil.copy(alice[0], trusted / "alice.pem")
         (trusted / name).write_bytes(content)

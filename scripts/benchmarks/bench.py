@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from removal import mounts_in, remove_tree
 
 from benchmarks.data import Image, Say, Sizes, Store, remove_unfinished
 from benchmarks.peers import PEERS, Floor, Mounted, Mystfuse, Peer
@@ -99,7 +100,7 @@ class Bench:
         try:
             yield path
         finally:
-            shutil.rmtree(path)
+            remove_tree(path)
 
 
 def check(what: str, result: Result, expected: Result) -> None:
@@ -137,8 +138,8 @@ def open_scratch(work: Path) -> Iterator[Path]:
         yield path
     finally:
         # A mount that could not be taken away must not be emptied.
-        if not any(os.path.ismount(entry) for entry in path.iterdir()):
-            shutil.rmtree(path)
+        if not mounts_in(path):
+            remove_tree(path)
 
 
 def _open_fuse(scratch: Path) -> None:

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from removal import remove_tree
+
 from benchmarks.reader import MIB, checksum
 from benchmarks.tools import drop_caches, mystfuse_command, run
 
@@ -165,10 +167,10 @@ class Store:
                 facts: dict[str, Any] = {}
                 build(unfinished, facts)
                 (unfinished / "facts.json").write_text(json.dumps(facts, indent=1))
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory, ignore_errors=True)
                 unfinished.rename(directory)
             finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                remove_tree(unfinished, ignore_errors=True)
             os.sync()
             drop_caches()
         return Item(directory, json.loads(facts_file.read_text()))
@@ -213,7 +215,7 @@ class Store:
         names.write_text("\n".join(contents))
         run("tar", "-cf", directory / "part.tar", "--no-recursion", "-C", source, "-T", names)
         facts["image"] = make_image(source, directory / "image.img")
-        shutil.rmtree(source)
+        remove_tree(source)
 
     def _make_flat(self, count: int, directory: Path, facts: dict[str, Any]) -> None:
         # Written through a mount: mke2fs goes through the whole directory for each name that it adds.
@@ -325,7 +327,7 @@ def remove_unfinished(work: Path) -> None:
     """Remove what a run that was killed was just making."""
     for entry in work.iterdir():
         if entry.name.startswith(tuple(f".{name}-" for name in _NAMES)):
-            shutil.rmtree(entry)
+            remove_tree(entry)
 
 
 def clean(work: Path) -> None:
@@ -333,7 +335,7 @@ def clean(work: Path) -> None:
     remove_unfinished(work)
     for entry in work.iterdir():
         if (entry / "facts.json").exists():
-            shutil.rmtree(entry)
+            remove_tree(entry)
     (work / "lock").unlink(missing_ok=True)
     if not any(work.iterdir()):
         work.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from removal import remove_tree
 
 from benchmarks.data import Image
 from benchmarks.tools import (
@@ -203,7 +204,7 @@ def _own_copy(image: Image, scratch: Path, is_wanted: bool) -> Iterator[Path]:
         run("cp", "--sparse=always", image.path, copy)
         yield copy
     finally:
-        shutil.rmtree(directory)
+        remove_tree(directory)
 
 
 @contextmanager

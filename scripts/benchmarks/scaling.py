@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from removal import remove_tree
 
 from benchmarks.bench import Bench
 from benchmarks.data import GIB, Item, Say, Sizes, Store
@@ -170,4 +171,4 @@ def _in_units(lines: dict[str, list[Point]], unit: int) -> dict[str, list[Point]
 
 
 def _remove(item: Item) -> None:
-    shutil.rmtree(item.directory, ignore_errors=True)
+    remove_tree(item.directory, ignore_errors=True)

@@ -23,6 +23,7 @@ from typing import Any
 import click
 from benchmarks import machine
 from benchmarks.tools import BenchmarkError, drop_caches, mystfuse_command, run
+from removal import mounts_in, remove_tree
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -137,16 +138,16 @@ def _work_directory(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob("soak-*"):
         with _locked(left) as is_ours:
-            if is_ours and not os.path.ismount(left / "mount"):
-                shutil.rmtree(left)
+            if is_ours and not mounts_in(left):
+                remove_tree(left)
     path = Path(tempfile.mkdtemp(prefix="soak-", dir=parent)).resolve()
     try:
         with _locked(path):
             yield path
     finally:
         # A mount that could not be taken away must not be emptied.
-        if not os.path.ismount(path / "mount"):
-            shutil.rmtree(path)
+        if not mounts_in(path):
+            remove_tree(path)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from removal import temporary_directory
 
 from corruption.bases import make_bases
 from corruption.driver import Driver, Report, differences, unmet
@@ -39,7 +40,7 @@ def main() -> int:
     tasks: list[str | int] = list(range(arguments.seed, arguments.seed + arguments.count))
     if arguments.named:
         tasks = list(CASES)
-    with tempfile.TemporaryDirectory(prefix="mystfuse-corrupt-") as directory, _unmounting(directory):
+    with temporary_directory("mystfuse-corrupt-") as directory, _unmounting(directory):
         bases = make_bases(Path(directory))
         # Started anew: what daemons are forked from must not have grown.
         context = get_context("spawn")

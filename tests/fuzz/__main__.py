@@ -8,13 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from removal import remove_tree, temporary_directory
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -137,7 +137,7 @@ def run(target: Target, seconds: float, work: Path, show: Callable[[str, float],
     before = len(list(corpus.iterdir()))
     outcome = Outcome()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mystfuse-fuzz-") as scratch:
+    with temporary_directory("mystfuse-fuzz-") as scratch:
         seeds, words = Path(scratch) / "seeds", Path(scratch) / "words"
         write_seeds(target, seeds)
         words.write_text("".join(f'"{"".join(f"{chr(92)}x{byte:02x}" for byte in word)}"\n' for word in target.words))
@@ -187,7 +187,7 @@ def write_seeds(target: Target, directory: Path) -> None:
 def merge(target: Target, found: Path) -> None:
     """Make the corpus in the repository the least that reaches what it and ``found`` do between them, seeds apart."""
     corpus = CORPUS / target.name
-    with tempfile.TemporaryDirectory(prefix="mystfuse-fuzz-") as scratch:
+    with temporary_directory("mystfuse-fuzz-") as scratch:
         seeds, merged = Path(scratch) / "seeds", Path(scratch) / "merged"
         write_seeds(target, seeds)
         merged.mkdir()
@@ -200,12 +200,12 @@ def merge(target: Target, found: Path) -> None:
         given = {path.name for path in seeds.iterdir()}
         # Beside it first: whoever interrupts this finds one of the two.
         new = corpus.with_name(f".{corpus.name}.new")
-        shutil.rmtree(new, ignore_errors=True)
+        remove_tree(new, ignore_errors=True)
         new.mkdir(parents=True)
         for path in merged.iterdir():
             if path.name not in given:
                 shutil.copy(path, new / path.name[:12])
-        shutil.rmtree(corpus, ignore_errors=True)
+        remove_tree(corpus, ignore_errors=True)
         new.rename(corpus)
     print(f"{target.name}: {len(list(corpus.iterdir()))} inputs")
 

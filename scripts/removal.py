@@ -1,0 +1,52 @@
+"""Removing a directory with all that is in it, but never through a mount: that may be somebody's files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def mounts_in(directory: str | os.PathLike[str]) -> list[str]:
+    """The mountpoints that are ``directory`` or lie in it.
+
+    From /proc/self/mountinfo: a mount whose daemon hangs would hang us, too, if we looked at it.
+    """
+    top = os.path.realpath(directory)
+    found: list[str] = []
+    for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").splitlines():
+        # proc(5): blanks and backslashes are written as octal numbers.
+        path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
+        if path == top or path.startswith(f"{top.rstrip('/')}/"):
+            found.append(path)
+    return found
+
+
+def remove_tree(directory: str | os.PathLike[str], ignore_errors: bool = False) -> None:
+    """Remove a directory and what is in it.
+
+    Args:
+        ignore_errors: it need not be there, and what cannot be removed stays. Mounts are no such error.
+
+    Raises:
+        OSError: EBUSY where something is mounted on it or in it: nothing is removed then.
+    """
+    mounts = mounts_in(directory)
+    if mounts:
+        raise OSError(errno.EBUSY, "not removed, since this is mounted there", mounts[0])
+    shutil.rmtree(directory, ignore_errors)
+
+
+@contextmanager
+def temporary_directory(prefix: str) -> Iterator[Path]:
+    """A directory for the time of the block, which is removed by ``remove_tree``."""
+    path = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield path
+    finally:
+        remove_tree(path)
