@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,7 +33,6 @@ STAT_FIELDS = (
     "st_atime_ns", "st_mtime_ns", "st_ctime_ns",
 )  # fmt: skip
 PASSPHRASE = "open sesame, käse"
-README = Path(__file__).parents[1] / "README.md"
 
 
 async def describe(tree: ImageTree, path: str) -> dict[str, Any]:
@@ -495,24 +493,6 @@ def test_the_package_is_imported_without_trio() -> None:
         "exec('try:\\n mystfuse.nonsense\\nexcept AttributeError: pass\\nelse: raise SystemExit(1)')"
     )
     run(sys.executable, "-c", code)
-
-
-def test_the_example_in_the_readme_runs(tmp_path: Path, make_keys: Callable[..., tuple[Path, Path]]) -> None:
-    public, private = make_keys("readme")
-    (tmp_path / "public.pem").write_bytes(public.read_bytes())
-    (tmp_path / "doc/bash").mkdir(parents=True)
-    (tmp_path / "doc/bash/copyright").write_text("somebody's")
-    (tmp_path / "doc/link").symlink_to("bash/copyright")
-    result = mystfuse("mkext2", "--sign", f"{public}:{private}", tmp_path / "doc", tmp_path / "doc.img")
-    assert result.returncode == 0
-    examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (example,) = (text for text in examples if "open_image" in text)
-    said = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
-    ).stdout
-    for line in ("signed by trusted key public.pem", 'b"somebody\'s"', "link -> bash/copyright", "/bash 0 1", "{}"):
-        assert line in said.splitlines(), said
-    assert (tmp_path / "bash/copyright").read_text() == "somebody's"
 
 
 async def drain(iterator: AsyncIterator[object]) -> None:

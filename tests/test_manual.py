@@ -1,16 +1,14 @@
-"""The manual says what the program does: the manual pages have click's options, and the tour's commands work."""
+"""The manual says what the program does: the manual pages have click's options."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
-from conftest import SBIN, clear_mount, run
+from conftest import run
 
 from mystfuse.cli.main import COMMANDS, cli
 from mystfuse.cli.mount import OPTION_NAMES
@@ -97,33 +95,3 @@ def test_completion_is_made_for_every_shell() -> None:
     for shell in "bash", "zsh", "fish":
         script = run(sys.executable, "-m", "mystfuse", env={"_MYSTFUSE_COMPLETE": f"{shell}_source"}).stdout
         assert f"_MYSTFUSE_COMPLETE={shell}_complete" in script
-
-
-def commands_of(document: Path) -> str:
-    """The commands of a document: its blocks of shell, one after the other."""
-    return "".join(re.findall(r"^```sh\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL))
-
-
-@pytest.mark.parametrize("name", ["tour.md", "trust.md", "formats.md", "troubleshooting.md"])
-def test_the_commands_of_a_document_work(name: str, tmp_path: Path) -> None:
-    bin_directory = tmp_path / "bin"
-    bin_directory.mkdir()
-    (bin_directory / "mystfuse").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mystfuse "$@"\n')
-    (bin_directory / "mystfuse").chmod(0o755)
-    work = tmp_path / "work"
-    work.mkdir()
-    commands = commands_of(PROJECT / "docs" / name)
-    assert commands
-    try:
-        result = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-x", "-c", commands],
-            cwd=work, capture_output=True, text=True, timeout=100, check=False, stdin=subprocess.DEVNULL,
-            env={**os.environ, "PATH": f"{bin_directory}:{SBIN}", "PYTHONPATH": str(PROJECT)},
-        )  # fmt: skip
-        assert result.returncode == 0, result.stdout + result.stderr
-        # A command that fails on purpose says with what in a comment.
-        expected = re.findall(r'exit status \$\?" *# (\d)', commands)
-        assert commands.count("exit status $?") == len(expected)
-        assert re.findall(r"^exit status (\d+)$", result.stdout, re.MULTILINE) == expected
-    finally:
-        clear_mount(work / "mnt")
