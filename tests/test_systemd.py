@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -98,7 +99,22 @@ systemctl stop mystfuse@app; is_mounted
 chown root /srv/app
 echo 9; systemctl start srv-app.mount && cat /srv/app/hello.txt
 systemctl stop srv-app.mount; is_mounted
+rm -r srv-app.mount mystfuse@app.service.d; systemctl daemon-reload
+while read -r status command; do
+    echo "$status"; eval "$command"; echo "status $?"
+done < /work/documented
 """
+
+
+FIRST_DOCUMENTED = 10
+
+
+def documented_commands() -> list[str]:
+    """What the documents ask systemd for; journalctl(1) has no journal here."""
+    commands: list[str] = []
+    for document in sorted((PROJECT / "docs").glob("*.md")):
+        commands += re.findall(r"^# (systemctl .*)$", document.read_text(), re.MULTILINE)
+    return commands
 
 
 @pytest.fixture
@@ -127,6 +143,9 @@ def said(open_tmp_path: Path, ordinary_user: list[str], small_tree: Path) -> dic
     (open_tmp_path / "root-hash").write_text(mystfuse("fssig", "--roothash", open_tmp_path / "image").stdout)
     (open_tmp_path / "secret-root").write_text(mystfuse("fssig", "--roothash", open_tmp_path / "secret").stdout)
     (open_tmp_path / "script").write_text(SCRIPT)
+    (open_tmp_path / "documented").write_text(
+        "".join(f"{number} {command}\n" for number, command in enumerate(documented_commands(), FIRST_DOCUMENTED))
+    )
     result = subprocess.run(
         ["timeout", "--signal=KILL", str(TIMEOUT), "unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup",
          "--uts", "--ipc", "--net", "--propagation=private", *OWN_MOUNTS, "bash", "-c", BOOT, open_tmp_path,
@@ -156,3 +175,8 @@ def test_the_units_work_under_systemd(said: dict[str, str]) -> None:
     assert "Result=success" in said["7"]
     assert "ActiveState=active" in said["8"] and "user_id=65534\nnot mounted\n" in said["8"], said["8"]
     assert said["9"] == "hello\nnot mounted\n"
+    commands = documented_commands()
+    assert len(commands) >= 4
+    for number, command in enumerate(commands, FIRST_DOCUMENTED):
+        assert said[str(number)].endswith("status 0\n"), (command, said[str(number)])
+    assert "Active: active (running)" in "".join(said.values())
