@@ -64,7 +64,10 @@ async def extract(
     inode = await tree.resolve(path, follow_symlinks=False)
     max_descriptors = _raise_descriptor_limit()
     with ExitStack() as stack:
-        parent = open_directory(target.parent)
+        try:
+            parent = open_directory(target.parent)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(destination)) from error
         stack.callback(os.close, parent)
         hidden = f".{target.name[:60]}.{secrets.token_hex(6)}"
         name, links = os.fsencode(f"{hidden}.tmp"), os.fsencode(f"{hidden}.links")

@@ -1,4 +1,4 @@
-"""Directories that we write into or mount on: reached through no link that somebody else has planted, and made durable.
+"""What we write to and mount on: reached through no link that somebody else has planted; and made durable.
 
 A link of another user, anywhere on a path, would let that user choose where root writes. Directories of other users do
 no harm: what they can put there is theirs.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-_MAX_LINKS = 40
+MAX_LINKS = 40
 """As the kernel's MAXSYMLINKS (include/linux/namei.h)."""
 _ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_HERE = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -49,7 +50,8 @@ def read_trusted_link(name: str, directory: int | None = None) -> str | None:
     finally:
         os.close(link)
     if os.geteuid() == 0 and owner != 0 and not _may_be_roots(owner):
-        raise LinkOfAnother(name, owner)
+        above = "" if directory is None else os.readlink(f"/proc/self/fd/{directory}")
+        raise LinkOfAnother(os.path.join(above, name), owner)
     return target
 
 
@@ -76,7 +78,7 @@ def open_directory(path: str | os.PathLike[str]) -> int:
                 below = os.open(name, flags, dir_fd=descriptor)
             else:
                 links += 1
-                if links > _MAX_LINKS:
+                if links > MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 pending += target.split("/")[::-1]
                 if not target.startswith("/"):
@@ -88,6 +90,61 @@ def open_directory(path: str | os.PathLike[str]) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def open_for_appending(path: str | os.PathLike[str]) -> int:
+    """A descriptor to append to the regular file at ``path`` with, which is made if there is none.
+
+    It neither waits for the reader of a FIFO nor opens any other thing than a regular file: that may have effects.
+
+    Raises:
+        LinkOfAnother: the path goes through a link that root does not follow.
+        OSError: it is a link, not a regular file, or could be a file that somebody else has chosen; or as open(2).
+    """
+    above, name = os.path.split(os.fspath(path))
+    directory = open_directory(above or ".")
+    try:
+        while True:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+            try:
+                found = os.open(name, _ITSELF, dir_fd=directory)
+            except FileNotFoundError:
+                with suppress(FileExistsError):
+                    return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
+                continue
+            try:
+                _check_file(os.fstat(found), directory)
+                return os.open(f"/proc/self/fd/{found}", flags)
+            finally:
+                os.close(found)
+    finally:
+        os.close(directory)
+
+
+def _check_file(found: os.stat_result, directory: int) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, "a symbolic link, which is not followed: name the file itself")
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if os.geteuid() == 0 and found.st_nlink > 1:
+        # fs.protected_hardlinks keeps others from giving names to files of root's; it may be off.
+        raise OSError(errno.EMLINK, "it has other names too (hard links): it could be another file that is written to")
+    if is_put_there_by_another(found, directory):
+        raise OSError(
+            errno.EACCES, f"it is user {found.st_uid}'s, in a directory that others may write to: remove it first"
+        )
+
+
+def is_put_there_by_another(found: os.stat_result, directory: int) -> bool:
+    """Whether a file is another user's, in a directory where everybody may make files (the sticky bit, as in /tmp).
+
+    open(2) with O_CREAT refuses it under fs.protected_regular (Documentation/admin-guide/sysctl/fs.rst).
+    """
+    above = os.stat(f"/proc/self/fd/{directory}")
+    is_shared = above.st_mode & stat.S_ISVTX and above.st_mode & 0o022
+    return bool(is_shared) and found.st_uid not in (os.geteuid(), above.st_uid)
 
 
 def make_directories(path: Path) -> None:

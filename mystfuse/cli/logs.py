@@ -50,9 +50,9 @@ class _StartUp(logging.Filter):
         return self.is_over or not record.name.startswith("mystfuse.devices")
 
 
-def set_up_logging(foreground: bool, log_file: Path | None) -> Callable[[], None]:
-    """Log to stderr (a daemon: warnings only, until it lets go of the terminal) and, as a daemon, to ``log_file`` or
-    syslog.
+def set_up_logging(foreground: bool, log_file: int | None) -> Callable[[], None]:
+    """Log to stderr (a daemon: warnings only, until it lets go of the terminal) and to the descriptor ``log_file``, or,
+    as a daemon, to syslog.
 
     Returns:
         A function to call when the mount stands.
@@ -64,7 +64,9 @@ def set_up_logging(foreground: bool, log_file: Path | None) -> Callable[[], None
     stderr.setLevel(logging.INFO if foreground else logging.WARNING)
     handlers: list[logging.Handler] = [stderr]
     if log_file is not None:
-        handler: logging.Handler = logging.FileHandler(log_file)
+        handler: logging.Handler = logging.StreamHandler(
+            open(log_file, "a", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        )
         handler.setFormatter(logging.Formatter("%(asctime)s mystfuse[%(process)d] %(levelname)s: %(message)s"))
         handlers.append(handler)
     elif not foreground and _SYSLOG.is_socket():

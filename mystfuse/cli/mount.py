@@ -32,6 +32,7 @@ from mystfuse.fuse.mount_table import find_mount_of
 from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
+from mystfuse.output_paths import open_for_appending
 from mystfuse.trust.policy import TrustPolicy
 from mystfuse.trust.sources import TrustOptions
 
@@ -216,13 +217,13 @@ def prepare(
         with mount_namespace or nullcontext():
             path = resolve_mountpoint(mountpoint)
             directory = _open_mountpoint(path, mountpoint, "nonempty" in flags)
-    log_file: Path | None = given.get("log_file")
+    log_file = _open_log_file(given.get("log_file"))
     job = make_job(given, flags, source, path)
     return replace(
         job,
         options=replace(job.options, directory=directory, descriptor=descriptor),
         foreground=given.get("foreground", False),
-        log_file=log_file.absolute() if log_file else None,
+        log_file=log_file,
         ready_fd=ready_fd,
     )
 
@@ -272,6 +273,15 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
     )
     keys = load_keys(given.get("key_file"), given.get("passphrase_file"), source, may_ask=True)
     return MountJob(source, trust, keys, options)
+
+
+def _open_log_file(path: Path | None) -> int | None:
+    if path is None:
+        return None
+    try:
+        return open_for_appending(path)
+    except OSError as error:
+        raise MystfuseError(f"--log-file {path}: {error.strerror}") from error
 
 
 def _passed_descriptor(mountpoint: str, flags: frozenset[str]) -> int | None:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.progress import progress
@@ -35,14 +34,22 @@ class MountJob:
     keys: Keys
     options: MountOptions
     foreground: bool = False
-    log_file: Path | None = None
+    log_file: int | None = None
+    """A descriptor to append to."""
     ready_fd: int | None = None
 
     @property
     def descriptors(self) -> frozenset[int]:
         """What the daemon needs to inherit."""
         options = self.options
-        wanted = (self.source.fileno(), self.ready_fd, options.descriptor, options.directory, options.overlay_store)
+        wanted = (
+            self.source.fileno(),
+            self.ready_fd,
+            self.log_file,
+            options.descriptor,
+            options.directory,
+            options.overlay_store,
+        )
         return frozenset(descriptor for descriptor in wanted if descriptor is not None)
 
     def close(self) -> None:

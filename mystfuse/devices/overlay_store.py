@@ -12,13 +12,13 @@ import errno
 import os
 import re
 import resource
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from mystfuse.devices.source import is_in_memory
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, UsageError
+from mystfuse.output_paths import open_directory
 
 TAG_SIZE = 16
 """Bytes."""
@@ -46,14 +46,14 @@ def open_store_file(directory: str) -> int:
     """
     what = f"--overlay-store {directory}"
     try:
-        is_directory = stat.S_ISDIR(os.stat(directory).st_mode)
-    except OSError as error:
-        reason = "no such directory" if error.errno == errno.ENOENT else os.strerror(error.errno or 0)
+        place = open_directory(directory)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        reason = "no such directory" if error.errno == errno.ENOENT else "not a directory"
         raise UsageError(f"{what}: {reason}") from error
-    if not is_directory:
-        raise UsageError(f"{what}: not a directory")
+    except OSError as error:
+        raise UsageError(f"{what}: {error.strerror}") from error
     try:
-        descriptor = _make_file(directory)
+        descriptor = _make_file(place)
         try:
             _write_all(descriptor, [bytes(_PROBE)], 0)
             os.ftruncate(descriptor, 0)
@@ -62,13 +62,15 @@ def open_store_file(directory: str) -> int:
             raise
     except OSError as error:
         raise MystfuseError(f"{what}: nothing can be written there: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(place)
     return descriptor
 
 
-def _make_file(directory: str) -> int:
+def _make_file(directory: int) -> int:
     try:
         # O_EXCL: it can never be given a name.
-        return os.open(directory, os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.open(".", os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
         # What file systems and kernels without O_TMPFILE say: open(2).
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
@@ -76,7 +78,7 @@ def _make_file(directory: str) -> int:
     # Only here: it takes long to import.
     import tempfile
 
-    descriptor, path = tempfile.mkstemp(prefix=".mystfuse-", dir=directory)
+    descriptor, path = tempfile.mkstemp(prefix=".mystfuse-", dir=f"/proc/self/fd/{directory}")
     os.unlink(path)
     return descriptor
 

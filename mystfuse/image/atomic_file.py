@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Protocol
 
 from mystfuse.errors import MystfuseError
-from mystfuse.output_paths import open_directory, sync_directory
+from mystfuse.output_paths import is_put_there_by_another, open_directory, sync_directory
 
 _ACL = "system.posix_acl_access"
 
@@ -98,10 +98,7 @@ class AtomicFile:
             found = os.stat(self.target.name, dir_fd=self._directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
-        directory = os.stat(f"/proc/self/fd/{self._directory}")
-        is_shared = directory.st_mode & stat.S_ISVTX and directory.st_mode & 0o022
-        if is_shared and found.st_uid not in (os.geteuid(), directory.st_uid):
-            # As fs.protected_regular (Documentation/admin-guide/sysctl/fs.rst) has it for open(2).
+        if is_put_there_by_another(found, self._directory):
             raise MystfuseError(
                 f"{self.target}: it is user {found.st_uid}'s, in a directory that others may write to: remove it first"
             )
