@@ -77,6 +77,17 @@ def shield_next_child() -> None:
     _unshare(_CLONE_NEWPID)
 
 
+def show_own_processes() -> None:
+    """In the first process of a name space that ``shield_next_child`` made: give it a /proc that shows that name space.
+
+    bubblewrap looks for its child there, by the number that the child has in it; in the caller's /proc that is another
+    process, or, in a container that runs little else, none. Where the kernel refuses a /proc, all stays as it is.
+    """
+    with suppress(MystfuseError):
+        _unshare(_CLONE_NEWNS)
+        _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV)
+
+
 def _unshare(flags: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(flags):

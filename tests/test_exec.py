@@ -160,6 +160,13 @@ def test_the_program_is_alone_with_the_image(image: Path) -> None:
     assert output(image, "ls", "-l", "/proc/self/ns/ipc").split()[-1] != ours
 
 
+def test_it_runs_where_few_processes_are(image: Path) -> None:
+    """As in a container: no process has the numbers that bubblewrap's have in their own name space."""
+    alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    result = run(*alone, sys.executable, "-m", "mystfuse", "exec", image, "/bin/sh", "-c", "echo $$", check=False)
+    assert (result.returncode, result.stdout) == (0, "2\n"), result.stderr
+
+
 def test_the_environment_is_what_is_said(image: Path) -> None:
     os.environ["MYSTFUSE_TEST_SECRET"] = "not to be seen"
     try:

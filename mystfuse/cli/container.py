@@ -35,6 +35,7 @@ from mystfuse.sandbox import (
     leave_session_keyring,
     make_user_namespace,
     shield_next_child,
+    show_own_processes,
 )
 
 DEFAULT_PROCESSES = 2048
@@ -296,10 +297,16 @@ def _run(
     """Run bubblewrap, which calls ``limit`` before it begins, until it ends, or a daemon that it cannot do without."""
     # In a file, where ps(1) does not show the environment.
     options = _as_file("bwrap-options", b"".join(os.fsencode(word) + b"\0" for word in box))
+
+    def begin() -> None:
+        show_own_processes()
+        if limit is not None:
+            limit()
+
     shield_next_child()
     try:
         child = subprocess.Popen(
-            [bwrap, "--args", str(options), "--", *command], pass_fds=[options, *inherited], preexec_fn=limit
+            [bwrap, "--args", str(options), "--", *command], pass_fds=[options, *inherited], preexec_fn=begin
         )
     except subprocess.SubprocessError as error:
         raise MystfuseError("the program could not be bounded: its control group is gone?") from error
