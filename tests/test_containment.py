@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from conftest import assert_one_line, mystfuse, run
 
-from mystfuse.bubblewrap import MASKED, READ_ONLY
+from mystfuse.bubblewrap import MASKED, READ_ONLY, bubblewrap_options
+from mystfuse.cli.container import confine
 from mystfuse.program_filter import program_filter, program_policy
 from mystfuse.seccomp import ALLOW, make_program, refuse
 from mystfuse.syscalls import known_syscalls, syscall_numbers
@@ -188,6 +189,18 @@ def test_the_policy_decides_about_every_call() -> None:
         "setxattrat", "statmount",
     }  # fmt: skip
     assert program_filter() == make_program(policy, refuse(errno.ENOSYS))
+
+
+def test_a_machine_whose_calls_are_not_known_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an ordinary user on riscv64, say."""
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    confinement = confine(is_root=False)
+    assert confinement.descriptors == []
+    options = bubblewrap_options("/srv", {}, "/", has_network=True, hostname=None, confinement=confinement)
+    assert "--seccomp" not in options and "/proc/sys" in options
+    assert "the program runs without a filter" in capsys.readouterr().err
 
 
 @needs_filter
@@ -414,7 +427,11 @@ def test_without_user_name_spaces_root_is_told_what_to_do(image: Path) -> None:
 @needs_root
 def test_where_proc_is_masked_already_root_is_told_what_to_do(image: Path) -> None:
     """In a container: the kernel lets nobody see more by mounting another."""
-    script = 'mount -t tmpfs none /proc/bus && exec "$@"'
+    # Another /proc, of a chroot say, would show it all.
+    script = (
+        "awk '/ - proc / && $5 != \"/proc\" {print $5}' /proc/self/mountinfo | xargs -r umount -l;"
+        'mount -t tmpfs none /proc/bus && exec "$@"'
+    )
     command = ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-m", "mystfuse", "exec"]
     result = run(*command, image, "true", check=False, timeout=60)
     assert result.returncode == 1 and "parts of our own are hidden" in result.stderr.splitlines()[-1]

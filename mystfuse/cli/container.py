@@ -165,7 +165,7 @@ def run_container(container: Container) -> int:
         # Everything is opened before anything can hide it.
         sources = [_open_source(mount, owner) for mount in container.mounts]
         resolver = _open_resolver() if container.has_network else None
-        confinement = None if container.is_privileged else _confine(is_root)
+        confinement = None if container.is_privileged else confine(is_root)
         drop_mounts_of_ours(
             [mount.source for mount in container.mounts if mount.source is not None and not mount.is_image]
         )
@@ -267,7 +267,7 @@ def _give_resolver(root: Root, resolver: int) -> None:
         os.close(resolver)
 
 
-def _confine(is_root: bool) -> Confinement:
+def confine(is_root: bool) -> Confinement:
     """What the program is kept from, made ready for bubblewrap."""
     program = program_filter()
     if program is None:
