@@ -414,30 +414,31 @@ def test_swapped_blocks_are_both_found(what: str, subject: Subject, copy: Path, 
     [
         ("signature", 3, 1, 6),
         ("version", 8, 2, 6),
-        ("hash_type 0", 12, 1, 4),
+        ("hash_type 0", 12, 1, 6),
         ("hash_type 3", 12, 2, 6),
-        ("uuid", 16, 1, 0),
+        ("uuid", 16, 1, 6),
         ("algorithm", 33, 1, 6),
-        ("algorithm's padding", 50, 1, 0),
+        ("algorithm's padding", 50, 1, 6),
         ("data_block_size", 65, 0x30, 6),
-        ("hash_block_size", 69, 0x30, 4),
+        ("hash_block_size", 69, 0x30, 6),
         ("hash_block_size, not a power", 69, 1, 6),
         ("hash_block_size, too large", 71, 1, 6),
         ("data_blocks", 72, 1, 6),
         ("data_blocks, huge", 79, 0x80, 6),
-        ("salt_size", 80, 1, 4),
+        ("salt_size", 80, 1, 6),
         ("salt_size, too large", 81, 2, 6),
-        ("padding", 84, 1, 0),
+        ("padding", 84, 1, 6),
         ("salt", 88, 1, 4),
-        ("salt's end", 119, 0x80, 4),
-        ("behind the salt", 120, 1, 0),
-        ("last padding", 511, 1, 0),
+        ("salt's end", 119, 0x80, 6),
+        ("behind the salt", 120, 1, 6),
+        ("last padding", 511, 1, 6),
         ("behind the superblock", 4095, 1, 0),
     ],
 )
 def test_each_field_of_the_verity_superblock(
     name: str, offset: int, mask: int, status: int, subject: Subject, copy: Path, tmp_path: Path
 ) -> None:
+    """Of an image whose salt vouches for all of it; what begins otherwise is told by the digests."""
     flip(copy, subject.hash_offset + offset, mask)
     verified = in_process("verify", subject.trust, copy)
     assert verified.returncode == status, verified

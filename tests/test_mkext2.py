@@ -461,7 +461,7 @@ def test_keys_that_cannot_sign_are_refused(
         (f"{public}:{locked}", "encrypted"),
         (f"{public}:{garbage}", "not a PEM"),
         (f"{garbage}:{private}", "not a PEM"),
-        (f"{public}:/dev/zero", "too large"),
+        (f"{public}:/dev/zero", "a device, not a regular file"),
         (f"{small_public}:{small_private}", "1024 bits"),
     ):
         assert_refused(in_process("mkext2", f"--sign={pair}", small_tree, target / "image"), 2, word)

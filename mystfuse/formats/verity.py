@@ -6,8 +6,9 @@ Sources: the kernel's Documentation/admin-guide/device-mapper/verity.rst, and cr
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mystfuse.errors import FormatError, UnsupportedFeature
 
@@ -18,6 +19,10 @@ MAX_BLOCK_SIZE = 512 * 1024
 """cryptsetup's VERITY_BLOCK_SIZE_OK: powers of two from 512 bytes to 512 KiB, for data and hash blocks."""
 MAX_SALT_SIZE = 256
 DIGEST_SIZES = {"sha256": 32, "sha512": 64}
+VOUCHER = b"mystfuse"
+"""What a salt begins with that vouches for its superblock: see ``with_vouching_salt``."""
+_VOUCHING_SALT_SIZE = 32
+"""Bytes: the original reads no other size."""
 
 # signature version hash_type uuid algorithm data_bs hash_bs data_blocks salt_size pad salt pad
 _LAYOUT = struct.Struct("<8sII16s32sIIQH6x256s168x")
@@ -25,8 +30,8 @@ _LAYOUT = struct.Struct("<8sII16s32sIIQH6x256s168x")
 
 @dataclass(frozen=True, slots=True)
 class VeritySuperblock:
-    """Parameters of the tree. **Not covered by the root hash**: whatever it says is bounded here, and proven or
-    disproven by the digests alone."""
+    """Parameters of the tree. **Not covered by the root hash**, but for the salt: whatever it says is bounded here, and
+    proven or disproven by the digests, and by a salt that vouches for it."""
 
     data_blocks: int
     salt: bytes
@@ -53,6 +58,7 @@ class VeritySuperblock:
         Raises:
             FormatError: not a verity superblock, or a field outside what the format allows.
             UnsupportedFeature: a version, hash type, or algorithm that mystfuse does not have.
+            FormatError: its salt vouches for another superblock.
         """
         if len(data) < VERITY_SUPERBLOCK_SIZE:
             raise FormatError(f"verity superblock is cut short: {len(data)} of {VERITY_SUPERBLOCK_SIZE} bytes")
@@ -84,7 +90,24 @@ class VeritySuperblock:
             raise FormatError(f"verity salt_size {salt_size} is more than {MAX_SALT_SIZE}")
         if not 0 < data_blocks <= (1 << 63) // data_block_size:
             raise FormatError(f"verity data_blocks {data_blocks} cannot be")
-        return cls(data_blocks, salt[:salt_size], uuid, hash_type, algorithm, data_block_size, hash_block_size)
+        superblock = cls(data_blocks, salt[:salt_size], uuid, hash_type, algorithm, data_block_size, hash_block_size)
+        if (
+            superblock.salt.startswith(VOUCHER)
+            and data[:VERITY_SUPERBLOCK_SIZE] != superblock.with_vouching_salt().pack()
+        ):
+            raise FormatError("the verity superblock is not the one that the tree was made with: its salt tells")
+        return superblock
+
+    def with_vouching_salt(self) -> VeritySuperblock:
+        """The same superblock with the salt that says what is in it: 8 bytes ``mystfuse``, and 24 of the SHA-256 of its
+        512 bytes with those 24 as zeros.
+
+        Every digest of the tree has the salt in it, so who trusts the root hash trusts the salt, and by it the rest. To
+        others it is a salt like any other; it differs from image to image as the UUID does.
+        """
+        blank = replace(self, salt=VOUCHER.ljust(_VOUCHING_SALT_SIZE, b"\0"))
+        digest = hashlib.sha256(blank.pack()).digest()
+        return replace(self, salt=(VOUCHER + digest)[:_VOUCHING_SALT_SIZE])
 
     def pack(self) -> bytes:
         """The 512 bytes to write at hash_offset."""

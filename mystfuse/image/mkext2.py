@@ -23,13 +23,14 @@ from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.formats.fssig import Fssig
+from mystfuse.formats.verity import VOUCHER
 from mystfuse.image.atomic_file import AtomicFile, WritableFile
 from mystfuse.image.hash_tree import write_all
 from mystfuse.image.inode_stamps import stamp_inodes
 from mystfuse.image.keys import Encryption
 from mystfuse.image.luks_format import Random, encrypt_zeros, make_luks_header
 from mystfuse.image.progress import Progress
-from mystfuse.image.seal import SALT_SIZE, VERITY_BLOCK_SIZE, seal, truncate
+from mystfuse.image.seal import VERITY_BLOCK_SIZE, seal, truncate
 from mystfuse.image.source_tree import SourceTree, scan
 from mystfuse.image.tree_limits import choose_block_size
 
@@ -51,7 +52,7 @@ class Mkext2Options:
     """How to make an image. Sizes are bytes.
 
     ``epoch`` (seconds; SOURCE_DATE_EPOCH) makes the result depend on the directory alone: no later time stamps than
-    that, and salt and UUID derived from the directory unless given.
+    that, and UUIDs (by them the salt) derived from the directory unless given.
     """
 
     size: int = 0
@@ -72,6 +73,10 @@ class Mkext2Options:
             raise UsageError(f"--block-size {self.block_size} is not 1024, 2048, 4096, ... or 65536")
         if self.salt is not None and len(self.salt) > 256:
             raise UsageError(f"--salt has {len(self.salt)} bytes; dm-verity has room for 256")
+        if self.salt is not None and self.salt.startswith(VOUCHER):
+            raise UsageError(
+                f"--salt {self.salt.hex()}: salts that begin so vouch for the superblock, and are computed"
+            )
 
 
 OpenEncrypted = Callable[[AtomicFile, int, XtsCipher], AbstractContextManager[WritableFile]]
@@ -100,34 +105,31 @@ def mkext2(
     with AtomicFile(target, force, mode=0o666 if options.encryption is None else 0o600) as file:
         tree = scan(directory, options.epoch)
         options = _with_block_size(tree, options)
-        salt, uuid, tree_uuid, hash_seed = _identities(tree, options)
+        uuid, tree_uuid, hash_seed = _identities(tree, options)
         if options.encryption is None:
             with progress("copying files", None):
                 hash_offset = _make_filesystem(file, directory, tree, options, uuid, hash_seed)
         else:
             assert open_encrypted is not None
             hash_offset = _make_encrypted(file, directory, tree, options, uuid, hash_seed, progress, open_encrypted)
-        fssig = seal(file, hash_offset, options.signing_key, progress, salt, tree_uuid)
+        fssig = seal(file, hash_offset, options.signing_key, progress, options.salt, tree_uuid)
         file.commit()
     return fssig
 
 
-def _identities(tree: SourceTree, options: Mkext2Options) -> tuple[bytes, UUID, UUID, UUID]:
-    """Salt, file-system UUID, hash-tree UUID, and directory hash seed: random, or derived from the directory."""
+def _identities(tree: SourceTree, options: Mkext2Options) -> tuple[UUID, UUID, UUID]:
+    """File-system UUID, hash-tree UUID, and directory hash seed: random, or derived from the directory."""
     if options.epoch is None:
-        salt, uuid, tree_uuid, hash_seed = secrets.token_bytes(SALT_SIZE), uuid4(), uuid4(), uuid4()
+        uuid, tree_uuid, hash_seed = uuid4(), uuid4(), uuid4()
     else:
 
         def derived(what: bytes) -> bytes:
             return hashlib.sha256(b"mystfuse " + what + tree.digest).digest()
 
-        salt = derived(b"salt")
         uuid, tree_uuid, hash_seed = (
             UUID(bytes=derived(what)[:16], version=4) for what in (b"uuid", b"tree uuid", b"hash seed")
         )
-    if options.salt is not None:
-        salt = options.salt
-    return salt, options.uuid or uuid, tree_uuid, hash_seed
+    return options.uuid or uuid, tree_uuid, hash_seed
 
 
 def _make_encrypted(

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 
 from mystfuse.devices.source import Source
-from mystfuse.errors import FormatError, UsageError
+from mystfuse.errors import FormatError, UnsupportedFeature, UsageError
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig, has_fssig_magic
 from mystfuse.formats.verity import VERITY_SUPERBLOCK_SIZE, TreeGeometry, VeritySuperblock
 from mystfuse.trust.policy import Trust, TrustPolicy, decide, trust_root_hash, trust_without_tree
@@ -85,6 +85,11 @@ def open_image(
         fssig = read_fssig(source)
         trust = decide(fssig, policy)
         tree = _read_tree(source, fssig.hash_offset, source.size - FSSIG_SIZE, exact=True)
+        if tree.superblock.hash_type != 1:
+            # Where the digests of both agree, a carrier would have the choice.
+            raise UnsupportedFeature(
+                f"{source.name}: verity hash type {tree.superblock.hash_type}; an image with an fssig has hash type 1"
+            )
         if tree.superblock.digest_size != len(fssig.root_hash):
             raise FormatError(
                 f"{source.name}: a {tree.superblock.algorithm} tree does not fit the root hash of an fssig"

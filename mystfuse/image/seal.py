@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from mystfuse.trust.signature import SigningKey
 
 VERITY_BLOCK_SIZE = 4096
-SALT_SIZE = 32
-"""The original reads no other."""
 
 
 def seal(
@@ -33,18 +30,21 @@ def seal(
     """Write hash tree and fssig behind the first ``hash_offset`` bytes (a multiple of 4096) of the file.
 
     Args:
-        salt: of the tree; random if None, as is ``tree_uuid``.
+        salt: of the tree; if None, one that vouches for the superblock.
+        tree_uuid: random if None.
 
     Raises:
         MystfuseError: reading back or writing failed.
     """
     superblock = VeritySuperblock(
         hash_offset // VERITY_BLOCK_SIZE,
-        secrets.token_bytes(SALT_SIZE) if salt is None else salt,
+        salt or b"",
         (tree_uuid or uuid4()).bytes,
         data_block_size=VERITY_BLOCK_SIZE,
         hash_block_size=VERITY_BLOCK_SIZE,
     )
+    if salt is None:
+        superblock = superblock.with_vouching_salt()
     with progress("hashing", hash_offset) as advance:
         root_hash = write_tree(file.fd, superblock, hash_offset, advance)
     fssig = Fssig(hash_offset, root_hash)

@@ -8,7 +8,7 @@ from functools import partial
 
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.devices.source import Source
-from mystfuse.errors import ImageReadError
+from mystfuse.errors import ImageReadError, IntegrityError
 from mystfuse.image.open import HashTree
 from mystfuse.image.parallel import ReadBuffer, run_in_order
 
@@ -40,6 +40,9 @@ def find_damage(
 
     Args:
         advance: called with the number of data bytes dealt with since the last call.
+
+    Raises:
+        IntegrityError: the tree was made for more blocks than its superblock says.
     """
     pending: BadRange | None = None
     for checked in run_in_order(_Checker(source, tree, root_hash).jobs()):
@@ -171,11 +174,19 @@ class _Checker:
         """The run below the hash blocks ``verified``, which begin with the one numbered ``first``.
 
         Hash blocks are nothing but digests, since both have a power of two of bytes; behind the last digest are zeros.
+
+        Raises:
+            IntegrityError: there are more digests: blocks that were hashed are kept from us.
         """
         digest_size = self._superblock.digest_size
         first *= self._geometry.digests_per_block
         total = self._geometry.levels[level - 1].blocks if level else self._superblock.data_blocks
         count = min(len(verified) // digest_size, total - first)
+        if any(verified[count * digest_size :]):
+            raise IntegrityError(
+                f"{self._source.name}: the hash tree has digests of more than {self._superblock.data_blocks} blocks: "
+                "the verity superblock is not the one that it was made with"
+            )
         return first, count, verified[: count * digest_size]
 
     def _unvouched(self, level: int, index: int) -> list[BadRange]:

@@ -1,0 +1,77 @@
+"""What verified bytes must be: an EXT2 file system, or a LUKS header, whose size agrees with that of the data.
+
+The root hash says which bytes are right, but not how they are to be read: that is in the verity superblock, which it
+does not cover. A carrier could let the data begin a level higher, so that hash blocks stood in for data, or end before
+their end. Both are something else than what was hashed. All that opens an image, ``verify`` included, comes by here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mystfuse.devices.device import Device, Extent
+from mystfuse.errors import FormatError
+from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
+from mystfuse.ext2.superblock import Superblock
+from mystfuse.formats.luks_magic import LUKS_MAGIC
+from mystfuse.formats.verity import MAX_BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from mystfuse.formats.luks import LuksHeader
+
+_EXT2_MAGIC_OFFSET = SUPERBLOCK_OFFSET + 56
+_FIRST_BYTES = 4096
+"""What tells an EXT2 file system from a LUKS header."""
+
+
+async def read_contents(device: Device, is_whole: bool) -> LuksHeader | None:
+    """Find out what a device holds: the LUKS header, or None for an EXT2 file system.
+
+    Args:
+        is_whole: whether the size of the device is known to be that of what it holds: it has a hash tree.
+
+    Raises:
+        FormatError: neither, an impossible one, or one of another size than the device's.
+        IntegrityError, ImageReadError: as the device does.
+    """
+    (first,) = await device.read([Extent(0, min(_FIRST_BYTES, device.size))])
+    magic = EXT2_SUPER_MAGIC.to_bytes(2, "little")
+    if bytes(first[:6]) == LUKS_MAGIC or bytes(first[_EXT2_MAGIC_OFFSET : _EXT2_MAGIC_OFFSET + 2]) != magic:
+        # Only here: what reads LUKS headers takes 15 ms to import.
+        from mystfuse.image.unlock import read_luks_header
+
+        header = await read_luks_header(device)
+        if header is not None:
+            size = header.check_fits(device.size)
+            # LUKS1 has no field for its size, nor LUKS2 if it is "dynamic": then verify looks at the end of the tree,
+            # and a mount at the file system inside.
+            if is_whole and header.payload_size is not None:
+                left = device.size - header.payload_offset - size
+                if left >= MAX_BLOCK_SIZE:
+                    raise FormatError(f"the LUKS payload has {size} bytes, but {left} more are covered by the tree")
+            return header
+    check_filesystem(bytes(first[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE]), device.size, is_whole)
+    return None
+
+
+async def check_decrypted(device: Device, is_whole: bool) -> None:
+    """Raise FormatError unless a device holds an EXT2 file system of its size; arguments as for ``read_contents``."""
+    (first,) = await device.read([Extent(0, min(_FIRST_BYTES, device.size))])
+    check_filesystem(bytes(first[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE]), device.size, is_whole)
+
+
+def check_filesystem(superblock: bytes, size: int, is_whole: bool) -> None:
+    """Raise FormatError unless an EXT2 superblock is that of a file system in ``size`` bytes.
+
+    mke2fs leaves out a last block group that would have no room for its own metadata (lib/ext2fs/initialize.c), and the
+    tree covers whole blocks: up to a group may be left over, and no more.
+    """
+    if size < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
+        raise FormatError(f"{size} bytes are too few for an EXT2 file system")
+    parsed = Superblock.parse(superblock)
+    if parsed.size > size:
+        raise FormatError(f"the EXT2 file system has {parsed.size} bytes, but only {size} are there (truncated?)")
+    if is_whole and size - parsed.size >= parsed.s_blocks_per_group * parsed.block_size:
+        raise FormatError(
+            f"the EXT2 file system has {parsed.size} bytes, but the tree covers {size}: not what the tree was made for"
+        )
