@@ -27,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mystfuse.image.keys
+import mystfuse.image.unlock
 from mystfuse.crypto.key_derivation import split_key
 from mystfuse.crypto.secret import Secret
 from mystfuse.crypto.sectors import XtsCipher
@@ -1412,6 +1413,7 @@ def test_a_key_derivation_without_its_memory_is_told(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mystfuse.image.keys, "available_memory", lambda: MIB - 1)
     with pytest.raises(MystfuseError, match="more memory than there is"):
         derive_key(kdf, secret, 32)
+    monkeypatch.setattr(mystfuse.image.unlock, "available_memory", lambda: MIB - 1)
     header, content = locked()
     image = (replace(header, keyslots=(replace(header.keyslots[0], kdf=kdf),)), content)
     with pytest.raises(MystfuseError, match="more memory than there is"):

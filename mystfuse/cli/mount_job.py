@@ -64,6 +64,9 @@ class MountJob:
         notifier = Notifier.from_environment() if self.foreground else Notifier(None)
         # Forked now: while there is one thread, before the image is looked at, and before there is more in memory.
         keeper = Keeper(self.options)
+        if self.keys:
+            # For the same reasons, and who is confined can fork nothing.
+            self.keys.start_deriver()
         # Imported here: the parent never needs them, and must not have started anything of theirs when it forks.
         with importing():
             import trio

@@ -22,6 +22,9 @@ MAX_ARGON2_MEMORY = 4 << 20
 MAX_ARGON2_CPUS = 16
 MAX_ARGON2_COST = 64 << 20
 """Passes times KiB: about a minute."""
+_SECONDS_OF_MOST = 60
+"""What the costs above take: 1.7 million iterations and 1.1 GiB a second, on a processor that is not new. The limit for
+all of a header is the caller's (``crypto.kdf_limit``)."""
 MIN_DIGEST_SIZE, MAX_DIGEST_SIZE = 20, 64
 """Bytes: LUKS1 has 20, cryptsetup's LUKS2 what the hash gives."""
 MAX_SALT_SIZE = 256
@@ -99,6 +102,15 @@ class Pbkdf2:
         if not 1 <= self.iterations <= MAX_ITERATIONS:
             raise FormatError(f"LUKS: {self.iterations} PBKDF2 iterations; from 1 to {MAX_ITERATIONS} are accepted")
 
+    def seconds(self, length: int) -> float:
+        """About how long deriving ``length`` bytes takes."""
+        return self.iterations * -(-length // HASHES[self.hash_name]) / (MAX_ITERATIONS / _SECONDS_OF_MOST)
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes that it fills."""
+        return 0
+
     def check_cost(self, length: int) -> None:
         """Raise FormatError if deriving ``length`` bytes takes longer than we let anybody stall us."""
         if self.iterations * -(-length // HASHES[self.hash_name]) > MAX_ITERATIONS:
@@ -138,6 +150,15 @@ class Argon2:
             )
         if len(self.salt) < 8:
             raise FormatError(f"LUKS2: a salt of {len(self.salt)} bytes for {self.variant}, which wants 8")
+
+    def seconds(self, length: int) -> float:
+        """About how long deriving takes, however many bytes."""
+        return self.time * self.memory / (MAX_ARGON2_COST / _SECONDS_OF_MOST)
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes that it fills."""
+        return self.memory << 10
 
     def __str__(self) -> str:
         return f"{self.variant}, {self.time} passes over {-(-self.memory // 1024)} MiB"

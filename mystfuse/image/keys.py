@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mystfuse.crypto.deriver import Deriver
+from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
 from mystfuse.devices.memory import available_memory
 from mystfuse.errors import MystfuseError, WrongKey
@@ -18,7 +20,7 @@ MIN_PASSPHRASE = 14
 """Characters (of UTF-8): the original's rule for new images."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Keys:
     """What is given to open an encrypted image: one of the two, or nothing."""
 
@@ -27,6 +29,22 @@ class Keys:
     passphrase: Secret | None = None
     origin: str = ""
     """Where it came from, if the user did not name it."""
+    limit: KdfLimit = KdfLimit()  # noqa: RUF009  # it cannot be changed
+    """What deriving keys from it may cost."""
+    deriver: Deriver | None = None
+    """The process that does it, once it has been started."""
+
+    def start_deriver(self) -> Deriver:
+        """Start the process that derives keys, if there is none: early, before there are threads and confinement."""
+        if self.deriver is None:
+            self.deriver = Deriver(self.limit)
+        return self.deriver
+
+    async def end_deriver(self) -> None:
+        """End that process, and what it is doing; cannot be cancelled."""
+        deriver, self.deriver = self.deriver, None
+        if deriver is not None:
+            await deriver.close()
 
     def __bool__(self) -> bool:
         return self.master_key is not None or self.passphrase is not None

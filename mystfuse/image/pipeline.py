@@ -9,24 +9,18 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from mystfuse.devices.device import Device, Extent
+from mystfuse.devices.device import Device
 from mystfuse.devices.reader import ImageReader
 from mystfuse.devices.verity import VerityDevice
 from mystfuse.devices.workers import Workers
 from mystfuse.errors import WrongKey
-from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET
-from mystfuse.formats.luks_magic import LUKS_MAGIC
+from mystfuse.image.contents import check_decrypted, read_contents
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage
 from mystfuse.image.progress import Progress
 
 if TYPE_CHECKING:
     from mystfuse.image.unlock import Unlocked
-
-
-_EXT2_MAGIC_OFFSET = SUPERBLOCK_OFFSET + 56
-_FIRST_BYTES = 4096
-"""What tells an EXT2 file system from a LUKS header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +33,24 @@ class Pipeline:
     """None for an image that is not encrypted."""
     workers: Workers
     device: Device
-    """The topmost layer: verified, where there is a tree, and decrypted."""
+    """The topmost layer: verified, where there is a tree, and decrypted, where it is unlocked."""
 
 
 @asynccontextmanager
 async def run_pipeline(
-    image: TrustedImage, keys: Keys, io_timeout: float, progress: Progress
+    image: TrustedImage, keys: Keys, io_timeout: float, progress: Progress, may_stay_locked: bool = False
 ) -> AsyncIterator[Pipeline]:
     """Run the reader task and stack the devices of ``image`` on it, until the block ends.
 
     Args:
         keys: for an encrypted image; wiped when the block begins.
         progress: shown while a passphrase is tried.
+        may_stay_locked: whether an encrypted image does without a key: for who only wants to know that it is one.
 
     Raises:
         WrongKey: the image is encrypted and ``keys`` do not open it, or the other way round.
-        FormatError, IntegrityError, ImageReadError: its LUKS header cannot be read.
+        FormatError: the data are not an EXT2 file system or a LUKS header of the size that the tree has.
+        IntegrityError, ImageReadError: they cannot be read.
     """
     reader = ImageReader(image.source, io_timeout)
     verity = None
@@ -65,26 +61,21 @@ async def run_pipeline(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader.run)
         try:
-            unlocked = await _open_encrypted(verity or reader, keys, progress)
-            if unlocked is None and keys:
+            header = await read_contents(verity or reader, is_whole=verity is not None)
+            unlocked = None
+            if header is not None and (keys or not may_stay_locked):
+                # Only here: it takes 15 ms to import.
+                from mystfuse.image.unlock import unlock
+
+                unlocked = await unlock(verity or reader, header, keys, progress)
+                await check_decrypted(unlocked.device, is_whole=verity is not None)
+            if header is None and keys:
                 # Somebody who counts on encryption must not get another image in its place.
                 raise WrongKey(f"a key is given{keys.origin and f' ({keys.origin})'}, but the image is not encrypted")
             yield Pipeline(reader, verity, unlocked, workers, unlocked.device if unlocked else verity or reader)
         finally:
             keys.wipe()
+            await keys.end_deriver()
             # Nobody may read from the source when it is closed.
             workers.close()
             nursery.cancel_scope.cancel()
-
-
-async def _open_encrypted(verified: Device, keys: Keys, progress: Progress) -> Unlocked | None:
-    """Open a device if it is encrypted; None if it is not."""
-    (first,) = await verified.read([Extent(0, min(_FIRST_BYTES, verified.size))])
-    magic = EXT2_SUPER_MAGIC.to_bytes(2, "little")
-    if bytes(first[:6]) != LUKS_MAGIC and bytes(first[_EXT2_MAGIC_OFFSET : _EXT2_MAGIC_OFFSET + 2]) == magic:
-        return None
-    # Only here: what reads LUKS headers takes 15 ms to import.
-    from mystfuse.image.unlock import read_luks_header, unlock
-
-    header = await read_luks_header(verified)
-    return None if header is None else await unlock(verified, header, keys, progress)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hmac
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import trio
 
+from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.key_derivation import merge_key
 from mystfuse.crypto.secret import Secret
 from mystfuse.crypto.sectors import SECTOR_SIZE, make_sector_cipher
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Device, Extent
-from mystfuse.errors import FormatError, UnsupportedFeature, WrongKey
+from mystfuse.devices.memory import available_memory
+from mystfuse.errors import FormatError, MystfuseError, UnsupportedFeature, WrongKey
 from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
-from mystfuse.formats.luks import Keyslot, LuksHeader
+from mystfuse.formats.luks import Argon2, Keyslot, LuksHeader, Pbkdf2
 from mystfuse.formats.luks1 import LUKS1_HEADER_SIZE, parse_luks1
 from mystfuse.formats.luks2 import BINARY_HEADER_SIZE, HEADER_SIZES, HeaderCopy, parse_luks2
 from mystfuse.formats.luks_magic import LUKS_MAGIC
-from mystfuse.image.keys import Keys, derive_key
+from mystfuse.image.keys import Keys
 from mystfuse.image.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -106,26 +109,28 @@ async def _read(device: Device, offset: int, length: int) -> bytes:
 
 
 async def unlock(verified: Device, header: LuksHeader, keys: Keys, progress: Progress) -> Unlocked:
-    """Open an encrypted device; the keys are wiped, whatever happens.
+    """Open an encrypted device; the keys are wiped, and their process has ended, whatever happens.
 
     Args:
-        progress: shown while a passphrase is tried on a key slot.
+        progress: shown while keys are derived, with what that costs.
 
     Raises:
         WrongKey: no key, not one that can be, or not the one of this image.
-        FormatError: the header does not fit the device.
+        FormatError: the header does not fit the device, or opening it would cost more than the limit of ``keys``.
+        MystfuseError: it did cost more.
         IntegrityError, ImageReadError: as the device does.
     """
     try:
         size = header.check_fits(verified.size)
         if keys.master_key is not None:
-            key = await _match_master_key(header, keys.master_key, progress)
+            key = await _match_master_key(header, keys, keys.master_key, progress)
         elif keys.passphrase is not None:
-            key = await _try_slots(verified, header, keys.passphrase, progress)
+            key = await _try_slots(verified, header, keys, keys.passphrase, progress)
         else:
             raise WrongKey(f"encrypted (LUKS{header.version}, {header.cipher}): give --key-file or --passphrase-file")
     finally:
         keys.wipe()
+        await keys.end_deriver()
     try:
         cipher = make_sector_cipher(
             header.cipher.chain_mode, header.cipher.iv_mode, key.view, header.sector_size, header.iv_tweak
@@ -135,15 +140,40 @@ async def unlock(verified: Device, header: LuksHeader, keys: Keys, progress: Pro
     return Unlocked(header, CryptDevice(verified, cipher, header.payload_offset, size, header.sector_size))
 
 
-async def _match_master_key(header: LuksHeader, given: Secret, progress: Progress) -> Secret:
+def _check_cost(keys: Keys, what: str, derivations: Sequence[tuple[Pbkdf2 | Argon2, int]]) -> None:
+    """Raise FormatError if all of these derivations, each with its length, would cost too much.
+
+    All of them count, since who wrote the header may have seen to it that none but the last succeeds.
+    """
+    limit = keys.limit
+    seconds = sum(kdf.seconds(length) for kdf, length in derivations)
+    memory = max(kdf.memory_size for kdf, _ in derivations)
+    if seconds > limit.seconds or memory > limit.memory:
+        enough = KdfLimit(max(ceil(seconds * 2), limit.seconds), max(memory, limit.memory))
+        raise FormatError(
+            f"{what} would take about {seconds:.0f} s and {memory >> 20} MiB of memory, more than {limit} allows "
+            f"(--kdf-limit {enough} does)"
+        )
+    if memory > available_memory():
+        raise MystfuseError(f"{what} needs more memory than there is ({memory >> 20} MiB)")
+
+
+async def _match_master_key(header: LuksHeader, keys: Keys, given: Secret, progress: Progress) -> Secret:
     """The master key in the form that fits, if it is the right one."""
     tried = False
-    for candidate in _forms(given, header.key_sizes):
-        tried = True
-        with progress(f"checking the key: {header.digest.kdf}", None):
-            if await _has_digest(header, candidate):
-                return candidate
-        candidate.wipe()
+    forms = list(_forms(given, header.key_sizes))
+    try:
+        kdf, length = header.digest.kdf, len(header.digest.digest)
+        if forms:
+            _check_cost(keys, "checking the key", [(kdf, length)] * len(forms))
+        for candidate in forms:
+            tried = True
+            with progress(f"checking the key: {kdf} (about {ceil(kdf.seconds(length))} s)", None):
+                if await _has_digest(header, keys, candidate):
+                    return Secret.copy_of(candidate.view)
+    finally:
+        for candidate in forms:
+            candidate.wipe()
     if tried:
         raise WrongKey("wrong key: it is not the master key of this image")
     sizes = " or ".join(str(size) for size in header.key_sizes)
@@ -167,27 +197,37 @@ def _forms(given: Secret, key_sizes: tuple[int, ...]) -> Iterator[Secret]:
         yield key
 
 
-async def _try_slots(verified: Device, header: LuksHeader, passphrase: Secret, progress: Progress) -> Secret:
+async def _try_slots(
+    verified: Device, header: LuksHeader, keys: Keys, passphrase: Secret, progress: Progress
+) -> Secret:
     """The master key from the first key slot that the passphrase opens, in the order of their priorities."""
     slots = sorted((slot for slot in header.keyslots if slot.priority), key=lambda slot: (-slot.priority, slot.number))
     if not slots:
         raise WrongKey(
             "no key slot of this image can be used, so no passphrase opens it: give the master key (--key-file)"
         )
-    for slot in slots:
-        with progress(f"key slot {slot.number}: {slot.kdf}", None):
-            key = await _try_slot(verified, header, slot, passphrase)
+    digest = header.digest.kdf, len(header.digest.digest)
+    costs = [cost for slot in slots for cost in ((slot.kdf, slot.cipher_key_size), digest)]
+    _check_cost(keys, f"trying {len(slots)} key slot{'s' * (len(slots) > 1)}", costs)
+    seconds = ceil(sum(kdf.seconds(length) for kdf, length in costs))
+    for index, slot in enumerate(slots, 1):
+        about = f"about {ceil(slot.kdf.seconds(slot.cipher_key_size))} s; {index} of {len(slots)}, {seconds} s for all"
+        with progress(f"key slot {slot.number}: {slot.kdf} ({about})", None):
+            key = await _try_slot(verified, header, keys, slot, passphrase)
         if key is not None:
             return key
     others = "".join(f"; {reason}" for reason in header.unusable)
     raise WrongKey(f"wrong passphrase: it opens none of the {len(slots)} key slots{others}")
 
 
-async def _try_slot(verified: Device, header: LuksHeader, slot: Keyslot, passphrase: Secret) -> Secret | None:
+async def _try_slot(
+    verified: Device, header: LuksHeader, keys: Keys, slot: Keyslot, passphrase: Secret
+) -> Secret | None:
     (encrypted,) = await verified.read([Extent(slot.offset, -(-slot.material_size // SECTOR_SIZE) * SECTOR_SIZE)])
 
+    slot_key = await _derive(keys, slot.kdf, passphrase, slot.cipher_key_size)
+
     def open_slot() -> Secret:
-        slot_key = derive_key(slot.kdf, passphrase, slot.cipher_key_size)
         try:
             cipher = make_sector_cipher(slot.cipher.chain_mode, slot.cipher.iv_mode, slot_key.view)
         finally:
@@ -200,16 +240,25 @@ async def _try_slot(verified: Device, header: LuksHeader, slot: Keyslot, passphr
             material[:] = bytes(len(material))
 
     key = await _in_thread(open_slot)
-    if await _has_digest(header, key):
+    if await _has_digest(header, keys, key):
         return key
     key.wipe()
     return None
 
 
-async def _has_digest(header: LuksHeader, key: Secret) -> bool:
+async def _has_digest(header: LuksHeader, keys: Keys, key: Secret) -> bool:
     digest = header.digest
-    found = await _in_thread(lambda: derive_key(digest.kdf, key, len(digest.digest)))
+    found = await _derive(keys, digest.kdf, key, len(digest.digest))
     return hmac.compare_digest(found.view, digest.digest)
+
+
+async def _derive(keys: Keys, kdf: Pbkdf2 | Argon2, secret: Secret, length: int) -> Secret:
+    parameters: dict[str, str | int] = {"salt": kdf.salt.hex()}
+    if isinstance(kdf, Pbkdf2):
+        parameters |= {"hash_name": kdf.hash_name, "iterations": kdf.iterations}
+    else:
+        parameters |= {"variant": kdf.variant, "time": kdf.time, "memory": kdf.memory, "cpus": kdf.cpus}
+    return await keys.start_deriver().derive(parameters, secret, length)
 
 
 async def _in_thread(action: Callable[[], Secret]) -> Secret:

@@ -1,0 +1,196 @@
+"""A process of its own for key derivations, whose time and memory are bounded.
+
+What a derivation costs is said by the header of an image, which its carrier may have written, and nothing can stop a
+thread in OpenSSL. A process ends by a limit, and its memory comes back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import time
+from contextlib import suppress
+from math import ceil, inf
+from typing import Any, NoReturn
+
+import trio
+
+from mystfuse.crypto.kdf_limit import KdfLimit
+from mystfuse.crypto.secret import Secret, harden_process
+from mystfuse.errors import MystfuseError
+
+_PR_SET_PDEATHSIG = 1
+"""<linux/prctl.h>"""
+_MAX_REQUEST = 4096
+"""Bytes: salts have 256 at most."""
+_MAX_SECRET = (64 << 10) + 1
+_SLACK = 384 << 20
+"""Bytes of address space beside what a derivation fills: threads, one a lane, and what the allocator reserves."""
+_DONE, _NO_MEMORY, _FAILED = b"k", b"m", b"f"
+
+
+class Deriver:
+    """The caller's end. The process is forked when this is made: early, before there are threads, where that can be.
+
+    Args:
+        limit: for all derivations together that are asked for.
+    """
+
+    def __init__(self, limit: KdfLimit) -> None:
+        # Only here: it takes 7 ms to import. Before the fork, since the child may not find it any more.
+        import mystfuse.crypto.key_derivation  # noqa: F401
+
+        self.limit = limit
+        self._left = limit.seconds
+        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        self._pid = os.fork()
+        if not self._pid:
+            _run(other, limit, parent)
+        other.close()
+        self._socket.setblocking(False)
+
+    async def derive(self, parameters: dict[str, Any], secret: Secret, length: int) -> Secret:
+        """What a key derivation gives for a secret: ``length`` bytes.
+
+        Args:
+            parameters: of ``derive_pbkdf2`` or ``derive_argon2``, by name, the salt in hex digits.
+
+        Raises:
+            MystfuseError: the time is up, there is too little memory, or the process was killed.
+        """
+        started = trio.current_time()
+        key = Secret(length)
+        try:
+            # The child's own clock ends it; this one is for a child that is stopped.
+            with trio.move_on_after(self._left + 5) as waiting:
+                await trio.lowlevel.wait_writable(self._socket)
+                self._socket.send(json.dumps({**parameters, "length": length}).encode())
+                self._socket.send(secret.view)
+                await trio.lowlevel.wait_readable(self._socket)
+                answer = Secret(1 + length)
+                try:
+                    count = self._socket.recv_into(answer.view)
+                    status = bytes(answer.view[: min(count, 1)])
+                    key.view[:] = answer.view[1:]
+                finally:
+                    answer.wipe()
+        except OSError:
+            status = b""
+        self._left -= trio.current_time() - started
+        if status == _DONE and not waiting.cancelled_caught and count == 1 + length:
+            return key
+        key.wipe()
+        if status == _NO_MEMORY:
+            raise MystfuseError("opening it needs more memory than there is, or than --kdf-limit allows")
+        if waiting.cancelled_caught or self._left < 1:
+            raise MystfuseError(
+                f"opening it took longer than {self.limit.seconds:g} s, and was ended (--kdf-limit SECONDS allows more)"
+            )
+        raise MystfuseError("the process that derives keys has ended: killed, or out of memory?")
+
+    async def close(self) -> None:
+        """End the process, whatever it is doing; cannot be cancelled."""
+        if not self._pid:
+            return
+        pid, self._pid = self._pid, 0
+        self._socket.close()
+        # Not permitted to a daemon that is confined: then it ends because the socket is closed, or with us.
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            for delay in (0, 0.001, 0.01, 0.1, 0.5, 1):
+                await trio.sleep(delay)
+                if _has_ended(pid):
+                    return
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True
+
+
+def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
+    """The child: answer until the caller is gone."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        harden_process()
+        _close_all_but(connection.fileno())
+        _limit(limit)
+        left = limit.seconds
+        while request := connection.recv(_MAX_REQUEST):
+            secret = Secret(_MAX_SECRET)
+            started = time.monotonic()
+            if left < inf:
+                # Whatever OpenSSL is doing then, the kernel ends us.
+                signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
+            size = connection.recv_into(secret.view)
+            answer = _answer(json.loads(request), secret.view[:size])
+            secret.wipe()
+            connection.send(answer.view)
+            answer.wipe()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            left -= time.monotonic() - started
+    finally:
+        os._exit(0)
+
+
+def _answer(parameters: dict[str, Any], secret: memoryview) -> Secret:
+    """A byte that says how it went, and the key."""
+    from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2
+
+    try:
+        salt = bytes.fromhex(parameters.pop("salt"))
+        derive = derive_argon2 if "variant" in parameters else derive_pbkdf2
+        key = derive(passphrase=secret, salt=salt, **parameters)
+    except MemoryError:
+        return Secret.copy_of(_NO_MEMORY)
+    except Exception:
+        return Secret.copy_of(_FAILED)
+    answer = Secret(1 + len(key))
+    answer.view[:1] = _DONE
+    answer.view[1:] = key.view
+    key.wipe()
+    return answer
+
+
+def _limit(limit: KdfLimit) -> None:
+    """Bound this process. The address space it has already is its own."""
+    with suppress(OSError, ValueError):
+        with open("/proc/self/statm", encoding="ascii") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        _lower(resource.RLIMIT_AS, size + limit.memory + _SLACK)
+    if limit.seconds < inf:
+        _lower(resource.RLIMIT_CPU, ceil(limit.seconds * (os.cpu_count() or 1)) + 1)
+    # Where memory ends all the same, it is this process that the system should end.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
+
+
+def _lower(which: int, limit: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(which, (limit, limit))
+
+
+def _close_all_but(connection: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != connection:
+            with suppress(OSError):
+                os.close(descriptor)
