@@ -9,6 +9,7 @@ from typing import Literal
 
 import trio
 
+from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
 from mystfuse.devices.source import FileSource, Source
 from mystfuse.errors import UsageError, innermost
@@ -35,6 +36,7 @@ async def open_image(
     hash_offset: int | None = None,
     key: bytes | str | None = None,
     passphrase: str | bytes | None = None,
+    kdf_limit: tuple[float, int] | None = None,
     io_timeout: float = 30.0,
 ) -> AsyncIterator[ImageTree]:
     """Open an image for reading, without a mount and without FUSE, for the time of the block. Needs trio.
@@ -50,6 +52,8 @@ async def open_image(
         hash_offset: where the verity superblock is, in an image that has no signature block; goes with one root hash.
         key: master key of an encrypted image: the bytes, or hex digits.
         passphrase: passphrase of an encrypted image; of the two, give one.
+        kdf_limit: what deriving keys may cost for all of the header: seconds, and bytes of memory; (60, 1 << 30) if
+            None. It happens in a process of its own.
         io_timeout: seconds after which a read that storage does not answer fails.
 
     Raises:
@@ -60,6 +64,8 @@ async def open_image(
     """
     options = _load_trust(roothashes, pubkeys, trust, insecure, hash_offset)
     keys = _load_keys(key, passphrase)
+    if kdf_limit is not None:
+        keys.limit = KdfLimit(*kdf_limit)
     try:
         source = await trio.to_thread.run_sync(FileSource, os.fspath(image))
         try:
@@ -69,6 +75,7 @@ async def open_image(
             source.close()
     finally:
         keys.wipe()
+        await keys.end_deriver()
 
 
 @contextmanager

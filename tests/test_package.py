@@ -505,6 +505,12 @@ def test_pinned_signers(
     assert (result.returncode, result.stdout) == (0, "hello\n")
     assert result.stderr.count("\n") == 1
     assert f"warning: {path} is vouched for by nobody but itself" in result.stderr
+    result = in_process("run", "--no-trust-self", path, "--rootfs", image)
+    assert (result.returncode, result.stdout) == (NOT_TRUSTED, "")
+    assert re.fullmatch(rf"mystfuse: {path}: not trusted: [^\n]+\n", result.stderr)
+    # As it is when the package itself is executed.
+    result = run(path, check=False, env={**os.environ, "MYST_ROOTFS": str(image), "MYSTFUSE_TRUST_SELF": "no"})
+    assert (result.returncode, result.stdout) == (NOT_TRUSTED, ""), result
 
 
 def with_directory(name: str, directory: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -457,6 +458,69 @@ def test_an_empty_trust_directory_is_none(small_image: Path, tmp_path: Path) -> 
 
 
 # Nobody, and everybody
+
+
+SELF_COMMANDS = ["verify IMAGE", "ls IMAGE", "cat IMAGE hello.txt", "extract IMAGE / OUT", "tar IMAGE"]
+
+
+@pytest.mark.parametrize("text", [*SELF_COMMANDS, "mount IMAGE MOUNTPOINT", "exec IMAGE /bin/true"])
+def test_every_command_can_be_told_to_trust_no_image_by_itself(
+    text: str, signed: Path, mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"IMAGE": signed, "OUT": tmp_path / "out", "MOUNTPOINT": mountpoint}
+    command, *arguments = (words.get(word, word) for word in text.split())
+    tool = in_process if text in SELF_COMMANDS else mystfuse
+
+    def check(*options: str) -> None:
+        try:
+            result = tool(command, *options, *arguments)
+        finally:
+            clear_mount(mountpoint)
+        assert result.returncode == NOT_TRUSTED, result
+        assert re.fullmatch(r"mystfuse: [^\n]*not trusted: [^\n]+\n", result.stderr), result.stderr
+        assert bool(result.stdout) == (command == "verify")
+        assert not (tmp_path / "out").exists()
+
+    check("--no-trust-self")
+    monkeypatch.setenv("MYSTFUSE_TRUST_SELF", "no")
+    check()
+    monkeypatch.setenv("MYSTFUSE_TRUST_SELF", "No")
+    assert tool(command, *arguments).returncode == 2
+    monkeypatch.setenv("MYSTFUSE_TRUST_SELF", "no")
+    if text in SELF_COMMANDS:
+        # The command line goes before the environment.
+        assert in_process(command, "--trust-self", *arguments).returncode == 0
+
+
+def test_further_images_of_exec_are_trusted_as_the_first_is(
+    signed: Path, small_image: Path, alice: tuple[Path, Path]
+) -> None:
+    options = ("--no-trust-self", f"--pubkey={alice[0]}", "--mount", f"{small_image}=/mnt")
+    result = mystfuse("exec", *options, signed, "/bin/true")
+    assert result.returncode == NOT_TRUSTED
+    assert f"{small_image}: not trusted" in result.stderr
+
+
+def test_verify_says_that_nobody_vouches(signed: Path, alice: tuple[Path, Path], tmp_path: Path) -> None:
+    result = in_process("verify", signed)
+    assert (result.returncode, result.stderr) == (0, f"mystfuse: warning: {signed} is trusted by nobody but itself\n")
+    assert result.stdout.endswith("trusted by nobody but itself, so nobody vouches for it\n")
+    result = in_process("verify", "--no-trust-self", signed)
+    assert result.returncode == NOT_TRUSTED
+    assert result.stdout.endswith("trusted by nobody but itself, so nobody vouches for it\n")
+    assert re.fullmatch(r"mystfuse: [^\n]+: not trusted: [^\n]+\n", result.stderr)
+    for options, status, vouched in ((["--no-trust-self"], NOT_TRUSTED, False), ([f"--pubkey={alice[0]}"], 0, True)):
+        result = in_process("verify", "--json", *options, signed)
+        assert (result.returncode, json.loads(result.stdout)["vouched_for"]) == (status, vouched)
+    result = in_process("verify", "--no-trust-self", f"--pubkey={alice[0]}", signed)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "nobody" not in result.stdout
+    # Damage does not make it trusted.
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(signed.read_bytes()[:5000] + b"?" + signed.read_bytes()[5001:])
+    assert in_process("verify", damaged).returncode == INTEGRITY
+    result = in_process("verify", "--no-trust-self", damaged)
+    assert (result.returncode, result.stdout[:4]) == (NOT_TRUSTED, "bad:")
 
 
 def test_no_trust_at_all_works_with_a_warning(signed: Path, small_image: Path, mountpoint: Path) -> None:

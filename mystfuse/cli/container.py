@@ -163,7 +163,8 @@ def run_container(container: Container) -> int:
         owner = {"allow_other": True} if is_root else {"map_root": True}
         job = make_job({**container.options, **owner}, frozenset(), FileSource(container.image), find_place())
         # Everything is opened before anything can hide it.
-        sources = [_open_source(mount, owner) for mount in container.mounts]
+        common = {"trust_self": container.options.get("trust_self")}
+        sources = [_open_source(mount, common, owner) for mount in container.mounts]
         resolver = _open_resolver() if container.has_network else None
         confinement = None if container.is_privileged else confine(is_root)
         drop_mounts_of_ours(
@@ -226,12 +227,16 @@ def _is_plain_file(path: str) -> bool:
     return not (has_fssig_magic(end) or start.startswith(LUKS_MAGIC) or start[_EXT2_MAGIC_OFFSET:] == _EXT2_MAGIC)
 
 
-def _open_source(mount: ContainerMount, owner: Mapping[str, Any]) -> MountJob | int | None:
-    """The job of mounting an image, its mountpoint still to be said, or a descriptor of a file or directory."""
+def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mapping[str, Any]) -> MountJob | int | None:
+    """The job of mounting an image, its mountpoint still to be said, or a descriptor of a file or directory.
+
+    Args:
+        common: options that count for an image which does not have its own.
+    """
     if mount.source is None:
         return None
     if mount.is_image:
-        return make_job({**mount.options, **owner}, frozenset(), FileSource(mount.source), "")
+        return make_job({**common, **mount.options, **owner}, frozenset(), FileSource(mount.source), "")
     try:
         fd = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:

@@ -10,6 +10,7 @@ import click
 from mystfuse.cli.container import Container, ContainerMount, run_container
 from mystfuse.cli.keys import key_options
 from mystfuse.cli.options import confinement_options, parse_size, trust_options
+from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.errors import UsageError
 from mystfuse.program import DEFAULT_PATH
 
@@ -49,8 +50,10 @@ def command(
     pubkeys: tuple[str, ...],
     insecure: bool,
     hash_offset: int | None,
+    trust_self: bool | None,
     key_file: str | None,
     passphrase_file: str | None,
+    kdf_limit: KdfLimit | None,
     mounts: tuple[str, ...],
     variables: tuple[str, ...],
     cwd: str,
@@ -80,8 +83,10 @@ def command(
                 "pubkeys": pubkeys,
                 "insecure": insecure,
                 "hash_offset": hash_offset,
+                "trust_self": trust_self,
                 "key_file": key_file,
                 "passphrase_file": passphrase_file,
+                "kdf_limit": kdf_limit,
                 "overlay_limit": overlay_limit,
                 "overlay_store": overlay_store,
             },

@@ -12,6 +12,7 @@ import click
 
 from mystfuse.cli.text import warn
 from mystfuse.configured_file import open_configured_file
+from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret, harden_process
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, UsageError
@@ -26,6 +27,14 @@ CREDENTIALS = ("mystfuse.key", "mystfuse.passphrase")
 """Names of systemd credentials (systemd.exec(5), LoadCredential=)."""
 
 
+def parse_kdf_limit(value: str) -> KdfLimit:
+    """Bounds for deriving keys, from ``SECONDS[:SIZE]``."""
+    try:
+        return KdfLimit.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def key_options(command: F) -> F:
     """Add the options for the key of an encrypted image to a command."""
     for option in reversed(
@@ -34,6 +43,12 @@ def key_options(command: F) -> F:
                 "--key-file", metavar="FILE|-", help="Master key of an encrypted image: binary, or hex digits."
             ),
             click.option("--passphrase-file", metavar="FILE|-", help="Passphrase of an encrypted image."),
+            click.option(
+                "--kdf-limit",
+                type=parse_kdf_limit,
+                metavar="SECONDS[:SIZE]",
+                help=f"What deriving keys for it may cost (default: {KdfLimit()}).",
+            ),
         )
     ):
         command = option(command)
@@ -92,16 +107,26 @@ def load_encryption(
     return encryption
 
 
-def load_keys(key_file: str | None, passphrase_file: str | None, source: Source, may_ask: bool) -> Keys:
+def load_keys(
+    key_file: str | None, passphrase_file: str | None, kdf_limit: KdfLimit | None, source: Source, may_ask: bool
+) -> Keys:
     """Read what the key options name. From then on the process is hardened.
 
     Args:
+        kdf_limit: the default one, if None.
         may_ask: without options, use systemd's credentials; else ask for a passphrase, if ``source`` looks encrypted
             and there is a terminal.
 
     Raises:
         UsageError: a file cannot be read, is empty, or is too large to be a key; or both are given.
     """
+    keys = _load_keys(key_file, passphrase_file, source, may_ask)
+    if kdf_limit is not None:
+        keys.limit = kdf_limit
+    return keys
+
+
+def _load_keys(key_file: str | None, passphrase_file: str | None, source: Source, may_ask: bool) -> Keys:
     if key_file is not None and passphrase_file is not None:
         raise UsageError("--key-file and --passphrase-file exclude each other: one of them opens the image")
     if key_file is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from mystfuse.cli.keys import key_options, load_keys
+from mystfuse.cli.keys import key_options, load_keys, parse_kdf_limit
 from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import load_trust, parse_id, parse_seconds, parse_size, trust_options
@@ -44,11 +44,6 @@ MIN_OVERLAY_LIMIT = 1 << 20
 
 @click.command("mount", short_help="Mount an image, every block verified.")
 @trust_options
-@click.option(
-    "--trust-self/--no-trust-self",
-    default=True,
-    help="Whether an image may vouch for itself when nobody is trusted (default: yes, with a warning).",
-)
 @key_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option("-o", "mount_options", multiple=True, metavar="OPT[,OPT]", help="Mount options, see above.")
@@ -138,6 +133,7 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "key_file": str,
     "keyfile": str,
     "passphrase_file": str,
+    "kdf_limit": parse_kdf_limit,
     "hash_offset": parse_size,
     "overlay_limit": parse_size,
     "overlay_store": str,
@@ -249,7 +245,7 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
             given.get("pubkeys", ()),
             given.get("insecure", False),
             given.get("hash_offset"),
-            trust_self=given.get("trust_self", True),
+            trust_self=given.get("trust_self"),
         )
     options = MountOptions(
         mountpoint=mountpoint,
@@ -271,7 +267,7 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
         idle_timeout=given.get("idle_timeout", math.inf),
         on_corruption=OnCorruption(given.get("on_corruption", OnCorruption.EIO)),
     )
-    keys = load_keys(given.get("key_file"), given.get("passphrase_file"), source, may_ask=True)
+    keys = load_keys(given.get("key_file"), given.get("passphrase_file"), given.get("kdf_limit"), source, may_ask=True)
     return MountJob(source, trust, keys, options)
 
 

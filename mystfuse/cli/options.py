@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,8 +48,23 @@ def parse_id(value: str) -> int:
     return int(value)
 
 
+TRUST_SELF_VARIABLE = "MYSTFUSE_TRUST_SELF"
+"""``no``, or ``yes``, which is the default: what counts without ``--trust-self`` and ``--no-trust-self``."""
+
+
+def trust_self_option(command: F) -> F:
+    """Add ``--trust-self`` to a command; None when it is not given."""
+    return click.option(
+        "--trust-self/--no-trust-self",
+        default=None,
+        help="Whether it may vouch for itself when nobody is trusted (default: yes, with a warning, unless "
+        f"{TRUST_SELF_VARIABLE}=no).",
+    )(command)
+
+
 def trust_options(command: F) -> F:
     """Add the trust options to a command."""
+    command = trust_self_option(command)
     for option in reversed(
         (
             click.option(
@@ -91,13 +107,30 @@ def confinement_options(command: F) -> F:
     return command
 
 
+def may_trust_self(given: bool | None) -> bool:
+    """Whether an image, or a package, may vouch for itself when nobody is trusted.
+
+    Args:
+        given: what the command line says; if it says nothing, the environment does.
+
+    Raises:
+        UsageError: the environment's word is neither ``yes`` nor ``no``.
+    """
+    if given is not None:
+        return given
+    word = os.environ.get(TRUST_SELF_VARIABLE, "yes")
+    if word not in ("yes", "no"):
+        raise UsageError(f"{TRUST_SELF_VARIABLE}={word}: must be yes or no")
+    return word == "yes"
+
+
 def load_trust(
-    roothashes: Sequence[str], pubkeys: Sequence[str], insecure: bool, hash_offset: int | None, trust_self: bool
+    roothashes: Sequence[str], pubkeys: Sequence[str], insecure: bool, hash_offset: int | None, trust_self: bool | None
 ) -> TrustOptions:
     """Read what the trust options and ``/etc/mystfuse/trust.d`` name.
 
     Args:
-        trust_self: whether an image may vouch for itself when nobody is trusted.
+        trust_self: whether an image may vouch for itself when nobody is trusted; None: as the environment says.
 
     Raises:
         UsageError: something named, or something in the trust directory, is not the hash or key it should be, or
@@ -108,7 +141,7 @@ def load_trust(
 
     hashes = [parse_root_hash(value) for value in roothashes]
     keys = [key for path in pubkeys for key in read_public_keys(path)]
-    return collect_trust(hashes, keys, insecure, hash_offset, trust_self)
+    return collect_trust(hashes, keys, insecure, hash_offset, may_trust_self(trust_self))
 
 
 def read_signing_key(value: str) -> SigningKey:

@@ -44,7 +44,9 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
         OSError: as the action does.
         KeyboardInterrupt: after such a signal, when the action has cleaned up.
     """
-    trust = load_trust(given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], trust_self=True)
+    trust = load_trust(
+        given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], given["trust_self"]
+    )
     source = FileSource(given["image"])
 
     async def read() -> T:
@@ -54,7 +56,9 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
             return await action(tree)
 
     try:
-        keys = load_keys(given["key_file"], given["passphrase_file"], source, may_ask=True)
+        keys = load_keys(given["key_file"], given["passphrase_file"], given["kdf_limit"], source, may_ask=True)
+        if keys:
+            keys.start_deriver()
         # What the devices find ends the command, and is told in its last line.
         set_up_logging(foreground=True, log_file=None)
         return trio.run(_run_until_signal, read)

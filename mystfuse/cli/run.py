@@ -12,10 +12,11 @@ import click
 
 from mystfuse.cli.container import Container, ContainerMount, run_container
 from mystfuse.cli.keys import key_options
-from mystfuse.cli.options import confinement_options
+from mystfuse.cli.options import confinement_options, may_trust_self, trust_self_option
 from mystfuse.cli.text import warn
 from mystfuse.configured_file import open_configured_file
-from mystfuse.errors import MystfuseError, UsageError
+from mystfuse.crypto.kdf_limit import KdfLimit
+from mystfuse.errors import MystfuseError, NotTrusted, UsageError
 from mystfuse.formats.configuration import Configuration, MountType
 from mystfuse.formats.package import MAX_PACKAGE_SIZE
 from mystfuse.trust.directory import read_trust_directory
@@ -25,7 +26,7 @@ from mystfuse.trust.sources import read_public_keys
 SIGNERS_DIRECTORY = Path("/etc/mystfuse/signers.d")
 ROOTFS_VARIABLES = ("MYST_ROOTFS", "MYST_ROOTFS_PATH")
 """As the original's documentation has it, and as its code has it."""
-_KEYS = frozenset({"key_file", "passphrase_file"})
+_KEYS = frozenset({"key_file", "passphrase_file", "kdf_limit"})
 
 
 class _PackageFirst(click.Command):
@@ -41,7 +42,7 @@ class _PackageFirst(click.Command):
         with_value = {
             name
             for parameter in self.params
-            if not (isinstance(parameter, click.Option) and parameter.is_flag)
+            if isinstance(parameter, click.Option) and not parameter.is_flag
             for name in parameter.opts
         }
         index = 0
@@ -76,6 +77,7 @@ class _PackageFirst(click.Command):
     metavar="PEM",
     help="Run it only if signed by this key (repeatable; default: those in /etc/mystfuse/signers.d).",
 )
+@trust_self_option
 @key_options
 @confinement_options
 @click.argument("package", type=click.Path(readable=False))
@@ -84,8 +86,10 @@ def command(
     rootfs: str | None,
     mounts: tuple[str, ...],
     signers: tuple[str, ...],
+    trust_self: bool | None,
     key_file: str | None,
     passphrase_file: str | None,
+    kdf_limit: KdfLimit | None,
     privileged: bool,
     pids_limit: int | None,
     package: str,
@@ -106,6 +110,11 @@ def command(
     image = rootfs or next((os.environ[name] for name in ROOTFS_VARIABLES if os.environ.get(name)), None)
     if image is None:
         raise UsageError(f"{package}: no root file system: give --rootfs IMAGE, or set {ROOTFS_VARIABLES[0]}")
+    if not opened.is_pinned and not may_trust_self(trust_self):
+        raise NotTrusted(
+            f"{package}: not trusted: nobody says who may sign packages: give --signer PEM, or put a key into "
+            f"{SIGNERS_DIRECTORY}"
+        )
     if not opened.is_pinned:
         warn(
             f"{package} is vouched for by nobody but itself: give --signer PEM, or put who may sign packages into "
@@ -120,6 +129,7 @@ def command(
                 "policy": opened.policy(),
                 "key_file": key_file,
                 "passphrase_file": passphrase_file,
+                "kdf_limit": kdf_limit,
                 "overlay_limit": configuration.memory_size,
             },
             program=configuration.application_path,

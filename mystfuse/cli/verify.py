@@ -8,13 +8,15 @@ import math
 import click
 
 from mystfuse.cli.keys import key_options, load_keys
-from mystfuse.cli.options import load_trust, trust_options
+from mystfuse.cli.options import load_trust, may_trust_self, trust_options
 from mystfuse.cli.progress import progress
+from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, FormatError, IntegrityError, MystfuseError, innermost
+from mystfuse.errors import ExitStatus, FormatError, IntegrityError, MystfuseError, NotTrusted, innermost
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage, open_image
 from mystfuse.image.verify import BadRange, find_damage
+from mystfuse.trust.policy import TrustReason
 
 MAX_SHOWN = 1000
 """Bad ranges printed; the rest is counted."""
@@ -30,24 +32,30 @@ def command(
     pubkeys: tuple[str, ...],
     insecure: bool,
     hash_offset: int | None,
+    trust_self: bool | None,
     key_file: str | None,
     passphrase_file: str | None,
+    kdf_limit: KdfLimit | None,
     as_json: bool,
     image: str,
 ) -> ExitStatus:
-    """Check IMAGE: who vouches for it, its whole hash tree, and every data block.
+    """Check IMAGE: who vouches for it, its whole hash tree, every data block, and that a mount would accept them: an
+    EXT2 file system, or a LUKS header, of the size that the tree has.
 
     Lists the ranges that are damaged and exits with status 4 if there are any. No key is needed, since the hash tree is
-    over what is encrypted; with one, whether it opens the image is checked too.
+    over what is encrypted; with one, whether it opens the image is checked too. An image that nobody vouches for is
+    compared with its own root hash, and told to be so; with --no-trust-self the status is 3 then.
     """
+    needs_voucher = not may_trust_self(trust_self)
     trust = load_trust(roothashes, pubkeys, insecure, hash_offset, trust_self=True)
     source = FileSource(image)
     try:
-        keys = load_keys(key_file, passphrase_file, source, may_ask=False)
+        keys = load_keys(key_file, passphrase_file, kdf_limit, source, may_ask=False)
         opened = open_image(source, trust.policy, trust.hash_offset, trust.root_hash)
         if opened.tree is None or opened.trust.root_hash is None:
             raise FormatError(f"{image}: there is no hash tree to check")
-        if not opened.trust.is_vouched_for:
+        is_refused = needs_voucher and opened.trust.reason is TrustReason.SELF
+        if not opened.trust.is_vouched_for and not is_refused:
             click.echo(f"mystfuse: warning: {image} is {opened.trust.explanation}", err=True)
         size = opened.tree.superblock.data_size
         shown: list[BadRange] = []
@@ -58,8 +66,8 @@ def command(
                 bad_bytes += bad.length
                 if count <= MAX_SHOWN:
                     shown.append(bad)
-        if keys and not count:
-            _check_keys(opened, keys)
+        if not count:
+            _check_contents(opened, keys)
     finally:
         source.close()
     root_hash = opened.trust.root_hash.hex()
@@ -70,6 +78,7 @@ def command(
             "root_hash": root_hash,
             "trust": opened.trust.reason.value,
             "trust_explanation": opened.trust.explanation,
+            "vouched_for": opened.trust.is_vouched_for,
             "data_bytes": size,
             "bad_ranges": [{"what": bad.what, "offset": bad.offset, "length": bad.length} for bad in shown],
             "bad_ranges_count": count,
@@ -81,27 +90,32 @@ def command(
             click.echo(f"bad: bytes {bad.offset} to {bad.offset + bad.length - 1} ({bad.what})")
         if count > MAX_SHOWN:
             click.echo(f"and {count - MAX_SHOWN} more")
+    if not count and not as_json:
+        opens = "; the key opens it" if keys else ""
+        nobody = "" if opened.trust.is_vouched_for else ", so nobody vouches for it"
+        click.echo(f"{image}: {size} bytes verified, root hash {root_hash}, {opened.trust.explanation}{nobody}{opens}")
+    if is_refused:
+        raise NotTrusted(
+            f"{image}: not trusted: no trusted root hash or public key is given, and it may not vouch for itself"
+        )
     if count:
         raise IntegrityError(f"{image}: {count} damaged range{'s' if count > 1 else ''}, {bad_bytes} bytes")
-    if not as_json:
-        opens = "; the key opens it" if keys else ""
-        click.echo(f"{image}: {size} bytes verified, root hash {root_hash}, {opened.trust.explanation}{opens}")
     return ExitStatus.DONE
 
 
-def _check_keys(image: TrustedImage, keys: Keys) -> None:
-    """Raise WrongKey unless the keys open the image."""
+def _check_contents(image: TrustedImage, keys: Keys) -> None:
+    """Raise FormatError unless the data are what a mount accepts, and WrongKey unless the keys, if any, open it."""
     # Only here: verifying needs none of it.
     import trio
 
     from mystfuse.image.pipeline import run_pipeline
 
-    async def unlock() -> None:
-        async with run_pipeline(image, keys, math.inf, progress):
+    async def check() -> None:
+        async with run_pipeline(image, keys, math.inf, progress, may_stay_locked=True):
             pass
 
     try:
-        trio.run(unlock)
+        trio.run(check)
     except BaseExceptionGroup as group:
         cause = innermost(group)
         raise type(cause)(cause.about(image.source.name)) if isinstance(cause, MystfuseError) else cause from None
