@@ -300,7 +300,7 @@ def test_a_signal_ends_a_busy_mount_lazily(small_image: Path, mountpoint: Path) 
     mystfuse(small_image, mountpoint)
     pid = daemon_pid(mountpoint)
     with (mountpoint / "hello.txt").open("rb"):
-        result = mystfuse("umount", mountpoint)
+        result = mystfuse("umount", "--timeout=0.1", mountpoint)
         assert_one_line(result, 7, "busy")
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not is_running(pid))

@@ -107,7 +107,10 @@ def test_errors_are_exceptions(small_image: Path, mountpoint: Path, tmp_path: Pa
         pass
 
 
-def test_a_mount_that_is_in_use_is_told_and_taken_away(small_image: Path, mountpoint: Path) -> None:
+def test_a_mount_that_is_in_use_is_told_and_taken_away(
+    small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mystfuse.fuse.unmount.BUSY_PATIENCE", 0.05)
     with (
         pytest.raises(mystfuse.MountError, match=r"busy|in use"),
         mystfuse.mount(small_image, mountpoint, trust="self"),

@@ -17,14 +17,15 @@ from mystfuse.fuse.unmount import unmount_and_wait, unmount_stale
     metavar="SECONDS",
     default="30",
     show_default=True,
-    help="Seconds to wait for the daemon to end.",
+    help="Seconds to wait for the daemon to end, and (2 at most) for a mount in use to be left.",
 )
 @click.option("--stale", is_flag=True, help="Only clear away what a killed daemon has left, if anything.")
 @click.argument("mountpoint", type=click.Path(readable=False))
 def command(lazy: bool, timeout: float, stale: bool, mountpoint: str) -> None:
     """Unmount MOUNTPOINT and wait until the process that served it is gone.
 
-    Also clears away what is left of a mount whose daemon was killed.
+    A mount that is in use is tried again for two seconds. Also clears away what is left of a mount whose daemon was
+    killed.
     """
     if stale:
         unmount_stale(resolve_mountpoint(mountpoint))

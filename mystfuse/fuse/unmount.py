@@ -8,6 +8,7 @@ import math
 import os
 import select
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,9 @@ from mystfuse.errors import MountError
 from mystfuse.fuse.mount_table import Mount, find_daemon, find_mount, find_other_server
 from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
+BUSY_PATIENCE = 2.0
+"""Seconds that a mount in use is tried again: what looks into new mounts, or was just ended, is out of it soon."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -86,6 +90,9 @@ def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
 def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
     """Unmount one of our mounts and return when the process that served it is gone.
 
+    Args:
+        timeout: seconds for its daemon to end. A mount that is in use is tried again for as long, or ``BUSY_PATIENCE``.
+
     Raises:
         BusyError: it is in use.
         MountError: not one of ours, it cannot be unmounted, or its daemon does not end within ``timeout`` seconds.
@@ -97,7 +104,7 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
     if daemon is None and (server := find_other_server(mount)) is not None:
         raise MountError(f"{mountpoint}: not mystfuse's: {server} serves it (umount takes it away)")
     try:
-        unmount(mountpoint, lazy, mount)
+        _unmount_patiently(mountpoint, lazy, mount, min(timeout, BUSY_PATIENCE))
         if daemon is not None:
             poll = select.poll()
             poll.register(daemon, select.POLLIN)
@@ -108,6 +115,19 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
     finally:
         if daemon is not None:
             os.close(daemon)
+
+
+def _unmount_patiently(mountpoint: str, lazy: bool, expected: Mount, patience: float) -> None:
+    """The same as ``unmount``, tried for ``patience`` seconds while the mount is in use."""
+    deadline, pause = time.monotonic() + patience, _SHORTEST_PAUSE
+    while True:
+        try:
+            return unmount(mountpoint, lazy, expected)
+        except BusyError:
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def unmount_stale(mountpoint: str) -> None:
