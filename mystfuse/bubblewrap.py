@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from mystfuse.errors import MystfuseError
 
@@ -27,22 +26,6 @@ _CAPABILITIES = (
 """What root keeps: what containers usually leave it, without making devices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
-    """What a program is kept from, beyond what name spaces of its own keep it from."""
-
-    user_namespace: int | None
-    """A descriptor of the user name space that it is put into; None to leave that to bubblewrap (which makes one for an
-    ordinary user)."""
-    system_calls: int | None
-    """A descriptor of a file with the filter of its system calls; None for no filter."""
-
-    @property
-    def descriptors(self) -> list[int]:
-        """What bubblewrap has to inherit."""
-        return [fd for fd in (self.user_namespace, self.system_calls) if fd is not None]
-
-
 def find_bubblewrap() -> str:
     """The path of bwrap(1); MystfuseError if it is not installed."""
     bwrap = shutil.which("bwrap")
@@ -57,12 +40,14 @@ def bubblewrap_options(
     directory: str,
     has_network: bool,
     hostname: str | None,
-    confinement: Confinement | None,
+    is_confined: bool,
+    system_calls: int | None,
 ) -> list[str]:
     """The options of bwrap(1) for a program that sees ``root``, in name spaces of its own.
 
     Args:
-        confinement: None for a program that may do what we may.
+        is_confined: otherwise it may do what we may.
+        system_calls: a descriptor of a file with the filter of its system calls; None for no filter.
     """
     options = ["--bind", root, "/", "--proc", "/proc", "--dev", "/dev", "--die-with-parent"]
     options += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -70,12 +55,10 @@ def bubblewrap_options(
         options += ["--hostname", hostname]
     if not has_network:
         options.append("--unshare-net")
-    if confinement is not None:
+    if system_calls is not None:
+        options += ["--seccomp", str(system_calls)]
+    if is_confined:
         options += _proc_options(MASKED, READ_ONLY)
-        if confinement.user_namespace is not None:
-            options += ["--userns", str(confinement.user_namespace)]
-        if confinement.system_calls is not None:
-            options += ["--seccomp", str(confinement.system_calls)]
         if os.geteuid() == 0:
             # As root, bubblewrap leaves a program everything unless told otherwise.
             options += ["--cap-drop", "ALL"]

@@ -145,6 +145,13 @@ def make_user_namespace() -> int:
     return fd
 
 
+def enter_user_namespace(fd: int) -> None:
+    """Go into the user name space ``fd`` for good; this process must have one thread. MystfuseError if that fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, _CLONE_NEWUSER):
+        raise MystfuseError(f"the program's user name space cannot be entered: {os.strerror(ctypes.get_errno())}")
+
+
 def _try_proc() -> int:
     """Mount a /proc as bubblewrap will, in a process of its own; returns its status. The kernel refuses it if something
     would come to light that is hidden here."""
@@ -195,6 +202,12 @@ def leave_abstract_sockets() -> bool:
         return int(libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)) == 0
     finally:
         os.close(ruleset)
+
+
+def show_read_only(path: str) -> None:
+    """Make the file or directory ``path`` of this mount name space, which must be private, read-only."""
+    _mount(path, path, None, _MS_BIND)
+    _make_read_only(path)
 
 
 def find_place() -> str:

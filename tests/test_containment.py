@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from conftest import assert_one_line, mystfuse, run
 
-from mystfuse.bubblewrap import MASKED, READ_ONLY, bubblewrap_options
-from mystfuse.cli.container import confine
+from mystfuse.bubblewrap import MASKED, READ_ONLY
+from mystfuse.cli.container import make_filter
 from mystfuse.program_filter import program_filter, program_policy
 from mystfuse.seccomp import ALLOW, make_program, refuse
 from mystfuse.syscalls import known_syscalls, syscall_numbers
@@ -172,6 +172,31 @@ def test_nothing_of_the_machine_in_proc_can_be_written(image: Path) -> None:
     assert [path for path in opened if not path.startswith("/proc/pressure/") and path not in MASKED] == []
 
 
+# What is the host's own: nodes of devices, and the standard descriptors
+
+
+@needs_root
+def test_the_hosts_device_nodes_cannot_be_changed(image: Path) -> None:
+    """User 0 owns them, whatever name space it is in. (The attack sets what is set already, but for a time.)"""
+    nodes = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]
+    masks = ["/proc/keys"]
+    before = [(os.stat(node).st_mode, os.stat(node).st_mtime_ns) for node in nodes]
+    script = "for node; do touch $node; chown 0 $node; chmod 666 $node; done 2>&1; echo x > /dev/null && echo works"
+    lines = said(image, "sh", "-c", script, "sh", *nodes, *masks).splitlines()
+    assert [line for line in lines if "Read-only file system" not in line] == ["works"]
+    assert len(lines) == 3 * len([*nodes, *masks]) + 1
+    # The mode of /dev/null as it was opened by the caller.
+    command = [sys.executable, "-m", "mystfuse", "exec", image, "attack", "call"]
+    for opened in "r", "w", "a":
+        with open("/dev/null", opened) as null:
+            words = [word for fd in (0, 2) for word in (str(NUMBERS["fchmod"]), str(fd), "0666", "-")]
+            result = subprocess.run(
+                [*command, *words], stdin=null, stdout=subprocess.PIPE, stderr=null, text=True, check=True, timeout=60
+            )
+        assert [line.split()[1] for line in result.stdout.splitlines()] == [str(errno.EROFS)] * 2
+    assert [(os.stat(node).st_mode, os.stat(node).st_mtime_ns) for node in nodes] == before
+
+
 # System calls
 
 
@@ -194,12 +219,8 @@ def test_the_policy_decides_about_every_call() -> None:
 def test_a_machine_whose_calls_are_not_known_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As an ordinary user on riscv64, say."""
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    confinement = confine(is_root=False)
-    assert confinement.descriptors == []
-    options = bubblewrap_options("/srv", {}, "/", has_network=True, hostname=None, confinement=confinement)
-    assert "--seccomp" not in options and "/proc/sys" in options
+    assert make_filter() is None
     assert "the program runs without a filter" in capsys.readouterr().err
 
 
@@ -240,12 +261,14 @@ def test_arguments_decide_where_engines_look_at_them(image: Path) -> None:
 
 @needs_filter
 def test_nobody_types_into_the_callers_terminal(image: Path) -> None:
-    """The attack itself: what the program puts into the terminal's input, the shell after it would execute."""
+    """The attack itself: what the program puts into the terminal's input, the shell after it would execute. Nor does
+    the program let others read and write it, who may not."""
     pid, fd = pty.fork()
     if pid == 0:
-        number = str(NUMBERS["ioctl"])
-        words = [sys.executable, "-m", "mystfuse", "exec", str(image), "attack", "call", number, "0", "0x5412", "=x"]
-        os.execv(sys.executable, words)
+        words = ["call", str(NUMBERS["ioctl"]), "0", "0x5412", "=x", "-"]
+        for each in "0", "1", "2":
+            words += [str(NUMBERS["fchmod"]), each, "0620", "-"]
+        os.execv(sys.executable, [sys.executable, "-m", "mystfuse", "exec", str(image), "attack", *words])
     output = b""
     try:
         while select.select([fd], [], [], 30)[0]:
@@ -259,6 +282,7 @@ def test_nobody_types_into_the_callers_terminal(image: Path) -> None:
     assert os.waitstatus_to_exitcode(status) == 0, output
     # A kernel that has TIOCSTI switched off says EIO.
     assert f"{NUMBERS['ioctl']} {errno.EPERM}\r\n".encode() in output
+    assert output.count(f"{NUMBERS['fchmod']} {errno.EROFS}\r\n".encode()) == 3
 
 
 def test_a_32_bit_program_is_refused_in_one_line(image: Path) -> None:

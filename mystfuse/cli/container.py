@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mystfuse.bubblewrap import Confinement, bubblewrap_options, find_bubblewrap
+from mystfuse.bubblewrap import bubblewrap_options, find_bubblewrap
 from mystfuse.cli.mount import make_job, parse_mount_options
 from mystfuse.cli.mount_job import MountJob
 from mystfuse.cli.text import complain, warn
@@ -30,6 +30,7 @@ from mystfuse.sandbox import (
     Root,
     drop_mounts_of_ours,
     enter_private_namespace,
+    enter_user_namespace,
     find_place,
     leave_abstract_sockets,
     leave_session_keyring,
@@ -37,6 +38,7 @@ from mystfuse.sandbox import (
     shield_next_child,
     show_own_processes,
 )
+from mystfuse.shared_devices import protect_devices
 
 DEFAULT_PROCESSES = 2048
 """As podman has it."""
@@ -166,7 +168,8 @@ def run_container(container: Container) -> int:
         common = {"trust_self": container.options.get("trust_self")}
         sources = [_open_source(mount, common, owner) for mount in container.mounts]
         resolver = _open_resolver() if container.has_network else None
-        confinement = None if container.is_privileged else confine(is_root)
+        # As an ordinary user, bubblewrap makes one.
+        user_namespace = make_user_namespace() if is_root and not container.is_privileged else None
         drop_mounts_of_ours(
             [mount.source for mount in container.mounts if mount.source is not None and not mount.is_image]
         )
@@ -186,12 +189,18 @@ def run_container(container: Container) -> int:
             else:
                 root.bind(source, mount.target, mount.is_read_only)
                 os.close(source)
+        system_calls, standard = None, [0, 1, 2]
+        if not container.is_privileged:
+            system_calls = make_filter()
+            standard = protect_devices()
+            if container.has_network:
+                leave_abstract_sockets()
         program = find_program(
             root,
             container.program,
             container.environment.get("PATH", ""),
             container.directory,
-            allows_32_bit=confinement is None or confinement.system_calls is None,
+            allows_32_bit=system_calls is None,
         )
         box = bubblewrap_options(
             root.path,
@@ -199,14 +208,21 @@ def run_container(container: Container) -> int:
             container.directory,
             container.has_network,
             container.hostname,
-            confinement,
+            is_confined=not container.is_privileged,
+            system_calls=system_calls,
         )
-        if container.has_network and not container.is_privileged:
-            leave_abstract_sockets()
         processes = DEFAULT_PROCESSES if container.process_limit is None else container.process_limit or None
         with limited_resources(container.memory_limit, processes, container.process_limit is not None) as limit:
-            inherited = [] if confinement is None else confinement.descriptors
-            return _run(bwrap, box, [program, *container.arguments], daemons, limit, inherited)
+
+            def begin() -> None:
+                show_own_processes()
+                if limit is not None:
+                    limit()
+                if user_namespace is not None:
+                    enter_user_namespace(user_namespace)
+
+            inherited = [] if system_calls is None else [system_calls]
+            return _run(bwrap, box, [program, *container.arguments], daemons, begin, standard, inherited)
     finally:
         daemons.stop()
 
@@ -272,15 +288,14 @@ def _give_resolver(root: Root, resolver: int) -> None:
         os.close(resolver)
 
 
-def confine(is_root: bool) -> Confinement:
-    """What the program is kept from, made ready for bubblewrap."""
+def make_filter() -> int | None:
+    """A descriptor of a file with the filter of system calls for bubblewrap; None, with a warning, if we have none for
+    this machine."""
     program = program_filter()
     if program is None:
         warn("this machine's system calls are not known: the program runs without a filter of them")
-    return Confinement(
-        user_namespace=make_user_namespace() if is_root else None,
-        system_calls=None if program is None else _as_file("bwrap-filter", program),
-    )
+        return None
+    return _as_file("bwrap-filter", program)
 
 
 def _as_file(name: str, data: bytes) -> int:
@@ -296,26 +311,31 @@ def _run(
     box: Sequence[str],
     command: Sequence[str],
     daemons: _Daemons,
-    limit: Callable[[], None] | None,
+    begin: Callable[[], None],
+    standard: Sequence[int],
     inherited: Sequence[int],
 ) -> int:
-    """Run bubblewrap, which calls ``limit`` before it begins, until it ends, or a daemon that it cannot do without."""
+    """Run bubblewrap, which calls ``begin`` before it begins, until it ends, or a daemon that it cannot do without.
+
+    Args:
+        standard: what it gets as its standard descriptors.
+        inherited: further ones.
+    """
     # In a file, where ps(1) does not show the environment.
     options = _as_file("bwrap-options", b"".join(os.fsencode(word) + b"\0" for word in box))
-
-    def begin() -> None:
-        show_own_processes()
-        if limit is not None:
-            limit()
-
     shield_next_child()
     try:
         child = subprocess.Popen(
-            [bwrap, "--args", str(options), "--", *command], pass_fds=[options, *inherited], preexec_fn=begin
+            [bwrap, "--args", str(options), "--", *command],
+            stdin=standard[0],
+            stdout=standard[1],
+            stderr=standard[2],
+            pass_fds=[options, *inherited],
+            preexec_fn=begin,
         )
     except subprocess.SubprocessError as error:
         raise MystfuseError("the program could not be bounded: its control group is gone?") from error
-    for fd in (options, *inherited):
+    for fd in (options, *inherited, *(fd for fd in standard if fd > 2)):
         os.close(fd)
 
     def forward(number: int, frame: FrameType | None) -> None:
