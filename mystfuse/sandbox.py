@@ -296,8 +296,8 @@ class Root:
             os.close(fd)
         return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
-    def remove_dangling_link(self, path: str) -> None:
-        """Remove what is at ``path``, where ``is_empty_or_absent`` has found nothing, if it is a link."""
+    def remove_link(self, path: str) -> None:
+        """Remove what is at ``path`` if it is a link, wherever that leads."""
         pure = _inside(path)
         try:
             parent = self.open(str(pure.parent), os.O_PATH | os.O_DIRECTORY)

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import mystfuse, run
 
+from mystfuse.cli.container import RESOLVER
+from mystfuse.sandbox import Root
+
+HAD_RESOLVER = Path(RESOLVER).exists()
+
 
 @pytest.fixture
 def host_resolver(tmp_path: Path) -> Iterator[Callable[[Path | None], list[str]]]:
@@ -33,25 +38,18 @@ def host_resolver(tmp_path: Path) -> Iterator[Callable[[Path | None], list[str]]
     yield words
 
 
-@pytest.mark.parametrize(
-    "there, expected",
-    [(None, "the host's"), ("", "the host's"), ("own\n", "own"), ("-> ../run/stub", "the host's"),
-     ("-> marker", "from the image")],
-)  # fmt: skip
+@pytest.mark.parametrize("there", [None, "-> ../run/stub"])
 def test_names_are_resolved_as_on_the_host_where_the_image_does_not_say(
-    host_resolver: Callable[[Path | None], list[str]], tmp_path: Path, there: str | None, expected: str
+    host_resolver: Callable[[Path | None], list[str]], tmp_path: Path, there: str | None
 ) -> None:
+    """A link to what is not there is what images of systems with systemd-resolved have."""
     root, host = tmp_path / "root", tmp_path / "host"
     (root / "bin").mkdir(parents=True)
-    (root / "etc").mkdir()
-    (root / "etc/marker").write_text("from the image\n")
     shutil.copy("/bin/busybox", root / "bin/cat")
     host.write_text("the host's\n")
-    resolver = root / "etc/resolv.conf"
-    if there is not None and there.startswith("-> "):
-        resolver.symlink_to(there[3:])
-    elif there is not None:
-        resolver.write_text(there)
+    if there is not None:
+        (root / "etc").mkdir()
+        (root / "etc/resolv.conf").symlink_to(there[3:])
     assert mystfuse("mkext2", root, tmp_path / "image").returncode == 0
 
     def shown(*options: str, resolver: Path | None = host) -> str:
@@ -59,9 +57,38 @@ def test_names_are_resolved_as_on_the_host_where_the_image_does_not_say(
         result = run(*command, tmp_path / "image", "cat", "/etc/resolv.conf", check=False, timeout=60)
         return result.stdout.strip()
 
-    assert shown() == expected
+    assert shown() == "the host's"
     if there is None:
         assert shown("--no-network") == shown(resolver=None) == ""
         (tmp_path / "given").write_text("given\n")
         assert shown("--mount", f"{tmp_path / 'given'}=/etc/resolv.conf") == "given"
     assert host.read_text() == "the host's\n"
+
+
+@pytest.mark.parametrize(
+    "there, says_nothing",
+    [(None, True), ("", True), ("nameserver 192.0.2.1\n", False), ("-> gone", True), ("-> /gone/too", True),
+     ("-> empty", True), ("-> full", False), ("-> /etc/full", False), ("a directory", False)],
+)  # fmt: skip
+def test_an_image_says_who_resolves_names(tmp_path: Path, there: str | None, says_nothing: bool) -> None:
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "full").write_text("x\n")
+    (etc / "empty").touch()
+    path = etc / "resolv.conf"
+    if there == "a directory":
+        path.mkdir()
+    elif there is not None and there.startswith("-> "):
+        path.symlink_to(there[3:])
+    elif there is not None:
+        path.write_text(there)
+    root = Root(str(tmp_path))
+    before = sorted(os.listdir(etc))
+    assert root.is_empty_or_absent(RESOLVER) == says_nothing
+    if says_nothing:
+        root.remove_link(RESOLVER)
+        # A file is made there, in the image.
+        assert root.make_file(RESOLVER).startswith(f"{etc}/")
+        assert Path(RESOLVER).exists() == HAD_RESOLVER
+    else:
+        assert sorted(os.listdir(etc)) == before

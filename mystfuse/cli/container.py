@@ -279,8 +279,8 @@ def _give_resolver(root: Root, resolver: int) -> None:
     image says nothing about it."""
     try:
         if root.is_empty_or_absent(RESOLVER):
-            # As images of systems with systemd-resolved have it: a link into /run.
-            root.remove_dangling_link(RESOLVER)
+            # In images of systems with systemd-resolved it is a link into /run.
+            root.remove_link(RESOLVER)
             root.bind(resolver, RESOLVER, read_only=True)
     except (OSError, MountError) as error:
         warn(f"names cannot be resolved: {error}")
