@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
@@ -18,6 +20,10 @@ MAX_RUNS = 40
 """How often an operation may miss blocks and be run again. A rename can meet five inodes, each with its descriptor and
 table block, three levels of indirection and a block of its own, and the bitmaps; a look-up needs a third of that."""
 MAX_PINNED_BYTES = 64 << 20
+FEW_PINNED_BYTES = 4 << 20
+"""What an operation may pin beside any number of others."""
+MAX_LARGE = 8
+"""Operations at once that pin more."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,14 +56,22 @@ class Runner:
 
     Args:
         room: how many blocks of data may still be written.
+        io_timeout: seconds that an operation that needs many blocks waits for others that do, at most.
     """
 
-    def __init__(self, cache: BlockCache, written: WrittenStore | None, room: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        cache: BlockCache,
+        written: WrittenStore | None,
+        room: Callable[[], int],
+        io_timeout: float = math.inf,
+    ) -> None:
         self.commits = 0
         """Transactions that changed something."""
         self._cache = cache
         self._written = written
         self._room = room
+        self._large = _Places(MAX_LARGE, io_timeout)
         self._held: dict[int, tuple[int, trio.Event]] = {}
         """Inodes that are held: by how many, and what is set when by none any more."""
 
@@ -87,14 +101,18 @@ class Runner:
         """
         blocks = self.blocks()
         misses: _Misses | None = None
-        while True:
-            try:
-                return operation(blocks, *args, **kwargs)
-            except BlocksMissing as error:
-                missing = error
-            misses = misses or _Misses(self._cache, self._written, blocks)
-            blocks.restart()
-            await misses.fetch(missing)
+        try:
+            while True:
+                try:
+                    return operation(blocks, *args, **kwargs)
+                except BlocksMissing as error:
+                    missing = error
+                misses = misses or _Misses(self._cache, self._written, blocks, self._large)
+                blocks.restart()
+                await misses.fetch(missing)
+        finally:
+            if misses is not None:
+                misses.close()
 
     def run_now(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """The same, if all blocks can be had without waiting for storage; else None.
@@ -103,7 +121,7 @@ class Runner:
             OSError, MystfuseError: as the operation does.
         """
         blocks = self.blocks()
-        misses = _Misses(self._cache, self._written, blocks)
+        misses = _Misses(self._cache, self._written, blocks, self._large)
         while True:
             try:
                 return operation(blocks, *args, **kwargs)
@@ -134,14 +152,21 @@ class Runner:
         assert self._written is not None
         cache = self._cache
         transaction = Transaction(cache.block_size, cache.get, self._written, self._room, time.time_ns())
-        misses: _Misses | None = None
+        misses = _Misses(cache, self._written, transaction, self._large)
+        try:
+            return await self._change(ino, transaction, misses, partial(operation, transaction, *args, **kwargs))
+        finally:
+            misses.close()
+
+    async def _change(self, ino: int, transaction: Transaction, misses: _Misses, operation: Callable[[], T]) -> T:
+        assert self._written is not None
         budget: int | None = None
         while True:
             while ino in self._held:
                 await self._held[ino][1].wait()
             transaction.restart(budget)
             try:
-                result = operation(transaction, *args, **kwargs)
+                result = operation()
             except BlocksMissing as error:
                 missing = error
             else:
@@ -165,7 +190,6 @@ class Runner:
                 except OverlayFull as error:
                     budget = _smaller_budget(transaction, error)
                 continue
-            misses = misses or _Misses(cache, self._written, transaction)
             await misses.fetch(missing)
 
 
@@ -177,14 +201,31 @@ def _smaller_budget(transaction: Transaction, error: OverlayFull) -> int:
     return budget
 
 
-class _Misses:
-    """Fetches what one operation misses, and sees to it that this ends."""
+class _Places:
+    def __init__(self, count: int, io_timeout: float) -> None:
+        self.limiter = trio.CapacityLimiter(count)
+        self.io_timeout = io_timeout
 
-    def __init__(self, cache: BlockCache, written: WrittenStore | None, blocks: Blocks) -> None:
+
+class _Misses:
+    """Fetches what one operation misses, and sees to it that this ends. ``close`` it with the operation.
+
+    Args:
+        large: bounds how many operations have a lot pinned.
+    """
+
+    def __init__(self, cache: BlockCache, written: WrittenStore | None, blocks: Blocks, large: _Places) -> None:
         self._cache = cache
         self._written = written
         self._blocks = blocks
+        self._large = large
+        self._is_large = False
         self._runs = 0
+
+    def close(self) -> None:
+        """The operation has come to its end."""
+        if self._is_large:
+            self._large.limiter.release_on_behalf_of(self)
 
     async def fetch(self, missing: BlocksMissing) -> None:
         """Fetch and pin the blocks that the operation missed.
@@ -193,6 +234,16 @@ class _Misses:
             StorageTimeout: storage does not answer.
             RuntimeError: the operation would never end.
         """
+        blocks = self._blocks
+        count = len(blocks.pinned) + len(blocks.recalled) + len(missing.numbers) + len(missing.ahead)
+        if count * self._cache.block_size > FEW_PINNED_BYTES and not self._is_large:
+            # Nobody who holds an inode comes here: the map of a read is small in any image.
+            try:
+                with trio.fail_after(self._large.io_timeout):
+                    await self._large.limiter.acquire_on_behalf_of(self)
+            except trio.TooSlowError:
+                raise StorageTimeout("other operations that need many blocks wait for storage, which hangs") from None
+            self._is_large = True
         if not self.fetch_now(missing):
             wanted, tickets = self._split(missing.numbers | missing.ahead)
             if tickets and self._written is not None:

@@ -59,7 +59,12 @@ class Volume:
     """
 
     def __init__(
-        self, superblock: Superblock, device: Device, overlay: Overlay | None, workers: Workers | None = None
+        self,
+        superblock: Superblock,
+        device: Device,
+        overlay: Overlay | None,
+        workers: Workers | None = None,
+        io_timeout: float = math.inf,
     ) -> None:
         self.superblock = superblock
         self.cache = BlockCache(device, superblock.block_size)
@@ -68,7 +73,9 @@ class Volume:
         self._device = device
         self._filesystem = FileSystem(superblock)
         self._maps = FileMaps(self._filesystem)
-        self._runner = Runner(self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room)
+        self._runner = Runner(
+            self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room, io_timeout
+        )
         self._workers = workers or Workers()
         self._read_ahead = ReadAhead(self._begin, lambda: self.changes, self._workers)
         self._moves = 0
@@ -94,7 +101,7 @@ class Volume:
             workers: threads for what is long; own ones if None.
             store_file: descriptor of a file for what memory has no room for (``overlay_store.open_store_file``); the
                 volume's own from now on.
-            io_timeout: seconds until that file's disk not answering is an error.
+            io_timeout: seconds until that file's disk not answering, or others who wait for storage, are an error.
 
         Raises:
             FormatError: not an EXT2 file system, one with unsupported features, or a corrupt one.
@@ -114,7 +121,7 @@ class Volume:
         if overlay_limit is not None:
             store = None if store_file is None else OverlayStore(store_file, superblock.block_size)
             overlay = Overlay(superblock.block_size, overlay_limit, store, io_timeout)
-        return cls(superblock, device, overlay, workers)
+        return cls(superblock, device, overlay, workers, io_timeout)
 
     @property
     def orphans(self) -> set[int]:
@@ -473,7 +480,11 @@ class Volume:
                 else:
                     batch.run()
                 at_once = batch.result()
-                fetched = await self._device.read(wanted, quietly) if at_once is None else at_once
+                if at_once is None:
+                    # Not its buffers as well, for as long as storage takes.
+                    del batch
+                    at_once = await self._device.read(wanted, quietly)
+                fetched = at_once
         await self._recall(tickets, recalled)
         there, parts = wanted, fetched
         while changes != self.changes:

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import errno
+import json
+import mmap
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 import trio
+from conftest import caches_kept, mounted, mystfuse, run
+from ext2_editor import MemoryDevice
+from test_mount_life import daemon_pid
 from test_reader import MemorySource, running
 from test_verity_device import Image, build
 from trio.testing import MockClock
 
+from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Extent
 from mystfuse.devices.reader import PATIENCE
 from mystfuse.devices.verity import VerityDevice
 from mystfuse.errors import ImageReadError, StorageTimeout
 from mystfuse.formats.verity import TreeGeometry
+from mystfuse.fuse.read_ahead import BACKGROUND
+from mystfuse.fuse.session import MAX_TASKS
+from mystfuse.runner import FEW_PINNED_BYTES, MAX_LARGE, Runner
 
 # Devices, with virtual time: the threads of reads that are not answered hang as long as the test takes
 
@@ -120,3 +136,105 @@ async def test_a_waiter_takes_over_from_a_reader_who_was_cancelled(autojump_cloc
         nursery.start_soon(give_up)
         await trio.sleep(0)
         assert await read_blocks(device, [1]) == {1: image.data[512:1024]}
+
+
+async def test_operations_that_need_many_blocks_are_few_at_once_and_wait_no_longer_than_storage_may_take(
+    autojump_clock: MockClock,
+) -> None:
+    reads: list[int] = []
+
+    class Device(MemoryDevice):
+        async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+            reads.append(sum(extent.length for extent in extents))
+            await trio.sleep_forever()
+
+    runner = Runner(BlockCache(Device(bytes(1)), 65536), None, lambda: 0, io_timeout=30)
+    timed_out: list[float] = []
+
+    async def operate(count: int) -> None:
+        try:
+            await runner.run(lambda blocks: blocks.all(range(count)))
+        except StorageTimeout:
+            timed_out.append(trio.current_time() - started)
+
+    async with trio.open_nursery() as nursery:
+        started = trio.current_time()
+        for _ in range(20):
+            nursery.start_soon(operate, FEW_PINNED_BYTES // 65536 + 1)
+            nursery.start_soon(operate, FEW_PINNED_BYTES // 65536)
+        await trio.sleep(31)
+        assert reads.count(FEW_PINNED_BYTES) == 20
+        assert len(reads) == 20 + MAX_LARGE
+        assert timed_out == [30.0] * (20 - MAX_LARGE)
+        nursery.cancel_scope.cancel()
+
+
+# Mounts
+
+
+@contextmanager
+def hanging_mount(directory: Path, source: Path, *options: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A mount of a tree whose image lies on a file system that can be made to hang, by what comes with it. It is of
+    ours, too; its daemon is stopped."""
+    outer_source = directory / "outer-source"
+    outer_source.mkdir()
+    assert mystfuse("mkext2", source, outer_source / "inner.img").returncode == 0
+    assert mystfuse("mkext2", outer_source, directory / "outer.img").returncode == 0
+    # What has been read before comes from the page cache.
+    with caches_kept(), mounted(directory / "outer.img", directory / "outer") as outer:
+        pid = daemon_pid(outer)
+        try:
+            with mounted(outer / "inner.img", directory / "inner", *options) as inner:
+                yield inner, lambda: os.kill(pid, signal.SIGSTOP)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def read_directly(path: Path, offset: int) -> tuple[int | None, float]:
+    """Read 4 KiB past the page cache: the errno, and how long it took."""
+    started = time.monotonic()
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        os.preadv(descriptor, [mmap.mmap(-1, 4096)], offset)
+    except OSError as error:
+        return error.errno, time.monotonic() - started
+    finally:
+        os.close(descriptor)
+    return None, time.monotonic() - started
+
+
+def test_readers_of_hung_storage_hold_up_neither_each_other_nor_the_rest(tmp_path: Path) -> None:
+    """Many more than there are threads for reading, or reads that the kernel sends by itself at once."""
+    count = 60
+    assert count < MAX_TASKS
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/payload").write_bytes(os.urandom(count << 17))
+    (tmp_path / "source/small").write_bytes(b"small")
+    with hanging_mount(tmp_path, tmp_path / "source", "--io-timeout=1") as (mountpoint, hang):
+        assert (mountpoint / "small").read_bytes() == b"small"
+        (mountpoint / "payload").stat()
+        hang()
+        with ThreadPoolExecutor(count) as pool:
+            # Not what was read ahead when the image was opened.
+            offsets = range(1 << 20, count << 17, 114688)
+            readers = [pool.submit(read_directly, mountpoint / "payload", offset) for offset in offsets]
+            time.sleep(0.5)
+            started = time.monotonic()
+            assert json.loads((mountpoint / ".mystfuse/status.json").read_text())["read_failures"] == 0
+            assert (mountpoint / "small").read_bytes() == b"small"
+            assert os.listdir(mountpoint)
+            assert time.monotonic() - started < 1
+            assert not any(reader.done() for reader in readers)
+            results = [reader.result() for reader in readers]
+    assert {number for number, _ in results} == {errno.EIO}
+    assert max(seconds for _, seconds in results) < 1 + 2
+
+
+def test_the_kernel_sends_many_reads_at_once_where_it_lets_us_say_so(small_image: Path, mountpoint: Path) -> None:
+    script = """mount -t fusectl none /sys/fs/fuse/connections && "$0" -m mystfuse "$1" "$2" >&2 &&
+        "$0" -c 'import os, sys; print(os.minor(os.stat(sys.argv[1]).st_dev))' "$2" &&
+        head /sys/fs/fuse/connections/*/max_background; "$0" -m mystfuse umount "$2" """
+    said = run("unshare", "--mount", "sh", "-c", script, sys.executable, small_image, mountpoint).stdout
+    number, _, rest = said.partition("\n")
+    assert f"/{number}/max_background <==\n{BACKGROUND}\n" in rest
+    assert BACKGROUND < MAX_TASKS

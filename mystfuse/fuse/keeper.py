@@ -23,7 +23,7 @@ from mystfuse.errors import MountError
 from mystfuse.fuse.daemon import close_descriptors
 from mystfuse.fuse.mount_table import FSTYPE, Mount, find_mount, find_mount_of, set_process_name
 from mystfuse.fuse.options import MountOptions
-from mystfuse.fuse.read_ahead import raise_read_ahead
+from mystfuse.fuse.read_ahead import allow_background, raise_read_ahead
 from mystfuse.fuse.unmount import BusyError, GoneError, unmount
 
 NAME = "mystfuse:keeper"
@@ -111,6 +111,7 @@ class _Office:
                 return {"mount": asdict(self._own)}, [descriptor]
             case "raise read-ahead" if self._own is not None:
                 raise_read_ahead(self._own.device)
+                allow_background(self._own.device)
                 return {}, []
             case "unmount" | "unmount lazily":
                 # The path alone may belong to somebody else by now.

@@ -1,4 +1,4 @@
-"""How far the kernel reads ahead of whoever reads a file."""
+"""How much the kernel asks for at once: how far it reads ahead, and how many reads it sends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD = 1 << 20
 """Bytes: as much as one request can have. A request costs about the same whatever it brings."""
+BACKGROUND = 48
+"""Reads for the page cache at once: fewer than ``session.MAX_TASKS``, so that they never are all that is answered."""
 
 
 def raise_read_ahead(device: str, size: int = READ_AHEAD) -> None:
@@ -21,3 +23,15 @@ def raise_read_ahead(device: str, size: int = READ_AHEAD) -> None:
         Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{size >> 10}\n")
     except OSError as error:
         log.debug("the kernel reads 128 KiB ahead: %s", error)
+
+
+def allow_background(device: str, requests: int = BACKGROUND) -> None:
+    """Have the kernel send up to ``requests`` reads for the page cache at once on the mount ``device``
+    (``major:minor``), rather than 12, if we may. What waits in the kernel for storage that hangs does so longer than
+    one time-out. (fs/fuse/control.c; the number of a connection is the device's minor one.)
+    """
+    try:
+        path = Path("/sys/fs/fuse/connections") / device.partition(":")[2] / "max_background"
+        path.write_text(f"{requests}\n")
+    except OSError as error:
+        log.debug("the kernel sends 12 reads at once: %s", error)

@@ -36,8 +36,9 @@ from mystfuse.volume import Volume
 
 log = logging.getLogger(__name__)
 
-MAX_TASKS = 8
-"""Requests handled at once; each has a buffer of 1 MiB."""
+MAX_TASKS = 64
+"""Requests handled at once, those that wait for storage included: with as many that do, nothing else is answered. Each
+has a buffer that is as large as its request, 1 MiB at most."""
 _GRACE = 2.0
 """Seconds that requests under way get when the mount ends."""
 _UNMOUNT_PATIENCE = 60.0
