@@ -144,7 +144,7 @@ async def test_operations_that_need_many_blocks_are_few_at_once_and_wait_no_long
     reads: list[int] = []
 
     class Device(MemoryDevice):
-        async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+        async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
             reads.append(sum(extent.length for extent in extents))
             await trio.sleep_forever()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,11 @@ from mystfuse.errors import ExitStatus, explain
 _PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_PATIENCE = 60.0
+"""Seconds for a daemon to end: as long as its keeper may take to unmount."""
+_KILL_PATIENCE = 5.0
+"""Seconds from SIGKILL to the end."""
 
 Report = Callable[[ExitStatus, str], None]
 """Called once by the child: how it went, and one line for the user (may be empty)."""
@@ -65,25 +71,74 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
             signal.signal(number, interrupt)
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        with os.fdopen(receiver, "rb") as stream:
-            said = stream.read()
+        said = _read_report(receiver, child)
     except KeyboardInterrupt:
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
-        os.waitpid(child, 0)
+        end_child(child, _PATIENCE, signal.SIGTERM)
         raise
     finally:
+        os.close(receiver)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if said:
         status, message = json.loads(said)
         if status != ExitStatus.DONE:
-            os.waitpid(child, 0)
+            end_child(child, _PATIENCE)
         return Started(ExitStatus(status), message, child)
-    _, how = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(how)
-    what = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+    code = end_child(child, _PATIENCE)
+    what = f"exit status {code}" if code is None or code >= 0 else signal.Signals(-code).name
     return Started(ExitStatus.FAILED, f"the daemon ended before it was ready ({what})", child)
+
+
+def _read_report(receiver: int, child: int) -> bytes:
+    """What a child says before it closes the pipe, or ends: a process that it has started, and that hangs, may hold the
+    pipe as well."""
+    said = b""
+    pidfd = os.pidfd_open(child)
+    try:
+        poll = select.poll()
+        poll.register(receiver, select.POLLIN)
+        poll.register(pidfd, select.POLLIN)
+        while receiver in dict(poll.poll()):
+            part = os.read(receiver, 4096)
+            if not part:
+                break
+            said += part
+        return said
+    finally:
+        os.close(pidfd)
+
+
+def end_child(pid: int, patience: float, number: signal.Signals | None = None) -> int | None:
+    """Wait until a child has ended, and kill it when it does not.
+
+    Args:
+        patience: seconds that it gets.
+        number: the signal that tells it to end; without one, it knows already.
+
+    Returns:
+        Its exit status, or minus the signal that ended it; None if it has been reaped, or hangs where we cannot end it.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    try:
+        if number is not None:
+            signal.pidfd_send_signal(pidfd, number)
+        if not poll.poll(patience * 1000):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not poll.poll(_KILL_PATIENCE * 1000):
+                return None
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except (ChildProcessError, ProcessLookupError):
+        return None
+    except PermissionError:
+        # We are confined. What hangs ends when it goes on, and finds nobody to serve.
+        return None
+    finally:
+        os.close(pidfd)
 
 
 def _run_child(

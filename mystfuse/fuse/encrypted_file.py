@@ -6,7 +6,6 @@ A child process serves it through FUSE, mounted over an empty temporary file.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import tempfile
 from contextlib import suppress
@@ -16,13 +15,13 @@ from types import TracebackType
 from mystfuse.crypto.sectors import XtsCipher
 from mystfuse.errors import ExitStatus, MountError, MystfuseError
 from mystfuse.fuse.binding import require_fuse
-from mystfuse.fuse.daemon import Report, run_in_background
+from mystfuse.fuse.daemon import Report, end_child, run_in_background
 from mystfuse.fuse.mount_table import find_mount
 from mystfuse.fuse.unmount import unmount
 from mystfuse.image.atomic_file import AtomicFile
 
-_PATIENCE = 60_000
-"""Milliseconds that the child gets to end."""
+_PATIENCE = 60.0
+"""Seconds that the child gets to end."""
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -90,7 +89,9 @@ class EncryptedFile:
                 unmount(self._mountpoint, lazy=True)
         finally:
             if self._child is not None:
-                _end(self._child)
+                # It would end by itself when the mount is gone; but whoever has made a mount name space meanwhile has
+                # the mount in there as well.
+                end_child(self._child, _PATIENCE, signal.SIGTERM)
             _remove(self._mountpoint)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
@@ -110,21 +111,6 @@ class EncryptedFile:
             # Whoever started us may have been killed.
             _remove(self._mountpoint)
         return ExitStatus.DONE
-
-
-def _end(child: int) -> None:
-    """End the child, and wait for it. It would end by itself when the mount is gone; but whoever has made a mount name
-    space meanwhile has the mount in there as well."""
-    pidfd = os.pidfd_open(child)
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_PATIENCE):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(child, 0)
-    finally:
-        os.close(pidfd)
 
 
 def _remove(mountpoint: str) -> None:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import math
 import os
 import signal
 import socket
 import stat
-import subprocess
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.daemon import close_descriptors
+from mystfuse.fuse.daemon import close_descriptors, end_child
+from mystfuse.fuse.fusermount import run_fusermount
 from mystfuse.fuse.mount_table import FSTYPE, Mount, find_mount, find_mount_of, set_process_name
 from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.read_ahead import allow_background, raise_read_ahead
@@ -32,12 +33,17 @@ NAME = "mystfuse:keeper"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
 _MAX_MESSAGE = 64 << 10
 _SPARE_DESCRIPTORS = 4
+PATIENCE = 60.0
+"""Seconds for an order. An unmount takes as long as the kernel forgets what it knows of the mount."""
+_QUICK = 5.0
+"""Seconds for what only makes things faster, and to end."""
 
 
 class Keeper:
     """The daemon's end. The process must have one thread when this is made; then any may use it, one at a time."""
 
     def __init__(self, options: MountOptions) -> None:
+        self._patience = PATIENCE
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if not self._pid:
@@ -59,7 +65,7 @@ class Keeper:
     def raise_read_ahead(self) -> None:
         """Have the kernel read further ahead in it, if we may."""
         with suppress(MountError):
-            self._ask("raise read-ahead")
+            self._ask("raise read-ahead", _QUICK)
 
     def unmount(self, lazy: bool = False) -> bool:
         """Unmount ours; False if it is not what an unmount of the mountpoint would take away. Blocks; never call it
@@ -72,15 +78,20 @@ class Keeper:
         return bool(self._ask("unmount lazily" if lazy else "unmount")[0]["was_mounted"])
 
     def close(self) -> None:
-        """End it, and wait for that."""
+        """End it, and wait for that, but not for long if it hangs."""
         self._socket.close()
-        with suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+        end_child(self._pid, _QUICK)
 
-    def _ask(self, request: str) -> tuple[dict[str, Any], int | None]:
+    def _ask(self, request: str, patience: float = math.inf) -> tuple[dict[str, Any], int | None]:
+        patience = min(patience, self._patience)
         try:
+            self._socket.settimeout(patience)
             self._socket.send(request.encode())
             data, descriptors, _, _ = socket.recv_fds(self._socket, _MAX_MESSAGE, 1)
+        except TimeoutError as error:
+            # An answer that comes now must not be taken for that to another order.
+            self._socket.close()
+            raise MountError(f"the process that mounts does not answer within {patience:g} s") from error
         except OSError as error:
             raise MountError(f"the process that mounts does not answer: {error.strerror}") from error
         if not data:
@@ -156,7 +167,13 @@ def _run(office: _Office, connection: socket.socket) -> NoReturn:
                 answer, descriptors = office.answer(request.decode())
             except (MountError, OSError) as error:
                 answer = {"error": str(error), "is_busy": isinstance(error, BusyError)}
-            socket.send_fds(connection, [json.dumps(answer).encode()], descriptors)
+            try:
+                socket.send_fds(connection, [json.dumps(answer).encode()], descriptors)
+            except OSError:
+                # Given up meanwhile: nobody would serve what has been mounted.
+                if descriptors:
+                    office.answer("unmount lazily")
+                raise
             # Whoever holds it keeps the mount alive.
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -222,22 +239,13 @@ def _mount_by_fusermount(options: MountOptions) -> int:
     """The same through fusermount3, which sends the descriptor, and itself looks at where it mounts."""
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with receiver, sender:
-        command = ["fusermount3", "-o", ",".join(sorted(options.fuse_options())), "--", options.mountpoint]
-        try:
-            result = subprocess.run(
-                command,
-                env={**os.environ, "_FUSE_COMMFD": str(sender.fileno())},
-                pass_fds=[sender.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                errors="replace",
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise MountError("fusermount3 is not installed (apt install fuse3)") from error
+        arguments = ["-o", ",".join(sorted(options.fuse_options())), "--", options.mountpoint]
+        result = run_fusermount(arguments, sender)
         if result.returncode:
             message = " ".join(result.stderr.split()) or f"fusermount3 exited {result.returncode}"
             raise MountError(f"cannot mount on {options.mountpoint}: {message}")
+        sender.close()
         _, descriptors, _, _ = socket.recv_fds(receiver, 1, 1)
+    if not descriptors:
+        raise MountError(f"cannot mount on {options.mountpoint}: fusermount3 has not sent a descriptor")
     return descriptors[0]

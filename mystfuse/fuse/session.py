@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyfuse3
 import trio
@@ -22,7 +22,7 @@ from mystfuse.devices.threads import call_in_thread
 from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.fuse.handshake import Handshake
-from mystfuse.fuse.keeper import Keeper
+from mystfuse.fuse.keeper import PATIENCE, Keeper
 from mystfuse.fuse.mount import mount
 from mystfuse.fuse.mount_table import Mount, name_this_process
 from mystfuse.fuse.operations import Operations
@@ -36,13 +36,16 @@ from mystfuse.volume import Volume
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 MAX_TASKS = 64
 """Requests handled at once, those that wait for storage included: with as many that do, nothing else is answered. Each
 has a buffer that is as large as its request, 1 MiB at most."""
 _GRACE = 2.0
 """Seconds that requests under way get when the mount ends."""
-_UNMOUNT_PATIENCE = 60.0
-"""Seconds for the keeper to unmount."""
+_KEEPER_PATIENCE = PATIENCE + 2.0
+"""Seconds for the thread in which the keeper is asked: it has a bound of its own, but may never begin for want of
+memory."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -125,7 +128,7 @@ class Session:
             self._status = self._status_of(pipeline, volume)
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
-            descriptor, self._own_mount = self._keeper.mount()
+            descriptor, self._own_mount = await self._ask_keeper(self._keeper.mount, "mount")
             if descriptor is None:
                 descriptor = self._options.descriptor
             assert descriptor is not None
@@ -164,8 +167,8 @@ class Session:
         await operations.ready.wait()
         # init() is called while INIT is handled, without an await; that we run again means that it has been answered.
         if self._own_mount is not None:
-            async with self._asking:
-                self._keeper.raise_read_ahead()
+            with suppress(MountError):
+                await self._ask_keeper(self._keeper.raise_read_ahead, "read ahead")
         self._on_ready()
 
     def _tell_ending(self) -> None:
@@ -209,13 +212,16 @@ class Session:
 
     async def _ask_to_unmount(self, lazy: bool = False) -> bool:
         """Have the keeper asked in a thread, one order at a time and each to its end; see ``Keeper.unmount``."""
+        return await self._ask_keeper(partial(self._keeper.unmount, lazy), "unmount")
+
+    async def _ask_keeper(self, ask: Callable[[], T], what: str) -> T:
         async with self._asking:
             try:
-                with trio.fail_after(_UNMOUNT_PATIENCE) as scope:
+                with trio.fail_after(_KEEPER_PATIENCE) as scope:
                     scope.shield = True
-                    return await call_in_thread(partial(self._keeper.unmount, lazy))
+                    return await call_in_thread(ask)
             except (trio.TooSlowError, RuntimeError) as error:
-                raise MountError(f"{self._options.mountpoint}: cannot unmount: {error}") from error
+                raise MountError(f"{self._options.mountpoint}: cannot {what}: {error}") from error
 
     async def _watch_idleness(self, operations: Operations) -> None:
         timeout = self._options.idle_timeout
@@ -233,7 +239,8 @@ class Session:
             except BusyError:
                 # In use without a request: a current directory, a mapped file.
                 await trio.sleep(timeout)
-            except MountError:
+            except MountError as error:
+                log.error("idle, but %s", error)
                 return
 
     def _corruption(self, error: IntegrityError) -> None:

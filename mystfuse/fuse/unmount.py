@@ -7,12 +7,12 @@ import errno
 import math
 import os
 import select
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mystfuse.errors import MountError
+from mystfuse.fuse.fusermount import run_fusermount
 from mystfuse.fuse.mount_table import Mount, find_daemon, find_mount, find_other_server
 from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
@@ -52,11 +52,7 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
     # Not whether we are root: in a name space of their own others may unmount too.
     if code != errno.EPERM:
         raise (BusyError if code == errno.EBUSY else MountError)(f"{mountpoint}: {os.strerror(code)}")
-    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
-    try:
-        result = subprocess.run(command, capture_output=True, errors="replace", check=False)
-    except FileNotFoundError as error:
-        raise MountError("fusermount3 is not installed (apt install fuse3)") from error
+    result = run_fusermount(["-u", *(["-z"] if lazy else []), "--", mountpoint])
     if result.returncode:
         message = " ".join(result.stderr.split())
         raise (BusyError if "busy" in message else MountError)(f"{mountpoint}: {message}")

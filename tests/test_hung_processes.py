@@ -1,0 +1,99 @@
+"""Processes that hang: the keeper, mke2fs, and what serves mke2fs its file. Nothing waits for them for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import wait_until
+from test_mount_life import is_running
+from test_privileges import keeper_of
+
+from mystfuse.fuse.keeper import Keeper
+from mystfuse.fuse.mount_table import find_mount
+from mystfuse.fuse.options import MountOptions
+
+PATIENT = """
+import os, signal, sys
+import mystfuse.fuse.keeper as keeper
+keeper.PATIENCE = keeper._QUICK = 1.0
+{patch}
+from mystfuse.cli.main import main
+main(sys.argv[1:])
+"""
+"""The command line, with a second where a minute is."""
+
+
+def command(*arguments: str | Path, patch: str = "") -> list[str | Path]:
+    return [sys.executable, "-c", PATIENT.format(patch=patch), *arguments]
+
+
+def test_a_keeper_that_hangs_does_not_hang_mounting(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    stop = f"os.system(f'echo {{os.getpid()}} >> {pids}'), os.kill(os.getpid(), signal.SIGSTOP)"
+    patch = f"run = keeper._run; keeper._run = lambda *given: ({stop}, run(*given))"
+    try:
+        for options in ([], ["-f"]):
+            with (tmp_path / "stderr").open("w+") as stderr:
+                # Not a pipe: the keeper has it, too.
+                done = subprocess.run(
+                    command("mount", *options, small_image, mountpoint, patch=patch), stderr=stderr, timeout=20
+                )
+                assert done.returncode == 7
+                stderr.seek(0)
+                said = stderr.read()
+            assert said.count("\n") == 2 and "does not answer within 1 s" in said
+    finally:
+        for pid in pids.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+    assert find_mount(str(mountpoint)) is None
+
+
+def test_a_keeper_that_hangs_does_not_hang_an_idle_mount_nor_its_end(small_image: Path, mountpoint: Path) -> None:
+    """It cannot unmount any more, and says so; everything else goes on."""
+    options = ["-f", "--idle-timeout=1", small_image, mountpoint]
+    daemon = subprocess.Popen(
+        command("mount", *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    )
+    said: list[str] = []
+    try:
+        wait_until(lambda: find_mount(str(mountpoint)) is not None)
+        keeper = keeper_of(daemon.pid)
+        assert daemon.stdout is not None
+        with (mountpoint / "hello.txt").open():
+            while "mounted on" not in "".join(said):
+                said.append(daemon.stdout.readline())
+            os.kill(keeper, signal.SIGSTOP)
+        while "idle, but" not in "".join(said):
+            said.append(daemon.stdout.readline())
+            assert said[-1], "it has ended"
+        assert "does not answer within 1 s" in said[-1]
+        assert (mountpoint / "hello.txt").read_text() == "hello\n"
+        started = time.monotonic()
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(15) == 0
+        assert time.monotonic() - started < 10
+        os.kill(keeper, signal.SIGCONT)
+        wait_until(lambda: not is_running(keeper))
+    finally:
+        daemon.kill()
+        daemon.communicate()
+
+
+def test_an_answer_that_comes_late_is_not_taken_for_another(mountpoint: Path) -> None:
+    keeper = Keeper(MountOptions(mountpoint=str(mountpoint), fsname="none"))
+    try:
+        keeper._patience = 0.2
+        os.kill(keeper._pid, signal.SIGSTOP)
+        with pytest.raises(Exception, match=r"does not answer within 0\.2 s"):
+            keeper.unmount()
+        os.kill(keeper._pid, signal.SIGCONT)
+        with pytest.raises(Exception, match="does not answer"):
+            keeper.unmount()
+    finally:
+        keeper.close()
