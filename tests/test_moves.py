@@ -25,9 +25,9 @@ class SlowDevice(MemoryDevice):
 
     delay = 0.0
 
-    async def read(self, extents: Sequence[Extent]) -> list[memoryview]:
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         await trio.sleep(self.delay)
-        return await super().read(extents)
+        return await super().read(extents, quietly)
 
 
 @pytest.fixture
