@@ -19,7 +19,8 @@ def mounts_in(directory: str | os.PathLike[str]) -> list[str]:
     """
     top = os.path.realpath(directory)
     found: list[str] = []
-    for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").splitlines():
+    for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
+        # Not splitlines(): a name may have what ends a line for Python alone.
         # proc(5): blanks and backslashes are written as octal numbers.
         path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
         if path == top or path.startswith(f"{top.rstrip('/')}/"):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from conftest import caches_kept, mounted, mystfuse, wait_until
+from conftest import caches_kept, mounted, mystfuse, run, wait_until
 from ext2_editor import Editor, MemoryDevice, make_image
 from test_mount_life import daemon_pid
 
 from mystfuse.devices.buffers import LONG, Buffers
 from mystfuse.devices.device import Complete, Extent
-from mystfuse.devices.source import FileSource
+from mystfuse.devices.source import FileSource, is_in_memory
 from mystfuse.devices.workers import INLINE_BYTES, Workers
 from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.ext2.allocation import Caller
@@ -321,6 +321,19 @@ def test_an_image_on_tmpfs_is_read_at_once(tmp_path: Path) -> None:
         source.close()
     finally:
         path.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_any_name_can_be_mounted_on_by_others(tmp_path: Path) -> None:
+    """What ends a line for Python does not in the mount table: anybody could keep everybody from mounting."""
+    target = tmp_path / "with\rtwo\rends of lines"
+    target.mkdir()
+    run("mount", "--bind", tmp_path, target)
+    try:
+        assert not is_in_memory(os.makedev(999, 999))
+        assert is_in_memory(os.stat("/dev/shm").st_dev)  # noqa: S108
+    finally:
+        run("umount", target)
 
 
 # Handed to the kernel

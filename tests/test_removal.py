@@ -22,7 +22,7 @@ def by_the_shell(directory: Path) -> None:
 REMOVERS = {"python": remove_tree, "shell": by_the_shell, "pytest": _pytest.pathlib.rm_rf}
 
 
-@pytest.fixture(params=["mount", "with blank\\ and\ttab"])
+@pytest.fixture(params=["mount", "with blank\\ and\ttab", "with\rother\x85ends\u2028of lines"])
 def tree(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory that somebody's files are mounted in."""
     with temporary_directory("mystfuse-test-") as parent:

@@ -148,7 +148,7 @@ def is_in_memory(device: int) -> bool:
     number = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError):
         # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
-        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
             if line.split(b" ", 3)[2] == number.encode():
                 return line.partition(b" - ")[2].split(b" ")[0] in (b"tmpfs", b"ramfs", b"devtmpfs")
     return False

@@ -236,7 +236,7 @@ def _served(command: Sequence[StrPath], mountpoint: Path) -> Iterator[int]:
 def _is_mounted(mountpoint: Path) -> bool:
     """By the mount table: nothing is asked of the mount itself."""
     wanted = str(mountpoint).encode()
-    return any(line.split()[4] == wanted for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
+    return any(line.split(b" ")[4] == wanted for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1])
 
 
 def _unmount(mountpoint: Path) -> None:
