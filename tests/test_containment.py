@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import assert_one_line, mystfuse, run
+from test_seccomp import MACHINES, decide
 
 from mystfuse.bubblewrap import MASKED, READ_ONLY
 from mystfuse.cli.container import make_filter
@@ -214,6 +215,23 @@ def test_the_policy_decides_about_every_call() -> None:
         "setxattrat", "statmount",
     }  # fmt: skip
     assert program_filter() == make_program(policy, refuse(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_filter_means_the_same_on_each_machine(machine: str) -> None:
+    policy, numbers = program_policy(), syscall_numbers(machine)
+    program = make_program(policy, refuse(errno.ENOSYS), machine)
+    for name, number in numbers.items():
+        if isinstance(rules := policy[name], int):
+            assert decide(program, machine, number, [1, 2, 3]) == rules
+    for name, arguments, action in (
+        ("ioctl", (0, 0x5412), refuse(errno.EPERM)), ("ioctl", (0, 0x5413), ALLOW),
+        ("clone", (0x11,), ALLOW), ("clone", (0x10000011,), refuse(errno.EPERM)),
+        ("socket", (40,), refuse(errno.EPERM)), ("socket", (10,), ALLOW),
+        ("personality", (8,), ALLOW), ("personality", (9,), refuse(errno.EPERM)),
+    ):  # fmt: skip
+        assert decide(program, machine, numbers[name], arguments) == action
+    assert decide(program, machine, 500) == refuse(errno.ENOSYS)
 
 
 def test_a_machine_whose_calls_are_not_known_is_told(
