@@ -238,6 +238,9 @@ class Root:
         """
         try:
             return _name_of(self._make_directories(_inside(path)))
+        except FileExistsError as error:
+            # openat2(2) has found nothing there, mkdir(2) something.
+            raise MountError(f"{path}: a link in the image that leads to nothing: mount at what it names") from error
         except OSError as error:
             raise MountError(f"{path}: cannot be mounted on in the image: {error.strerror}") from error
 

@@ -11,7 +11,7 @@ import click
 from mystfuse.cli.ending import end_like_interrupt
 from mystfuse.cli.keys import encryption_options, load_encryption
 from mystfuse.cli.mountpoint import resolve_mountpoint
-from mystfuse.cli.options import read_signing_key
+from mystfuse.cli.options import GivenPath, read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.cli.status import read_status
 from mystfuse.errors import UsageError
@@ -24,8 +24,8 @@ from mystfuse.image.commit import commit
 @encryption_options
 @click.option("--decrypt", is_flag=True, help="Make a plain image of an encrypted one.")
 @click.option("--force", is_flag=True, help="Overwrite NEWIMAGE.")
-@click.argument("mountpoint", type=click.Path(readable=False))
-@click.argument("newimage", type=click.Path(readable=False, path_type=Path))
+@click.argument("mountpoint", type=GivenPath())
+@click.argument("newimage", type=GivenPath(path_type=Path))
 def command(
     sign: str | None,
     encrypt: str | None,

@@ -21,8 +21,8 @@ from mystfuse.cli.text import complain, warn
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
 from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
-from mystfuse.formats.luks_magic import LUKS_MAGIC
 from mystfuse.fuse.daemon import run_in_background
+from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
 from mystfuse.program import find_program
 from mystfuse.program_filter import program_filter
 from mystfuse.resource_limits import limited_resources
@@ -43,7 +43,6 @@ from mystfuse.shared_devices import protect_devices
 DEFAULT_PROCESSES = 2048
 """As podman has it."""
 RESOLVER = "/etc/resolv.conf"
-_EXT2_MAGIC_OFFSET, _EXT2_MAGIC = 1024 + 56, b"\x53\xef"
 """s_magic of a superblock."""
 _PATIENCE = 10_000
 """Milliseconds that a daemon gets to end."""
@@ -234,13 +233,13 @@ def _is_plain_file(path: str) -> bool:
             size = os.fstat(file.fileno()).st_size
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return False
-            start = file.read(_EXT2_MAGIC_OFFSET + len(_EXT2_MAGIC))
+            start = file.read(FIRST_BYTES)
             file.seek(max(0, size - FSSIG_SIZE))
             end = file.read(8)
     except OSError:
         # The one who opens it as an image says why that cannot be.
         return False
-    return not (has_fssig_magic(end) or start.startswith(LUKS_MAGIC) or start[_EXT2_MAGIC_OFFSET:] == _EXT2_MAGIC)
+    return not (has_fssig_magic(end) or is_luks(start) or is_ext2(start))
 
 
 def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mapping[str, Any]) -> MountJob | int | None:

@@ -9,7 +9,7 @@ import click
 
 from mystfuse.cli.container import Container, ContainerMount, run_container
 from mystfuse.cli.keys import key_options
-from mystfuse.cli.options import confinement_options, parse_size, trust_options
+from mystfuse.cli.options import GivenPath, confinement_options, parse_size, trust_options
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.errors import UsageError
 from mystfuse.program import DEFAULT_PATH
@@ -38,11 +38,11 @@ _PASSED_ON = ("TERM", "LANG", "TZ")
 @click.option("--overlay-limit", type=parse_size, metavar="SIZE", help="Memory that what it writes may take up.")
 @click.option(
     "--overlay-store",
-    type=click.Path(readable=False),
+    type=GivenPath(),
     metavar="DIR",
     help="Where to put, encrypted, what memory has no room for.",
 )
-@click.argument("image", type=click.Path(readable=False))
+@click.argument("image", type=GivenPath())
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -73,6 +73,16 @@ def command(
     (--privileged: what you may). As an ordinary user, what root owns in the image is yours. Exits as PROGRAM does, with
     128+N for signal N, 126 if it cannot be executed, 127 if it is not there.
     """
+    if program == "--":
+        # As other programs that run one have it; click sees an end of our options before IMAGE alone.
+        if not arguments:
+            raise UsageError("exec: PROGRAM is missing behind --")
+        program, *rest = arguments
+        arguments = tuple(rest)
+    elif program.startswith("-"):
+        raise UsageError(f"exec {image} {program}: options come before IMAGE; behind it comes PROGRAM (or -- PROGRAM)")
+    if not program:
+        raise UsageError("exec: PROGRAM is empty (a variable that is not set?)")
     if not PurePosixPath(cwd).is_absolute():
         raise UsageError(f"--cwd {cwd}: must be an absolute path")
     return run_container(

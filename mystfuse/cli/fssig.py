@@ -6,6 +6,7 @@ import json
 
 import click
 
+from mystfuse.cli.options import GivenPath
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import UsageError
 from mystfuse.image.open import read_fssig
@@ -14,7 +15,7 @@ from mystfuse.image.open import read_fssig
 @click.command("fssig", short_help="Print the signature block of an image.")
 @click.option("--roothash", is_flag=True, help="Print the root hash alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-@click.argument("image", type=click.Path(readable=False))
+@click.argument("image", type=GivenPath())
 def command(roothash: bool, as_json: bool, image: str) -> None:
     """Print the signature block (fssig) of IMAGE, as it stands: nothing is verified."""
     if roothash and as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -21,6 +22,13 @@ COMMANDS = (
 )  # fmt: skip
 ALIASES = {"exec-sgx": "exec", "exec-linux": "exec", "package-sgx": "package"}
 """The names that the original's documentation uses."""
+
+
+_OTHERS_NAMES = {
+    "unmount": "umount", "info": "fssig", "list": "ls", "dump": "fssig", "check": "verify", "fsck": "verify",
+    "create": "mkext2", "format": "mkext2", "mkfs": "mkext2", "open": "mount", "close": "umount", "export": "extract",
+}  # fmt: skip
+"""What other programs call such commands."""
 
 
 class _Commands(click.Group):
@@ -46,15 +54,21 @@ class _Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*COMMANDS, *ALIASES, "--help", "--version", "-h"):
-            if (
-                len(args) == 1
-                and not ctx.resilient_parsing
-                and not args[0].startswith("-")
-                and not os.path.lexists(args[0])
-            ):
-                raise click.UsageError(f"{args[0]}: neither a command nor an image; see mystfuse --help")
+            if not ctx.resilient_parsing and not args[0].startswith("-") and not os.path.lexists(args[0]):
+                _refuse_unknown(args)
             args = ["mount", *args]
         return super().parse_args(ctx, args)
+
+
+def _refuse_unknown(args: list[str]) -> None:
+    """Raise UsageError if the first argument, which is no command and no file, was probably meant to be a command."""
+    name = args[0]
+    alike = difflib.get_close_matches(name.lower(), (*COMMANDS, *ALIASES, *_OTHERS_NAMES), n=1, cutoff=0.7)
+    if alike:
+        meant = _OTHERS_NAMES.get(alike[0], alike[0])
+        raise click.UsageError(f"{name}: neither a command nor an image that is there; is {meant} meant?")
+    if len(args) == 1:
+        raise click.UsageError(f"{name}: neither a command nor an image that is there; see mystfuse --help")
 
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -12,7 +12,7 @@ import click
 
 from mystfuse.cli.ending import end_like_interrupt
 from mystfuse.cli.keys import encryption_options, load_encryption
-from mystfuse.cli.options import parse_size, read_signing_key
+from mystfuse.cli.options import GivenPath, parse_size, read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.errors import UsageError
 from mystfuse.fuse.encrypted_file import EncryptedFile
@@ -37,8 +37,8 @@ from mystfuse.image.mkext2 import Mkext2Options, mkext2
 @click.option("--uuid", help="UUID of the file system (default: random).")
 @click.option("--force", is_flag=True, help="Overwrite IMAGE.")
 @click.option("--trace", is_flag=True, help="Show the commands that are run.")
-@click.argument("directory", type=click.Path(readable=False, path_type=Path))
-@click.argument("image", type=click.Path(readable=False, path_type=Path))
+@click.argument("directory", type=GivenPath(path_type=Path))
+@click.argument("image", type=GivenPath(path_type=Path))
 def command(
     size: int,
     free: int,

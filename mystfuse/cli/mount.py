@@ -19,7 +19,7 @@ import click
 from mystfuse.cli.keys import key_options, load_keys, parse_kdf_limit
 from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
-from mystfuse.cli.options import load_trust, parse_id, parse_seconds, parse_size, trust_options
+from mystfuse.cli.options import GivenPath, load_trust, parse_id, parse_seconds, parse_size, trust_options
 from mystfuse.cli.text import complain, one_line, say
 from mystfuse.crypto.secret import harden_process
 from mystfuse.devices.memory import available_memory
@@ -28,7 +28,7 @@ from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.binding import require_fuse
 from mystfuse.fuse.daemon import close_descriptors, run_in_background
-from mystfuse.fuse.mount_table import find_mount_of
+from mystfuse.fuse.mount_table import find_daemon, find_mount, find_mount_of
 from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
@@ -56,7 +56,7 @@ MIN_OVERLAY_LIMIT = 1 << 20
 )
 @click.option(
     "--overlay-store",
-    type=click.Path(readable=False),
+    type=GivenPath(),
     metavar="DIR",
     help="Where to put, encrypted, what memory has no room for.",
 )
@@ -89,12 +89,12 @@ MIN_OVERLAY_LIMIT = 1 << 20
 )
 @click.option(
     "--log-file",
-    type=click.Path(readable=False, path_type=Path),
+    type=GivenPath(path_type=Path),
     help="Log here (default: stderr with -f, else syslog).",
 )
 @click.option("--ready-fd", type=int, metavar="N", help="Write a line to descriptor N when mounted.")
-@click.argument("image", type=click.Path(readable=False))
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("image", type=GivenPath())
+@click.argument("mountpoint", type=GivenPath())
 def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given: Any) -> ExitStatus:
     """Mount IMAGE on MOUNTPOINT; every block is verified before anyone sees it.
 
@@ -161,6 +161,8 @@ def parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
         name, equals, value = part.replace("\\,", ",").partition("=")
         if not name and not equals:
             continue
+        if equals and not value and name in (*_LISTS, *_VALUES):
+            raise UsageError(f"-o {name}=: it is empty (a variable that is not set?)")
         if name in _LISTS and equals:
             given[_LISTS[name]] = (*given[_LISTS[name]], value)
         elif name in _VALUES and equals:
@@ -212,6 +214,8 @@ def prepare(
     else:
         with mount_namespace or nullcontext():
             path = resolve_mountpoint(mountpoint)
+            if "nonempty" not in flags:
+                _refuse_second(path, mountpoint)
             directory = _open_mountpoint(path, mountpoint, "nonempty" in flags)
     log_file = _open_log_file(given.get("log_file"))
     job = make_job(given, flags, source, path)
@@ -269,6 +273,17 @@ def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource
     )
     keys = load_keys(given.get("key_file"), given.get("passphrase_file"), given.get("kdf_limit"), source, may_ask=True)
     return MountJob(source, trust, keys, options)
+
+
+def _refuse_second(path: str, name: str) -> None:
+    """Raise MountError if we have mounted there already: nobody looks into a mount to find it, which might hang."""
+    mount = find_mount(path)
+    if mount is None:
+        return
+    daemon = find_daemon(mount)
+    if daemon is not None:
+        os.close(daemon)
+        raise MountError(f"{name}: {mount.source} is mounted there already (mystfuse umount {name} takes it away)")
 
 
 def _open_log_file(path: Path | None) -> int | None:

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class GivenPath(click.Path):
+    """A path that is given, which may not be there yet, as text or, with ``path_type``, as that."""
+
+    def __init__(self, path_type: type[Any] | None = None) -> None:
+        super().__init__(readable=False, path_type=path_type)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuses what is empty, which pathlib would take for the current directory. Looks at nothing: click would call
+        stat(2) on it, and a mount whose storage hangs would hang us."""
+        if not value:
+            self.fail("it is empty (a variable that is not set?)", param, ctx)
+        return self.coerce_path_result(value)
+
+
 def parse_size(value: str) -> int:
     """Bytes from a number with an optional suffix k, M, G or T (powers of 1024)."""
     match = re.fullmatch(r"([0-9]{1,19})([kKmMgGtT]?)(?:i?[bB])?", value)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mystfuse.cli.ending import end_like_interrupt
+from mystfuse.cli.options import GivenPath
 from mystfuse.cli.text import say
 from mystfuse.configured_file import read_configured_file
 from mystfuse.errors import MystfuseError, UsageError
@@ -42,14 +43,14 @@ _MAX_CONFIGURATION = 1 << 20
     "-o",
     "--output",
     "out",
-    type=click.Path(readable=False, path_type=Path),
+    type=GivenPath(path_type=Path),
     metavar="OUT",
     help="Where to write it (default: myst/bin/NAME, after ApplicationPath).",
 )
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--verbose", is_flag=True, help="Say what the package is, and which settings have no meaning here.")
-@click.argument("private", metavar="PRIVATE.pem", type=click.Path(readable=False))
-@click.argument("config", metavar="CONFIG.json", type=click.Path(readable=False, path_type=Path))
+@click.argument("private", metavar="PRIVATE.pem", type=GivenPath())
+@click.argument("config", metavar="CONFIG.json", type=GivenPath(path_type=Path))
 def command(
     roothashes: tuple[str, ...],
     pubkeys: tuple[str, ...],

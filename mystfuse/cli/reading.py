@@ -13,7 +13,7 @@ import trio
 from mystfuse.api import open_tree
 from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.logs import set_up_logging
-from mystfuse.cli.options import load_trust, trust_options
+from mystfuse.cli.options import GivenPath, load_trust, trust_options
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import warn
 from mystfuse.devices.source import FileSource
@@ -31,7 +31,7 @@ IO_TIMEOUT = 30.0
 
 def image_options(command: F) -> F:
     """Add what opening an image takes to a command: trust, key, and the image itself."""
-    return trust_options(key_options(click.argument("image", type=click.Path(readable=False))(command)))
+    return trust_options(key_options(click.argument("image", type=GivenPath())(command)))
 
 
 def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable[T]]) -> T:

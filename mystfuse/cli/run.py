@@ -12,7 +12,7 @@ import click
 
 from mystfuse.cli.container import Container, ContainerMount, run_container
 from mystfuse.cli.keys import key_options
-from mystfuse.cli.options import confinement_options, may_trust_self, trust_self_option
+from mystfuse.cli.options import GivenPath, confinement_options, may_trust_self, trust_self_option
 from mystfuse.cli.text import warn
 from mystfuse.configured_file import open_configured_file
 from mystfuse.crypto.kdf_limit import KdfLimit
@@ -80,7 +80,7 @@ class _PackageFirst(click.Command):
 @trust_self_option
 @key_options
 @confinement_options
-@click.argument("package", type=click.Path(readable=False))
+@click.argument("package", type=GivenPath())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
     rootfs: str | None,

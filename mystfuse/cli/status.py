@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.cli.options import GivenPath
 from mystfuse.cli.text import one_line
 from mystfuse.errors import MountError
 from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, STATUS_NAME
@@ -22,7 +23,7 @@ TIMEOUT = 10.0
 
 @click.command("status", short_help="Show what is mounted, why it is trusted, and counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("mountpoint", type=GivenPath())
 def command(as_json: bool, mountpoint: str) -> None:
     """Show what is mounted on MOUNTPOINT, why it is trusted, and what has been read and verified."""
     text = read_status(mountpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
-from mystfuse.cli.options import parse_seconds
+from mystfuse.cli.options import GivenPath, parse_seconds
 from mystfuse.fuse.unmount import unmount_and_wait, unmount_stale
 
 
@@ -20,7 +20,7 @@ from mystfuse.fuse.unmount import unmount_and_wait, unmount_stale
     help="Seconds to wait for the daemon to end, and (2 at most) for a mount in use to be left.",
 )
 @click.option("--stale", is_flag=True, help="Only clear away what a killed daemon has left, if anything.")
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("mountpoint", type=GivenPath())
 def command(lazy: bool, timeout: float, stale: bool, mountpoint: str) -> None:
     """Unmount MOUNTPOINT and wait until the process that served it is gone.
 

@@ -8,7 +8,7 @@ import math
 import click
 
 from mystfuse.cli.keys import key_options, load_keys
-from mystfuse.cli.options import load_trust, may_trust_self, trust_options
+from mystfuse.cli.options import GivenPath, load_trust, may_trust_self, trust_options
 from mystfuse.cli.progress import progress
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.devices.source import FileSource
@@ -26,7 +26,7 @@ MAX_SHOWN = 1000
 @trust_options
 @key_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-@click.argument("image", type=click.Path(readable=False))
+@click.argument("image", type=GivenPath())
 def command(
     roothashes: tuple[str, ...],
     pubkeys: tuple[str, ...],

@@ -46,6 +46,18 @@ def own_mountpoints() -> list[str]:
     return [path for path, mount in _mounts() if mount is not None][::-1]
 
 
+def mountpoints() -> list[str]:
+    """Where anything is mounted, from the bottom up."""
+    return [path for path, _ in _mounts()]
+
+
+def mount_ids(mount: Mount) -> frozenset[str]:
+    """What the kernel calls a mount, as in /proc/PID/fdinfo: one number, or more where it is mounted on itself."""
+    lines = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]
+    fields = (line.split(" ", 5) for line in lines)
+    return frozenset(each[0] for each in fields if (each[2], _unescape(each[4])) == (mount.device, mount.mountpoint))
+
+
 def find_mount_of(descriptor: int) -> Mount | None:
     """The mount that a descriptor of /dev/fuse serves; None if the kernel does not say (older ones do not)."""
     with suppress(OSError):

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from mystfuse.errors import MountError
 from mystfuse.fuse.fusermount import run_fusermount
 from mystfuse.fuse.mount_table import Mount, find_daemon, find_mount, find_other_server
+from mystfuse.fuse.mount_users import describe_users
 from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
 BUSY_PATIENCE = 2.0
@@ -54,6 +55,10 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
         raise (BusyError if code == errno.EBUSY else MountError)(f"{mountpoint}: {os.strerror(code)}")
     result = run_fusermount(["-u", *(["-z"] if lazy else []), "--", mountpoint])
     if result.returncode:
+        if expected is not None and expected.user_id != os.geteuid():
+            raise MountError(
+                f"{mountpoint}: user {expected.user_id} has mounted it: only that user and root unmount it"
+            )
         message = " ".join(result.stderr.split())
         raise (BusyError if "busy" in message else MountError)(f"{mountpoint}: {message}")
 
@@ -108,6 +113,8 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
                 raise MountError(
                     f"{mountpoint}: unmounted, but still in use: its daemon has not ended after {timeout:g} s"
                 )
+    except BusyError as error:
+        raise BusyError(f"{mountpoint}: {describe_users(mount)}") from error
     finally:
         if daemon is not None:
             os.close(daemon)

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING
 
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import FormatError
-from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
+from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.formats.luks_magic import LUKS_MAGIC
 from mystfuse.formats.verity import MAX_BLOCK_SIZE
+from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
 
 if TYPE_CHECKING:
     from mystfuse.formats.luks import LuksHeader
-
-_EXT2_MAGIC_OFFSET = SUPERBLOCK_OFFSET + 56
-_FIRST_BYTES = 4096
-"""What tells an EXT2 file system from a LUKS header."""
 
 
 async def read_contents(device: Device, is_whole: bool) -> LuksHeader | None:
@@ -34,9 +30,8 @@ async def read_contents(device: Device, is_whole: bool) -> LuksHeader | None:
         FormatError: neither, an impossible one, or one of another size than the device's.
         IntegrityError, ImageReadError: as the device does.
     """
-    (first,) = await device.read([Extent(0, min(_FIRST_BYTES, device.size))])
-    magic = EXT2_SUPER_MAGIC.to_bytes(2, "little")
-    if bytes(first[:6]) == LUKS_MAGIC or bytes(first[_EXT2_MAGIC_OFFSET : _EXT2_MAGIC_OFFSET + 2]) != magic:
+    (first,) = await device.read([Extent(0, min(FIRST_BYTES, device.size))])
+    if is_luks(first) or not is_ext2(first):
         # Only here: what reads LUKS headers takes 15 ms to import.
         from mystfuse.image.unlock import read_luks_header
 
@@ -56,7 +51,7 @@ async def read_contents(device: Device, is_whole: bool) -> LuksHeader | None:
 
 async def check_decrypted(device: Device, is_whole: bool) -> None:
     """Raise FormatError unless a device holds an EXT2 file system of its size; arguments as for ``read_contents``."""
-    (first,) = await device.read([Extent(0, min(_FIRST_BYTES, device.size))])
+    (first,) = await device.read([Extent(0, min(FIRST_BYTES, device.size))])
     check_filesystem(bytes(first[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE]), device.size, is_whole)
 
 

@@ -12,6 +12,7 @@ from mystfuse.devices.source import Source
 from mystfuse.errors import FormatError, UnsupportedFeature, UsageError
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig, has_fssig_magic
 from mystfuse.formats.verity import VERITY_SUPERBLOCK_SIZE, TreeGeometry, VeritySuperblock
+from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
 from mystfuse.trust.policy import Trust, TrustPolicy, decide, trust_root_hash, trust_without_tree
 
 log = logging.getLogger(__name__)
@@ -47,13 +48,23 @@ def read_fssig(source: Source) -> Fssig:
     data = source.read(source.size - FSSIG_SIZE, FSSIG_SIZE)
     if not has_fssig_magic(data):
         raise FormatError(
-            f"{source.name}: no fssig at its end, so not a mystikos image, or a truncated one "
-            "(--hash-offset with --roothash opens a verity image without one, --insecure a bare EXT2 file system)"
+            f"{source.name}: no fssig at its end, so not a mystikos image, or a truncated one{_describe_start(source)}"
         )
     try:
         return Fssig.parse(data)
     except FormatError as error:
         raise type(error)(f"{source.name}: {error}") from error
+
+
+def _describe_start(source: Source) -> str:
+    """What can be done with a file that has no fssig, if it begins like an image. Nobody has vouched for it."""
+    first = source.read(0, min(source.size, FIRST_BYTES))
+    if not (is_luks(first) or is_ext2(first)):
+        return ""
+    kind = "a LUKS header" if is_luks(first) else "an EXT2 file system"
+    return (
+        f"; it begins with {kind}: --hash-offset and --roothash check it by a hash tree, --insecure loads it unchecked"
+    )
 
 
 def open_image(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +65,37 @@ def parse_root_hash(value: str, option: str = "--roothash") -> bytes:
     """
     found = hex_digest(value)
     if found is None:
+        if not value.strip():
+            raise UsageError(f"{option} is empty (a variable that is not set?)")
+        if _is_meant_as_digits(value) and not os.path.lexists(value):
+            raise UsageError(f"{option} {value}: {_why_no_root_hash(value)}")
         text = read_small_file(value, option).decode("ascii", "replace")
         found = hex_digest(text)
-    if found is None:
-        raise UsageError(f"{option} {value}: not a root hash (64 hex digits, or 128 for sha512), nor a file with one")
+        if found is None:
+            raise UsageError(f"{option} {value}: what is in it: {_why_no_root_hash(text)}")
     return found
+
+
+_ROOT_HASH = "the 64 hex digits of a root hash (128 for sha512)"
+_PREFIX = re.compile(r"0x|[a-z0-9-]+:", re.IGNORECASE)
+"""As other programs write digests: sha256:HEX."""
+
+
+def _is_meant_as_digits(value: str) -> bool:
+    """Whether it looks like a digest, one with a slip of the pen included."""
+    digits = _PREFIX.sub("", value.strip(), count=1)
+    others = sum(char not in string.hexdigits for char in digits)
+    return "/" not in value and len(digits) >= 16 and others * 10 < len(digits)
+
+
+def _why_no_root_hash(text: str) -> str:
+    text = text.strip()
+    prefix = _PREFIX.match(text)
+    if prefix is not None and hex_digest(text[prefix.end() :]) is not None:
+        return f"leave out {prefix[0]} in front: it takes {_ROOT_HASH} alone"
+    if re.fullmatch(r"[0-9a-fA-F]+", text):
+        return f"{len(text)} hex digits, not {_ROOT_HASH}"
+    return f"not {_ROOT_HASH}"
 
 
 def read_public_keys(path: str, option: str = "--pubkey") -> list[PublicKey]:
