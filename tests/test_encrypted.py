@@ -321,6 +321,10 @@ def test_an_honest_but_slow_derivation_can_be_interrupted(
             process.wait()
         assert process.returncode == 1
         assert stderr.decode().splitlines()[-1] == "mystfuse: interrupted"
+        # What derives keys dies with the daemon, which takes a moment.
+        deadline = time.monotonic() + 5
+        while run("pgrep", "-f", str(slow), check=False).stdout and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert run("pgrep", "-f", str(slow), check=False).stdout == ""
         assert find_mount(str(mountpoint)) is None
 

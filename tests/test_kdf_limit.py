@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 from cli_in_process import in_process
-from conftest import mounted
+from conftest import mounted, run
 from ext2_editor import MemoryDevice
 from test_luks_formats import KEY, PASSPHRASE, locked, open_with
 
@@ -28,7 +29,7 @@ from mystfuse.image.keys import Keys
 from mystfuse.image.unlock import unlock
 
 GIB = 1 << 30
-ENDLESS = {"hash_name": "sha256", "salt": "00" * 32, "iterations": 1 << 31}
+ENDLESS = {"hash_name": "sha256", "salt": "00" * 32, "iterations": (1 << 31) - 1}
 """About half an hour."""
 
 
@@ -81,11 +82,18 @@ def test_a_header_that_would_cost_too_much_is_refused_at_once(count: int, kdf: A
     open_with(with_slots(count, kdf), key=KEY)
 
 
-def test_a_derivation_that_takes_longer_than_it_should_is_ended() -> None:
+def test_a_derivation_that_takes_longer_than_it_should_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So many processors that it is the clock that ends it, and not the limit of processor time.
+    monkeypatch.setattr(os, "cpu_count", lambda: 10_000)
     started = time.monotonic()
     with pytest.raises(MystfuseError, match=r"took longer than 0\.3 s, and was ended \(--kdf-limit"):
         derive(KdfLimit(0.3), ENDLESS)
     assert time.monotonic() - started < 5
+
+
+def test_parameters_that_openssl_refuses_are_an_error() -> None:
+    with pytest.raises(MystfuseError, match="OpenSSL derives no key by these parameters"):
+        derive(KdfLimit(0.5), {**ENDLESS, "hash_name": "md4"})
 
 
 def test_the_time_is_for_all_derivations_together() -> None:
@@ -155,12 +163,24 @@ def test_the_process_holds_nothing_and_shows_nothing() -> None:
             assert re.search(r"Max cpu time +\d+ +\d+ +seconds", limits)
             assert re.search(r"Max address space +\d+ +\d+ +bytes", limits)
             assert re.search(r"Max core file size +[01] ", limits)
-            # Not dumpable: what is in /proc is root's.
-            assert os.stat(process / "environ").st_uid == 0
         finally:
             trio.run(deriver.close)
         assert held.fileno() >= 0
     assert child_processes() == before
+
+
+def test_others_of_the_same_user_do_not_look_into_the_process() -> None:
+    """What is in /proc of a process that is not dumpable is root's."""
+    script = (
+        "import os, time; from mystfuse.crypto.deriver import Deriver; from mystfuse.crypto.kdf_limit import KdfLimit; "
+        "deriver = Deriver(KdfLimit()); path = f'/proc/{deriver._pid}/environ'; deadline = time.monotonic() + 10\n"
+        "while os.stat(path).st_uid and time.monotonic() < deadline: time.sleep(0.01)\n"
+        "print(os.geteuid(), os.stat('/proc/self/environ').st_uid, os.stat(path).st_uid)"
+    )
+    user: dict[str, Any] = {} if os.geteuid() else {"user": 65534, "group": 65534, "extra_groups": []}
+    result = run(sys.executable, "-c", script, cwd="/", **user)
+    uid = 65534 if user else os.geteuid()
+    assert result.stdout == f"{uid} {uid} 0\n"
 
 
 def test_a_daemon_has_no_such_process_once_it_serves(small_tree: Path, tmp_path: Path) -> None:

@@ -10,13 +10,17 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cli_in_process import in_process
 from conftest import OWN_MOUNTS, clear_mount, mounted, mystfuse, run
 from removal import remove_tree
+
+from mystfuse.errors import MountError
+from mystfuse.fuse.mount_namespace import MountNamespace
 
 SIGNER, SIGNATURE, SIGNATURE_SIZE = 56, 88, 1112
 """Offsets in an fssig."""
@@ -387,6 +391,30 @@ FIFO_COMMANDS = [
 ]
 
 
+@contextmanager
+def not_hanging() -> Iterator[None]:
+    """Raises an error in what waits for over 20 seconds."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError("hung")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_fifo_for_a_mount_name_space_hangs_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with not_hanging():
+        namespace = MountNamespace(str(tmp_path / "fifo"))
+        with pytest.raises(MountError, match=r"mount name space .*fifo: Invalid argument"):
+            namespace.enter()
+
+
 @pytest.mark.parametrize("text", FIFO_COMMANDS)
 def test_a_fifo_under_a_configured_name_hangs_nobody(
     text: str, signed: Path, alice: tuple[Path, Path], small_tree: Path, tmp_path: Path
@@ -400,17 +428,8 @@ def test_a_fifo_under_a_configured_name_hangs_nobody(
         "IMAGE": str(signed), "DIRECTORY": str(small_tree), "PRIVATE": str(alice[1]), "ROOTHASH": root_hash(signed),
     }  # fmt: skip
     words["FIFO:FIFO"] = f"{words['FIFO']}:{words['FIFO']}"
-
-    def give_up(number: int, frame: object) -> None:
-        raise TimeoutError("hung")
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(20)
-    try:
+    with not_hanging():
         result = in_process(*(words.get(word, word) for word in text.split()))
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
     assert result.returncode in (2, 6), result
     assert re.search("fifo: (a FIFO, not|neither) a regular file", result.stderr), result
     assert result.stderr.count("\n") == 1

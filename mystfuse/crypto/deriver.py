@@ -87,7 +87,10 @@ class Deriver:
         key.wipe()
         if status == _NO_MEMORY:
             raise MystfuseError("opening it needs more memory than there is, or than --kdf-limit allows")
-        if waiting.cancelled_caught or self._left < 1:
+        if status == _FAILED:
+            raise MystfuseError("OpenSSL derives no key by these parameters")
+        # Its clock began a moment after ours.
+        if waiting.cancelled_caught or self._left <= 0.01:
             raise MystfuseError(
                 f"opening it took longer than {self.limit.seconds:g} s, and was ended (--kdf-limit SECONDS allows more)"
             )

@@ -26,7 +26,9 @@ class MountNamespace:
     def __init__(self, name: str) -> None:
         self._name = name
         try:
-            self.descriptor = os.open(f"/proc/{name}/ns/mnt" if name.isdecimal() else name, os.O_RDONLY)
+            # O_NONBLOCK: a FIFO under that name would hang the open.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            self.descriptor = os.open(f"/proc/{name}/ns/mnt" if name.isdecimal() else name, flags)
         except OSError as error:
             raise MountError(f"mount name space {name}: {error.strerror}") from error
         self._ours = os.open("/proc/self/ns/mnt", os.O_RDONLY)
