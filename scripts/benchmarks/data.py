@@ -51,6 +51,7 @@ class Sizes:
     """Files of the archive, about."""
     created: int = 20_000
     written: int = 1 << 30
+    small_writes: int = 5000
     random_reads: int = 2000
     mounts: int = 10
     large_image: int = 64 << 30
@@ -67,6 +68,7 @@ QUICK = Sizes(
     untarred=500,
     created=1000,
     written=256 << 20,
+    small_writes=2000,
     random_reads=500,
     mounts=3,
     rounds=1,
@@ -79,6 +81,7 @@ TINY = Sizes(
     untarred=100,
     created=50,
     written=4 * MIB,
+    small_writes=50,
     random_reads=50,
     mounts=2,
     large_image=1 << 30,

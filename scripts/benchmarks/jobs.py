@@ -116,6 +116,18 @@ def write_big(bench: Bench, name: str) -> float:
     return bench.sizes.written / MB / float(result["seconds"])
 
 
+def write_little(bench: Bench, name: str, command: str = "small_writes", size: int = 512) -> float:
+    """Writes/s of a few bytes each."""
+    count = bench.sizes.small_writes
+    with bench.cold(name, bench.store.empty().image(), writable=True) as (peer, mounted):
+        file = mounted.path / "written"
+        result = bench.read(peer, command, file, size, count, expected={"writes": count})
+        if peer.keeps_writes:
+            drop_caches()
+            bench.read(peer, "sequential", file, "cold", expected={"crc": result["crc"]})
+    return count / float(result["seconds"])
+
+
 def create_files(bench: Bench, name: str) -> float:
     """Files/s of making small files."""
     count = bench.sizes.created
@@ -231,6 +243,21 @@ JOBS: tuple[Job, ...] = (
         (Mark(0.6, "fuse2fs"), Mark(1, "fuse2fs", aim=True)),
     ),
     Job("write", "sequential write", "MB/s", _on(ALL, write_big), (Mark(1.3, "fuse2fs"),)),
+    Job("write-512", "writes of 512 bytes", "writes/s", _on(f"{ALL} noxattr", write_little), ()),
+    Job(
+        "write-4k",
+        "writes of 4 KiB",
+        "writes/s",
+        _on(f"{ALL} noxattr", functools.partial(write_little, size=4096)),
+        (),
+    ),
+    Job(
+        "write-mapped",
+        "512 bytes through a mapping, and msync",
+        "writes/s",
+        _on("mystfuse fuse2fs kernel noxattr", functools.partial(write_little, command="mapped_writes")),
+        (),
+    ),
     Job(
         "create",
         "create small files",

@@ -25,6 +25,7 @@ from benchmarks.tools import (
     run,
     user_ids,
 )
+from mystfuse.errors import MountError
 from mystfuse.fuse.mount_table import find_daemon, find_mount
 from mystfuse.fuse.unmount import unmount_and_wait
 
@@ -128,6 +129,16 @@ class Mystfuse(Peer):
                     os.waitpid(pid, 0)
 
 
+class WithoutAttributes(Mystfuse):
+    """The same without extended attributes: the kernel does not ask for ``security.capability`` before each write."""
+
+    name = "noxattr"
+
+    def command(self, image: Image, mountpoint: Path) -> list[str]:
+        command = super().command(image, mountpoint)
+        return [*command[:-2], "-o", "noxattr", *command[-2:]]
+
+
 class Fuse2fs(Peer):
     name = "fuse2fs"
 
@@ -184,7 +195,7 @@ class Floor(Peer):
             yield pid
 
 
-PEERS: tuple[type[Peer], ...] = (Mystfuse, Fuse2fs, Kernel, Floor)
+PEERS: tuple[type[Peer], ...] = (Mystfuse, WithoutAttributes, Fuse2fs, Kernel, Floor)
 
 
 def _read_ahead_file(mountpoint: Path) -> Path:
@@ -267,9 +278,7 @@ def _daemon_of(mountpoint: Path) -> int | None:
 def _end_mystfuse(mountpoint: Path) -> None:
     if find_mount(str(mountpoint)) is None:
         return
-    for _ in range(3):
-        with suppress(Exception):
-            unmount_and_wait(str(mountpoint), lazy=False, timeout=SECONDS_TO_END)
-            return
-        time.sleep(0.5)
-    unmount_and_wait(str(mountpoint), lazy=True, timeout=SECONDS_TO_END)
+    try:
+        unmount_and_wait(str(mountpoint), lazy=False, timeout=SECONDS_TO_END)
+    except MountError:
+        unmount_and_wait(str(mountpoint), lazy=True, timeout=SECONDS_TO_END)

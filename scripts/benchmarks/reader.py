@@ -130,6 +130,34 @@ def write(path: str, size: str, seed: str) -> Result:
     return {"seconds": seconds, "bytes": len(order) * MIB, "crc": checksum(order)}
 
 
+def small_writes(path: str, size: str, count: str) -> Result:
+    """Write a new file in small pieces, and close it."""
+    pieces = [random.Random(index).randbytes(int(size)) for index in range(int(count))]  # nosec B311  # the same every time
+    start = time.perf_counter()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    for piece in pieces:
+        os.write(descriptor, piece)
+    os.close(descriptor)
+    return {"seconds": time.perf_counter() - start, "writes": len(pieces), "crc": checksum(pieces)}
+
+
+def mapped_writes(path: str, size: str, count: str) -> Result:
+    """Write a little into each page of a file through a mapping, and each at once to the file: msync(2)."""
+    page = mmap.PAGESIZE
+    pieces = [random.Random(index).randbytes(int(size)) for index in range(int(count))]  # nosec B311  # the same every time
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    os.truncate(descriptor, page * len(pieces))
+    with mmap.mmap(descriptor, 0) as mapped:
+        start = time.perf_counter()
+        for index, piece in enumerate(pieces):
+            mapped[index * page : index * page + len(piece)] = piece
+            mapped.flush(index * page, page)
+        seconds = time.perf_counter() - start
+    os.close(descriptor)
+    crc = checksum(piece.ljust(page, b"\0") for piece in pieces)
+    return {"seconds": seconds, "writes": len(pieces), "crc": crc}
+
+
 def _created(directory: str, count: int) -> list[tuple[str, bytes]]:
     unit = CREATED_SIZE // 8
     return [
@@ -228,6 +256,8 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "files": files,
     "random": random_reads,
     "write": write,
+    "small_writes": small_writes,
+    "mapped_writes": mapped_writes,
     "create": create,
     "created": created,
     "untar": untar,
