@@ -34,6 +34,8 @@ _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_RESTRICT_SELF = 444, 446
 _LANDLOCK_VERSION, _LANDLOCK_WITH_SCOPES, _SCOPE_ABSTRACT_UNIX_SOCKET = 1, 6, 1
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108
 """Where the image is mounted in the name space: any directory will do, what it hides is not needed there."""
+_NOT_TRIED = 2
+"""The exit status of a process that did not come to mount a /proc."""
 _OWN = ("proc", "dev")
 """Not to be mounted over: bubblewrap makes them."""
 
@@ -109,7 +111,7 @@ def make_user_namespace() -> int:
     # The maps are written from outside: in there, nobody may map more than its own user.
     pid = os.fork()
     if pid == 0:
-        status = 1
+        status = _NOT_TRIED
         try:
             os.close(lets)
             _unshare(_CLONE_NEWUSER)
@@ -135,14 +137,13 @@ def make_user_namespace() -> int:
         os.close(is_there)
         os.close(lets)
         _, status = os.waitpid(pid, 0)
-    if fd < 0:
+    if fd >= 0 and status == 0:
+        return fd
+    if os.waitstatus_to_exitcode(status) == _NOT_TRIED:
         raise MystfuseError("no user name space for the program: are they switched off? (--privileged does without)")
-    if status:
-        os.close(fd)
-        raise MystfuseError(
-            "no /proc for the program: parts of our own are hidden, as in a container (--privileged shows it all)"
-        )
-    return fd
+    raise MystfuseError(
+        "no /proc for the program: parts of our own are hidden, as in a container (--privileged shows it all)"
+    )
 
 
 def enter_user_namespace(fd: int) -> None:

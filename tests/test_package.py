@@ -289,7 +289,7 @@ def test_openssl_alone_verifies_a_package(package: Callable[..., Path], keys: Ke
     """The commands of docs/package-format.md."""
     path = package()
     document = (Path(__file__).parents[1] / "docs/package-format.md").read_text()
-    commands = re.search(r"```sh\n(head -n -1 .*?)```", document, re.DOTALL)
+    commands = re.search(r"^(head -n -1 .*?)```", document, re.DOTALL | re.MULTILINE)
     assert commands is not None
     (tmp_path / "signer.pem").write_bytes(keys[0].read_bytes())
     text = commands[1].replace("myst/bin/hello", str(path))
