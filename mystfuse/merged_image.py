@@ -33,7 +33,7 @@ class MergedImage:
         self._filesystem = filesystem
         self._snapshot = snapshot
         self._device = device
-        self._runner = Runner(cache, snapshot, lambda: 0)
+        self._runner = Runner(filesystem, cache, snapshot, lambda: 0)
         self._bitmaps: OrderedDict[int, bytes] = OrderedDict()
 
     @classmethod
@@ -44,11 +44,13 @@ class MergedImage:
             OSError: EBUSY, too many are open; ENOSPC, the overlay has no room for what differs.
             MystfuseError: blocks of an orphan cannot be had.
         """
-        image = cls(filesystem.fork(), overlay.snapshot(), cache, device)
+        twin = filesystem.fork()
+        snapshot = overlay.snapshot()
         try:
+            image = cls(twin, snapshot, cache, device)
             await image._release_orphans()
         except BaseException:
-            image.close()
+            snapshot.close()
             raise
         return image
 

@@ -12,9 +12,11 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 import trio
 
 from mystfuse.devices.cache import BlockCache
+from mystfuse.devices.reserve import insist
 from mystfuse.devices.spill import OverlayBusy, OverlayFull
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
+from mystfuse.ext2.filesystem import FileSystem
 
 MAX_RUNS = 40
 """How often an operation may miss blocks and be run again. A rename can meet five inodes, each with its descriptor and
@@ -55,12 +57,14 @@ class Runner:
     """Runs operations over the image's blocks and those written since.
 
     Args:
+        filesystem: what the operations keep in memory besides the blocks.
         room: how many blocks of data may still be written.
         io_timeout: seconds that an operation that needs many blocks waits for others that do, at most.
     """
 
     def __init__(
         self,
+        filesystem: FileSystem,
         cache: BlockCache,
         written: WrittenStore | None,
         room: Callable[[], int],
@@ -68,6 +72,7 @@ class Runner:
     ) -> None:
         self.commits = 0
         """Transactions that changed something."""
+        self._filesystem = filesystem
         self._cache = cache
         self._written = written
         self._room = room
@@ -171,19 +176,13 @@ class Runner:
                 missing = error
             else:
                 try:
-                    self._written.commit(
-                        transaction.changed, transaction.freed, transaction.gives_back, transaction.runs
-                    )
+                    self._commit(transaction)
                 except OverlayFull as error:
                     budget = _smaller_budget(transaction, error)
                     continue
                 except OverlayBusy as error:
                     busy = error
                 else:
-                    if transaction.changed or transaction.freed or transaction.runs:
-                        self.commits += 1
-                    for action in transaction.on_commit:
-                        action()
                     return result
                 try:
                     await self._written.make_room(busy)
@@ -191,6 +190,33 @@ class Runner:
                     budget = _smaller_budget(transaction, error)
                 continue
             await misses.fetch(missing)
+
+    def _commit(self, transaction: Transaction) -> None:
+        """Commit what an operation has changed, and bring what is known besides the blocks up to date: all of it, or
+        nothing and an error. The memory that orphans need is taken before; what can be found out from the blocks is
+        forgotten if there is none for it.
+
+        Raises:
+            OverlayFull, OverlayBusy, OSError, MemoryError: as the store of written blocks does.
+        """
+        assert self._written is not None
+        commits, orphans = self.commits + 1, self._filesystem.orphans
+        new_orphans = transaction.orphaned - orphans
+        try:
+            orphans |= new_orphans
+            self._written.commit(transaction.changed, transaction.freed, transaction.gives_back, transaction.runs)
+        except BaseException:
+            orphans -= new_orphans
+            raise
+        # Nothing from here on may fail.
+        if transaction.changed or transaction.freed or transaction.runs:
+            self.commits = commits
+        orphans -= transaction.released
+        try:
+            for action in transaction.on_commit:
+                action()
+        except MemoryError:
+            insist(self._filesystem.forget_all)
 
 
 def _smaller_budget(transaction: Transaction, error: OverlayFull) -> int:

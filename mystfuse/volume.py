@@ -74,7 +74,11 @@ class Volume:
         self._filesystem = FileSystem(superblock)
         self._maps = FileMaps(self._filesystem)
         self._runner = Runner(
-            self.cache, self.overlay, lambda: 0 if self.overlay is None else self.overlay.room, io_timeout
+            self._filesystem,
+            self.cache,
+            self.overlay,
+            lambda: 0 if self.overlay is None else self.overlay.room,
+            io_timeout,
         )
         self._workers = workers or Workers()
         self._read_ahead = ReadAhead(self._begin, lambda: self.changes, self._workers)

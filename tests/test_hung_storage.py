@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -28,6 +29,7 @@ from mystfuse.devices.device import Extent
 from mystfuse.devices.reader import PATIENCE
 from mystfuse.devices.verity import VerityDevice
 from mystfuse.errors import ImageReadError, StorageTimeout
+from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.formats.verity import TreeGeometry
 from mystfuse.fuse.read_ahead import BACKGROUND
 from mystfuse.fuse.session import MAX_TASKS
@@ -148,7 +150,9 @@ async def test_operations_that_need_many_blocks_are_few_at_once_and_wait_no_long
             reads.append(sum(extent.length for extent in extents))
             await trio.sleep_forever()
 
-    runner = Runner(BlockCache(Device(bytes(1)), 65536), None, lambda: 0, io_timeout=30)
+    # Nothing is changed.
+    filesystem = cast(FileSystem, None)
+    runner = Runner(filesystem, BlockCache(Device(bytes(1)), 65536), None, lambda: 0, io_timeout=30)
     timed_out: list[float] = []
 
     async def operate(count: int) -> None:

@@ -33,6 +33,8 @@ class Arenas:
         self._next_arena = 0
         self.used = 0
         """Slots in use."""
+        self.is_unsure = False
+        """Whether something failed in the middle of a change: ``recover`` is to be called before the next one."""
 
     def store(self, content: bytes | bytearray | memoryview) -> int:
         """Take a slot and fill it; returns its number.
@@ -126,6 +128,35 @@ class Arenas:
                 self._drop_arena(arena)
             else:
                 self._give_back(arena, sorted(empty))
+
+    def recover(self, slots: Iterable[int]) -> None:
+        """Have exactly these slots in use, each of which may come more than once: an error in the middle of a change
+        has left tables that may say otherwise.
+
+        Raises:
+            MemoryError: to be called again.
+        """
+        in_use = {arena: bytearray(self._slots) for arena in self._arenas}
+        for slot in slots:
+            arena, index = divmod(slot, self._slots)
+            in_use[arena][index] = 1
+        per_page = self._slots_per_page
+        self._free = {
+            arena: [index for index in range(self._slots - 1, -1, -1) if not used[index]]
+            for arena, used in in_use.items()
+        }
+        self._used_in_page = {
+            arena: bytearray(sum(used[start : start + per_page]) for start in range(0, self._slots, per_page))
+            for arena, used in in_use.items()
+        }
+        self._with_room = [arena for arena, free in self._free.items() if free]
+        self.used = sum(used.count(1) for used in in_use.values())
+        for arena, counts in self._used_in_page.items():
+            if empty := [page for page, count in enumerate(counts) if not count]:
+                self._give_back(arena, empty)
+        for arena in [arena for arena in self._with_room if len(self._free[arena]) == self._slots][1:]:
+            self._drop_arena(arena)
+        self.is_unsure = False
 
     def _add_arena(self) -> None:
         try:

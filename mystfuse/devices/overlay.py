@@ -7,11 +7,13 @@ A snapshot costs nothing when it is taken. From then on the first change of a bl
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from errno import EBUSY
+from typing import Any
 
 from mystfuse.devices.arena import Arenas
 from mystfuse.devices.overlay_store import OverlayStore
+from mystfuse.devices.reserve import insist, keep_reserve
 from mystfuse.devices.spill import ENTRY, OverlayBusy, OverlayFull, SpillingArenas
 from mystfuse.errors import MystfuseError
 
@@ -49,8 +51,6 @@ class Overlay:
         self._slots: dict[int, int] = {}
         self._largest = 0
         self._snapshots: list[Snapshot] = []
-        self._keepers: dict[int, int] = {}
-        """How many snapshots keep a slot that is not in ``_slots`` any more."""
 
     @property
     def used(self) -> int:
@@ -140,48 +140,130 @@ class Overlay:
             OverlayFull: the limit would be exceeded.
             OverlayBusy: it would be in memory, but not when more has been written to the store.
             OSError: ENOSPC, the system has no memory left.
+            MemoryError: the same, for what is not a block.
         """
         if self._snapshots:
             changed, runs = _split_runs(changed, runs, self._block_size), ()
         else:
             changed, runs = self._split_held_runs(changed, runs)
         held = self.holds if self._snapshots else self._slots.__contains__
+        self._change(self._slots, held, changed, freed, use_reserve, runs)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """A dictionary never gives back what it was once as large as."""
+        try:
+            if self._largest > 4 * len(self._slots) + _SMALL_TABLE:
+                self._slots = dict(self._slots)
+                self._largest = len(self._slots)
+        except MemoryError:
+            return
+
+    def _change(
+        self,
+        table: dict[int, int] | dict[int, int | None],
+        held: Callable[[int], bool],
+        changed: Mapping[int, Content],
+        freed: Collection[int],
+        use_reserve: bool,
+        runs: Runs,
+    ) -> None:
+        """Change the present state or a snapshot of it: all of it or nothing.
+
+        What needs memory comes first, and is taken back if there is none. From the moment when the first block is
+        overwritten nothing fails: that takes no more than what is kept in reserve, and can be done again. What is in
+        use is what the tables say; which slots are free follows from them, and is found out anew after an error.
+
+        Args:
+            table: the slots of blocks by their numbers.
+            held: whether a block of the table may be overwritten: it is nobody else's.
+        """
+        self._recover()
+        keep_reserve()
+        is_present = table is self._slots
         new = [number for number in changed if not held(number)]
-        stored: dict[int, int] = {}
         replaced: list[int] = []
         if self._spilling is not None:
             # What is in the store is not overwritten there.
-            replaced = [number for number in changed if held(number) and self.is_stored(number)]
-        if new or runs or replaced:
-            count = len(new) + sum(len(content) for _, content in runs) // self._block_size
-            dropped = sum(held(number) for number in freed)
+            replaced = [number for number in changed if held(number) and self._spilling.is_stored(_slot(table, number))]
+        dropped = [number for number in freed if held(number)]
+        count = len(new) + sum(len(content) for _, content in runs) // self._block_size
+        if count or replaced:
             # Who only replaces what is in the store gives that back: at a full store, too.
-            self._check_room(count - dropped, use_reserve or not count, count + len(replaced))
-            try:
-                for first, run in runs:
-                    slots = self._arenas.store_run(run)
-                    stored.update(zip(range(first, first + len(slots)), slots, strict=True))
-                for number in new:
-                    stored[number] = self._arenas.store(changed[number])
-                for number in replaced:
-                    stored[number] = self._arenas.store(changed[number])
-            except (OSError, MemoryError):
+            self._check_room(count - len(dropped), use_reserve or not count, count + len(replaced))
+        unused = [_slot(table, number) for number in (*replaced, *dropped)]
+        stored: dict[int, int] = {}
+        entered: dict[int, Any] = {}
+        kept: list[tuple[Snapshot, dict[int, int | None]]] = []
+        self._arenas.is_unsure = True
+        try:
+            for first, run in runs:
+                slots = self._arenas.store_run(run)
+                stored.update(zip(range(first, first + len(slots)), slots, strict=True))
+            for number in (*new, *replaced):
+                stored[number] = self._arenas.store(changed[number])
+            entries: dict[int, Any] = stored if is_present else {**dict.fromkeys(freed), **stored}
+            before = {number: table[number] for number in entries if number in table}
+            if is_present:
+                kept = [(snapshot, snapshot.needed(table, (*stored, *freed))) for snapshot in self._snapshots]
+            overwritten = [(_slot(table, number), changed[number]) for number in changed if number not in stored]
+
+            def publish() -> None:
+                for slot, content in overwritten:
+                    self._arenas.overwrite(slot, content)
+                if is_present:
+                    for number in freed:
+                        table.pop(number, None)
+
+            for snapshot, versions in kept:
+                snapshot.keep(versions)
+            entered = entries
+            table.update(entries)
+            self._largest = max(self._largest, len(self._slots))
+            insist(publish)
+        except (OSError, MemoryError) as error:
+            for number in entered:
+                if number in before:
+                    table[number] = before[number]  # type: ignore[assignment]  # as it was
+                else:
+                    table.pop(number, None)
+            for snapshot, versions in kept:
+                snapshot.unkeep(versions)
+            if isinstance(error, OSError):
+                # Where memory for blocks is at its end this happens often, and costs no more than what it takes back.
                 self._arenas.free(stored.values())
-                raise
-        if freed:
-            self._drop(freed)
-        for number, content in changed.items():
-            if number not in stored:
-                self._arenas.overwrite(self._slots[number], content)
-        if self._snapshots:
-            for number in stored:
-                self._leave_to_snapshots(number)
-        old = [self._slots[number] for number in replaced]
-        self._slots.update(stored)
-        self._largest = max(self._largest, len(self._slots))
+                self._arenas.is_unsure = False
+            else:
+                self._try_to_recover()
+            raise
+        self._give_back(unused)
         if self._spilling is not None:
-            self._spilling.free(old)
             self._spilling.write_back()
+
+    def _give_back(self, slots: Collection[int]) -> None:
+        """Slots that no table has any more are free. Never fails."""
+        self._arenas.is_unsure = True
+        try:
+            if slots:
+                self._arenas.free(slots)
+            self._arenas.is_unsure = False
+        except MemoryError:
+            self._try_to_recover()
+
+    def _try_to_recover(self) -> None:
+        try:
+            self._recover()
+        except MemoryError:
+            # Before the next change, then.
+            return
+
+    def _recover(self) -> None:
+        """Find out anew which slots are free, if something failed in the middle of a change."""
+        if self._arenas.is_unsure:
+            tables: list[dict[int, int] | dict[int, int | None]] = [self._slots]
+            for snapshot in self._snapshots:
+                tables += snapshot.tables
+            self._arenas.recover(slot for table in tables for slot in table.values() if slot is not None)
 
     def snapshot(self) -> Snapshot:
         """The present state, as long as the snapshot is not closed.
@@ -203,40 +285,21 @@ class Overlay:
             return changed, runs
         return _split_runs(changed, held, size), [run for run in runs if run not in held]
 
-    def _drop(self, numbers: Collection[int]) -> None:
-        free: list[int] = []
-        for number in numbers:
-            if number in self._slots:
-                kept = self._leave_to_snapshots(number) if self._snapshots else False
-                slot = self._slots.pop(number)
-                if not kept:
-                    free.append(slot)
-        if free:
-            self._arenas.free(free)
-        if self._largest > 4 * len(self._slots) + _SMALL_TABLE:
-            # A dictionary never gives back what it was once as large as.
-            self._slots = dict(self._slots)
-            self._largest = len(self._slots)
-
-    def _leave_to_snapshots(self, number: int) -> bool:
-        """The block is about to change: whoever shares it keeps the present version. False if nobody does."""
-        slot = self._slots.get(number)
-        keepers = sum(snapshot.keep(number, slot) for snapshot in self._snapshots)
-        if keepers and slot is not None:
-            self._keepers[slot] = keepers
-        return keepers > 0
-
-    def _close_snapshot(self, snapshot: Snapshot, kept: Collection[int], own: Collection[int]) -> None:
+    def _close_snapshot(self, snapshot: Snapshot) -> None:
         self._snapshots.remove(snapshot)
-        free = list(own)
-        for slot in kept:
-            self._keepers[slot] -= 1
-            if not self._keepers[slot]:
-                del self._keepers[slot]
-                free.append(slot)
-        self._arenas.free(free)
+        try:
+            versions, own = snapshot.tables
+            unused = [slot for slot in own.values() if slot is not None]
+            for number, slot in versions.items():
+                if slot is not None and not any(other.has_kept(number, slot) for other in self._snapshots):
+                    unused.append(slot)
+        except MemoryError:
+            self._arenas.is_unsure = True
+            self._try_to_recover()
+        else:
+            self._give_back(unused)
 
-    def _slot(self, number: int) -> int | None:
+    def _slot_of(self, number: int) -> int | None:
         return self._slots.get(number)
 
     def _check_room(self, new: int, use_reserve: bool, in_memory: int) -> None:
@@ -247,6 +310,12 @@ class Overlay:
         missing = self._arenas.used + new - (self._most if use_reserve else self._most - self._reserve)
         if missing > 0:
             raise OverlayFull(f"the overlay is full ({self.used} of {self.limit} bytes)", missing)
+
+
+def _slot(table: Mapping[int, int | None], number: int) -> int:
+    slot = table[number]
+    assert slot is not None
+    return slot
 
 
 def _split_runs(changed: Mapping[int, Content], runs: Runs, block_size: int) -> Mapping[int, Content]:
@@ -280,7 +349,7 @@ class Snapshot:
         elif number in self._kept:
             slot = self._kept[number]
         else:
-            slot = self._overlay._slot(number)
+            slot = self._overlay._slot_of(number)
         return None if slot is None else self._arenas.load(slot)
 
     def holds(self, number: int) -> bool:
@@ -292,25 +361,7 @@ class Snapshot:
     ) -> None:
         """Store blocks in the snapshot alone; raises as the overlay's ``commit``."""
         changed = _split_runs(changed, runs, self._overlay._block_size)
-        new = sum(not self.holds(number) for number in changed)
-        spilling = self._overlay._spilling
-        replaced: dict[int, int] = {}
-        if spilling is not None:
-            held = ((number, slot) for number in changed if (slot := self._own.get(number)) is not None)
-            replaced = {number: slot for number, slot in held if spilling.is_stored(slot)}
-        if new or replaced:
-            self._overlay._check_room(new, use_reserve, new + len(replaced))
-        self._arenas.free([slot for number in freed if (slot := self._own.pop(number, None)) is not None])
-        self._own.update(dict.fromkeys(freed))
-        for number, content in changed.items():
-            slot = self._own.get(number)
-            if slot is None or number in replaced:
-                self._own[number] = self._arenas.store(content)
-            else:
-                self._arenas.overwrite(slot, content)
-        if spilling is not None:
-            spilling.free(replaced.values())
-            spilling.write_back()
+        self._overlay._change(self._own, self.holds, changed, freed, use_reserve, ())
 
     def recall_now(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError] | None:
         """See ``Overlay.recall_now``."""
@@ -328,17 +379,28 @@ class Snapshot:
         """Whether the block's present version is also the snapshot's."""
         return number not in self._kept
 
-    def keep(self, number: int, slot: int | None) -> bool:
-        """The block is about to change: keep its present version, if it has not changed before. True if kept."""
-        if number in self._kept:
-            return False
-        self._kept[number] = slot
-        return True
+    @property
+    def tables(self) -> tuple[dict[int, int | None], dict[int, int | None]]:
+        """The slots that it holds, of what has changed since and of its own."""
+        return self._kept, self._own
+
+    def has_kept(self, number: int, slot: int) -> bool:
+        """Whether ``slot`` is the snapshot's version of a block that has changed since."""
+        return self._kept.get(number) == slot
+
+    def needed(self, present: Mapping[int, int | None], numbers: Iterable[int]) -> dict[int, int | None]:
+        """The versions of blocks to ``keep`` when these are about to change: of those that have not changed before."""
+        return {number: present.get(number) for number in numbers if self.shares(number)}
+
+    def keep(self, versions: dict[int, int | None]) -> None:
+        """These blocks change: the versions are the snapshot's alone."""
+        self._kept.update(versions)
+
+    def unkeep(self, versions: Iterable[int]) -> None:
+        """They do not change after all."""
+        for number in versions:
+            self._kept.pop(number, None)
 
     def close(self) -> None:
-        """Give back what only the snapshot holds."""
-        self._overlay._close_snapshot(
-            self,
-            [slot for slot in self._kept.values() if slot is not None],
-            [slot for slot in self._own.values() if slot is not None],
-        )
+        """Give back what only the snapshot holds. Never fails."""
+        self._overlay._close_snapshot(self)

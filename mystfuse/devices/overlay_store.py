@@ -291,6 +291,14 @@ class Slots:
         if not is_clean:
             self.dirty += count
 
+    def recover(self, slots: Iterable[int]) -> None:
+        """Have exactly these in use. Others that were hold disk space, perhaps."""
+        states = self._states.replace(_USED, _DIRTY)
+        for slot in slots:
+            states[slot] = _USED[0]
+        used, dirty = states.count(_USED), states.count(_DIRTY)
+        self._states, self.used, self.dirty, self._lowest = states, used, dirty, 0
+
     def take_dirty(self, most: int) -> list[int]:
         """Take up to ``most`` slots whose disk space is to be given back, in order."""
         return self._mark(self._pieces(_ALL_DIRTY, most))

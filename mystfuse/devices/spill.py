@@ -13,10 +13,11 @@ import math
 import time
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from errno import EAGAIN, EIO, ENOMEM, ENOSPC
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import outcome
@@ -75,6 +76,14 @@ class OverlayBusy(Exception):
         self.use_reserve = use_reserve
 
 
+def _nobody_gives_up() -> bool:
+    return False
+
+
+def _nothing_to_finish(result: outcome.Outcome[Any]) -> None:
+    return None
+
+
 class _Batch(NamedTuple):
     """Blocks on their way to the store."""
 
@@ -94,6 +103,8 @@ class SpillingArenas:
     def __init__(self, block_size: int, limit: int, store: OverlayStore, io_timeout: float = math.inf) -> None:
         self.used = 0
         """Blocks, wherever they are."""
+        self.is_unsure = False
+        """Whether something failed in the middle of a change: ``recover`` is to be called before the next one."""
         self.limit = limit
         self._block_size = block_size
         self._store = store
@@ -119,10 +130,12 @@ class SpillingArenas:
         self._in_flight: dict[int, _Batch] = {}
         """Handles on their way that have neither been changed nor freed since."""
         self._has_work = False
+        self._working_on: Sequence[int] = ()
+        """Slots of the store that the thread at work has taken."""
         self._work_began = 0.0
-        self._give_up: Callable[[], bool] = lambda: False
+        self._give_up: Callable[[], bool] = _nobody_gives_up
         """Of the thread at work: see ``start_in_thread``."""
-        self._finish: Callable[[outcome.Outcome[Any]], None] = lambda result: None
+        self._finish: Callable[[outcome.Outcome[Any]], None] = _nothing_to_finish
         self._changed = trio.Event()
         self._failure: OSError | None = None
         """Why the last batch could not be written."""
@@ -183,29 +196,18 @@ class SpillingArenas:
         """Take a handle for a block; returns it.
 
         Raises:
-            OSError: ENOSPC, the system has no memory left.
+            OSError: ENOSPC, the system has no memory left; nothing has been taken.
+            MemoryError: the same, perhaps half-way: ``recover`` is to be called.
         """
         slot = self._memory.store(content)
-        try:
-            (handle,) = self._take_handles(1)
-        except MemoryError:
-            self._memory.free([slot])
-            raise
+        (handle,) = self._take_handles(1)
         self._put(handle, slot)
         return handle
 
     def store_run(self, content: memoryview) -> list[int]:
-        """Take handles for several blocks: all of it or nothing. Returns them, in order.
-
-        Raises:
-            OSError: ENOSPC, the system has no memory left.
-        """
+        """Take handles for several blocks: all of it or nothing. Returns them, in order; raises as ``store``."""
         slots = self._memory.store_run(content)
-        try:
-            handles = self._take_handles(len(slots))
-        except MemoryError:
-            self._memory.free(slots)
-            raise
+        handles = self._take_handles(len(slots))
         put = self._put
         for handle, slot in zip(handles, slots, strict=True):
             put(handle, slot)
@@ -262,10 +264,45 @@ class SpillingArenas:
                 self._slots.may_grow, self._retry_at = False, 0.0
             self._give_back_to_disk()
 
+    def recover(self, handles: Iterable[int]) -> None:
+        """Have exactly these handles in use, each of which may come more than once: an error in the middle of a change
+        has left tables that may say otherwise.
+
+        Raises:
+            MemoryError: to be called again.
+        """
+        where = self._where
+        in_use = bytearray(len(where))
+        for handle in handles:
+            in_use[handle] = 1
+        used = in_use.count(1)
+        free = array("q", (handle for handle, is_used in enumerate(in_use) if not is_used))
+        queue = deque(handle for handle, place in enumerate(where) if in_use[handle] and place >= 0)
+        flags = bytearray(len(self._flags))
+        for handle in queue:
+            flags[handle] = _QUEUED
+        in_flight: dict[int, _Batch] = {}
+        if self._has_work:
+            in_flight = {handle: batch for handle, batch in self._in_flight.items() if in_use[handle]}
+        else:
+            self._working_on, self._punched = (), 0
+        self._memory.recover(where[handle] for handle in queue)
+        stored = (-2 - place for handle, place in enumerate(where) if in_use[handle] and place < _FREE)
+        self._slots.recover(chain(stored, self._working_on))
+        for handle in free:
+            where[handle] = _FREE
+        self._free, self._queue, self._flags, self._in_flight, self.used = free, queue, flags, in_flight, used
+        self.is_unsure = False
+
     def write_back(self) -> None:
-        """Begin to write to the store, if memory is getting short. To be called when something has been stored."""
-        if self._is_short() and not self._has_work:
-            self._begin()
+        """Begin to write to the store, if memory is getting short. To be called when something has been stored. Never
+        fails: what does is for who needs the room."""
+        try:
+            if self._is_short() and not self._has_work:
+                self._begin()
+        except MemoryError:
+            # Tried again before long.
+            return
 
     async def make_room(self, busy: OverlayBusy) -> None:
         """Wait until what was refused for want of memory may be tried again.
@@ -406,9 +443,19 @@ class SpillingArenas:
         return self.limit - self._reserve - self.memory_used < self._low_water
 
     def _begin(self) -> bool:
-        """Begin to write a batch to the store; False if that cannot be."""
-        if time.monotonic() < self._retry_at:
+        """Begin to write a batch to the store; False if that cannot be.
+
+        Raises:
+            MemoryError: perhaps half-way: ``recover`` is to be called.
+        """
+        if time.monotonic() < self._retry_at or self.is_unsure:
             return False
+        self.is_unsure = True
+        has_begun = self._begin_batch()
+        self.is_unsure = False
+        return has_begun
+
+    def _begin_batch(self) -> bool:
         self._slots.may_grow = True if self._failure is None else self._slots.may_grow
         handles = self._choose()
         if not handles:
@@ -439,6 +486,7 @@ class SpillingArenas:
                 return tags, store.free_blocks()
             return tags, None
 
+        self._working_on = slots
         self._start(write, lambda result: self._written(batch, result))
         return True
 
@@ -488,9 +536,10 @@ class SpillingArenas:
             if self._in_flight.get(handle) is batch:
                 del self._in_flight[handle]
                 in_memory.append(self._where[handle])
-                self._where[handle] = -2 - slot
                 self._counters[handle] = counter
                 self._tags[handle * TAG_SIZE : (handle + 1) * TAG_SIZE] = tag
+                # Last: from here on the block is there, and nowhere else.
+                self._where[handle] = -2 - slot
             else:
                 unused.append(slot)
                 # Changed on its way, not freed: it goes another time.
@@ -522,6 +571,7 @@ class SpillingArenas:
         if self._has_work or self._is_short() or not self._is_punching or time.monotonic() < self._punch_at:
             return
         slots = self._slots.take_dirty(_MOST_PUNCHED)
+        self._working_on = slots
         self._punched = len(slots)
         store = self._store
 
@@ -554,24 +604,36 @@ class SpillingArenas:
         in the middle of a commit."""
 
         def finish(result: outcome.Outcome[Any]) -> None:
-            self._has_work = False
-            self._give_up = lambda: False
+            if self._finish is not finish:
+                # A thread that had no memory left while it said that it has ended may say so again.
+                return
+            self._has_work, self._working_on = False, ()
+            self._give_up, self._finish = _nobody_gives_up, _nothing_to_finish
+            is_sure, self.is_unsure = not self.is_unsure, True
             try:
                 end(result)
+                self.is_unsure = not is_sure
+            except MemoryError:
+                self._failed(OSError(ENOMEM, "no memory left"))
             except Exception as error:
                 log.exception("overlay store: internal error")
                 self._failed(OSError(EIO, str(error)))
             self._changed.set()
             self._changed = trio.Event()
+            self.write_back()
             try:
-                self.write_back()
                 self._give_back_to_disk()
             except MemoryError:
+                self.is_unsure = True
                 self._failed(OSError(ENOMEM, "no memory left"))
 
+        failure = outcome.Error(OSError(EAGAIN, "no thread can be started"))
         self._has_work, self._work_began, self._finish = True, trio.current_time(), finish
         try:
             self._give_up = start_in_thread(work, finish)
         except (RuntimeError, MemoryError):
-            failure = outcome.Error(OSError(EAGAIN, "no thread can be started"))
-            trio.lowlevel.current_trio_token().run_sync_soon(finish, failure)
+            try:
+                trio.lowlevel.current_trio_token().run_sync_soon(finish, failure)
+            except MemoryError:
+                self._has_work, self._working_on, self._finish = False, (), _nothing_to_finish
+                raise

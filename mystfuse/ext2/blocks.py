@@ -164,7 +164,7 @@ class Blocks:
 class Transaction(Blocks):
     """The blocks of an operation that changes the file system. Nothing is changed until all of it is committed.
 
-    Whoever runs the operation starts each run with ``restart``, and takes ``changed``, ``freed`` and ``on_commit`` when
+    Whoever runs the operation starts each run with ``restart``, and takes ``changed``, ``freed`` and the rest when
     it has come to its end.
     """
 
@@ -186,8 +186,13 @@ class Transaction(Blocks):
         """Of consecutive blocks the number of the first one, and what is in all of them. None of them is in
         ``changed``, has been seen, or is freed."""
         self.freed: set[int] = set()
+        self.orphaned: set[int] = set()
+        """Inodes that lose their last name."""
+        self.released: set[int] = set()
+        """Inodes that are no orphans any more."""
         self.on_commit: list[Callable[[], None]] = []
-        """What has to follow in memory when the blocks have been committed; must not fail."""
+        """What is known besides the blocks, brought up to date when they have been committed. Where there is no memory
+        for that, all of it is forgotten (``FileSystem.forget_all``), and found out from the blocks again."""
         self.gives_back = False
         """Whether the operation frees more than it takes: it may then use the reserve of a full overlay."""
         self.budget = 0
@@ -209,6 +214,8 @@ class Transaction(Blocks):
         self.changed.clear()
         self.runs.clear()
         self.freed.clear()
+        self.orphaned.clear()
+        self.released.clear()
         self.on_commit.clear()
         self.gives_back = False
         self.is_divisible = False

@@ -168,7 +168,7 @@ def release(filesystem: FileSystem, transaction: Transaction, ino: int) -> bool:
     transaction.gives_back = True
     inode = filesystem.inode(transaction, ino)
     if inode.i_links_count:
-        transaction.on_commit.append(lambda: filesystem.orphans.discard(ino))
+        transaction.released.add(ino)
         return True
     has_map = inode.is_regular or inode.is_directory or (inode.is_symlink and not is_fast(superblock, inode))
     if has_map:
@@ -182,6 +182,7 @@ def release(filesystem: FileSystem, transaction: Transaction, ino: int) -> bool:
     seconds = transaction.now_ns // 1_000_000_000
     inode = inode._replace(size=0, i_blocks=0, i_dtime=seconds & 0x7FFFFFFF)
     write_inode(superblock, transaction, inode)
+    transaction.released.add(ino)
     transaction.on_commit.append(lambda: filesystem.forget(ino))
     return True
 

@@ -88,10 +88,15 @@ class FileSystem:
             self._goals.popitem(last=False)
 
     def forget(self, ino: int) -> None:
-        """The inode is free now."""
-        self.orphans.discard(ino)
+        """The number is another inode's now, or nobody's."""
         self.name_indexes.forget(ino)
         self._goals.pop(ino, None)
+
+    def forget_all(self) -> None:
+        """Whatever is known besides the blocks and the orphans is to be found out again. Takes no memory."""
+        self.name_indexes.forget_all()
+        self._goals.clear()
+        self._parsed.clear()
 
     def inode(self, blocks: Blocks, ino: int) -> Inode:
         """The inode with number ``ino``.

@@ -252,6 +252,16 @@ class NameIndexes:
         self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex
     ) -> MystfuseError | None:
         """Enter the blocks that could not be had when the index was built; why names may be missing still, or None."""
+        try:
+            return self._enter_unread(superblock, blocks, inode, index)
+        except MemoryError:
+            # A block may have been taken for known before all its names were in.
+            self.forget_all()
+            raise
+
+    def _enter_unread(
+        self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex
+    ) -> MystfuseError | None:
         if len(index.unread) > _blocks_at_once(superblock):
             self._drop(inode.ino)
             return ImageReadError(f"directory inode {inode.ino}: {len(index.unread)} blocks could not be read")
@@ -392,11 +402,13 @@ class NameIndexes:
             return self._build_index(superblock, blocks, inode, count)
         except MemoryError:
             # Half a step may be in: what is taken for known must be.
-            self._forget_all()
+            self.forget_all()
             raise
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """Nothing is known of any directory: what is known must be right. Takes no memory."""
         self._indexes.clear()
+        self._latest.clear()
         self._weight = 0
 
     def _build_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Callable
 from errno import (
     EEXIST,
     EINVAL,
@@ -138,6 +137,7 @@ def create(
     write_new_inode(superblock, transaction, inode)
     directory = _enter(filesystem, transaction, directory, name, inode, caller)
     _write_directory(filesystem, transaction, directory, links=int(is_directory))
+    transaction.released.add(ino)
     transaction.on_commit.append(lambda: filesystem.forget(ino))
     return read_back(superblock, transaction, ino)
 
@@ -381,11 +381,7 @@ def _drop_link(filesystem: FileSystem, transaction: Transaction, inode: Inode) -
     inode = inode._replace(i_links_count=links, ctime_ns=transaction.now_ns)
     write_inode(filesystem.superblock, transaction, inode)
     if not links:
-        transaction.on_commit.append(_adding(filesystem.orphans, inode.ino))
-
-
-def _adding(orphans: set[int], ino: int) -> Callable[[], None]:
-    return lambda: orphans.add(ino)
+        transaction.orphaned.add(inode.ino)
 
 
 def _write_directory(filesystem: FileSystem, transaction: Transaction, directory: Inode, links: int = 0) -> None:

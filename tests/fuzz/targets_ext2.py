@@ -69,6 +69,8 @@ class Memory:
             self.image.put(number * size, bytes(content))
         for first, run in transaction.runs:
             self.image.put(first * size, bytes(run))
+        self.filesystem.orphans |= transaction.orphaned
+        self.filesystem.orphans -= transaction.released
         for action in transaction.on_commit:
             action()
         return result
