@@ -18,7 +18,7 @@ from mystfuse.bubblewrap import bubblewrap_options, find_bubblewrap
 from mystfuse.cli.mount import make_job, parse_mount_options
 from mystfuse.cli.mount_job import MountJob
 from mystfuse.cli.text import complain, warn
-from mystfuse.devices.source import FileSource
+from mystfuse.cli.verity_options import open_source
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
 from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
 from mystfuse.fuse.daemon import run_in_background
@@ -162,7 +162,8 @@ def run_container(container: Container) -> int:
     daemons = _Daemons()
     try:
         owner = {"allow_other": True} if is_root else {"map_root": True}
-        job = make_job({**container.options, **owner}, frozenset(), FileSource(container.image), find_place())
+        image, options = open_source(container.image, {**container.options, **owner})
+        job = make_job(options, frozenset(), image, find_place())
         # Everything is opened before anything can hide it.
         common = {"trust_self": container.options.get("trust_self")}
         sources = [_open_source(mount, common, owner) for mount in container.mounts]
@@ -251,7 +252,8 @@ def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mappin
     if mount.source is None:
         return None
     if mount.is_image:
-        return make_job({**common, **mount.options, **owner}, frozenset(), FileSource(mount.source), "")
+        image, options = open_source(mount.source, {**common, **mount.options, **owner})
+        return make_job(options, frozenset(), image, "")
     try:
         fd = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import PurePosixPath
+from typing import Any
 
 import click
 
@@ -49,7 +50,6 @@ def command(
     roothashes: tuple[str, ...],
     pubkeys: tuple[str, ...],
     insecure: bool,
-    hash_offset: int | None,
     trust_self: bool | None,
     key_file: str | None,
     passphrase_file: str | None,
@@ -65,6 +65,7 @@ def command(
     image: str,
     program: str,
     arguments: tuple[str, ...],
+    **tree: Any,
 ) -> int:
     """Run PROGRAM, a file in IMAGE, with IMAGE as its root directory. What it writes is forgotten when it ends.
 
@@ -92,7 +93,7 @@ def command(
                 "roothashes": roothashes,
                 "pubkeys": pubkeys,
                 "insecure": insecure,
-                "hash_offset": hash_offset,
+                **tree,
                 "trust_self": trust_self,
                 "key_file": key_file,
                 "passphrase_file": passphrase_file,

@@ -19,9 +19,19 @@ import click
 from mystfuse.cli.keys import key_options, load_keys, parse_kdf_limit
 from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.mountpoint import resolve_mountpoint
-from mystfuse.cli.options import GivenPath, load_trust, parse_id, parse_seconds, parse_size, trust_options
+from mystfuse.cli.options import (
+    TREE_PARAMETERS,
+    GivenPath,
+    load_trust,
+    parse_id,
+    parse_seconds,
+    parse_size,
+    trust_options,
+)
 from mystfuse.cli.text import complain, one_line, say
+from mystfuse.cli.verity_options import open_source
 from mystfuse.crypto.secret import harden_process
+from mystfuse.devices.joined_source import JoinedSource
 from mystfuse.devices.memory import available_memory
 from mystfuse.devices.overlay_store import open_store_file
 from mystfuse.devices.source import FileSource
@@ -122,7 +132,7 @@ _FLAGS = frozenset({"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "no
 _IGNORED = frozenset({"rw", "noatime", "nosuid", "nodev", "exec", "async"})
 _IGNORED_VALUES = frozenset({"fsname", "subtype"})
 """mount.fuse3 honours them where it mounts; where we mount, the mount table shows the image."""
-_LONG = frozenset({"allow_other", "insecure", "map_root", "foreground", "read_only"})
+_LONG = frozenset({"allow_other", "insecure", "map_root", "foreground", "read_only", "no_superblock"})
 _VALUES: dict[str, Callable[[str], Any]] = {
     "uid": parse_id,
     "gid": parse_id,
@@ -135,6 +145,8 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "passphrase_file": str,
     "kdf_limit": parse_kdf_limit,
     "hash_offset": parse_size,
+    "hash_device": str,
+    **dict.fromkeys(TREE_PARAMETERS, str),
     "overlay_limit": parse_size,
     "overlay_store": str,
     "ready_fd": int,
@@ -206,7 +218,7 @@ def prepare(
     descriptor = _passed_descriptor(mountpoint, flags)
     if {"suid", "dev"} & flags and os.geteuid() and descriptor is None:
         raise UsageError("-o suid and -o dev are for root alone")
-    source = FileSource(image)
+    source, given = open_source(image, given)
     directory: int | None = None
     if descriptor is not None:
         mount = find_mount_of(descriptor)
@@ -228,7 +240,9 @@ def prepare(
     )
 
 
-def make_job(given: Mapping[str, Any], flags: frozenset[str], source: FileSource, mountpoint: str) -> MountJob:
+def make_job(
+    given: Mapping[str, Any], flags: frozenset[str], source: FileSource | JoinedSource, mountpoint: str
+) -> MountJob:
     """The job of mounting ``source`` on the directory ``mountpoint``, with the trust and keys that the options name.
 
     Args:

@@ -12,6 +12,7 @@ from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import complain, one_line, say
 from mystfuse.confinement import drop_privileges, needed_directories, restrict_file_access
+from mystfuse.devices.joined_source import JoinedSource
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, explain, innermost
 from mystfuse.fuse.daemon import Report
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 class MountJob:
     """Everything about a mount, read and checked as far as that can be done without trio."""
 
-    source: FileSource
+    source: FileSource | JoinedSource
     trust: TrustOptions
     keys: Keys
     options: MountOptions
@@ -43,14 +44,13 @@ class MountJob:
         """What the daemon needs to inherit."""
         options = self.options
         wanted = (
-            self.source.fileno(),
             self.ready_fd,
             self.log_file,
             options.descriptor,
             options.directory,
             options.overlay_store,
         )
-        return frozenset(descriptor for descriptor in wanted if descriptor is not None)
+        return self.source.descriptors | {descriptor for descriptor in wanted if descriptor is not None}
 
     def close(self) -> None:
         """Close the files that are the daemon's alone, when it has been started."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+TREE_PARAMETERS = ("hash", "format", "data_block_size", "hash_block_size", "data_blocks", "salt")
+"""What the superblock of a hash tree would say."""
+
+
 class GivenPath(click.Path):
     """A path that is given, which may not be there yet, as text or, with ``path_type``, as that."""
 
@@ -98,6 +102,19 @@ def trust_options(command: F) -> F:
                 metavar="BYTES",
                 help="Where the verity superblock is, for an image without an fssig; needs one --roothash.",
             ),
+            click.option(
+                "--hash-device",
+                type=GivenPath(),
+                metavar="FILE",
+                help="Where the hash tree is, if not in IMAGE; needs one --roothash.",
+            ),
+            click.option(
+                "--no-superblock",
+                is_flag=True,
+                help="The tree has no superblock: --hash, --format, --data-block-size, --hash-block-size, "
+                "--data-blocks and --salt say what it would, as for veritysetup.",
+            ),
+            *(click.option(f"--{name.replace('_', '-')}", name, hidden=True) for name in TREE_PARAMETERS),
         )
     ):
         command = option(command)

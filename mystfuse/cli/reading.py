@@ -16,7 +16,7 @@ from mystfuse.cli.logs import set_up_logging
 from mystfuse.cli.options import GivenPath, load_trust, trust_options
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import warn
-from mystfuse.devices.source import FileSource
+from mystfuse.cli.verity_options import open_source
 from mystfuse.errors import MystfuseError, innermost
 from mystfuse.image_tree import ImageTree
 
@@ -44,10 +44,10 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
         OSError: as the action does.
         KeyboardInterrupt: after such a signal, when the action has cleaned up.
     """
+    source, given = open_source(given["image"], given)
     trust = load_trust(
         given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], given["trust_self"]
     )
-    source = FileSource(given["image"])
 
     async def read() -> T:
         async with open_tree(source, trust, keys, IO_TIMEOUT, progress) as tree:

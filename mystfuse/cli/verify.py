@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import click
 
 from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.options import GivenPath, load_trust, may_trust_self, trust_options
 from mystfuse.cli.progress import progress
+from mystfuse.cli.verity_options import open_source
 from mystfuse.crypto.kdf_limit import KdfLimit
-from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, FormatError, IntegrityError, MystfuseError, NotTrusted, innermost
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage, open_image
@@ -31,13 +32,13 @@ def command(
     roothashes: tuple[str, ...],
     pubkeys: tuple[str, ...],
     insecure: bool,
-    hash_offset: int | None,
     trust_self: bool | None,
     key_file: str | None,
     passphrase_file: str | None,
     kdf_limit: KdfLimit | None,
     as_json: bool,
     image: str,
+    **tree: Any,
 ) -> ExitStatus:
     """Check IMAGE: who vouches for it, its whole hash tree, every data block, and that a mount would accept them: an
     EXT2 file system, or a LUKS header, of the size that the tree has.
@@ -47,8 +48,8 @@ def command(
     compared with its own root hash, and told to be so; with --no-trust-self the status is 3 then.
     """
     needs_voucher = not may_trust_self(trust_self)
-    trust = load_trust(roothashes, pubkeys, insecure, hash_offset, trust_self=True)
-    source = FileSource(image)
+    source, tree = open_source(image, tree)
+    trust = load_trust(roothashes, pubkeys, insecure, tree["hash_offset"], trust_self=True)
     try:
         keys = load_keys(key_file, passphrase_file, kdf_limit, source, may_ask=False)
         opened = open_image(source, trust.policy, trust.hash_offset, trust.root_hash)

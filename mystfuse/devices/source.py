@@ -129,9 +129,10 @@ class FileSource:
             f"{self.name}: truncated: it ends at byte {offset + length - missing}, before byte {offset + length}"
         )
 
-    def fileno(self) -> int:
+    @property
+    def descriptors(self) -> frozenset[int]:
         """The descriptor, which a daemon keeps over its fork."""
-        return self._fd
+        return frozenset({self._fd})
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -1,0 +1,99 @@
+"""Hash trees as veritysetup makes them: beside the data or in another file, with a superblock or without."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mystfuse.cli.options import TREE_PARAMETERS
+from mystfuse.devices.joined_source import JoinedSource
+from mystfuse.devices.source import FileSource
+from mystfuse.errors import FormatError, UsageError
+from mystfuse.formats.verity import DIGEST_SIZES, MAX_SALT_SIZE, VeritySuperblock
+
+OPTIONS = ("hash_offset", "hash_device", "no_superblock", *TREE_PARAMETERS)
+
+
+def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | JoinedSource, dict[str, Any]]:
+    """Open an image, and the file with its hash tree if that is another.
+
+    Returns:
+        The image, and ``given`` with the ``hash_offset`` that counts in it, without the other options of the tree.
+
+    Raises:
+        UsageError: options that contradict each other, or cannot be.
+        FormatError, ImageReadError: a file is neither regular nor a block device, or cannot be opened.
+    """
+    others = {name: value for name, value in given.items() if name not in OPTIONS}
+    hash_offset: int | None = given.get("hash_offset")
+    hash_device: str | None = given.get("hash_device")
+    has_superblock = not given.get("no_superblock")
+    superfluous = [name for name in TREE_PARAMETERS if given.get(name) is not None]
+    if has_superblock and superfluous:
+        raise UsageError(f"--{superfluous[0].replace('_', '-')} goes with --no-superblock: the superblock says it")
+    if not has_superblock and hash_offset is None and hash_device is None:
+        raise UsageError("--no-superblock needs --hash-offset or --hash-device: where is the tree?")
+    data = FileSource(image)
+    if has_superblock and hash_device is None:
+        return data, {**others, "hash_offset": hash_offset}
+    try:
+        tree = FileSource(image if hash_device is None else hash_device)
+        try:
+            block = b""
+            if not has_superblock:
+                room = data.size if hash_device is not None else hash_offset or 0
+                block = _superblock(given, room, hash_offset or 0)
+            joined = JoinedSource(data, tree, hash_offset or 0, block)
+        except BaseException:
+            tree.close()
+            raise
+    except BaseException:
+        data.close()
+        raise
+    return joined, {**others, "hash_offset": joined.hash_offset}
+
+
+def _superblock(given: Mapping[str, Any], room: int, hash_offset: int) -> bytes:
+    """A hash block that begins with the superblock that the options describe; defaults are veritysetup's.
+
+    Args:
+        room: bytes that data may fill.
+    """
+    algorithm = (given.get("hash") or "sha256").lower()
+    if algorithm not in DIGEST_SIZES:
+        raise UsageError(f"--hash {algorithm}: not supported; {' and '.join(DIGEST_SIZES)} are")
+    text = given.get("salt") or "-"
+    # veritysetup(8) writes no salt as "-".
+    digits = "" if text == "-" else text
+    if not re.fullmatch(rf"([0-9a-fA-F]{{2}}){{0,{MAX_SALT_SIZE}}}", digits):
+        raise UsageError(f"--salt {text}: not up to {MAX_SALT_SIZE} bytes in hex digits, or - for none")
+    data_block_size, hash_block_size = (_number(given, name, 4096) for name in ("data_block_size", "hash_block_size"))
+    superblock = VeritySuperblock(
+        _number(given, "data_blocks", room // max(1, data_block_size)),
+        bytes.fromhex(digits),
+        bytes(16),
+        _number(given, "format", 1),
+        algorithm,
+        data_block_size,
+        hash_block_size,
+    )
+    try:
+        packed = superblock.pack()
+        VeritySuperblock.parse(packed)
+    except (FormatError, ValueError, OverflowError) as error:
+        raise UsageError(f"--no-superblock: {error}") from error
+    if superblock.data_size > room:
+        raise UsageError(f"--data-blocks {superblock.data_blocks}: there are {room} bytes of data")
+    if hash_offset % hash_block_size:
+        raise UsageError(f"--hash-offset {hash_offset}: without a superblock, a multiple of {hash_block_size}")
+    return packed.ljust(hash_block_size, b"\0")
+
+
+def _number(given: Mapping[str, Any], name: str, default: int) -> int:
+    value = given.get(name)
+    if value is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,18}", value):
+        raise UsageError(f"--{name.replace('_', '-')} {value}: not a number")
+    return int(value)

@@ -1,0 +1,112 @@
+"""Data in one file and its hash tree in another, or a tree without a superblock, as one image of the usual layout.
+
+``[ data | gap | superblock | tree ]``: the place of the tree is a multiple of every hash block size, so that its blocks
+lie as in its own file. A superblock that is in no file is made of what the user says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mystfuse.devices.buffers import Buffers
+from mystfuse.devices.source import FileSource
+from mystfuse.errors import ImageReadError
+from mystfuse.formats.verity import MAX_BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Bytes from ``start`` to ``end`` of the image."""
+
+    start: int
+    end: int
+    file: FileSource | None
+    """None for ``contents``."""
+    offset: int
+    """In the file."""
+    contents: bytes = b""
+
+
+class JoinedSource:
+    """See the module.
+
+    Args:
+        data: the data.
+        tree: the file with the hash tree, which may be the same one.
+        hash_offset: where superblock or tree are in that.
+        superblock: one hash block that begins with a superblock, for a tree without; ``hash_offset`` is a multiple of
+            its length then.
+    """
+
+    def __init__(self, data: FileSource, tree: FileSource, hash_offset: int, superblock: bytes = b"") -> None:
+        self.name = data.name
+        base = -(-(data.size + 1) // MAX_BLOCK_SIZE) * MAX_BLOCK_SIZE
+        parts = [_Part(0, data.size, data, 0)]
+        if superblock:
+            parts.append(_Part(base, base + len(superblock), None, 0, superblock))
+            start = base + len(superblock)
+            parts.append(_Part(start, max(start, start + tree.size - hash_offset), tree, hash_offset))
+            self.hash_offset = base
+        else:
+            parts.append(_Part(base, base + tree.size, tree, 0))
+            self.hash_offset = base + hash_offset
+        self.size = parts[-1].end
+        self._data, self._tree, self._parts = data, tree, parts
+        self._buffers = Buffers()
+
+    def read_cached(self, offset: int, length: int) -> memoryview | None:
+        buffer = self._buffers.take(length)
+        return buffer if self.read_cached_into(offset, buffer) else None
+
+    def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
+        for part, start, piece in self._pieces(offset, buffer):
+            if part is None:
+                return False
+            if part.file is None:
+                piece[:] = part.contents[start : start + len(piece)]
+            elif not part.file.read_cached_into(part.offset + start, piece):
+                return False
+        return True
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        for part, start, piece in self._pieces(offset, buffer):
+            if part is None:
+                end = offset + len(buffer)
+                what = f"{self.name}: it ends at byte {self._data.size}" if end <= self.hash_offset else self._tree.name
+                raise ImageReadError(f"{what}: truncated, or not of this tree")
+            if part.file is None:
+                piece[:] = part.contents[start : start + len(piece)]
+            else:
+                part.file.read_into(part.offset + start, piece)
+
+    def _pieces(self, offset: int, buffer: memoryview) -> Iterator[tuple[_Part | None, int, memoryview]]:
+        """Of which parts a range consists: the part, where in it, and the memory for it; None for what is in none."""
+        done = 0
+        while done < len(buffer):
+            position = offset + done
+            part = next((part for part in self._parts if part.start <= position < part.end), None)
+            if part is None:
+                yield None, 0, buffer[done:]
+                return
+            length = min(len(buffer) - done, part.end - position)
+            yield part, position - part.start, buffer[done : done + length]
+            done += length
+
+    @property
+    def descriptors(self) -> frozenset[int]:
+        """Those that a daemon keeps over its fork."""
+        return self._data.descriptors | self._tree.descriptors
+
+    def close(self) -> None:
+        self._data.close()
+        self._tree.close()
+
+    def resolved_name(self) -> str:
+        """The absolute path of the data, for the mount table."""
+        return self._data.resolved_name()
