@@ -1,8 +1,9 @@
 """The process that mounts and unmounts for a daemon, so that the daemon itself needs no privileges at all.
 
 It is forked before the daemon is confined, before either has looked at the image. It takes four orders, none with an
-argument, and does nothing with any other mount than the one it was made for. It keeps no keys, and never looks at the
-image. When the daemon has ended, however that was, it ends too, and leaves the mount as it is.
+argument, each one message of fixed bytes, and answers no other message: a text that was meant for stderr is none. It
+does nothing with any other mount than the one it was made for. It keeps no keys, and never looks at the image. When the
+daemon has ended, however that was, it ends too, and leaves the mount as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import os
 import signal
 import socket
 import stat
+import struct
 from contextlib import suppress
 from dataclasses import asdict
+from enum import IntEnum
 from typing import Any, NoReturn
 
 from mystfuse.errors import MountError
@@ -31,12 +34,25 @@ NAME = "mystfuse:keeper"
 """What it calls itself: as long as the name of a process can be."""
 # <sys/mount.h>
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
-_MAX_MESSAGE = 64 << 10
+_REQUEST = struct.Struct("=8sI")
+"""``_MAGIC`` and an ``_Order``."""
+_MAGIC = b"\0keeper\xff"
+_MAX_ANSWER = 64 << 10
+"""Bytes: two paths of 4096, each byte of which JSON may write as six, and as much for a message."""
+_MAX_ERROR = 2048
+"""Characters of an error."""
 _SPARE_DESCRIPTORS = 4
 PATIENCE = 60.0
 """Seconds for an order. An unmount takes as long as the kernel forgets what it knows of the mount."""
 _QUICK = 5.0
 """Seconds for what only makes things faster, and to end."""
+
+
+class _Order(IntEnum):
+    MOUNT = 1
+    RAISE_READ_AHEAD = 2
+    UNMOUNT = 3
+    UNMOUNT_LAZILY = 4
 
 
 class Keeper:
@@ -59,13 +75,13 @@ class Keeper:
             MountError: it cannot be mounted there.
         """
         _check_descriptors(self._socket.fileno())
-        answer, descriptor = self._ask("mount")
+        answer, descriptor = self._ask(_Order.MOUNT)
         return descriptor, Mount(**answer["mount"]) if answer["mount"] else None
 
     def raise_read_ahead(self) -> None:
         """Have the kernel read further ahead in it, if we may."""
         with suppress(MountError):
-            self._ask("raise read-ahead", _QUICK)
+            self._ask(_Order.RAISE_READ_AHEAD, _QUICK)
 
     def unmount(self, lazy: bool = False) -> bool:
         """Unmount ours; False if it is not what an unmount of the mountpoint would take away. Blocks; never call it
@@ -75,19 +91,19 @@ class Keeper:
             BusyError: it is in use.
             MountError: it cannot be unmounted.
         """
-        return bool(self._ask("unmount lazily" if lazy else "unmount")[0]["was_mounted"])
+        return bool(self._ask(_Order.UNMOUNT_LAZILY if lazy else _Order.UNMOUNT)[0]["was_mounted"])
 
     def close(self) -> None:
         """End it, and wait for that, but not for long if it hangs."""
         self._socket.close()
         end_child(self._pid, _QUICK)
 
-    def _ask(self, request: str, patience: float = math.inf) -> tuple[dict[str, Any], int | None]:
+    def _ask(self, order: _Order, patience: float = math.inf) -> tuple[dict[str, Any], int | None]:
         patience = min(patience, self._patience)
         try:
             self._socket.settimeout(patience)
-            self._socket.send(request.encode())
-            data, descriptors, _, _ = socket.recv_fds(self._socket, _MAX_MESSAGE, 1)
+            self._socket.send(_REQUEST.pack(_MAGIC, order))
+            data, descriptors, _, _ = socket.recv_fds(self._socket, _MAX_ANSWER, 1)
         except TimeoutError as error:
             # An answer that comes now must not be taken for that to another order.
             self._socket.close()
@@ -109,10 +125,10 @@ class _Office:
         self.options = options
         self._own: Mount | None = None
 
-    def answer(self, request: str) -> tuple[dict[str, Any], list[int]]:
+    def answer(self, order: _Order) -> tuple[dict[str, Any], list[int]]:
         """What to answer, and descriptors to go with it; MountError for what cannot be done."""
-        match request:
-            case "mount":
+        match order:
+            case _Order.MOUNT:
                 if self.options.descriptor is not None:
                     # Mounted by the caller, perhaps where we cannot see it.
                     self._own = find_mount(self.options.mountpoint)
@@ -120,20 +136,20 @@ class _Office:
                 descriptor = _mount(self.options)
                 self._own = self._find_own(descriptor)
                 return {"mount": asdict(self._own)}, [descriptor]
-            case "raise read-ahead" if self._own is not None:
-                raise_read_ahead(self._own.device)
-                allow_background(self._own.device)
+            case _Order.RAISE_READ_AHEAD:
+                if self._own is not None:
+                    raise_read_ahead(self._own.device)
+                    allow_background(self._own.device)
                 return {}, []
-            case "unmount" | "unmount lazily":
+            case _Order.UNMOUNT | _Order.UNMOUNT_LAZILY:
                 # The path alone may belong to somebody else by now.
                 was_mounted = self._own is not None and find_mount(self.options.mountpoint) == self._own
                 if was_mounted:
                     try:
-                        unmount(self.options.mountpoint, request == "unmount lazily", self._own)
+                        unmount(self.options.mountpoint, order is _Order.UNMOUNT_LAZILY, self._own)
                     except GoneError:
                         was_mounted = False
                 return {"was_mounted": was_mounted}, []
-        raise MountError(f"{request}: not understood")
 
     def _find_own(self, descriptor: int) -> Mount:
         """What has just been mounted; a mountpoint that has been moved since it was looked at is refused."""
@@ -161,24 +177,36 @@ def _run(office: _Office, connection: socket.socket) -> NoReturn:
             os.dup2(null, descriptor)
         needed = {connection.fileno(), office.options.directory, office.options.descriptor}
         close_descriptors(frozenset(fd for fd in needed if fd is not None))
-        while request := connection.recv(_MAX_MESSAGE):
+        while message := connection.recv(_REQUEST.size + 1):
+            order = _understand(message)
+            if order is None:
+                # Unanswered: the daemon would take the answer for that to its next order.
+                continue
             descriptors: list[int] = []
             try:
-                answer, descriptors = office.answer(request.decode())
+                answer, descriptors = office.answer(order)
             except (MountError, OSError) as error:
-                answer = {"error": str(error), "is_busy": isinstance(error, BusyError)}
+                answer = {"error": str(error)[:_MAX_ERROR], "is_busy": isinstance(error, BusyError)}
             try:
                 socket.send_fds(connection, [json.dumps(answer).encode()], descriptors)
             except OSError:
                 # Given up meanwhile: nobody would serve what has been mounted.
                 if descriptors:
-                    office.answer("unmount lazily")
+                    office.answer(_Order.UNMOUNT_LAZILY)
                 raise
             # Whoever holds it keeps the mount alive.
             for descriptor in descriptors:
                 os.close(descriptor)
     finally:
         os._exit(0)
+
+
+def _understand(message: bytes) -> _Order | None:
+    """The order that a message is; None if it is none."""
+    if len(message) != _REQUEST.size:
+        return None
+    magic, number = _REQUEST.unpack(message)
+    return _Order(number) if magic == _MAGIC and number in iter(_Order) else None
 
 
 def _check_descriptors(open_one: int) -> None:
