@@ -88,6 +88,14 @@ install_locked() {
     } 2>&1 | { grep -v '^WARNING' || true; } >&2
 }
 
+# isolate_commands VENV: the commands that pip has put there start its Python at once, isolated, rather than by sh.
+isolate_commands() {
+    local line="#!$1/bin/python3 -I"
+    # What the kernel takes for the first line of a script.
+    [[ ${#line} -lt 127 && $1 != *[[:space:]\|\&\\]* ]] || return 0
+    sed -i "1s|.*|$line|" "$1/bin/mystfuse" "$1/bin/mount.mystfuse"
+}
+
 make_venv() {
     local stamp=$venv/.installed-$1 python newer
     newer=$(find "$project/pyproject.toml" "$project/setup.py" "$project/scripts/requirements" \
@@ -98,6 +106,7 @@ make_venv() {
     "$venv/bin/python" -c '' 2>/dev/null || "$python" -m venv --clear "$venv"
     install_locked "$venv" "$1" "$project" -e
     [ -x "$venv/bin/mystfuse" ] || fail "pip could not install mystfuse"
+    isolate_commands "$venv"
     # pip does not for a checkout, and an environment may forbid Python to: each start would compile everything.
     "$venv/bin/python" -m compileall -q "$project/mystfuse" || true
     touch "$stamp"

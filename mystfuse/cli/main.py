@@ -101,19 +101,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
-    open_standard_descriptors()
     leave(run(arguments))
-
-
-def open_standard_descriptors() -> None:
-    """Make descriptors 0 to 2 what they are taken for, even when the caller has closed them: a file opened later would
-    get their numbers."""
-    descriptor = os.open(os.devnull, os.O_RDWR)
-    while descriptor <= 2:
-        descriptor = os.open(os.devnull, os.O_RDWR)
-    os.close(descriptor)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def run(arguments: list[str] | None = None) -> int:

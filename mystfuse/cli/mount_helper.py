@@ -14,7 +14,6 @@ from enum import IntEnum
 from typing import Any, NoReturn
 
 from mystfuse import __version__
-from mystfuse.cli.main import open_standard_descriptors
 from mystfuse.cli.mount import OPTION_NAMES, parse_mount_options, prepare
 from mystfuse.cli.text import complain, leave, say, warn
 from mystfuse.devices.source import FileSource
@@ -96,7 +95,6 @@ class _Call:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Mount as mount(8) asks, and exit with a status that it knows."""
-    open_standard_descriptors()
     leave(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -202,4 +200,6 @@ def _hide_key(call: _Call) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    from mystfuse.cli.start import mount_helper
+
+    mount_helper()

@@ -7,6 +7,13 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+MIN_ADDRESS_SPACE = 96
+"""MiB of RLIMIT_AS. With 57 to 69 what opens encrypted images dies by SIGSEGV, with less no libraries can be loaded."""
+MIN_DATA = 48
+"""MiB of RLIMIT_DATA. With 13 cryptography's library aborts, below 34 threads do not start."""
+MIN_GROUP_MEMORY = 40
+"""MiB of a control group's limit. With 32 the kernel kills the daemon while it starts."""
+
 
 def mystfuse() -> NoReturn:
     """The command ``mystfuse``."""
@@ -20,6 +27,10 @@ def mount_helper() -> NoReturn:
 
 def _start(module: str, failed: int, interrupted: int) -> NoReturn:
     try:
+        open_standard_descriptors()
+        too_little = too_little_memory()
+        if too_little is not None:
+            _leave(too_little, failed)
         __import__(module)
         sys.modules[module].main()
     except KeyboardInterrupt:
@@ -32,6 +43,47 @@ def _start(module: str, failed: int, interrupted: int) -> NoReturn:
         # No memory (SystemError is one way in which Python says so), or half an installation.
         _leave(f"cannot be started: {error}", failed)
     sys.exit(failed)
+
+
+def open_standard_descriptors() -> None:
+    """Open descriptors 0 to 2 for good where the caller has closed them: a file that is opened later would get their
+    numbers, and messages would be written to it.
+
+    Python's own files are made of these very numbers: daemons close everything above.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest number that is free, which is this one, since those below are open by now.
+            os.set_inheritable(os.open(os.devnull, flags), True)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def too_little_memory() -> str | None:
+    """What to say when we may have less memory than starting takes; None if it is enough.
+
+    C libraries that find no memory while they are loaded, or threads that do while they start, end the process by a
+    signal: nobody can catch that, so nobody gets that far.
+    """
+    import resource
+
+    for limit, least, what, option in (
+        (resource.RLIMIT_AS, MIN_ADDRESS_SPACE, "address space", "ulimit -v"),
+        (resource.RLIMIT_DATA, MIN_DATA, "data", "ulimit -d"),
+    ):
+        size = resource.getrlimit(limit)[0]
+        if 0 <= size < least << 20:
+            return f"needs at least {least} MB of {what} to start, and may have {size >> 20} ({option})"
+    from mystfuse.devices.memory import group_limit
+
+    group = group_limit()
+    if group is not None and group < MIN_GROUP_MEMORY << 20:
+        needs = f"needs at least {MIN_GROUP_MEMORY} MB of memory to start"
+        return f"{needs}, and its control group may have {group >> 20} (memory.max)"
+    return None
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,11 +17,30 @@ def available_memory(proc: Path = Path("/proc"), cgroup_root: Path = _CGROUP_ROO
     """
     match = re.search(r"^MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
     available = int(match[1]) * 1024 if match else 1 << 30
+    for place, limit_name, used_name in _groups(proc, cgroup_root):
+        with suppress(OSError, ValueError):
+            limit, used = (int((place / name).read_text()) for name in (limit_name, used_name))
+            available = min(available, max(limit - used, 0))
+    return available
+
+
+def group_limit(proc: Path = Path("/proc"), cgroup_root: Path = _CGROUP_ROOT) -> int | None:
+    """Bytes that our control group and those around it may have at most; None where there is no limit."""
+    limits: list[int] = []
+    for place, name, _ in _groups(proc, cgroup_root):
+        with suppress(OSError, ValueError):
+            limits.append(int((place / name).read_text()))
+    return min(limits, default=None)
+
+
+def _groups(proc: Path, cgroup_root: Path) -> Iterator[tuple[Path, str, str]]:
+    """Our control group and those around it: its directory, and the names of the files with its limit ("max" is none)
+    and with what it uses. The root group has no such files, and a container may not see those above it."""
     try:
         groups = (proc / "self/cgroup").read_text()
     except OSError:
         # A kernel without control groups.
-        return available
+        return
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -31,10 +51,6 @@ def available_memory(proc: Path = Path("/proc"), cgroup_root: Path = _CGROUP_ROO
             continue
         group = directory / path.lstrip("/")
         for place in (group, *group.parents):
-            # "max" is no limit; the root group has no such files, and a container may not see those above it.
-            with suppress(OSError, ValueError):
-                limit, used = (int((place / name).read_text()) for name in names)
-                available = min(available, max(limit - used, 0))
+            yield place, *names
             if place == directory:
                 break
-    return available
