@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
+from weakref import finalize
 
-from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
+from mystfuse.blocking import Operation
+from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.errors import MountError, UsageError
+from mystfuse.fuse.mount_table import Mount, find_mount
+from mystfuse.fuse.unmount import BusyError, unmount_and_wait
+from mystfuse.own_command import OwnCommand
 
 StrPath = str | os.PathLike[str]
-T = TypeVar("T")
 
 _MAX_SECRET = 4096
 """Bytes: what surely fits a pipe that nobody reads yet."""
 _UNMOUNT_TIMEOUT = 30.0
+"""Seconds for the daemon to end."""
 
 
 class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as m
     """Mount an image for the time of a ``with`` or ``async with`` block (trio or asyncio).
 
     ``os.fspath()`` of it is the mountpoint. What is written to the mount is forgotten when the block ends.
+
+    Whatever ends the block, mount and daemon are gone when that comes out: an exception, ^C, a cancelled task. If it
+    is interrupted or cancelled while it begins, ``mystfuse mount`` is ended and what it has mounted taken away, within
+    10 s, and 30 s for the daemon to end. The end of the block cannot be cancelled: it waits for 30 s at most, then the
+    daemon is left to end by itself, and MountError says so.
 
     Args:
         image: path of the image.
@@ -100,6 +110,10 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
             self._arguments.append(f"--overlay-store={os.fspath(overlay_store)}")
         for option in options:
             self._arguments += ["-o", option]
+        self._path = os.fspath(self.mountpoint)
+        self._own: Mount | None = None
+        # For when the block does not come to its end (^C just before that): when this is forgotten, or at exit.
+        self._finalizer: finalize[..., mount] | None = None
 
     def __fspath__(self) -> str:
         return os.fspath(self.mountpoint)
@@ -110,7 +124,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         Raises:
             MountError: it is not mounted, or does not answer.
         """
-        document: dict[str, Any] = json.loads(_run(["status", "--json", self]))
+        document: dict[str, Any] = json.loads(_run(["status", "--json", self._path]))
         return document
 
     def commit(self, image: StrPath, *, force: bool = False, options: Sequence[str] = ()) -> None:
@@ -119,59 +133,102 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         Raises:
             MystfuseError: it cannot be made; nothing is left then.
         """
-        _run(["commit", *(["--force"] if force else []), *options, self, image])
+        _run(["commit", *(["--force"] if force else []), *options, self._path, image])
 
     def __enter__(self) -> mount:
-        with ExitStack() as stack:
-            descriptors: list[int] = []
-
-            def pipe_with(data: bytes) -> str:
-                receiver, sender = os.pipe()
-                stack.callback(os.close, receiver)
-                descriptors.append(receiver)
-                os.write(sender, data)
-                os.close(sender)
-                return f"/dev/fd/{receiver}"
-
-            arguments: list[str | os.PathLike[str]] = ["mount", *self._arguments]
-            for value in self._pubkeys:
-                if isinstance(value, bytes) and len(value) > _MAX_SECRET:
-                    raise UsageError(f"pubkeys: {len(value)} bytes are no PEM public key")
-                path = pipe_with(value) if isinstance(value, bytes) else os.fspath(value)
-                arguments.append(f"--pubkey={path}")
-            for option, secret in self._secrets:
-                # One newline at the end of a passphrase file does not count: so one that is the passphrase's own does.
-                ending = b"\n" if option == "--passphrase-file" else b""
-                arguments.append(f"{option}={pipe_with(secret + ending)}")
-            _run([*arguments, "--", self.image, self.mountpoint], descriptors)
+        command = OwnCommand()
+        try:
+            Operation(lambda: self._begin(command), command.stop).run()
+        except BaseException:
+            Operation(self._clear).run()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        from mystfuse.cli.mountpoint import resolve_mountpoint
-        from mystfuse.fuse.mount_table import find_mount
-        from mystfuse.fuse.unmount import BusyError, unmount_and_wait
-
-        path = resolve_mountpoint(os.fspath(self.mountpoint))
-        if find_mount(path) is None:
-            # Unmounted by somebody else, or ended by damage.
-            return
         try:
-            unmount_and_wait(path, lazy=False, timeout=_UNMOUNT_TIMEOUT)
-        except BusyError:
-            with suppress(MountError):
-                unmount_and_wait(path, lazy=True, timeout=0.1)
-            if kind is None:
-                raise
+            Operation(lambda: self._end(kind is not None)).run()
+        finally:
+            Operation(self._clear).run()
 
     async def __aenter__(self) -> mount:
-        return await _in_thread(self.__enter__)
+        command = OwnCommand()
+        try:
+            await Operation(lambda: self._begin(command), command.stop).run_async()
+        except BaseException:
+            await Operation(self._clear).run_async(shield=True)
+            raise
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await _in_thread(lambda: self.__exit__(kind, error, traceback))
+        try:
+            await Operation(lambda: self._end(kind is not None)).run_async(shield=True)
+        finally:
+            await Operation(self._clear).run_async(shield=True)
+
+    def _begin(self, command: OwnCommand) -> None:
+        """Mount. Whatever it raises, ``_finalizer`` takes away what has come to be mounted."""
+        self._path = resolve_mountpoint(os.fspath(self.mountpoint))
+        before = find_mount(self._path)
+        try:
+            with ExitStack() as stack:
+                arguments, descriptors = self._command_line(stack)
+                command.run(arguments, descriptors)
+        finally:
+            own = find_mount(self._path)
+            if own != before and own is not None:
+                self._own = own
+                self._finalizer = finalize(self, _take_away, self._path, own, os.getpid())
+
+    def _command_line(self, stack: ExitStack) -> tuple[list[str | os.PathLike[str]], list[int]]:
+        """The arguments that mount, and the descriptors that they name, which the stack closes."""
+        descriptors: list[int] = []
+
+        def pipe_with(data: bytes) -> str:
+            receiver, sender = os.pipe()
+            try:
+                os.write(sender, data)
+                # Not one of the standard descriptors, which the caller may have closed.
+                descriptors.append(fcntl(receiver, F_DUPFD_CLOEXEC, 3))
+            finally:
+                os.close(sender)
+                os.close(receiver)
+            stack.callback(os.close, descriptors[-1])
+            return f"/dev/fd/{descriptors[-1]}"
+
+        arguments: list[str | os.PathLike[str]] = ["mount", *self._arguments]
+        for value in self._pubkeys:
+            if isinstance(value, bytes) and len(value) > _MAX_SECRET:
+                raise UsageError(f"pubkeys: {len(value)} bytes are no PEM public key")
+            path = pipe_with(value) if isinstance(value, bytes) else os.fspath(value)
+            arguments.append(f"--pubkey={path}")
+        for option, secret in self._secrets:
+            # One newline at the end of a passphrase file does not count: so one that is the passphrase's own does.
+            ending = b"\n" if option == "--passphrase-file" else b""
+            arguments.append(f"{option}={pipe_with(secret + ending)}")
+        return [*arguments, "--", self.image, self._path], descriptors
+
+    def _clear(self) -> None:
+        """Take away what is still mounted."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def _end(self, has_failed: bool) -> None:
+        """Unmount, lazily if it is in use, which is an error unless the block has failed anyway."""
+        if self._finalizer is None or find_mount(self._path) != self._own:
+            # Unmounted by somebody else, or ended by damage.
+            return
+        try:
+            unmount_and_wait(self._path, lazy=False, timeout=_UNMOUNT_TIMEOUT)
+        except BusyError:
+            with suppress(MountError):
+                unmount_and_wait(self._path, lazy=True, timeout=0.1)
+            if not has_failed:
+                raise
+        self._finalizer.detach()
 
 
 def make_image(directory: StrPath, image: StrPath, *, options: Sequence[str] = ()) -> None:
@@ -187,35 +244,15 @@ def _text(value: str | bytes | os.PathLike[str]) -> str:
     return value.hex() if isinstance(value, bytes) else os.fspath(value)
 
 
-def _run(arguments: Sequence[str | os.PathLike[str]], descriptors: Sequence[int] = ()) -> str:
+def _take_away(path: str, own: Mount, pid: int) -> None:
+    """Take away a mount of ours that nobody has unmounted; not in a process that was forked from ours."""
+    if os.getpid() == pid:
+        with suppress(MountError, OSError):
+            if find_mount(path) == own:
+                unmount_and_wait(path, lazy=True, timeout=_UNMOUNT_TIMEOUT)
+
+
+def _run(arguments: Sequence[str | os.PathLike[str]]) -> str:
     """Run our command line; returns what it prints, or raises what it says."""
-    result = subprocess.run(
-        [sys.executable, "-m", "mystfuse", *(os.fspath(argument) for argument in arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        errors="surrogateescape",
-        pass_fds=descriptors,
-        check=False,
-    )
-    if result.returncode == 0:
-        return result.stdout
-    message = (result.stderr.splitlines() or [f"mystfuse exited {result.returncode}"])[-1].removeprefix("mystfuse: ")
-    try:
-        status = ExitStatus(result.returncode)
-    except ValueError:
-        raise MystfuseError(message) from None
-    raise error_of(status, message)
-
-
-async def _in_thread(action: Callable[[], T]) -> T:
-    """Run something that blocks, in whichever event loop this is; it comes to its end, also when cancelled."""
-    import sniffio
-
-    if sniffio.current_async_library() == "asyncio":
-        import asyncio
-
-        return await asyncio.shield(asyncio.to_thread(action))
-    import trio
-
-    # A thread is not abandoned when it is cancelled: trio waits for its end by itself.
-    return await trio.to_thread.run_sync(action, abandon_on_cancel=False)
+    command = OwnCommand()
+    return Operation(lambda: command.run(arguments), command.stop).run()

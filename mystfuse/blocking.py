@@ -1,0 +1,146 @@
+"""Something that blocks, run to its end in a thread, whoever waits for it: a caller, a trio task, an asyncio task.
+
+Python raises KeyboardInterrupt between any two steps of the main thread, and a cancelled task does not get a thread's
+result. So what must not be left half done is a thread's work, and who waits for it goes only when it has ended.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock, start_new_thread
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Generic, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+def _nothing() -> None:
+    pass
+
+
+class Operation(Generic[T]):
+    """Run it once, by ``run`` or ``run_async``; when they return or raise, ``action`` has ended, or never begins.
+
+    Args:
+        action: ends by itself within bounded time.
+        stop: called when who waits is interrupted or cancelled: has ``action`` end soon. Also called before it begins,
+            and after its end.
+    """
+
+    # Bare locks and threads: a KeyboardInterrupt within those of ``threading`` and ``concurrent.futures`` may leave
+    # their own locks taken, or given back twice.
+
+    def __init__(self, action: Callable[[], T], stop: Callable[[], None] = _nothing) -> None:
+        self._action = action
+        self._stop = stop
+        self._claim = allocate_lock()
+        """Taken by the thread that begins, or by who waits, so that it never begins."""
+        self._at_work = allocate_lock()
+        self._at_work.acquire()
+        self._has_ended = False
+        self._wake = _nothing
+        self._outcome: Callable[[], T]
+
+    def run(self) -> T:
+        """Wait for what ``action`` returns or raises. KeyboardInterrupt is raised when it has ended."""
+        try:
+            self._start()
+            self._wait()
+        except BaseException:
+            if not self._give_up():
+                self._wait()
+            raise
+        return self._outcome()
+
+    async def run_async(self, shield: bool = False) -> T:
+        """The same in an event loop, trio's or asyncio's. Cancelled, it raises that when ``action`` has ended.
+
+        Args:
+            shield: do not stop it when cancelled; under trio do not even look.
+        """
+        import sniffio
+
+        is_asyncio = sniffio.current_async_library() == "asyncio"
+        await (self._wait_asyncio(shield) if is_asyncio else self._wait_trio(shield))
+        return self._outcome()
+
+    def _start(self) -> None:
+        try:
+            start_new_thread(self._work, ())
+        except RuntimeError:
+            # No further thread: better here than not at all.
+            self._work()
+
+    def _work(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        try:
+            result = self._action()
+            self._outcome = lambda: result
+        except BaseException as error:
+            self._outcome = _raising(error)
+        self._has_ended = True
+        self._at_work.release()
+        self._wake()
+
+    def _wait(self) -> None:
+        # The lock may have been had by who was interrupted then.
+        if not self._has_ended:
+            self._at_work.acquire()
+
+    def _give_up(self) -> bool:
+        """Whether the action has not begun, and never will."""
+        self._stop()
+        return self._claim.acquire(blocking=False)
+
+    async def _wait_trio(self, shield: bool) -> None:
+        import trio
+
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def wake() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        self._wake = wake
+        try:
+            self._start()
+            with trio.CancelScope(shield=shield):
+                await done.wait()
+        except BaseException:
+            if not self._give_up():
+                with trio.CancelScope(shield=True):
+                    await done.wait()
+            raise
+
+    async def _wait_asyncio(self, shield: bool) -> None:
+        import asyncio
+
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(done.set)
+
+        self._wake = wake
+        self._start()
+        cancelled: asyncio.CancelledError | None = None
+        while not done.is_set():
+            try:
+                await done.wait()
+            except asyncio.CancelledError as error:
+                # Also a second one: asyncio forgets a task that ends while its thread goes on.
+                cancelled = cancelled or error
+                if not shield and self._give_up():
+                    break
+        if cancelled is not None:
+            raise cancelled
+
+
+def _raising(error: BaseException) -> Callable[[], NoReturn]:
+    def outcome() -> NoReturn:
+        raise error
+
+    return outcome

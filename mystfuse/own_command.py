@@ -1,0 +1,85 @@
+"""Our command line, run as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock, Timer
+
+from mystfuse.errors import ExitStatus, MystfuseError, error_of
+
+_PATIENCE = 10.0
+"""Seconds that a process gets to end when it is asked to."""
+
+
+class OwnCommand:
+    """One run of ``mystfuse``, which another thread can stop."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._killer: Timer | None = None
+        self._is_stopped = False
+
+    def run(self, arguments: Sequence[str | os.PathLike[str]], descriptors: Sequence[int] = ()) -> str:
+        """Returns what it prints, when it has ended.
+
+        Args:
+            descriptors: above 2; it inherits them.
+
+        Raises:
+            MystfuseError: what it says; or it was stopped.
+        """
+        with self._lock:
+            if self._is_stopped:
+                raise MystfuseError("interrupted")
+            # -P: the interpreter and its path are the caller's own, but the current directory is not among them, as it
+            # would be for -m.
+            process = self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mystfuse", *(os.fspath(argument) for argument in arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                errors="surrogateescape",
+                pass_fds=descriptors,
+            )
+        try:
+            output, errors = process.communicate()
+        finally:
+            with self._lock:
+                if self._killer is not None:
+                    self._killer.cancel()
+        if process.returncode == 0:
+            return output
+        message = (errors.splitlines() or [f"mystfuse exited {process.returncode}"])[-1].removeprefix("mystfuse: ")
+        try:
+            status = ExitStatus(process.returncode)
+        except ValueError:
+            raise MystfuseError(message) from None
+        raise error_of(status, message)
+
+    def stop(self) -> None:
+        """Have it end in order, and if it does not within 10 s, by force, with the daemon that it is starting; from
+        any thread, before it begins (it does not, then), or after its end."""
+        with self._lock:
+            if self._is_stopped:
+                return
+            self._is_stopped = True
+            if self._process is not None:
+                self._process.terminate()
+                self._killer = Timer(_PATIENCE, self._kill)
+                self._killer.daemon = True
+                self._killer.start()
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        pid = self._process.pid
+        with suppress(OSError):
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        self._process.kill()
