@@ -198,6 +198,64 @@ def test_the_hosts_device_nodes_cannot_be_changed(image: Path) -> None:
     assert [(os.stat(node).st_mode, os.stat(node).st_mtime_ns) for node in nodes] == before
 
 
+def test_a_file_that_is_given_to_be_read_cannot_be_written_to(image: Path, tmp_path: Path) -> None:
+    """Nor can its mode be changed. It is read from where the caller has stopped, and to where the program stops."""
+    path = tmp_path / "input"
+    path.write_text("1\n2\n3\n4\n")
+    path.chmod(0o640)
+    script = (
+        "read x; echo got $x; (echo bad > /proc/self/fd/0) 2>&1; chmod 666 /proc/self/fd/0 2>&1; read x; echo got $x"
+    )
+    with path.open("rb", buffering=0) as file:
+        assert file.read(2) == b"1\n"
+        result = subprocess.run(
+            [sys.executable, "-m", "mystfuse", "exec", image, "sh", "-c", script], stdin=file, capture_output=True,
+            text=True, check=True, timeout=60,
+        )  # fmt: skip
+        assert file.read(2) == b"4\n"
+    lines = result.stdout.splitlines()
+    assert lines[0] == "got 2" and lines[3] == "got 3", lines
+    assert all("Read-only file system" in line for line in lines[1:3])
+    assert path.read_text() == "1\n2\n3\n4\n" and path.stat().st_mode & 0o777 == 0o640
+    # Through a pipe, a here-document, a file without a name, and to a file.
+    output = tmp_path / "output"
+    command = f"{sys.executable} -m mystfuse exec {image} cat"
+    (tmp_path / "script").write_text(f"cat {path} | {command} > {output}\n{command} <<END >> {output}\nhere\nEND\n")
+    run("sh", tmp_path / "script", timeout=60)
+    assert output.read_text() == "1\n2\n3\n4\nhere\n"
+    with path.open("rb") as file:
+        path.unlink()
+        result = subprocess.run(
+            [sys.executable, "-m", "mystfuse", "exec", image, "cat"], stdin=file, capture_output=True, timeout=60,
+            check=True,
+        )  # fmt: skip
+    assert result.stdout == b"1\n2\n3\n4\n"
+
+
+@needs_root
+def test_a_file_that_cannot_be_kept_from_being_written_to_is_refused(image: Path, tmp_path: Path) -> None:
+    path, other = tmp_path / "input", tmp_path / "other"
+    path.write_text("x")
+    with path.open("rb") as file:
+        # It still has a name, which is not the one that it was opened by.
+        other.hardlink_to(path)
+        path.unlink()
+        path.write_text("y")
+        result = subprocess.run(
+            [sys.executable, "-m", "mystfuse", "exec", image, "cat"], stdin=file, capture_output=True, text=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+    assert result.returncode == 7 and result.stderr.endswith(
+        "standard input: cannot be kept from being written to (No such file or directory): use a pipe (cat)\n"
+    )
+    with open("/dev/kmsg", "rb") as device:
+        result = subprocess.run(
+            [sys.executable, "-m", "mystfuse", "exec", image, "true"], stdin=device, capture_output=True, text=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+    assert result.returncode == 7 and "standard input: a device, " in result.stderr.splitlines()[-1]
+
+
 # System calls
 
 

@@ -38,7 +38,7 @@ from mystfuse.sandbox import (
     shield_next_child,
     show_own_processes,
 )
-from mystfuse.shared_devices import protect_devices
+from mystfuse.shared_files import pass_positions_on, protect_shared_files
 
 DEFAULT_PROCESSES = 2048
 """As podman has it."""
@@ -192,7 +192,7 @@ def run_container(container: Container) -> int:
         system_calls, standard = None, [0, 1, 2]
         if not container.is_privileged:
             system_calls = make_filter()
-            standard = protect_devices()
+            standard = protect_shared_files()
             if container.has_network:
                 leave_abstract_sockets()
         program = find_program(
@@ -336,7 +336,7 @@ def _run(
         )
     except subprocess.SubprocessError as error:
         raise MystfuseError("the program could not be bounded: its control group is gone?") from error
-    for fd in (options, *inherited, *(fd for fd in standard if fd > 2)):
+    for fd in (options, *inherited):
         os.close(fd)
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -361,6 +361,7 @@ def _run(
         complain(f"{name}: its daemon has ended: the program was ended too", ExitStatus.FAILED)
         return ExitStatus.FAILED
     status = child.wait()
+    pass_positions_on(standard)
     return 128 - status if status < 0 else status
 
 
