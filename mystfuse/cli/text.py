@@ -53,7 +53,5 @@ def leave(status: int) -> NoReturn:
 
 def one_line(message: str) -> str:
     """The message with every character that could end the line or drive a terminal escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for char in message
-    )
+    # Not by a codec: Python imports one when it is first used, and a daemon cannot.
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
