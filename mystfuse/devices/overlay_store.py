@@ -67,6 +67,13 @@ def open_store_file(directory: str) -> int:
     return descriptor
 
 
+def prepare_store() -> None:
+    """Import what ``OverlayStore`` takes, for who cannot import anything later."""
+    # Only where there is one: most mounts have no need of it.
+    import cryptography.exceptions
+    import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401
+
+
 def _make_file(directory: int) -> int:
     try:
         # O_EXCL: it can never be given a name.
@@ -123,7 +130,7 @@ class OverlayStore:
 
         self.block_size = block_size
         self._cipher = AESGCM(AESGCM.generate_key(256))
-        self._nowait = 0 if is_in_memory(os.fstat(descriptor).st_dev) else os.RWF_NOWAIT
+        self._nowait = 0 if is_in_memory(descriptor) else os.RWF_NOWAIT
         self._can_read_now = self._can_punch = True
 
     def __del__(self) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -48,6 +48,10 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+_TMPFS_MAGIC, _RAMFS_MAGIC = 0x01021994, 0x858458F6
+"""<linux/magic.h>"""
+
+
 class FileSource:
     """An image in a regular file or on a block device, opened read-only and never mapped into memory (a mapped file
     that is truncated kills the process with SIGBUS)."""
@@ -71,7 +75,7 @@ class FileSource:
                 kind = "a directory" if stat.S_ISDIR(mode) else "neither a regular file nor a block device"
                 raise FormatError(f"{self.name}: {kind}, not an image")
             self.size = os.lseek(self._fd, 0, os.SEEK_END)
-            self._flags = 0 if is_in_memory(os.fstat(self._fd).st_dev) else os.RWF_NOWAIT
+            self._flags = 0 if is_in_memory(self._fd) else os.RWF_NOWAIT
         except BaseException:
             os.close(self._fd)
             raise
@@ -144,12 +148,17 @@ class FileSource:
         return str(Path(self.name).resolve())
 
 
-def is_in_memory(device: int) -> bool:
-    """Whether a file system keeps its files in memory: tmpfs knows no RWF_NOWAIT, and needs none."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with suppress(OSError):
-        # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
-        for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
-            if line.split(b" ", 3)[2] == number.encode():
-                return line.partition(b" - ")[2].split(b" ")[0] in (b"tmpfs", b"ramfs", b"devtmpfs")
-    return False
+def is_in_memory(descriptor: int) -> bool:
+    """Whether a file is on a file system that keeps its files in memory: tmpfs knows no RWF_NOWAIT, and needs none.
+
+    A block device is not, wherever its name is.
+
+    Source: statfs(2).
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return False
+    # struct statfs has 120 bytes; f_type is a long, and comes first.
+    status = ctypes.create_string_buffer(512)
+    if ctypes.CDLL(None).fstatfs(descriptor, status):
+        return False
+    return ctypes.c_long.from_buffer(status).value & 0xFFFFFFFF in (_TMPFS_MAGIC, _RAMFS_MAGIC)
