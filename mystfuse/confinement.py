@@ -1,9 +1,9 @@
-"""Giving up what a process does not need any more, for good: privileges, and the file system.
+"""Giving up what a process does not need any more, for good: the file system, its user, privileges, system calls.
 
 The calling process must have one thread: each of these is a property of a thread, which those it starts inherit.
 
-Sources: prctl(2), capabilities(7), <linux/capability.h>, landlock(7), <linux/landlock.h>. Landlock has no functions in
-the C library; why no library of Python's is used is told in docs/adr/0011.
+Sources: prctl(2), capabilities(7), credentials(7), <linux/capability.h>, <linux/securebits.h>, fsopen(2), fsmount(2),
+open_tree(2), <linux/mount.h>. Why each step is taken, and in this order: docs/adr/0016.
 """
 
 from __future__ import annotations
@@ -11,33 +11,68 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import resource
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
+import signal
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+from mystfuse import seccomp
+from mystfuse.filters import daemon_filter, keeper_filter
+from mystfuse.landlock import restrict_file_access
+from mystfuse.users import own_user
 
 log = logging.getLogger(__name__)
 
 # <linux/prctl.h>, <linux/securebits.h>
-_PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24, 28, 38, 47
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = (
+    1, 2, 24, 28, 38, 47,
+)  # fmt: skip
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NOROOT_NO_SETUID_FIXUP_NO_RAISE_LOCKED = 0xEF
 """SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE, and the locks of all four bits."""
 _MAX_CAPABILITIES = 64
 _CAPABILITY_VERSION_3 = 0x20080522
+_CAP_DAC_READ_SEARCH, _CAP_SYS_ADMIN = 2, 21
 
-_SYS_CREATE_RULESET, _SYS_ADD_RULE, _SYS_RESTRICT_SELF = 444, 445, 446
-_CREATE_RULESET_VERSION = 1
-_RULE_PATH_BENEATH = 1
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
-_ACCESS_FS = {1: 13, 2: 14, 3: 15, 5: 16}
-"""Since which version of Landlock how many kinds of access to files can be forbidden."""
-_BIND_AND_CONNECT_TCP = 3
-"""Since version 4."""
-_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL = 3
-"""Since version 6: no abstract sockets of processes outside, and no signals to them."""
-_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
+_SYS_OPEN_TREE, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 430, 431, 432
+"""The same on all machines."""
+_AT_FDCWD = -100
+_OPEN_TREE_CLONE, _FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1, 1
+_FSCONFIG_CMD_CREATE = 6
+_RDONLY_NOSUID_NODEV_NOEXEC = 0xF
+"""MOUNT_ATTR_RDONLY and so on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What holds a process, as far as the system permitted it."""
+
+    landlock: int = 0
+    """The version that is in force; 0 for none."""
+    has_filter: bool = False
+    """Whether its system calls are filtered."""
+    has_empty_root: bool = False
+    own_user: int | None = None
+    """The user that it has become, and nobody else is; None: still the one that started it."""
+    proc: int | None = None
+    """A descriptor of /proc, which is all that it can open files in."""
+
+    def groups_of(self, pid: int) -> frozenset[int]:
+        """The supplementary groups of a process; none if it has ended, or cannot be seen.
+
+        Source: proc_pid_status(5), Groups.
+        """
+        if self.proc is None:
+            return frozenset()
+        try:
+            descriptor = os.open(f"{pid}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
+            with open(descriptor, "rb") as file:
+                match = re.search(rb"^Groups:([\d \t]*)$", file.read(), re.MULTILINE)
+        except OSError:
+            return frozenset()
+        return frozenset(map(int, match[1].split())) if match else frozenset()
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -48,17 +83,53 @@ class _CapabilityData(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
-class _Ruleset(ctypes.Structure):
-    _fields_ = (("access_fs", ctypes.c_uint64), ("access_net", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+def confine() -> Confinement:
+    """Leave this process its open descriptors, ``/proc`` for reading, and the system calls of a daemon. Nothing can be
+    imported any more.
+
+    What the system does not permit (an ordinary user, an old kernel, a container) is left out, and logged.
+
+    Raises:
+        OSError: privileges cannot be dropped, which the system has no reason to refuse.
+    """
+    # glibc loads it when a thread is ended before its time, and aborts the process if it cannot.
+    with suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")
+    os.umask(0o077)
+    os.chdir("/")
+    proc, has_empty_root = _leave_file_system()
+    own_user = drop_privileges(own_user=True)
+    landlock = restrict_file_access(proc)
+    return Confinement(landlock, _filter_calls(daemon_filter), has_empty_root, own_user, proc)
 
 
-class _PathBeneath(ctypes.Structure):
-    _pack_ = 1
-    _fields_ = (("access", ctypes.c_uint64), ("fd", ctypes.c_int32))
+def confine_keeper(extra_calls: Iterable[str] = ()) -> bool:
+    """Leave this process, if it is privileged, what mounting and unmounting takes: a capability for that, one to reach
+    mountpoints in directories of others, and a few system calls. One that has to run fusermount3 keeps what it has:
+    no-new-privileges would take the set-user-ID bit's effect from that.
+
+    Args:
+        extra_calls: system calls that it makes besides.
+
+    Returns:
+        Whether it is confined; then it cannot run programs.
+    """
+    if not effective_capabilities() >> _CAP_SYS_ADMIN & 1:
+        return False
+    drop_privileges(keep=1 << _CAP_SYS_ADMIN | 1 << _CAP_DAC_READ_SEARCH)
+    _filter_calls(lambda: keeper_filter(extra_calls))
+    return True
 
 
-def drop_privileges() -> None:
-    """No capabilities from here on, and no program that is executed has more privileges than we have.
+def drop_privileges(keep: int = 0, own_user: bool = False) -> int | None:
+    """No capabilities from here on but ``keep``, and no program that is executed has more privileges than we have.
+
+    Args:
+        keep: a set of capabilities; those of them that we have.
+        own_user: as root, become a user and a group that nobody else is and that own nothing.
+
+    Returns:
+        The user that we have become.
 
     Raises:
         OSError: the system refuses it, which it has no reason to.
@@ -69,65 +140,104 @@ def drop_privileges() -> None:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     # These need CAP_SETPCAP. Without it there is no more than what no-new-privileges takes care of.
     for capability in range(_MAX_CAPABILITIES):
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+        if not keep >> capability & 1:
+            libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     libc.prctl(_PR_SET_SECUREBITS, _NOROOT_NO_SETUID_FIXUP_NO_RAISE_LOCKED, 0, 0, 0)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    user = _become_own_user(libc) if own_user and os.geteuid() == 0 else None
+    kept = keep & effective_capabilities()
     header, data = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), (_CapabilityData * 2)()
+    data[0].effective = data[0].permitted = kept & 0xFFFFFFFF
+    data[1].effective = data[1].permitted = kept >> 32
     if libc.capset(ctypes.byref(header), data) or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, f"privileges cannot be dropped: {os.strerror(code)}")
+    return user
 
 
-def restrict_file_access(readable: Iterable[str]) -> int:
-    """Let this process open nothing from here on but files beneath the directories ``readable``, for reading: not
-    create, execute, remove, rename or mount anything, nor send signals to others, nor use TCP. Descriptors that are
-    open stay what they are.
-
-    ``drop_privileges`` comes first. As far as the kernel's Landlock goes; none is no error.
-
-    Returns:
-        The version of Landlock that is in force; 0 for none.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    version: int = libc.syscall(_SYS_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
-    if version < 1:
-        log.info("the daemon may open files: the kernel has no Landlock (%s)", os.strerror(ctypes.get_errno()))
+def effective_capabilities() -> int:
+    """The set of capabilities that this process has in effect."""
+    header, data = _CapabilityHeader(_CAPABILITY_VERSION_3, 0), (_CapabilityData * 2)()
+    if ctypes.CDLL(None).capget(ctypes.byref(header), data):
         return 0
-    kinds = max(kinds for since, kinds in _ACCESS_FS.items() if since <= version)
-    rules = _Ruleset(
-        access_fs=(1 << kinds) - 1,
-        access_net=_BIND_AND_CONNECT_TCP if version >= 4 else 0,
-        scoped=_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= 6 else 0,
-    )
-    # What an older kernel does not know is zero, and so does not matter to it.
-    ruleset = libc.syscall(_SYS_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
-    if ruleset < 0:
-        log.info("the daemon may open files: Landlock: %s", os.strerror(ctypes.get_errno()))
-        return 0
+    return int(data[0].effective) | int(data[1].effective) << 32
+
+
+def _become_own_user(libc: ctypes.CDLL) -> int | None:
+    user = own_user()
+    parent, signal_at_its_end = os.getppid(), ctypes.c_int()
+    libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(signal_at_its_end), 0, 0, 0)
     try:
-        for path in readable:
-            with suppress(OSError):
-                fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                rule = _PathBeneath(_READ_FILE | _READ_DIR, fd)
-                libc.syscall(_SYS_ADD_RULE, ruleset, _RULE_PATH_BENEATH, ctypes.byref(rule), 0)
-                os.close(fd)
-        if libc.syscall(_SYS_RESTRICT_SELF, ruleset, 0):
-            log.info("the daemon may open files: Landlock: %s", os.strerror(ctypes.get_errno()))
-            return 0
-    finally:
-        os.close(ruleset)
-    return version
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    except OSError as error:
+        # A name space that has no such user, or a service without the capability.
+        log.info("the daemon stays user %d: %s", os.getuid(), error.strerror)
+        return None
+    if signal_at_its_end.value:
+        # Who becomes another user is not told any more.
+        libc.prctl(_PR_SET_PDEATHSIG, signal_at_its_end.value, 0, 0, 0)
+        if os.getppid() != parent:
+            signal.raise_signal(signal_at_its_end.value)
+    return user
 
 
-def needed_directories() -> Iterator[str]:
-    """What a daemon reads after it has been confined: code that is imported when it is needed, the groups of processes
-    that ask for something (/proc/PID/status; what is private in there stays so), and how much memory there is."""
-    yield from ("/proc", "/sys/fs/cgroup", *_LIBRARIES)
-    yield str(Path(__file__).parent)
-    # The standard library; sysconfig, which knows all of these, takes 5 ms to ask.
-    yield os.path.dirname(os.__file__)
-    yield f"{sys.base_prefix}/lib"
-    # Not all of sys.path: the directory that we were started in can be there.
-    yield from (path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages"))
-    if trio := sys.modules.get("trio"):
-        yield str(Path(str(trio.__file__)).parents[1])
+def _leave_file_system() -> tuple[int | None, bool]:
+    """Make an empty directory our root, if we may. Returns a descriptor of /proc, and whether the root is empty.
+
+    Neither is mounted anywhere: nothing leads from them to other directories, not even ``..``, and nobody else sees
+    them. They are gone with us.
+    """
+    if effective_capabilities() >> _CAP_SYS_ADMIN & 1:
+        try:
+            return _enter_empty_root(), True
+        except OSError as error:
+            log.info("the daemon keeps its root directory: %s", error.strerror)
+    with suppress(OSError):
+        return os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), False
+    return None, False
+
+
+def _enter_empty_root() -> int:
+    """Make the root of a new file system our root, one that has no files, and takes none; returns a descriptor of a
+    mount of /proc."""
+    with ExitStack() as stack:
+
+        def opened(number: int, *arguments: object) -> int:
+            descriptor = _call(number, *arguments)
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        proc = _call(_SYS_OPEN_TREE, _AT_FDCWD, b"/proc", _OPEN_TREE_CLONE | os.O_CLOEXEC)
+        with ExitStack() as on_failure:
+            on_failure.callback(os.close, proc)
+            context = opened(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
+            _call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            root = opened(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, _RDONLY_NOSUID_NODEV_NOEXEC)
+            os.fchdir(root)
+            os.chroot(".")
+            os.chdir("/")
+            on_failure.pop_all()
+    return proc
+
+
+def _call(number: int, *arguments: object) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    result: int = libc.syscall(number, *arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _filter_calls(make: Callable[[], bytes]) -> bool:
+    if not seccomp.can_filter():
+        log.info("system calls are not filtered: not known on this machine")
+        return False
+    try:
+        seccomp.install(make())
+    except OSError as error:
+        log.info("system calls are not filtered: %s", error.strerror)
+        return False
+    return True

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from conftest import clear_mount, mystfuse, wait_until
+from conftest import clear_mount, mystfuse, run, wait_until
 from ext2_editor import ROOT, FileDevice, make_image
 from huge_images import FIRST_INO, make_crowded_image, name_of
 
@@ -82,6 +82,15 @@ def daemon_of(mountpoint: Path) -> int:
     os.close(daemon)
     assert found
     return int(found[1])
+
+
+def limit(pid: int, name: str, soft: int, hard: int) -> None:
+    """Set a resource limit of a daemon, ``name`` as prlimit(1) calls it: as its user, since for another's root needs
+    CAP_SYS_RESOURCE."""
+    user, group = os.stat(f"/proc/{pid}").st_uid, os.stat(f"/proc/{pid}").st_gid
+    words = [str(value) if value >= 0 else "unlimited" for value in (soft, hard)]
+    run("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "prlimit", f"--pid={pid}",
+        f"--{name}={words[0]}:{words[1]}")  # fmt: skip
 
 
 def memory(pid: int, field: str) -> int:
@@ -303,9 +312,8 @@ def test_out_of_memory_is_an_error_or_an_orderly_end(
     log = tmp_path / "log"
     assert mystfuse("mount", "--insecure", f"--log-file={log}", crowded, mountpoint).returncode == 0
     pid, answers = daemon_of(mountpoint), Counter[str]()
-    resource_kind = {"AS": resource.RLIMIT_AS, "DATA": resource.RLIMIT_DATA}[kind]
-    limit = memory(pid, {"AS": "VmSize", "DATA": "VmData"}[kind]) + room
-    resource.prlimit(pid, resource_kind, (limit, resource.RLIM_INFINITY))
+    size = memory(pid, {"AS": "VmSize", "DATA": "VmData"}[kind]) + room
+    limit(pid, kind.lower(), size, resource.RLIM_INFINITY)
 
     def attempt(work: Callable[[], object]) -> None:
         try:
@@ -335,7 +343,7 @@ def test_out_of_memory_is_an_error_or_an_orderly_end(
         wait_until(lambda: find_mount(str(mountpoint)) is None)
         assert re.search(r"ERROR: .*memory", log.read_text(), re.IGNORECASE)
     else:
-        resource.prlimit(pid, resource_kind, (resource.RLIM_INFINITY,) * 2)
+        limit(pid, kind.lower(), resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         assert (mountpoint / "big" / os.fsdecode(name_of(NAMES - 1))).stat().st_ino == FIRST_INO + NAMES
     assert "Traceback" not in log.read_text(), log.read_text()
 
@@ -364,7 +372,7 @@ def test_open_and_removed_files_take_no_descriptors_and_little_memory(tmp_path: 
     pid = daemon_of(mountpoint)
     # What it has open already, and a few more.
     descriptors = os.listdir(f"/proc/{pid}/fd")
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(map(int, descriptors)) + 4,) * 2)
+    limit(pid, "nofile", most := max(map(int, descriptors)) + 4, most)
     before, free = memory(pid, "VmRSS"), os.statvfs(mountpoint).f_ffree
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(HANDLES + 200, hard), hard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from mystfuse.cli.logs import set_up_logging
-from mystfuse.cli.progress import progress
+from mystfuse.cli.progress import prepare_progress, progress
 from mystfuse.cli.text import complain, one_line, say
-from mystfuse.confinement import drop_privileges, needed_directories, restrict_file_access
+from mystfuse.confinement import Confinement, confine
 from mystfuse.devices.joined_source import JoinedSource
+from mystfuse.devices.memory import note_available_memory
+from mystfuse.devices.overlay_store import prepare_store
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, explain, innermost
 from mystfuse.fuse.daemon import Report
@@ -67,12 +70,15 @@ class MountJob:
         if self.keys:
             # For the same reasons, and who is confined can fork nothing.
             self.keys.start_deriver()
-        # Imported here: the parent never needs them, and must not have started anything of theirs when it forks.
+        # Imported here: the parent never needs them, and must not have started anything of theirs when it forks. All of
+        # it now: who is confined imports nothing.
         with importing():
             import trio
 
             from mystfuse.fuse.session import Session
             from mystfuse.image.open import open_image
+
+            self._import_what_some_need()
 
         is_ready = False
         start_up_is_over: Callable[[], None] = lambda: None  # noqa: E731
@@ -111,14 +117,14 @@ class MountJob:
             trust_explanation = image.trust.explanation
             if not image.trust.is_vouched_for:
                 log.warning("%s is %s", self.source.name, trust_explanation)
-            session = Session(image, self.keys, self.options, keeper, landlock, on_ready, progress, on_ending)
+            session = Session(image, self.keys, self.options, keeper, confinement, on_ready, progress, on_ending)
             return await session.run()
 
         with ExitStack() as stack:
             try:
                 stack.callback(keeper.close)
                 start_up_is_over = set_up_logging(self.foreground, self.log_file)
-                landlock = self._confine()
+                confinement = self._confine()
                 self.keys.lock()
                 return int(trio.run(serve))
             except BaseException as error:
@@ -134,14 +140,24 @@ class MountJob:
                     report(status, message)
                 return int(status)
 
-    def _confine(self) -> int:
-        """Leave this process its open descriptors and little else; returns the version of Landlock in force."""
+    def _import_what_some_need(self) -> None:
+        from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
+
+        # Without waiting for storage: rather import it in vain.
+        first = self.source.read_cached(0, min(FIRST_BYTES, self.source.size))
+        if self.keys or first is None or is_luks(first) or not is_ext2(first):
+            importlib.import_module("mystfuse.image.unlock")
+            prepare_progress()
+            note_available_memory()
+        if self.options.overlay_store is not None:
+            prepare_store()
+
+    def _confine(self) -> Confinement:
+        """Leave this process its open descriptors and little else."""
         if self.options.directory is not None:
             # The keeper's business. It would keep busy what the mountpoint is in.
             os.close(self.options.directory)
-        os.umask(0o077)
-        drop_privileges()
-        return restrict_file_access(needed_directories())
+        return confine()
 
     def _explain(self, error: BaseException) -> tuple[ExitStatus, str]:
         """What to exit with because of an error, and what to say."""

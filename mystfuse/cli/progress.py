@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+def prepare_progress() -> None:
+    """Import what ``progress`` takes, for who cannot import anything later."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        # Some of it is imported when something is shown for the first time.
+        console = Console(file=io.StringIO(), force_terminal=True)
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console,
+                      auto_refresh=False) as bar:  # fmt: skip
+            bar.update(bar.add_task("", total=1), advance=1, refresh=True)
 
 
 @contextmanager

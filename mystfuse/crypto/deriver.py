@@ -42,6 +42,7 @@ class Deriver:
 
     def __init__(self, limit: KdfLimit) -> None:
         # Only here: it takes 7 ms to import. Before the fork, since the child may not find it any more.
+        import mystfuse.confinement
         import mystfuse.crypto.key_derivation  # noqa: F401
 
         self.limit = limit
@@ -121,6 +122,8 @@ def _has_ended(pid: int) -> bool:
 
 def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
     """The child: answer until the caller is gone."""
+    from mystfuse.confinement import confine
+
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM):
@@ -132,6 +135,8 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
         harden_process()
         _close_all_but(connection.fileno())
         _limit(limit)
+        # What it is asked comes from the header, by way of a process that has read it.
+        confine()
         left = limit.seconds
         while request := connection.recv(_MAX_REQUEST):
             secret = Secret(_MAX_SECRET)

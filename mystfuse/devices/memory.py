@@ -8,6 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+_noted = 1 << 30
+
+
+def note_available_memory() -> None:
+    """Look now: for who is about to be confined, and cannot look any more."""
+    global _noted
+    _noted = available_memory()
 
 
 def available_memory(proc: Path = Path("/proc"), cgroup_root: Path = _CGROUP_ROOT) -> int:
@@ -15,7 +22,12 @@ def available_memory(proc: Path = Path("/proc"), cgroup_root: Path = _CGROUP_ROO
 
     Sources: proc(5), MemAvailable; the kernel's cgroup-v2.rst, memory.max and memory.current; cgroup-v1/memory.rst.
     """
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
+    try:
+        memory = (proc / "meminfo").read_text()
+    except OSError:
+        # A daemon that is confined.
+        return _noted
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", memory, re.MULTILINE)
     available = int(match[1]) * 1024 if match else 1 << 30
     for place, limit_name, used_name in _groups(proc, cgroup_root):
         with suppress(OSError, ValueError):

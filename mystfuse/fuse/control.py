@@ -8,7 +8,6 @@ Its inode numbers begin at 2^32, where no inode of the image can be.
 from __future__ import annotations
 
 import json
-import os
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +25,13 @@ class ControlDirectory:
     Args:
         status: gives the present status, to be shown as JSON.
         image_size: bytes of the file system.
+        owner: the user and the group who mount.
     """
 
-    def __init__(self, status: Callable[[], dict[str, Any]], image_size: int) -> None:
+    def __init__(self, status: Callable[[], dict[str, Any]], image_size: int, owner: tuple[int, int]) -> None:
         self._status = status
         self._image_size = image_size
-        self._uid, self._gid = os.getuid(), os.getgid()
+        self._uid, self._gid = owner
 
     def owns(self, ino: int) -> bool:
         """Whether inode number ``ino`` is one of ours."""

@@ -180,7 +180,6 @@ def close_descriptors(keep: frozenset[int]) -> None:
 
 
 def _detach(null: int) -> None:
-    os.chdir("/")
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)

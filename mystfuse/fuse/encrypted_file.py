@@ -12,11 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from mystfuse.confinement import confine
 from mystfuse.crypto.sectors import XtsCipher
 from mystfuse.errors import ExitStatus, MountError, MystfuseError
 from mystfuse.fuse.binding import require_fuse
 from mystfuse.fuse.daemon import Report, end_child, run_in_background
+from mystfuse.fuse.keeper import Keeper
 from mystfuse.fuse.mount_table import find_mount
+from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.unmount import unmount
 from mystfuse.image.atomic_file import AtomicFile
 
@@ -97,19 +100,22 @@ class EncryptedFile:
 
     def _serve(self, report: Report) -> int:
         """Runs in the child."""
+        options = MountOptions(self._mountpoint, "mkext2", noexec=True)
+        # Whoever started us may have been killed by then, and we may remove nothing ourselves.
+        keeper = Keeper(options, lambda: _remove(self._mountpoint), ("unlink", "unlinkat", "rmdir"))
         try:
             # When whoever started us is killed. It takes a while until there is a loop that listens.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             from mystfuse.fuse.plaintext_file import PlaintextFile, serve
 
-            file = PlaintextFile(self._target_fd, self._payload_offset, self._cipher)
-            serve(file, self._mountpoint, lambda: report(ExitStatus.DONE, ""))
+            confine()
+            file = PlaintextFile(self._target_fd, self._payload_offset, self._cipher, options.owner)
+            serve(file, keeper, lambda: report(ExitStatus.DONE, ""))
         except MountError as error:
             report(error.exit_status, str(error))
             return error.exit_status
         finally:
-            # Whoever started us may have been killed.
-            _remove(self._mountpoint)
+            keeper.close()
         return ExitStatus.DONE
 
 

@@ -17,11 +17,13 @@ import signal
 import socket
 import stat
 import struct
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from enum import IntEnum
 from typing import Any, NoReturn
 
+from mystfuse.confinement import confine_keeper
 from mystfuse.errors import MountError
 from mystfuse.fuse.daemon import close_descriptors, end_child
 from mystfuse.fuse.fusermount import run_fusermount
@@ -58,13 +60,21 @@ class _Order(IntEnum):
 class Keeper:
     """The daemon's end. The process must have one thread when this is made; then any may use it, one at a time."""
 
-    def __init__(self, options: MountOptions) -> None:
+    def __init__(
+        self, options: MountOptions, at_the_end: Callable[[], None] = lambda: None, extra_calls: Iterable[str] = ()
+    ) -> None:
+        """Start it.
+
+        Args:
+            at_the_end: what it does when the daemon has ended, however that was.
+            extra_calls: system calls that this takes.
+        """
         self._patience = PATIENCE
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if not self._pid:
             self._socket.close()
-            _run(_Office(options), other)
+            _run(_Office(options), other, at_the_end, extra_calls)
         other.close()
 
     def mount(self) -> tuple[int | None, Mount | None]:
@@ -123,6 +133,7 @@ class _Office:
 
     def __init__(self, options: MountOptions) -> None:
         self.options = options
+        self.is_confined = False
         self._own: Mount | None = None
 
     def answer(self, order: _Order) -> tuple[dict[str, Any], list[int]]:
@@ -133,7 +144,7 @@ class _Office:
                     # Mounted by the caller, perhaps where we cannot see it.
                     self._own = find_mount(self.options.mountpoint)
                     return {"mount": self._own and asdict(self._own)}, []
-                descriptor = _mount(self.options)
+                descriptor = _mount(self.options, may_run_programs=not self.is_confined)
                 self._own = self._find_own(descriptor)
                 return {"mount": asdict(self._own)}, [descriptor]
             case _Order.RAISE_READ_AHEAD:
@@ -164,7 +175,9 @@ class _Office:
         raise MountError(f"{path}: another directory has taken its place: nothing is mounted")
 
 
-def _run(office: _Office, connection: socket.socket) -> NoReturn:
+def _run(
+    office: _Office, connection: socket.socket, at_the_end: Callable[[], None], extra_calls: Iterable[str]
+) -> NoReturn:
     """Answer until the daemon is gone."""
     try:
         set_process_name(NAME)
@@ -177,6 +190,7 @@ def _run(office: _Office, connection: socket.socket) -> NoReturn:
             os.dup2(null, descriptor)
         needed = {connection.fileno(), office.options.directory, office.options.descriptor}
         close_descriptors(frozenset(fd for fd in needed if fd is not None))
+        office.is_confined = confine_keeper(extra_calls)
         while message := connection.recv(_REQUEST.size + 1):
             order = _understand(message)
             if order is None:
@@ -198,7 +212,10 @@ def _run(office: _Office, connection: socket.socket) -> NoReturn:
             for descriptor in descriptors:
                 os.close(descriptor)
     finally:
-        os._exit(0)
+        try:
+            at_the_end()
+        finally:
+            os._exit(0)
 
 
 def _understand(message: bytes) -> _Order | None:
@@ -230,7 +247,7 @@ def _check_descriptors(open_one: int) -> None:
             os.close(descriptor)
 
 
-def _mount(options: MountOptions) -> int:
+def _mount(options: MountOptions, may_run_programs: bool) -> int:
     """Mount by the system call, or by fusermount3 as somebody who may not; returns the descriptor of /dev/fuse.
 
     Sources: libfuse's lib/mount.c; the kernel's Documentation/filesystems/fuse.rst.
@@ -246,7 +263,8 @@ def _mount(options: MountOptions) -> int:
         descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise MountError(f"/dev/fuse: {error.strerror}") from error
-    data = f"fd={descriptor},rootmode={stat.S_IFDIR:o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    user, group = options.owner
+    data = f"fd={descriptor},rootmode={_kind_of(options):o},user_id={user},group_id={group},default_permissions"
     if options.allow_other:
         data += ",allow_other"
     # By the descriptor: whatever has that name by now, it is the directory that was looked at.
@@ -258,9 +276,19 @@ def _mount(options: MountOptions) -> int:
         return descriptor
     code = ctypes.get_errno()
     os.close(descriptor)
-    if code != errno.EPERM:
+    if code != errno.EPERM or not may_run_programs:
         raise MountError(f"cannot mount on {options.mountpoint}: {os.strerror(code)}")
     return _mount_by_fusermount(options)
+
+
+def _kind_of(options: MountOptions) -> int:
+    """What is mounted on, as the kernel wants it of what is mounted: a directory, or a file (``encrypted_file``)."""
+    if options.directory is not None:
+        return stat.S_IFDIR
+    try:
+        return stat.S_IFMT(os.stat(options.mountpoint).st_mode)
+    except OSError as error:
+        raise MountError(f"{options.mountpoint}: {error.strerror}") from error
 
 
 def _mount_by_fusermount(options: MountOptions) -> int:

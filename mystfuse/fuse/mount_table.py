@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mystfuse.users import is_own_user
+
 FSTYPE = "fuse.mystfuse"
 _PR_SET_NAME = 15
 """<linux/prctl.h>"""
@@ -98,10 +100,11 @@ def set_process_name(name: str) -> None:
 def find_daemon(mount: Mount) -> int | None:
     """A pidfd of the process that serves a mount; None when there is none (it was killed).
 
-    Only processes of the user who mounted count: nobody else can pass theirs off as a daemon. Nor do those of that user
-    that do not serve the mount, where the kernel says who does (older ones do not) and we may see it. A device number
-    is used again as soon as its mount is gone, while the daemon of that one is still ending: the youngest process
-    counts, and none that has ended and only waits to be reaped.
+    Only processes of the user who mounted count, and for mounts of root those of the users that daemons of root become:
+    nobody else can pass theirs off as a daemon. Nor do those of them that do not serve the mount, where the kernel says
+    who does (older ones do not) and we may see it. A device number is used again as soon as its mount is gone, while
+    the daemon of that one is still ending: the youngest process counts, and none that has ended and only waits to be
+    reaped.
     """
     found: list[tuple[int, int]] = []
     for entry in Path("/proc").iterdir():
@@ -111,7 +114,8 @@ def find_daemon(mount: Mount) -> int | None:
             # Anybody may call a process anything: bytes, not text.
             if (entry / "comm").read_bytes() != f"{mount.daemon_name}\n".encode():
                 continue
-            if entry.stat().st_uid != mount.user_id:
+            user = entry.stat().st_uid
+            if user != mount.user_id and (mount.user_id != 0 or not is_own_user(user)):
                 continue
             # proc_pid_stat(5): the fields after the name, which may hold blanks; state is field 3, starttime field 22.
             fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()

@@ -129,6 +129,7 @@ class Operations(pyfuse3.Operations):
         volume: Volume,
         options: MountOptions,
         status: Callable[[], dict[str, Any]],
+        groups_of: Callable[[int], frozenset[int]],
         on_init: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
@@ -139,8 +140,9 @@ class Operations(pyfuse3.Operations):
         self.last_request = trio.current_time()
         self._volume = volume
         self._options = options
-        self._control = ControlDirectory(status, volume.superblock.size) if options.control else None
-        self._own = os.getuid(), os.getgid()
+        self._control = ControlDirectory(status, volume.superblock.size, options.owner) if options.control else None
+        self._own = options.owner
+        self._groups_of = groups_of
         self._shows_owners = not options.map_root and options.uid is None and options.gid is None
         self._block_size = volume.superblock.block_size
         self._references = References()
@@ -530,7 +532,7 @@ class Operations(pyfuse3.Operations):
         return 0 if self._options.map_root and gid == self._own[1] else gid
 
     def _caller(self, ctx: RequestContext) -> Caller:
-        groups = functools.partial(_groups_of, ctx.pid)
+        groups = functools.partial(self._groups_of, ctx.pid)
         return Caller(self._stored_uid(ctx.uid), self._stored_gid(ctx.gid), groups)
 
     def _open_file(self, ino: int, caller: Caller, flags: int) -> FileInfo:
@@ -587,14 +589,6 @@ class Operations(pyfuse3.Operations):
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         handles[handle] = value
         return handle
-
-
-def _groups_of(pid: int) -> frozenset[int]:
-    """The supplementary groups of a process; none if it has ended."""
-    try:
-        return frozenset(pyfuse3.get_sup_groups(pid))
-    except (OSError, RuntimeError):
-        return frozenset()
 
 
 def _ext2_ino(inode: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -48,6 +49,8 @@ class MountOptions:
     io_timeout: float = 30.0
     idle_timeout: float = math.inf
     on_corruption: OnCorruption = OnCorruption.EIO
+    owner: tuple[int, int] = field(default_factory=lambda: (os.getuid(), os.getgid()))
+    """The user and the group who mount; the daemon may become others."""
 
     @property
     def shown_name(self) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from errno import EINVAL, EIO
 
 import pyfuse3
@@ -13,9 +14,10 @@ import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, RequestContext, SetattrFields
 
 from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher, find_zero_sectors
+from mystfuse.errors import MountError
+from mystfuse.fuse.keeper import Keeper
 from mystfuse.fuse.mount import mount
-from mystfuse.fuse.mount_table import find_mount, name_this_process
-from mystfuse.fuse.unmount import unmount
+from mystfuse.fuse.mount_table import name_this_process
 
 _MAX_TASKS = 2
 
@@ -30,8 +32,9 @@ class PlaintextFile(pyfuse3.Operations):
     # mke2fs writes a block at a time; the kernel makes long writes of that.
     enable_writeback_cache = True
 
-    def __init__(self, fd: int, payload_offset: int, cipher: XtsCipher) -> None:
+    def __init__(self, fd: int, payload_offset: int, cipher: XtsCipher, owner: tuple[int, int]) -> None:
         super().__init__()
+        self._owner = owner
         self._fd = fd
         self._payload_offset = payload_offset
         self._cipher = cipher
@@ -40,7 +43,7 @@ class PlaintextFile(pyfuse3.Operations):
         attributes = EntryAttributes()
         attributes.st_ino = pyfuse3.ROOT_INODE
         attributes.st_mode = stat.S_IFREG | 0o600
-        attributes.st_uid, attributes.st_gid = os.getuid(), os.getgid()
+        attributes.st_uid, attributes.st_gid = self._owner
         attributes.st_size = max(os.fstat(self._fd).st_size - self._payload_offset, 0)
         attributes.attr_timeout = 3600
         return attributes
@@ -102,26 +105,32 @@ class PlaintextFile(pyfuse3.Operations):
         return bytes(plain)
 
 
-def serve(file: PlaintextFile, mountpoint: str, report: Callable[[], None]) -> None:
+def serve(file: PlaintextFile, keeper: Keeper, report: Callable[[], None]) -> None:
     """Serve the file until it is unmounted.
 
     Args:
+        keeper: what mounts and unmounts for us.
         report: called when it is mounted.
 
     Raises:
         MountError: it cannot be mounted.
     """
-    trio.run(_serve, file, mountpoint, report)
+    trio.run(_serve, file, keeper, report)
 
 
-async def _serve(file: PlaintextFile, mountpoint: str, report: Callable[[], None]) -> None:
-    options = {"fsname=mkext2", "subtype=mystfuse", "nosuid", "nodev", "noexec"}
+async def _serve(file: PlaintextFile, keeper: Keeper, report: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        mount(file, mountpoint, options)
-        name_this_process(find_mount(mountpoint))
+        descriptor, found = keeper.mount()
+        try:
+            mount(file, f"/dev/fd/{descriptor}", set())
+        except MountError:
+            with suppress(MountError):
+                keeper.unmount(lazy=True)
+            raise
+        name_this_process(found)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_unmount_on_signal, signals, mountpoint)
+                nursery.start_soon(_unmount_on_signal, signals, keeper)
                 report()
                 await pyfuse3.main(max_tasks=_MAX_TASKS)
                 nursery.cancel_scope.cancel()
@@ -129,10 +138,10 @@ async def _serve(file: PlaintextFile, mountpoint: str, report: Callable[[], None
             pyfuse3.close(unmount=False)
 
 
-async def _unmount_on_signal(signals: AsyncIterator[int], mountpoint: str) -> None:
+async def _unmount_on_signal(signals: AsyncIterator[int], keeper: Keeper) -> None:
     async for _ in signals:
-        if find_mount(mountpoint) is not None:
-            await trio.to_thread.run_sync(unmount, mountpoint, True)
+        with suppress(MountError):
+            await trio.to_thread.run_sync(keeper.unmount, True)
         pyfuse3.terminate()
 
 

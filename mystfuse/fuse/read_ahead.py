@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import os
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def raise_read_ahead(device: str, size: int = READ_AHEAD) -> None:
     Not before INIT has been answered, which lowers it to what was agreed then (fs/fuse/inode.c, process_init_reply).
     """
     try:
-        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{size >> 10}\n")
+        _write(f"/sys/class/bdi/{device}/read_ahead_kb", size >> 10)
     except OSError as error:
         log.debug("the kernel reads 128 KiB ahead: %s", error)
 
@@ -31,7 +31,15 @@ def allow_background(device: str, requests: int = BACKGROUND) -> None:
     one time-out. (fs/fuse/control.c; the number of a connection is the device's minor one.)
     """
     try:
-        path = Path("/sys/fs/fuse/connections") / device.partition(":")[2] / "max_background"
-        path.write_text(f"{requests}\n")
+        _write(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/max_background", requests)
     except OSError as error:
         log.debug("the kernel sends 12 reads at once: %s", error)
+
+
+def _write(path: str, number: int) -> None:
+    # Not created, nor cut off, which is not permitted to the keeper: these are no ordinary files.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, f"{number}\n".encode())
+    finally:
+        os.close(descriptor)

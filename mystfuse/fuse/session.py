@@ -17,6 +17,7 @@ import pyfuse3
 import trio
 
 from mystfuse import __version__
+from mystfuse.confinement import Confinement
 from mystfuse.crypto.secret import lock_memory
 from mystfuse.devices.threads import call_in_thread
 from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
@@ -55,7 +56,7 @@ class Session:
     Args:
         keys: for an encrypted image; wiped as soon as it is open.
         keeper: what mounts and unmounts for us.
-        landlock: the version of Landlock that this process is restricted by; for the status.
+        confinement: what holds this process; for the status, and to see which groups a caller is in.
         progress: shown while a passphrase is tried.
         on_ready: called once, when the kernel's INIT has been answered: from then on the mount answers.
         on_ending: called once, when the mount begins to end.
@@ -67,7 +68,7 @@ class Session:
         keys: Keys,
         options: MountOptions,
         keeper: Keeper,
-        landlock: int,
+        confinement: Confinement,
         on_ready: Callable[[], None],
         progress: Progress,
         on_ending: Callable[[], None] = lambda: None,
@@ -77,7 +78,7 @@ class Session:
         self._progress = progress
         self._options = options
         self._keeper = keeper
-        self._landlock = landlock
+        self._confinement = confinement
         self._on_ready = on_ready
         self._on_ending = on_ending
         self._started = time.monotonic()
@@ -134,7 +135,9 @@ class Session:
             assert descriptor is not None
             try:
                 handshake = Handshake(descriptor)
-                operations = Operations(volume, self._options, self._status, handshake.finish)
+                operations = Operations(
+                    volume, self._options, self._status, self._confinement.groups_of, handshake.finish
+                )
                 mount(operations, f"/dev/fd/{handshake.descriptor}", self._options.fuse_options())
             except MountError:
                 with suppress(MountError):
@@ -251,7 +254,7 @@ class Session:
 
     def _status_of(self, pipeline: Pipeline, volume: Volume) -> Callable[[], dict[str, Any]]:
         trust, verity, reader, cache = self._image.trust, pipeline.verity, pipeline.reader, volume.cache
-        overlay, unlocked = volume.overlay, pipeline.unlocked
+        overlay, unlocked, confinement = volume.overlay, pipeline.unlocked, self._confinement
 
         def status() -> dict[str, Any]:
             return {
@@ -261,7 +264,10 @@ class Session:
                 "mountpoint": self._options.mountpoint,
                 "uptime": round(time.monotonic() - self._started, 3),
                 "read_only": overlay is None,
-                "landlock": self._landlock or None,
+                "landlock": confinement.landlock or None,
+                "seccomp": confinement.has_filter,
+                "empty_root": confinement.has_empty_root,
+                "own_user": confinement.own_user,
                 "root_hash": trust.root_hash.hex() if trust.root_hash else None,
                 "trust": trust.reason.value,
                 "trust_explanation": trust.explanation,

@@ -33,7 +33,11 @@ async def read_contents(device: Device, is_whole: bool) -> LuksHeader | None:
     (first,) = await device.read([Extent(0, min(FIRST_BYTES, device.size))])
     if is_luks(first) or not is_ext2(first):
         # Only here: what reads LUKS headers takes 15 ms to import.
-        from mystfuse.image.unlock import read_luks_header
+        try:
+            from mystfuse.image.unlock import read_luks_header
+        except ImportError as error:
+            # A daemon that was confined when this was no such image.
+            raise FormatError("it has become another image while it was being opened") from error
 
         header = await read_luks_header(device)
         if header is not None:

@@ -1,0 +1,74 @@
+"""Landlock: a process gives up, for good, what it may do with the file system.
+
+Sources: landlock(7), <linux/landlock.h>. It has no functions in the C library; why no library of Python's is used is
+told in docs/adr/0011.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+
+log = logging.getLogger(__name__)
+
+_SYS_CREATE_RULESET, _SYS_ADD_RULE, _SYS_RESTRICT_SELF = 444, 445, 446
+_CREATE_RULESET_VERSION = 1
+_RULE_PATH_BENEATH = 1
+_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_ACCESS_FS = {1: 13, 2: 14, 3: 15, 5: 16}
+"""Since which version of Landlock how many kinds of access to files can be forbidden."""
+_BIND_AND_CONNECT_TCP = 3
+"""Since version 4."""
+_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL = 3
+"""Since version 6: no abstract sockets of processes outside, and no signals to them."""
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("access_fs", ctypes.c_uint64), ("access_net", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+
+
+class _PathBeneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("access", ctypes.c_uint64), ("fd", ctypes.c_int32))
+
+
+def restrict_file_access(readable: int | None) -> int:
+    """Let this thread, and those it starts, open nothing from here on but files beneath one directory, for reading: not
+    create, execute, remove, rename or mount anything, nor send signals to other processes, nor use TCP. Descriptors
+    that are open stay what they are.
+
+    No-new-privileges comes first. As far as the kernel's Landlock goes; none is no error.
+
+    Args:
+        readable: a descriptor of the directory; None for no directory.
+
+    Returns:
+        The version of Landlock that is in force; 0 for none.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    version: int = libc.syscall(_SYS_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
+    if version < 1:
+        log.info("the daemon may open files: the kernel has no Landlock (%s)", os.strerror(ctypes.get_errno()))
+        return 0
+    kinds = max(kinds for since, kinds in _ACCESS_FS.items() if since <= version)
+    rules = _Ruleset(
+        access_fs=(1 << kinds) - 1,
+        access_net=_BIND_AND_CONNECT_TCP if version >= 4 else 0,
+        scoped=_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= 6 else 0,
+    )
+    # What an older kernel does not know is zero, and so does not matter to it.
+    ruleset = libc.syscall(_SYS_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
+    if ruleset < 0:
+        log.info("the daemon may open files: Landlock: %s", os.strerror(ctypes.get_errno()))
+        return 0
+    try:
+        if readable is not None:
+            rule = _PathBeneath(_READ_FILE | _READ_DIR, readable)
+            libc.syscall(_SYS_ADD_RULE, ruleset, _RULE_PATH_BENEATH, ctypes.byref(rule), 0)
+        if libc.syscall(_SYS_RESTRICT_SELF, ruleset, 0):
+            log.info("the daemon may open files: Landlock: %s", os.strerror(ctypes.get_errno()))
+            return 0
+    finally:
+        os.close(ruleset)
+    return version
