@@ -27,6 +27,7 @@ from mystfuse.errors import FormatError, MystfuseError, UsageError
 from mystfuse.formats.luks import Argon2, LuksHeader, Pbkdf2
 from mystfuse.image.keys import Keys
 from mystfuse.image.unlock import unlock
+from mystfuse.users import FIRST_OWN_USER
 
 GIB = 1 << 30
 ENDLESS = {"hash_name": "sha256", "salt": "00" * 32, "iterations": (1 << 31) - 1}
@@ -155,6 +156,9 @@ def test_the_process_holds_nothing_and_shows_nothing() -> None:
         process = Path(f"/proc/{pid}")
         try:
             deadline = time.monotonic() + 10
+            while "\nSeccomp:\t2\n" not in (status := (process / "status").read_text()):
+                assert time.monotonic() < deadline, status
+                time.sleep(0.01)
             while len(links := [os.readlink(link) for link in (process / "fd").iterdir()]) != 4:
                 assert time.monotonic() < deadline, links
                 time.sleep(0.01)
@@ -163,6 +167,8 @@ def test_the_process_holds_nothing_and_shows_nothing() -> None:
             assert re.search(r"Max cpu time +\d+ +\d+ +seconds", limits)
             assert re.search(r"Max address space +\d+ +\d+ +bytes", limits)
             assert re.search(r"Max core file size +[01] ", limits)
+            assert re.search(r"^CapBnd:\t0+$", status, re.MULTILINE)
+            assert int(re.findall(r"^Uid:\t(\d+)", status, re.MULTILINE)[0]) >= FIRST_OWN_USER
         finally:
             trio.run(deriver.close)
         assert held.fileno() >= 0

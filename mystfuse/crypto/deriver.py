@@ -136,7 +136,9 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
         _close_all_but(connection.fileno())
         _limit(limit)
         # What it is asked comes from the header, by way of a process that has read it.
-        confine()
+        if (proc := confine().proc) is not None:
+            # Which other processes there are, is not for us.
+            os.close(proc)
         left = limit.seconds
         while request := connection.recv(_MAX_REQUEST):
             secret = Secret(_MAX_SECRET)
