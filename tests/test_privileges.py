@@ -151,7 +151,7 @@ def test_a_killed_daemon_takes_its_keeper_with_it(small_image: Path, mountpoint:
         keeper = keeper_of(pid)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: is_gone(pid) and is_gone(keeper))
-        # What is below must not come to light by itself: somebody might write there.
+        # What is below must not come to light by itself (docs/adr/0019).
         assert find_mount(str(mountpoint)) is not None
         assert mystfuse("umount", mountpoint).returncode == 0
 

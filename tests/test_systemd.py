@@ -171,7 +171,7 @@ def test_the_units_work_under_systemd(said: dict[str, str]) -> None:
     assert "ExecMainStatus=3 " in said["3"] and "StatusText=/work/image: not trusted" in said["3"]
     assert "ExecMainStatus=6 " in said["4"] and "StatusText=/work/bad: no fssig" in said["4"]
     assert "ActiveState=active" in said["5"] and said["5"].endswith("\nhello\n"), said["5"]
-    assert "Result=signal" in said["6"] and "not mounted" in said["6"]
+    assert "Result=signal" in said["6"] and said["6"].endswith("\nmounted\n")
     assert "Result=success" in said["7"]
     assert "ActiveState=active" in said["8"] and "user_id=65534\nnot mounted\n" in said["8"], said["8"]
     assert said["9"] == "hello\nnot mounted\n"
