@@ -66,6 +66,8 @@ async def extract(
     with ExitStack() as stack:
         try:
             parent = open_directory(target.parent)
+        except FileNotFoundError as error:
+            raise OSError(error.errno, f"there is no directory {target.parent}", os.fspath(destination)) from error
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(destination)) from error
         stack.callback(os.close, parent)

@@ -73,6 +73,8 @@ def test_a_file_of_such_a_name_is_read(
         (("execute", "image", "true"), "exec"),
         (("fsck", "image"), "verify"),
         (("mkfs", "directory", "image"), "mkext2"),
+        (("help",), "--help"),
+        (("version",), "--version"),
     ],
 )
 def test_a_command_with_a_slip_of_the_pen_is_no_image(
@@ -117,6 +119,10 @@ def test_an_image_that_is_not_there_is_told_as_a_file(tmp_path: Path) -> None:
         ("verify", ""),
         ("fssig", ""),
         ("ls", ""),
+        ("ls", "IMAGE", ""),
+        ("cat", "IMAGE", ""),
+        ("tar", "IMAGE", ""),
+        ("extract", "IMAGE", "", "out"),
         ("exec", "", "true"),
         ("exec", "IMAGE", ""),
         ("run", ""),
@@ -129,6 +135,25 @@ def test_an_empty_argument_is_told_as_that(
     result = in_process(*(small_image if word == "IMAGE" else word for word in words))
     assert_one_line(result, 2, "empty (a variable that is not set?)")
     assert not os.listdir(tmp_path)
+
+
+# Other names
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"), [("alow_other", "allow_other"), ("readonly", "read_only"), ("keyfil=x", "keyfile"), ("x", "")]
+)
+def test_a_mount_option_with_a_slip_of_the_pen(small_image: Path, tmp_path: Path, option: str, meant: str) -> None:
+    result = in_process("mount", "-o", option, small_image, tmp_path)
+    assert_one_line(result, 2, f"-o {option}: no such mount option", f"is {meant} meant?" if meant else "")
+    assert ("meant?" in result.stderr) == bool(meant)
+
+
+def test_a_directory_that_is_not_there_is_named(small_tree: Path, small_image: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    for words in (("mkext2", small_tree, missing / "out"), ("extract", small_image, "/hello.txt", missing / "out")):
+        result = in_process(*words)
+        assert result.returncode == 1 and f"there is no directory {missing}\n" in result.stderr, result.stderr
 
 
 # exec
@@ -255,6 +280,16 @@ def test_a_mount_below_is_named(small_image: Path, mountpoint: Path) -> None:
         finally:
             run("umount", mountpoint / "sub")
         assert_one_line(result, 7, f"{mountpoint}/sub is mounted below it: unmount that first")
+
+
+def test_what_is_no_mountpoint_is_told_as_what_it_is(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
+    with mounted(small_image, mountpoint):
+        for words in ("umount",), ("status",), ("commit",):
+            more = (tmp_path / "new",) if words[0] == "commit" else ()
+            inside = in_process(*words, mountpoint / "sub/deep", *more)
+            assert_one_line(inside, 7, f"it lies in what is mounted on {mountpoint}")
+            image = in_process(*words, small_image, *more)
+            assert_one_line(image, 7, f"it is the image that is mounted on {mountpoint}")
 
 
 def test_another_users_mount_is_told_as_that(small_image: Path, open_tmp_path: Path, ordinary_user: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mystfuse.cli.options import GivenPath
+from mystfuse.cli.options import GivenPath, given_text
 from mystfuse.cli.progress import progress
 from mystfuse.cli.reading import count_bytes, image_options, read_image, warn_of_omissions
 from mystfuse.extract import extract
@@ -15,7 +15,7 @@ from mystfuse.image_tree import ImageTree
 
 @click.command("extract", short_help="Copy a file or directory out of an image.")
 @image_options
-@click.argument("path")
+@click.argument("path", metavar="PATH", type=given_text)
 @click.argument("destination", metavar="DEST", type=GivenPath())
 def command(path: str, destination: str, **given: Any) -> None:
     """Copy PATH in IMAGE to DEST, which must not exist; PATH / is all of it.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import click
 import trio
 
+from mystfuse.cli.options import given_text
 from mystfuse.cli.reading import image_options, read_image
 from mystfuse.cli.text import complain, one_line
 from mystfuse.errors import ExitStatus, MystfuseError
@@ -44,7 +45,7 @@ class _Item(NamedTuple):
 @click.option("-a", "shows_hidden", is_flag=True, help="Names that begin with a dot as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, one object a name, with all there is.")
 @image_options
-@click.argument("path", default="/")
+@click.argument("path", metavar="[PATH]", type=given_text, default="/")
 def command(
     path: str, is_long: bool, is_recursive: bool, shows_hidden: bool, as_json: bool, **given: Any
 ) -> ExitStatus:

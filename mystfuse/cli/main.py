@@ -27,6 +27,7 @@ ALIASES = {"exec-sgx": "exec", "exec-linux": "exec", "package-sgx": "package"}
 _OTHERS_NAMES = {
     "unmount": "umount", "info": "fssig", "list": "ls", "dump": "fssig", "check": "verify", "fsck": "verify",
     "create": "mkext2", "format": "mkext2", "mkfs": "mkext2", "open": "mount", "close": "umount", "export": "extract",
+    "help": "--help", "version": "--version",
 }  # fmt: skip
 """What other programs call such commands."""
 

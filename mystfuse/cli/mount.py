@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import math
@@ -192,7 +193,9 @@ def parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
         elif part == "remount":
             raise MountError("a mystfuse mount cannot be changed while it is there: unmount it and mount it again")
         elif name not in (_IGNORED_VALUES if equals else _IGNORED):
-            raise UsageError(f"-o {part}: no such mount option, or its value is missing or not wanted")
+            alike = difflib.get_close_matches(name, OPTION_NAMES - {name}, n=1, cutoff=0.75)
+            meant = f"; is {alike[0]} meant?" if alike and name not in OPTION_NAMES else ""
+            raise UsageError(f"-o {part}: no such mount option, or its value is missing or not wanted{meant}")
     return frozenset(flags)
 
 

@@ -37,6 +37,13 @@ class GivenPath(click.Path):
         return self.coerce_path_result(value)
 
 
+def given_text(value: str) -> str:
+    """An argument that says something: a path in an image, for one."""
+    if not value:
+        raise click.BadParameter("it is empty (a variable that is not set?)")
+    return value
+
+
 def parse_size(value: str) -> int:
     """Bytes from a number with an optional suffix k, M, G or T (powers of 1024)."""
     match = re.fullmatch(r"([0-9]{1,19})([kKmMgGtT]?)(?:i?[bB])?", value)

@@ -16,7 +16,7 @@ from mystfuse.cli.options import GivenPath
 from mystfuse.cli.text import one_line
 from mystfuse.errors import MountError
 from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, STATUS_NAME
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.fuse.mount_table import describe_absence, find_mount
 
 TIMEOUT = 10.0
 
@@ -43,7 +43,7 @@ def read_status(mountpoint: str) -> str:
     """
     path = resolve_mountpoint(mountpoint)
     if find_mount(path) is None:
-        raise MountError(f"{mountpoint}: nothing of mystfuse's is mounted there")
+        raise MountError(f"{mountpoint}: {describe_absence(path)}")
     status_file = Path(path) / os.fsdecode(CONTROL_NAME) / os.fsdecode(STATUS_NAME)
     return _with_timeout(status_file, status_file.read_text)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from mystfuse.cli.options import given_text
 from mystfuse.cli.progress import progress
 from mystfuse.cli.reading import (
     count_bytes,
@@ -21,7 +22,7 @@ from mystfuse.tar import write_tar
 
 @click.command("tar", short_help="Write a tree of an image to stdout as a tar archive.")
 @image_options
-@click.argument("path", default="/")
+@click.argument("path", metavar="[PATH]", type=given_text, default="/")
 def command(path: str, **given: Any) -> None:
     """Write PATH in IMAGE (default: all of it) to stdout as a tar archive (pax), sorted by name.
 

@@ -48,6 +48,17 @@ def own_mountpoints() -> list[str]:
     return [path for path, mount in _mounts() if mount is not None][::-1]
 
 
+def describe_absence(path: str) -> str:
+    """What to say of a path (absolute, without links) at which ``find_mount`` has found nothing."""
+    said = "nothing of mystfuse's is mounted there"
+    for mountpoint, mount in [*_mounts()][::-1]:
+        if mount is not None and path.startswith(mountpoint + "/"):
+            return f"{said}: it lies in what is mounted on {mountpoint}"
+        if mount is not None and path == mount.source:
+            return f"{said}: it is the image that is mounted on {mountpoint}"
+    return said
+
+
 def mountpoints() -> list[str]:
     """Where anything is mounted, from the bottom up."""
     return [path for path, _ in _mounts()]

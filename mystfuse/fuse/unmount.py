@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from mystfuse.errors import MountError
 from mystfuse.fuse.fusermount import run_fusermount
-from mystfuse.fuse.mount_table import Mount, find_daemon, find_mount, find_other_server
+from mystfuse.fuse.mount_table import Mount, describe_absence, find_daemon, find_mount, find_other_server
 from mystfuse.fuse.mount_users import describe_users
 from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
@@ -100,7 +100,7 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
     """
     mount = find_mount(mountpoint)
     if mount is None:
-        raise MountError(f"{mountpoint}: nothing of mystfuse's is mounted there")
+        raise MountError(f"{mountpoint}: {describe_absence(mountpoint)}")
     daemon = find_daemon(mount)
     if daemon is None and (server := find_other_server(mount)) is not None:
         raise MountError(f"{mountpoint}: not mystfuse's: {server} serves it (umount takes it away)")

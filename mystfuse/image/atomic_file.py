@@ -68,6 +68,11 @@ class AtomicFile:
             self.fd = self._open(0o600 if replaced is not None and stat.S_ISREG(replaced.st_mode) else mode)
             if replaced is not None:
                 self._take_after(replaced)
+        except FileNotFoundError as error:
+            missing = self._directory < 0
+            self.__exit__(None, None, None)
+            why = f"there is no directory {target.parent}" if missing else self._explain(error)
+            raise MystfuseError(f"{target}: cannot be written: {why}") from error
         except OSError as error:
             message = f"{target}: cannot be written: {self._explain(error)}"
             self.__exit__(None, None, None)
