@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
 from conftest import run
-from ext2_editor import ROOT, Editor, MemoryDevice, make_image
+from ext2_editor import ROOT, Editor, MemoryDevice, make_image, merged
 from fuzz.images import SparseDevice, load
 from fuzz.mutator import layout
 
@@ -64,6 +65,58 @@ async def number_of(volume: Volume, name: bytes, parent: int = ROOT) -> int:
     return inode.ino
 
 
+def accounts(data: bytes) -> list[tuple[int, int]]:
+    """How many more blocks and inodes are free by the bitmap of each group than by its counts; and at last, by the
+    counts of all groups than by the superblock's. Zeros, unless the image was broken; whatever is taken or freed, they
+    stay what they are."""
+    image = Editor(data)
+    differences: list[tuple[int, int]] = []
+    totals = [0, 0]
+    for group in range(4):
+        block_bitmap, inode_bitmap = struct.unpack_from("<II", image.data, image.descriptor(group))
+        counts = struct.unpack_from("<HH", image.data, image.descriptor(group) + 12)
+        blocks = min(1024, image.blocks_count - image.first_data_block - 1024 * group)
+        free = [
+            size - (int.from_bytes(image.data[number * 1024 :][: size // 8 + 1], "little") % (1 << size)).bit_count()
+            for number, size in ((block_bitmap, blocks), (inode_bitmap, image.inodes_per_group))
+        ]
+        differences.append((free[0] - counts[0], free[1] - counts[1]))
+        totals = [totals[0] + counts[0], totals[1] + counts[1]]
+    free_blocks, free_inodes = struct.unpack_from("<II", image.data, 1024 + 12)
+    return [*differences, (totals[0] - free_blocks, totals[1] - free_inodes)]
+
+
+def assert_accounts_of(image: Editor, volume: Volume, what: object) -> None:
+    """What is free is still counted as it was."""
+    assert volume.overlay is not None
+    now = bytearray(image.data)
+    for number in range(image.blocks_count):
+        if (block := volume.overlay.get(number)) is not None:
+            assert isinstance(block, bytes)
+            now[number * 1024 : number * 1024 + 1024] = block
+    before, after = accounts(bytes(image.data)), accounts(bytes(now))
+    assert after[:-1] == before[:-1], what
+    for field, most in enumerate((image.blocks_count, image.inodes_count)):
+        # The superblock's do not rise over what there is; those that were over it are made that.
+        if image.get("<I", 1024 + 12 + 4 * field) <= most != struct.unpack_from("<I", now, 1024 + 12 + 4 * field)[0]:
+            assert after[-1][field] == before[-1][field], what
+
+
+async def outcome(operation: Awaitable[object], volume: Volume) -> str:
+    """``done``, or the error of an operation that has changed nothing."""
+    before = volume.changes
+    try:
+        await operation
+    except CorruptFilesystem:
+        result = "EUCLEAN"
+    except OSError as error:
+        result = errno.errorcode[error.errno or 0]
+    else:
+        return "done"
+    assert volume.changes == before, result
+    return result
+
+
 async def assert_corrupt(operation: Awaitable[object], volume: Volume) -> None:
     before = volume.changes
     with pytest.raises(CorruptFilesystem):
@@ -93,6 +146,7 @@ async def test_a_block_of_two_files_is_freed_once(image: Editor) -> None:
     volume = await open_volume(image)
     await volume.set_attributes(other, AttributeChanges(size=0), ADMIN)
     await assert_corrupt(volume.set_attributes(ino, AttributeChanges(size=0), ADMIN), volume)
+    assert_accounts_of(image, volume, "freed twice")
 
 
 async def test_a_file_that_has_a_block_twice_is_not_freed(image: Editor) -> None:
@@ -113,33 +167,50 @@ async def test_an_indirect_block_that_is_its_own_child_ends(image: Editor) -> No
     await assert_corrupt(volume.set_attributes(ino, AttributeChanges(size=0), ADMIN), volume)
 
 
-@pytest.mark.parametrize("links", [0, 1, 32000, 65535])
+LINK_COUNTS = {
+    # Nothing that is not in use is changed.
+    0: ["EUCLEAN", "EUCLEAN", "EUCLEAN", "EUCLEAN", "EUCLEAN", "ENOENT"],
+    # The first of two names takes the inode with it.
+    1: ["done", "done", "done", "EUCLEAN", "done", "ENOTEMPTY"],
+    # No more directories in it.
+    32000: ["EMLINK", "done", "done", "done", "done", "done"],
+    65535: ["EMLINK", "done", "done", "done", "done", "done"],
+}
+
+
+@pytest.mark.parametrize("links", LINK_COUNTS)
 async def test_link_counts_that_cannot_be(image: Editor, links: int) -> None:
     volume = await open_volume(image)
     for name in (b"file", b"dir"):
         edit_inode(image, await number_of(volume, name), "<H", 26, links)
     volume = await open_volume(image)
     directory = next(entry.ino for entry, _ in (await volume.entries(ROOT, 0, 100))[0] if entry.name == b"dir")
-    operations: list[Callable[[], Awaitable[object]]] = [
-        lambda: volume.create(directory, b"new", stat.S_IFDIR | 0o755, ADMIN),
-        lambda: volume.rename(ROOT, b"dir", ROOT, b"other", 0, ADMIN),
-        lambda: volume.remove(ROOT, b"file", False),
-        lambda: volume.remove(directory, b"hard", False),
-        lambda: volume.remove(directory, b"sub", True),
-        lambda: volume.remove(ROOT, b"other", True),
+    outcomes = [
+        await outcome(operation, volume)
+        for operation in (
+            volume.create(directory, b"new", stat.S_IFDIR | 0o755, ADMIN),
+            volume.rename(ROOT, b"dir", ROOT, b"other", 0, ADMIN),
+            volume.remove(ROOT, b"file", False),
+            volume.remove(directory, b"hard", False),
+            volume.remove(directory, b"sub", True),
+            volume.remove(ROOT, b"other", True),
+        )
     ]
-    for operation in operations:
-        try:
-            await operation()
-        except (OSError, MystfuseError):
-            continue
+    assert outcomes == LINK_COUNTS[links]
     for orphan in list(volume.orphans):
         await volume.release(orphan)
+    assert not volume.orphans
+    assert_accounts_of(image, volume, links)
 
 
 async def test_counts_and_bitmaps_that_lie_end_in_errors(image: Editor) -> None:
     """Everything is said to be free while nothing is, and the other way round."""
-    for free, fill in ((0xFFFF, 0xFF), (0, 0), (0xFFFF, 0), (5, 0xFF)):
+    for (free, fill), (made, is_freed) in {
+        (0xFFFF, 0xFF): ("ENOSPC", False),
+        (0, 0): ("ENOSPC", False),
+        (0xFFFF, 0): ("EUCLEAN", False),
+        (5, 0xFF): ("ENOSPC", True),
+    }.items():
         edited = Editor(bytes(image.data))
         struct.pack_into("<II", edited.data, 1024 + 12, free, free)
         for group in range(4):
@@ -149,17 +220,17 @@ async def test_counts_and_bitmaps_that_lie_end_in_errors(image: Editor) -> None:
             for number in (block_bitmap, inode_bitmap):
                 edited.data[number * 1024 : number * 1024 + 1024] = bytes([fill]) * 1024
         volume = await open_volume(edited)
-        for operation in (
-            volume.create(ROOT, b"new", stat.S_IFREG | 0o644, ADMIN),
-            volume.create(ROOT, b"newdir", stat.S_IFDIR | 0o755, ADMIN),
-            volume.remove(ROOT, b"large", False),
+        for operation, expected in (
+            (volume.create(ROOT, b"new", stat.S_IFREG | 0o644, ADMIN), made),
+            (volume.create(ROOT, b"newdir", stat.S_IFDIR | 0o755, ADMIN), made),
+            (volume.remove(ROOT, b"large", False), "done"),
         ):
-            try:
-                await operation
-            except (OSError, MystfuseError):
-                continue
+            assert await outcome(operation, volume) == expected, (free, fill)
         for orphan in list(volume.orphans):
             await volume.release(orphan)
+        # What cannot be freed stays whole: it is removed, and its space is lost.
+        assert bool(volume.orphans) != is_freed, (free, fill)
+        assert_accounts_of(edited, volume, (free, fill))
 
 
 async def test_no_inode_in_use_is_given_away(image: Editor) -> None:
@@ -187,7 +258,10 @@ async def test_a_directory_block_that_is_overwritten_as_a_file_has_no_room(image
     entries = [struct.pack("<IHBB4s", file, 12, 255, 1, b"long")] * 84
     await volume.write(file, 0, b"".join(entries) + struct.pack("<IHBB8x", file, 16, 255, 1), ADMIN)
     for number in range(20):
-        await volume.create(many, b"%0250d" % number, stat.S_IFREG | 0o644, ADMIN)
+        made = await volume.create(many, b"%0250d" % number, stat.S_IFREG | 0o644, ADMIN)
+        found = await volume.lookup(many, b"%0250d" % number)
+        assert found is not None and found.ino == made.ino
+    assert_accounts_of(image, volume, "names in a block that is a file's, too")
 
 
 def metadata_positions(image: Editor, volume_inodes: list[int]) -> list[range]:
@@ -212,7 +286,7 @@ async def test_random_damage_gives_errors_of_ours_in_bounded_time(pristine: byte
     for ino in (inodes[0], inodes[1], inodes[2]):
         ranges.append(range(original.block(ino), original.block(ino) + 300))
     ranges.append(range(original.block(inodes[4], 12), original.block(inodes[4], 12) + 200))
-    changed = failed = 0
+    changed = failed = refused = unreadable = 0
     for seed in range(MUTANTS):
         source = random.Random(seed)
         data = bytearray(pristine)
@@ -222,13 +296,16 @@ async def test_random_damage_gives_errors_of_ours_in_bounded_time(pristine: byte
         try:
             volume = await Volume.open(MemoryDevice(bytes(data)), LIMIT)
         except MystfuseError:
+            refused += 1
             continue
         for step in range(STEPS):
-            started = time.process_time()
+            started, before = time.process_time(), volume.changes
             try:
                 await random_operation(volume, source, inodes)
             except (OSError, MystfuseError):
                 failed += 1
+                # Long files are cut in steps, each whole by itself; these have no such length.
+                assert volume.changes == before, f"seed {seed}, step {step}: a failed operation has changed something"
             except Exception as error:
                 error.add_note(f"seed {seed}, step {step}")
                 raise
@@ -237,12 +314,15 @@ async def test_random_damage_gives_errors_of_ours_in_bounded_time(pristine: byte
             await volume.release(orphan)
         changed += volume.changes
         try:
-            merged = await volume.open_image()
-            await merged.read(0, merged.size)
-            merged.close()
+            after = await merged(volume)
         except MystfuseError:
+            unreadable += 1
             continue
+        assert len(after) == len(data)
+        assert_accounts_of(Editor(data), volume, f"seed {seed}")
+    print(f"\n{changed} changes, {failed} failures, {refused} not opened, {unreadable} not read as a whole")
     assert changed > MUTANTS * 5 and failed > MUTANTS
+    assert refused + unreadable < MUTANTS // 2
 
 
 async def random_operation(volume: Volume, source: random.Random, inodes: list[int]) -> None:

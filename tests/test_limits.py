@@ -315,18 +315,23 @@ def test_out_of_memory_is_an_error_or_an_orderly_end(
     size = memory(pid, {"AS": "VmSize", "DATA": "VmData"}[kind]) + room
     limit(pid, kind.lower(), size, resource.RLIM_INFINITY)
 
-    def attempt(work: Callable[[], object]) -> None:
+    def attempt(work: Callable[[], object]) -> bool:
         try:
             work()
             answers["done"] += 1
+            return True
         except OSError as error:
             answers[errno.errorcode[error.errno or 0]] += 1
+            return False
+
+    content, written = os.urandom(8 << 20), {}
 
     def use(number: int) -> None:
+        new = mountpoint / f"new{number}"
         for step in range(2):
             path = mountpoint / "big" / os.fsdecode(name_of(number * 100 + step))
             attempt(path.stat)
-            attempt(lambda: (mountpoint / f"new{number}").write_bytes(bytes(8 << 20)))
+            written[new] = attempt(lambda: new.write_bytes(content))
             attempt(lambda: next(os.scandir(mountpoint / "big")))
 
     threads = [threading.Thread(target=use, args=(number,), daemon=True) for number in range(4)]
@@ -345,6 +350,14 @@ def test_out_of_memory_is_an_error_or_an_orderly_end(
     else:
         limit(pid, kind.lower(), resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         assert (mountpoint / "big" / os.fsdecode(name_of(NAMES - 1))).stat().st_ino == FIRST_INO + NAMES
+        # What was done is there, of what failed a beginning at most; and the file system is whole.
+        for path, is_done in written.items():
+            found_content = path.read_bytes() if path.exists() else b""
+            assert content.startswith(found_content) and (not is_done or found_content == content), path
+        (mountpoint / "afterwards").write_bytes(content)
+        assert (mountpoint / "afterwards").read_bytes() == content
+        run("cp", "--sparse=always", mountpoint / ".mystfuse/image", tmp_path / "merged")
+        run("e2fsck", "-fn", tmp_path / "merged")
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
