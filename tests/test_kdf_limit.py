@@ -113,7 +113,7 @@ def test_a_derivation_that_takes_more_memory_than_it_should_fails() -> None:
         derive(KdfLimit(60, 64 << 20), {**parameters, "memory": 1 << 20})
 
 
-def test_who_gives_up_leaves_no_process() -> None:
+def test_who_gives_up_leaves_no_process(caplog: pytest.LogCaptureFixture) -> None:
     header, content = with_slots(1, Pbkdf2("sha256", b"somesalt", 45_000_000))
     keys = Keys(passphrase=Secret.copy_of(PASSPHRASE))
     children: list[int] = []
@@ -127,6 +127,7 @@ def test_who_gives_up_leaves_no_process() -> None:
     trio.run(main)
     assert time.monotonic() - started < 5
     assert keys.deriver is None
+    assert "trying 1 key slot will take up to about 55 s and 0 MiB of memory" in caplog.text
     assert not child_processes() & set(children)
     assert keys.passphrase is not None and keys.passphrase.view == bytes(len(PASSPHRASE))
 

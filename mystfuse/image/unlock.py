@@ -29,6 +29,9 @@ from mystfuse.image.progress import Progress
 
 log = logging.getLogger(__name__)
 
+_WORTH_SAYING = 10
+"""Seconds: what takes longer is announced, also to who sees no progress."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unlocked:
@@ -154,6 +157,8 @@ def _check_cost(keys: Keys, what: str, derivations: Sequence[tuple[Pbkdf2 | Argo
             f"{what} would take about {seconds:.0f} s and {memory >> 20} MiB of memory, more than {limit} allows "
             f"(--kdf-limit {enough} does)"
         )
+    if seconds >= _WORTH_SAYING:
+        log.warning("%s will take up to about %d s and %d MiB of memory", what, ceil(seconds), memory >> 20)
     if memory > available_memory():
         raise MystfuseError(f"{what} needs more memory than there is ({memory >> 20} MiB)")
 
