@@ -176,7 +176,10 @@ class _Office:
 
 
 def _run(
-    office: _Office, connection: socket.socket, at_the_end: Callable[[], None], extra_calls: Iterable[str]
+    office: _Office,
+    connection: socket.socket,
+    at_the_end: Callable[[], None] = lambda: None,
+    extra_calls: Iterable[str] = (),
 ) -> NoReturn:
     """Answer until the daemon is gone."""
     try:
