@@ -6,9 +6,7 @@ import errno
 import json
 import os
 import platform
-import pty
 import re
-import select
 import shutil
 import socket
 import subprocess
@@ -17,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attacks import NUMBERS, calls, image, needs_filter, needs_root, said
 from conftest import assert_one_line, mystfuse, run
 from test_seccomp import MACHINES, decide
 
@@ -26,110 +25,7 @@ from mystfuse.program_filter import program_filter, program_policy
 from mystfuse.seccomp import ALLOW, make_program, refuse
 from mystfuse.syscalls import known_syscalls, syscall_numbers
 
-NUMBERS = syscall_numbers(platform.machine())
-needs_filter = pytest.mark.skipif(not NUMBERS, reason=f"no filter of system calls on {platform.machine()}")
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it is root who has to be contained")
-
-ATTACK = r"""
-/* attack call NUMBER [ARGUMENT...]...: makes each system call (calls are separated by "-") and prints its errno;
- * attack write PATH...: opens each for writing; attack abstract NAME: connects. */
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
-#include <stddef.h>
-
-static long argument(const char *text)
-{
-    return text[0] == '=' ? (long)(text + 1) : (long)strtoull(text, NULL, 0);
-}
-
-int main(int count, char **words)
-{
-    if (!strcmp(words[1], "call")) {
-        for (int at = 2; at < count; at++) {
-            long number = argument(words[at++]), given[6] = {0};
-            for (int index = 0; at < count && strcmp(words[at], "-"); at++)
-                given[index++] = argument(words[at]);
-            errno = 0;
-            long result = syscall(number, given[0], given[1], given[2], given[3], given[4], given[5]);
-            printf("%ld %d\n", number, result == -1 ? errno : 0);
-            fflush(stdout);
-        }
-    } else if (!strcmp(words[1], "write")) {
-        for (int at = 2; at < count; at++)
-            printf("%s %d\n", words[at], open(words[at], O_WRONLY | O_NONBLOCK) < 0 ? errno : 0);
-    } else {
-        struct sockaddr_un address = {.sun_family = AF_UNIX};
-        strcpy(address.sun_path + 1, words[2]);
-        int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-        socklen_t length = offsetof(struct sockaddr_un, sun_path) + 1 + strlen(words[2]);
-        printf("%d\n", connect(fd, (struct sockaddr *)&address, length) ? errno : 0);
-    }
-    return 0;
-}
-"""
-APPLETS = (
-    "sh",
-    "cat",
-    "chown",
-    "find",
-    "id",
-    "ls",
-    "mkdir",
-    "mknod",
-    "readlink",
-    "sleep",
-    "stat",
-    "wc",
-    "echo",
-    "sort",
-    "true",
-)
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system of busybox, the attacker, and a file of somebody else. Never write to it."""
-    work = tmp_path_factory.mktemp("contained")
-    root = work / "tree"
-    for name in "bin", "dev", "proc":
-        (root / name).mkdir(parents=True)
-    shutil.copy("/bin/busybox", root / "bin/busybox")
-    for applet in APPLETS:
-        (root / "bin" / applet).symlink_to("busybox")
-    (work / "attack.c").write_text(ATTACK)
-    run("gcc", "-static", "-o", root / "bin/attack", work / "attack.c")
-    (root / "of-somebody").write_text("private\n")
-    (root / "of-somebody").chmod(0o600)
-    os.chown(root / "of-somebody", 1234, 5678)
-    wide = bytearray((root / "bin/attack").read_bytes())
-    wide[4] = 1  # ELFCLASS32
-    wide[18:20] = {"x86_64": 3, "aarch64": 40}.get(platform.machine(), 0).to_bytes(2, "little")
-    (root / "bin/narrow").write_bytes(wide)
-    (root / "bin/narrow").chmod(0o755)
-    assert mystfuse("mkext2", root, work / "root.img").returncode == 0
-    return work / "root.img"
-
-
-def said(image: Path, *command: str, options: tuple[str, ...] = ()) -> str:
-    result = mystfuse("exec", *options, image, *command, timeout=60)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def calls(image: Path, *attempts: tuple[str | int, ...], options: tuple[str, ...] = ()) -> list[int]:
-    """The errno of each call, which is given by its name, and arguments."""
-    words: list[str] = []
-    for name, *arguments in attempts:
-        words += [str(NUMBERS[str(name)]), *map(str, arguments), "-"]
-    lines = said(image, "attack", "call", *words, options=options).splitlines()
-    assert len(lines) == len(attempts)
-    return [int(line.split()[1]) for line in lines]
+__all__ = ["image"]
 
 
 # /proc
@@ -139,14 +35,11 @@ def calls(image: Path, *attempts: tuple[str | int, ...], options: tuple[str, ...
 def test_what_container_engines_mask_is_empty(image: Path) -> None:
     there = [path for path in MASKED if os.path.exists(path)]
     assert "/proc/keys" in there
-    script = "for x; do test -d $x && echo $x $(ls -A $x) || echo $x $(cat $x); done"
-    assert said(image, "sh", "-c", script, "sh", *there).splitlines() == there
     # A directory is one of the program's own, so it has to be read-only.
-    directories = [path for path in there if os.path.isdir(path)]
-    script = "for x; do mkdir $x/new 2>&1 || true; done"
-    answers = said(image, "sh", "-c", script, "sh", *directories).splitlines()
-    assert len(answers) == len(directories)
-    assert all("Read-only file system" in answer for answer in answers)
+    script = "for x; do test -d $x && echo $x $(ls -A $x) $(mkdir $x/new 2>&1) || echo $x $(cat $x); done"
+    for path, line in zip(there, said(image, "sh", "-c", script, "sh", *there).splitlines(), strict=True):
+        refusal = f" mkdir: can't create directory '{path}/new': Read-only file system"
+        assert line == path + (refusal if os.path.isdir(path) else "")
 
 
 @needs_root
@@ -171,89 +64,6 @@ def test_nothing_of_the_machine_in_proc_can_be_written(image: Path) -> None:
     opened = [line.split()[0] for line in said(image, "attack", "write", *found).splitlines() if line.endswith(" 0")]
     # What is written to a file of /proc/pressure, and to an empty one that masks, concerns the writer alone.
     assert [path for path in opened if not path.startswith("/proc/pressure/") and path not in MASKED] == []
-
-
-# What is the host's own: nodes of devices, and the standard descriptors
-
-
-@needs_root
-def test_the_hosts_device_nodes_cannot_be_changed(image: Path) -> None:
-    """User 0 owns them, whatever name space it is in. (The attack sets what is set already, but for a time.)"""
-    nodes = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]
-    masks = ["/proc/keys"]
-    before = [(os.stat(node).st_mode, os.stat(node).st_mtime_ns) for node in nodes]
-    script = "for node; do touch $node; chown 0 $node; chmod 666 $node; done 2>&1; echo x > /dev/null && echo works"
-    lines = said(image, "sh", "-c", script, "sh", *nodes, *masks).splitlines()
-    assert [line for line in lines if "Read-only file system" not in line] == ["works"]
-    assert len(lines) == 3 * len([*nodes, *masks]) + 1
-    # The mode of /dev/null as it was opened by the caller.
-    command = [sys.executable, "-m", "mystfuse", "exec", image, "attack", "call"]
-    for opened in "r", "w", "a":
-        with open("/dev/null", opened) as null:
-            words = [word for fd in (0, 2) for word in (str(NUMBERS["fchmod"]), str(fd), "0666", "-")]
-            result = subprocess.run(
-                [*command, *words], stdin=null, stdout=subprocess.PIPE, stderr=null, text=True, check=True, timeout=60
-            )
-        assert [line.split()[1] for line in result.stdout.splitlines()] == [str(errno.EROFS)] * 2
-    assert [(os.stat(node).st_mode, os.stat(node).st_mtime_ns) for node in nodes] == before
-
-
-def test_a_file_that_is_given_to_be_read_cannot_be_written_to(image: Path, tmp_path: Path) -> None:
-    """Nor can its mode be changed. It is read from where the caller has stopped, and to where the program stops."""
-    path = tmp_path / "input"
-    path.write_text("1\n2\n3\n4\n")
-    path.chmod(0o640)
-    script = (
-        "read x; echo got $x; (echo bad > /proc/self/fd/0) 2>&1; chmod 666 /proc/self/fd/0 2>&1; read x; echo got $x"
-    )
-    with path.open("rb", buffering=0) as file:
-        assert file.read(2) == b"1\n"
-        result = subprocess.run(
-            [sys.executable, "-m", "mystfuse", "exec", image, "sh", "-c", script], stdin=file, capture_output=True,
-            text=True, check=True, timeout=60,
-        )  # fmt: skip
-        assert file.read(2) == b"4\n"
-    lines = result.stdout.splitlines()
-    assert lines[0] == "got 2" and lines[3] == "got 3", lines
-    assert all("Read-only file system" in line for line in lines[1:3])
-    assert path.read_text() == "1\n2\n3\n4\n" and path.stat().st_mode & 0o777 == 0o640
-    # Through a pipe, a here-document, a file without a name, and to a file.
-    output = tmp_path / "output"
-    command = f"{sys.executable} -m mystfuse exec {image} cat"
-    (tmp_path / "script").write_text(f"cat {path} | {command} > {output}\n{command} <<END >> {output}\nhere\nEND\n")
-    run("sh", tmp_path / "script", timeout=60)
-    assert output.read_text() == "1\n2\n3\n4\nhere\n"
-    with path.open("rb") as file:
-        path.unlink()
-        result = subprocess.run(
-            [sys.executable, "-m", "mystfuse", "exec", image, "cat"], stdin=file, capture_output=True, timeout=60,
-            check=True,
-        )  # fmt: skip
-    assert result.stdout == b"1\n2\n3\n4\n"
-
-
-@needs_root
-def test_a_file_that_cannot_be_kept_from_being_written_to_is_refused(image: Path, tmp_path: Path) -> None:
-    path, other = tmp_path / "input", tmp_path / "other"
-    path.write_text("x")
-    with path.open("rb") as file:
-        # It still has a name, which is not the one that it was opened by.
-        other.hardlink_to(path)
-        path.unlink()
-        path.write_text("y")
-        result = subprocess.run(
-            [sys.executable, "-m", "mystfuse", "exec", image, "cat"], stdin=file, capture_output=True, text=True,
-            check=False, timeout=60,
-        )  # fmt: skip
-    assert result.returncode == 7 and result.stderr.endswith(
-        "standard input: cannot be kept from being written to (No such file or directory): use a pipe (cat)\n"
-    )
-    with open("/dev/kmsg", "rb") as device:
-        result = subprocess.run(
-            [sys.executable, "-m", "mystfuse", "exec", image, "true"], stdin=device, capture_output=True, text=True,
-            check=False, timeout=60,
-        )  # fmt: skip
-    assert result.returncode == 7 and "standard input: a device, " in result.stderr.splitlines()[-1]
 
 
 # System calls
@@ -328,37 +138,9 @@ def test_arguments_decide_where_engines_look_at_them(image: Path) -> None:
         ("ioctl", 0, 0x541C, "=x"): errno.EPERM,
     }
     assert dict(zip(attempts, calls(image, *attempts), strict=True)) == attempts
-    # To be traced by its parent, as debuggers begin.
-    trace = f"attack call {NUMBERS['ptrace']} 0 0 0 0; true"
-    assert said(image, "sh", "-c", trace).split() == [str(NUMBERS["ptrace"]), "0"]
-    # A call that no kernel has yet.
-    assert said(image, "attack", "call", "999", "0").split() == ["999", str(errno.ENOSYS)]
-
-
-@needs_filter
-def test_nobody_types_into_the_callers_terminal(image: Path) -> None:
-    """The attack itself: what the program puts into the terminal's input, the shell after it would execute. Nor does
-    the program let others read and write it, who may not."""
-    pid, fd = pty.fork()
-    if pid == 0:
-        words = ["call", str(NUMBERS["ioctl"]), "0", "0x5412", "=x", "-"]
-        for each in "0", "1", "2":
-            words += [str(NUMBERS["fchmod"]), each, "0620", "-"]
-        os.execv(sys.executable, [sys.executable, "-m", "mystfuse", "exec", str(image), "attack", *words])
-    output = b""
-    try:
-        while select.select([fd], [], [], 30)[0]:
-            output += os.read(fd, 4096)
-    except OSError:
-        # The terminal's other side is closed.
-        pass
-    finally:
-        os.close(fd)
-        _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, output
-    # A kernel that has TIOCSTI switched off says EIO.
-    assert f"{NUMBERS['ioctl']} {errno.EPERM}\r\n".encode() in output
-    assert output.count(f"{NUMBERS['fchmod']} {errno.EROFS}\r\n".encode()) == 3
+    # To be traced by its parent, as debuggers begin; and a call that no kernel has yet.
+    script = f"attack call {NUMBERS['ptrace']} 0 0 0 0; attack call 999 0; true"
+    assert said(image, "sh", "-c", script).split() == [str(NUMBERS["ptrace"]), "0", "999", str(errno.ENOSYS)]
 
 
 def test_a_32_bit_program_is_refused_in_one_line(image: Path) -> None:
@@ -430,12 +212,13 @@ def test_abstract_sockets_of_the_host(image: Path, listener: str, options: tuple
 
 def test_name_spaces_are_its_own(image: Path) -> None:
     kinds = ["cgroup", "ipc", "mnt", "pid", "user", "uts"]
-    script = "for kind; do readlink /proc/self/ns/$kind; done"
-    links = said(image, "sh", "-c", script, "sh", *kinds).split()
-    assert [link for kind, link in zip(kinds, links, strict=True) if link == os.readlink(f"/proc/self/ns/{kind}")] == []
-    groups = said(image, "cat", "/proc/self/cgroup").splitlines()
-    assert {line.split(":", 2)[2] for line in groups} == {"/"}
-    assert said(image, "sh", "-c", "test -e /sys || echo nothing") == "nothing\n"
+    script = "for kind; do readlink /proc/self/ns/$kind; done; test -e /sys || echo nothing; cat /proc/self/cgroup"
+    lines = said(image, "sh", "-c", script, "sh", *kinds).splitlines()
+    assert [
+        kind for kind, link in zip(kinds, lines, strict=False) if link == os.readlink(f"/proc/self/ns/{kind}")
+    ] == []
+    assert lines[len(kinds)] == "nothing"
+    assert {line.split(":", 2)[2] for line in lines[len(kinds) + 1 :]} == {"/"}
 
 
 @pytest.fixture
@@ -456,8 +239,7 @@ def test_the_number_of_processes_is_bounded(image: Path, pids_groups: list[Path]
         pytest.skip("no control groups for processes here")
     result = mystfuse("exec", "--pids-limit", "20", image, "sh", "-c", FORKS, timeout=60)
     assert result.returncode != 0 and "all" not in result.stdout and "fork" in result.stderr
-    for options in ("--pids-limit", "100"), ("--pids-limit", "0"), ():
-        assert said(image, "sh", "-c", FORKS, options=options) == "all\n"
+    assert said(image, "sh", "-c", FORKS) == "all\n"
     assert [path for place in pids_groups for path in place.rglob(f"mystfuse-{os.getpid()}")] == []
 
 
