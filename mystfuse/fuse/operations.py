@@ -33,6 +33,7 @@ from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import split_name
+from mystfuse.fuse.attributes import CACHE_SECONDS, ShownAttributes, absent, broken, dot
 from mystfuse.fuse.control import ControlDirectory
 from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, IMAGE_INO
 from mystfuse.fuse.options import MountOptions
@@ -43,7 +44,6 @@ from mystfuse.volume import Volume
 
 log = logging.getLogger(__name__)
 
-CACHE_SECONDS = 86400
 ENTRIES_AT_ONCE = 512
 """Directory entries prepared together; what the kernel has no room for is kept for its next request."""
 SMALL_FILE = 64 << 10
@@ -141,10 +141,8 @@ class Operations(pyfuse3.Operations):
         self._volume = volume
         self._options = options
         self._control = ControlDirectory(status, volume.superblock.size, options.owner) if options.control else None
-        self._own = options.owner
+        self._shown = ShownAttributes(options, volume.superblock.block_size)
         self._groups_of = groups_of
-        self._shows_owners = not options.map_root and options.uid is None and options.gid is None
-        self._block_size = volume.superblock.block_size
         self._references = References()
         self._files: dict[int, _OpenFile | MergedImage | bytes] = {}
         """Open files by handle: of the file system, its merged image, or the contents of a control file."""
@@ -173,11 +171,11 @@ class Operations(pyfuse3.Operations):
                 return self._control.attributes(CONTROL_INO)
             if self._control.owns(parent_inode):
                 self._check_control(ctx)
-                return (await self._root() if name == b".." else self._control.lookup(parent_inode, name)) or _absent(0)
+                return (await self._root() if name == b".." else self._control.lookup(parent_inode, name)) or absent(0)
         if name in (b".", b".."):
             return await self._lookup_handle(parent_inode, name)
         inode = await self._volume.lookup(_ext2_ino(parent_inode), name)
-        return _absent(CACHE_SECONDS) if inode is None else self._entry(inode)
+        return absent(CACHE_SECONDS) if inode is None else self._entry(inode)
 
     async def _lookup_handle(self, number: int, name: bytes) -> EntryAttributes:
         """Answer for a file handle of NFS or open_by_handle_at(2): the kernel asks by ``.`` for an inode that it has
@@ -189,7 +187,7 @@ class Operations(pyfuse3.Operations):
             find = self._volume.find_inode if name == b"." else self._volume.find_parent
             inode = await find(_ext2_ino(number))
         if inode is None:
-            return _absent(0)
+            return absent(0)
         attributes = self._entry(inode)
         if inode.ino == EXT2_ROOT_INO:
             attributes.st_ino = pyfuse3.ROOT_INODE
@@ -206,7 +204,7 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         if self._control and self._control.owns(inode):
             return self._control.attributes(inode)
-        return self._attributes(await self._volume.inode(_ext2_ino(inode)))
+        return self._shown.of(await self._volume.inode(_ext2_ino(inode)))
 
     @_handler
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -219,13 +217,13 @@ class Operations(pyfuse3.Operations):
         self._check_ours(inode)
         changes = AttributeChanges(
             mode=attr.st_mode if fields.update_mode else None,
-            uid=self._stored_uid(attr.st_uid) if fields.update_uid else None,
-            gid=self._stored_gid(attr.st_gid) if fields.update_gid else None,
+            uid=self._shown.stored_uid(attr.st_uid) if fields.update_uid else None,
+            gid=self._shown.stored_gid(attr.st_gid) if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return self._attributes(await self._volume.set_attributes(_ext2_ino(inode), changes, self._caller(ctx)))
+        return self._shown.of(await self._volume.set_attributes(_ext2_ino(inode), changes, self._caller(ctx)))
 
     @_handler
     async def create(
@@ -437,13 +435,13 @@ class Operations(pyfuse3.Operations):
         if self._control and self._control.owns(ino):
             own: list[tuple[bytes, EntryAttributes]] = [
                 (b".", self._control.attributes(CONTROL_INO)),
-                (b"..", self._attributes(await self._volume.inode(EXT2_ROOT_INO))),
+                (b"..", self._shown.of(await self._volume.inode(EXT2_ROOT_INO))),
                 *self._control.entries(),
             ]
             return [(name, attributes, index) for index, (name, attributes) in enumerate(own, 1)][position:]
         if position < _AFTER_DOTDOT:
             parent, directory.size = await self._volume.dots(ino)
-            dots = [(b".", _dot(ino), _AFTER_DOT), (b"..", _dot(parent), _AFTER_DOTDOT)]
+            dots = [(b".", dot(ino), _AFTER_DOT), (b"..", dot(parent), _AFTER_DOTDOT)]
             return dots[position:]
         offset = 0 if position == _AFTER_DOTDOT else position
         if offset and offset == directory.size and directory.changes == self._volume.changes:
@@ -453,7 +451,7 @@ class Operations(pyfuse3.Operations):
         while True:
             found, next_offset = await self._volume.entries(ino, offset, ENTRIES_AT_ONCE)
             entries = [
-                (entry.name, self._attributes(inode) if inode else _broken(entry.ino), entry.next_offset)
+                (entry.name, self._shown.of(inode) if inode else broken(entry.ino), entry.next_offset)
                 for entry, inode in found
                 if entry.name != hidden
             ]
@@ -489,51 +487,18 @@ class Operations(pyfuse3.Operations):
         return await self._volume.xattrs(_ext2_ino(inode))
 
     async def _root(self) -> EntryAttributes:
-        attributes = self._attributes(await self._volume.inode(EXT2_ROOT_INO))
+        attributes = self._shown.of(await self._volume.inode(EXT2_ROOT_INO))
         attributes.st_ino = pyfuse3.ROOT_INODE
         return attributes
 
     def _entry(self, inode: Inode) -> EntryAttributes:
         """Attributes for an answer by which the kernel comes to know the inode."""
         self._references.known(inode.ino)
-        return self._attributes(inode)
-
-    def _attributes(self, inode: Inode) -> EntryAttributes:
-        attributes = EntryAttributes()
-        attributes.st_ino = inode.ino
-        attributes.generation = inode.i_generation
-        attributes.entry_timeout = attributes.attr_timeout = CACHE_SECONDS
-        attributes.st_mode = inode.i_mode
-        attributes.st_nlink = inode.i_links_count
-        attributes.st_uid, attributes.st_gid = (
-            (inode.uid, inode.gid) if self._shows_owners else self._owner(inode.uid, inode.gid)
-        )
-        if rdev := inode.rdev:
-            attributes.st_rdev = rdev
-        attributes.st_size = inode.size
-        attributes.st_blksize = self._block_size
-        attributes.st_blocks = inode.i_blocks
-        attributes.st_atime_ns = inode.atime_ns
-        attributes.st_mtime_ns = inode.mtime_ns
-        attributes.st_ctime_ns = inode.ctime_ns
-        return attributes
-
-    def _owner(self, uid: int, gid: int) -> tuple[int, int]:
-        options = self._options
-        if options.map_root:
-            uid = self._own[0] if uid == 0 else uid
-            gid = self._own[1] if gid == 0 else gid
-        return uid if options.uid is None else options.uid, gid if options.gid is None else options.gid
-
-    def _stored_uid(self, uid: int) -> int:
-        return 0 if self._options.map_root and uid == self._own[0] else uid
-
-    def _stored_gid(self, gid: int) -> int:
-        return 0 if self._options.map_root and gid == self._own[1] else gid
+        return self._shown.of(inode)
 
     def _caller(self, ctx: RequestContext) -> Caller:
         groups = functools.partial(self._groups_of, ctx.pid)
-        return Caller(self._stored_uid(ctx.uid), self._stored_gid(ctx.gid), groups)
+        return Caller(self._shown.stored_uid(ctx.uid), self._shown.stored_gid(ctx.gid), groups)
 
     def _open_file(self, ino: int, caller: Caller, flags: int) -> FileInfo:
         self._references.opened(ino)
@@ -593,30 +558,3 @@ class Operations(pyfuse3.Operations):
 
 def _ext2_ino(inode: int) -> int:
     return EXT2_ROOT_INO if inode == pyfuse3.ROOT_INODE else inode
-
-
-def _absent(timeout: float) -> EntryAttributes:
-    """The answer "there is no such name", which the kernel may keep."""
-    attributes = EntryAttributes()
-    attributes.st_ino = 0
-    attributes.entry_timeout = timeout
-    return attributes
-
-
-def _dot(ino: int) -> EntryAttributes:
-    """For ``.`` and ``..`` the kernel looks at number and type alone."""
-    attributes = EntryAttributes()
-    attributes.st_ino = ino
-    attributes.st_mode = stat.S_IFDIR
-    return attributes
-
-
-def _broken(ino: int) -> EntryAttributes:
-    """For a name whose inode cannot be had: without a type the kernel lists the name and looks it up when asked
-    (fs/fuse/readdir.c, fuse_direntplus_link), and that look-up tells the error."""
-    attributes = EntryAttributes()
-    attributes.st_ino = ino
-    # pyfuse3 would make it a regular file.
-    attributes.st_mode = 0
-    attributes.entry_timeout = attributes.attr_timeout = 0
-    return attributes

@@ -1,0 +1,90 @@
+"""What the kernel is told of an inode."""
+
+from __future__ import annotations
+
+import stat
+
+from pyfuse3 import EntryAttributes
+
+from mystfuse.ext2.inode import Inode
+from mystfuse.fuse.options import MountOptions
+
+CACHE_SECONDS = 86400
+"""What the kernel is told it may keep: nobody changes the file system but through it."""
+
+
+class ShownAttributes:
+    """Inodes as a mount shows them: their owners may be others than the image says.
+
+    Args:
+        block_size: bytes; what st_blksize says.
+    """
+
+    def __init__(self, options: MountOptions, block_size: int) -> None:
+        self._options = options
+        self._own = options.owner
+        self._shows_owners = not options.map_root and options.uid is None and options.gid is None
+        self._block_size = block_size
+
+    def of(self, inode: Inode) -> EntryAttributes:
+        """The attributes of an inode."""
+        attributes = EntryAttributes()
+        attributes.st_ino = inode.ino
+        attributes.generation = inode.i_generation
+        attributes.entry_timeout = attributes.attr_timeout = CACHE_SECONDS
+        attributes.st_mode = inode.i_mode
+        attributes.st_nlink = inode.i_links_count
+        attributes.st_uid, attributes.st_gid = (
+            (inode.uid, inode.gid) if self._shows_owners else self._owner(inode.uid, inode.gid)
+        )
+        if rdev := inode.rdev:
+            attributes.st_rdev = rdev
+        attributes.st_size = inode.size
+        attributes.st_blksize = self._block_size
+        attributes.st_blocks = inode.i_blocks
+        attributes.st_atime_ns = inode.atime_ns
+        attributes.st_mtime_ns = inode.mtime_ns
+        attributes.st_ctime_ns = inode.ctime_ns
+        return attributes
+
+    def _owner(self, uid: int, gid: int) -> tuple[int, int]:
+        options = self._options
+        if options.map_root:
+            uid = self._own[0] if uid == 0 else uid
+            gid = self._own[1] if gid == 0 else gid
+        return uid if options.uid is None else options.uid, gid if options.gid is None else options.gid
+
+    def stored_uid(self, uid: int) -> int:
+        """What the image has for a user of the system."""
+        return 0 if self._options.map_root and uid == self._own[0] else uid
+
+    def stored_gid(self, gid: int) -> int:
+        """What the image has for a group of the system."""
+        return 0 if self._options.map_root and gid == self._own[1] else gid
+
+
+def absent(timeout: float) -> EntryAttributes:
+    """The answer "there is no such name", which the kernel may keep."""
+    attributes = EntryAttributes()
+    attributes.st_ino = 0
+    attributes.entry_timeout = timeout
+    return attributes
+
+
+def dot(ino: int) -> EntryAttributes:
+    """For ``.`` and ``..`` the kernel looks at number and type alone."""
+    attributes = EntryAttributes()
+    attributes.st_ino = ino
+    attributes.st_mode = stat.S_IFDIR
+    return attributes
+
+
+def broken(ino: int) -> EntryAttributes:
+    """For a name whose inode cannot be had: without a type the kernel lists the name and looks it up when asked
+    (fs/fuse/readdir.c, fuse_direntplus_link), and that look-up tells the error."""
+    attributes = EntryAttributes()
+    attributes.st_ino = ino
+    # pyfuse3 would make it a regular file.
+    attributes.st_mode = 0
+    attributes.entry_timeout = attributes.attr_timeout = 0
+    return attributes
