@@ -213,7 +213,7 @@ def test_the_destination_must_not_exist(rich_image: Path, tmp_path: Path) -> Non
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("file", "directory", "dangling", "directory/", "."):
         assert "already exists" in refused(FAILED, "extract", rich_image, "/sub", f"{tmp_path}/{name}")
-    assert "No such file" in refused(FAILED, "extract", rich_image, "/sub", tmp_path / "no/such")
+    assert "there is no directory" in refused(FAILED, "extract", rich_image, "/sub", tmp_path / "no/such")
     assert "/nope: No such file" in refused(FAILED, "extract", rich_image, "/nope", tmp_path / "new")
     assert (tmp_path / "file").read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == ["dangling", "directory", "file"]

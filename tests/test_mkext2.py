@@ -536,7 +536,7 @@ def test_targets_that_cannot_be_written_are_told_and_nothing_is_left(small_tree:
         assert not list(readonly.iterdir())
     finally:
         run("umount", readonly)
-    assert_refused(mystfuse("mkext2", small_tree, tmp_path / "missing/image"), 1, "No such file or directory")
+    assert_refused(mystfuse("mkext2", small_tree, tmp_path / "missing/image"), 1, "there is no directory")
     (tmp_path / "file").touch()
     assert_refused(mystfuse("mkext2", small_tree, tmp_path / "file/image"), 1, "Not a directory")
     assert_refused(mystfuse("mkext2", small_tree, tmp_path / ("x" * 256)), 1, "name too long")
