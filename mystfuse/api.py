@@ -11,11 +11,12 @@ import trio
 
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
+from mystfuse.devices.patience import IO_TIMEOUT, Opening, timed_out
 from mystfuse.devices.source import FileSource, Source
+from mystfuse.devices.threads import call_in_thread
 from mystfuse.errors import UsageError, innermost
 from mystfuse.image.keys import Keys
-from mystfuse.image.open import open_image as trust_image
-from mystfuse.image.pipeline import run_pipeline
+from mystfuse.image.pipeline import open_trusted, run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.image_tree import ImageTree
 from mystfuse.trust.signature import PublicKey
@@ -37,7 +38,7 @@ async def open_image(
     key: bytes | str | None = None,
     passphrase: str | bytes | None = None,
     kdf_limit: tuple[float, int] | None = None,
-    io_timeout: float = 30.0,
+    io_timeout: float = IO_TIMEOUT,
 ) -> AsyncIterator[ImageTree]:
     """Open an image for reading, without a mount and without FUSE, for the time of the block. Needs trio.
 
@@ -54,7 +55,7 @@ async def open_image(
         passphrase: passphrase of an encrypted image; of the two, give one.
         kdf_limit: what deriving keys may cost for all of the header: seconds, and bytes of memory; (60, 1 << 30) if
             None. It happens in a process of its own.
-        io_timeout: seconds after which a read that storage does not answer fails.
+        io_timeout: seconds after which opening or reading what storage does not answer fails.
 
     Raises:
         NotTrusted: nobody who is trusted vouches for the image.
@@ -67,7 +68,7 @@ async def open_image(
     if kdf_limit is not None:
         keys.limit = KdfLimit(*kdf_limit)
     try:
-        source = await trio.to_thread.run_sync(FileSource, os.fspath(image))
+        source = await _open_source(os.fspath(image), io_timeout)
         try:
             async with open_tree(source, options, keys, io_timeout) as tree:
                 yield tree
@@ -76,6 +77,18 @@ async def open_image(
     finally:
         keys.wipe()
         await keys.end_deriver()
+
+
+async def _open_source(path: str, io_timeout: float) -> FileSource:
+    opening = Opening(path)
+    try:
+        with trio.fail_after(io_timeout):
+            return await call_in_thread(opening.run)
+    except BaseException as error:
+        opening.abandon()
+        if isinstance(error, trio.TooSlowError):
+            raise timed_out(path, io_timeout) from None
+        raise
 
 
 @contextmanager
@@ -93,12 +106,12 @@ async def open_tree(
         keys: wiped when the block begins.
         progress: shown while a passphrase is tried.
     """
-    image = await trio.to_thread.run_sync(trust_image, source, trust.policy, trust.hash_offset, trust.root_hash)
+    image = await open_trusted(source, trust, io_timeout)
     of_block: BaseException | None = None
     of_pipeline: BaseException | None = None
     try:
         async with run_pipeline(image, keys, io_timeout, progress) as pipeline:
-            tree = ImageTree(await Volume.open(pipeline.device), image.trust)
+            tree = ImageTree(await Volume.open(pipeline.device, io_timeout=io_timeout), image.trust)
             try:
                 yield tree
             except BaseException as error:

@@ -23,6 +23,7 @@ from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import (
     TREE_PARAMETERS,
     GivenPath,
+    io_timeout_option,
     load_trust,
     parse_id,
     parse_seconds,
@@ -35,6 +36,7 @@ from mystfuse.crypto.secret import harden_process
 from mystfuse.devices.joined_source import JoinedSource
 from mystfuse.devices.memory import available_memory
 from mystfuse.devices.overlay_store import open_store_file
+from mystfuse.devices.patience import IO_TIMEOUT, PatientSource
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
 from mystfuse.fuse.binding import require_fuse
@@ -82,14 +84,7 @@ MIN_OVERLAY_LIMIT = 1 << 20
     show_default=True,
     help="What a damaged block does: fail the request, or end the mount as well.",
 )
-@click.option(
-    "--io-timeout",
-    type=parse_seconds,
-    metavar="SECONDS",
-    default="30",
-    show_default=True,
-    help="EIO if storage hangs; 0: never.",
-)
+@io_timeout_option
 @click.option(
     "--idle-timeout",
     type=parse_seconds,
@@ -284,11 +279,17 @@ def make_job(
         xattr="noxattr" not in flags,
         acl="noacl" not in flags,
         control="nocontrol" not in flags,
-        io_timeout=given.get("io_timeout", 30.0),
+        io_timeout=given.get("io_timeout", IO_TIMEOUT),
         idle_timeout=given.get("idle_timeout", math.inf),
         on_corruption=OnCorruption(given.get("on_corruption", OnCorruption.EIO)),
     )
-    keys = load_keys(given.get("key_file"), given.get("passphrase_file"), given.get("kdf_limit"), source, may_ask=True)
+    keys = load_keys(
+        given.get("key_file"),
+        given.get("passphrase_file"),
+        given.get("kdf_limit"),
+        PatientSource(source, options.io_timeout),
+        may_ask=True,
+    )
     return MountJob(source, trust, keys, options)
 
 

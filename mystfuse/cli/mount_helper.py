@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from mystfuse import __version__
 from mystfuse.cli.mount import OPTION_NAMES, parse_mount_options, prepare
 from mystfuse.cli.text import complain, leave, say, warn
-from mystfuse.devices.source import FileSource
+from mystfuse.devices.patience import IO_TIMEOUT, open_file
 from mystfuse.errors import ExitStatus, MystfuseError, UsageError, explain
 from mystfuse.fuse.daemon import Report, run_in_background
 from mystfuse.fuse.mount_namespace import MountNamespace
@@ -134,7 +134,7 @@ def _mount(call: _Call) -> MountExit:
     given: dict[str, Any] = {"roothashes": (), "pubkeys": (), "trust_self": False}
     flags = parse_mount_options(",".join(_options_for_us(call)), given)
     if call.has("-f"):
-        FileSource(call.image).close()
+        open_file(call.image, given.get("io_timeout", IO_TIMEOUT)).close()
         return MountExit.DONE
     namespace = MountNamespace(call.namespace) if call.namespace is not None else None
     job = prepare(given, flags, call.image, call.mountpoint, namespace)

@@ -76,7 +76,7 @@ class MountJob:
             import trio
 
             from mystfuse.fuse.session import Session
-            from mystfuse.image.open import open_image
+            from mystfuse.image.pipeline import open_trusted
 
             self._import_what_some_need()
 
@@ -101,19 +101,7 @@ class MountJob:
 
         async def serve() -> int:
             nonlocal trust_explanation
-            timeout = self.options.io_timeout
-            try:
-                with trio.fail_after(timeout):
-                    image = await trio.to_thread.run_sync(
-                        open_image,
-                        self.source,
-                        self.trust.policy,
-                        self.trust.hash_offset,
-                        self.trust.root_hash,
-                        abandon_on_cancel=True,
-                    )
-            except trio.TooSlowError as error:
-                raise MystfuseError(f"{self.source.name}: no answer from storage within {timeout:g} s") from error
+            image = await open_trusted(self.source, self.trust, self.options.io_timeout)
             trust_explanation = image.trust.explanation
             if not image.trust.is_vouched_for:
                 log.warning("%s is %s", self.source.name, trust_explanation)

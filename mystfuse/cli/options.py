@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mystfuse.devices.patience import IO_TIMEOUT
 from mystfuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +65,18 @@ def parse_seconds(value: str) -> float:
     if not 0 <= seconds <= 1e9:
         raise click.BadParameter(f"{value!r} is not a number of seconds")
     return seconds or math.inf
+
+
+def io_timeout_option(command: F) -> F:
+    """Add ``--io-timeout`` to a command."""
+    return click.option(
+        "--io-timeout",
+        type=parse_seconds,
+        metavar="SECONDS",
+        default=f"{IO_TIMEOUT:g}",
+        show_default=True,
+        help="An error if storage hangs for so long; 0: never.",
+    )(command)
 
 
 def parse_id(value: str) -> int:

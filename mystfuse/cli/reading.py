@@ -13,10 +13,11 @@ import trio
 from mystfuse.api import open_tree
 from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.logs import set_up_logging
-from mystfuse.cli.options import GivenPath, load_trust, trust_options
+from mystfuse.cli.options import GivenPath, io_timeout_option, load_trust, trust_options
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import warn
 from mystfuse.cli.verity_options import open_source
+from mystfuse.devices.patience import PatientSource
 from mystfuse.errors import MystfuseError, innermost
 from mystfuse.image_tree import ImageTree
 
@@ -25,13 +26,11 @@ T = TypeVar("T")
 
 MAX_SHOWN = 10
 """Kinds of things that a warning names."""
-IO_TIMEOUT = 30.0
-"""Seconds."""
 
 
 def image_options(command: F) -> F:
-    """Add what opening an image takes to a command: trust, key, and the image itself."""
-    return trust_options(key_options(click.argument("image", type=GivenPath())(command)))
+    """Add what opening an image takes to a command: trust, key, patience, and the image itself."""
+    return trust_options(key_options(io_timeout_option(click.argument("image", type=GivenPath())(command))))
 
 
 def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable[T]]) -> T:
@@ -44,19 +43,26 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
         OSError: as the action does.
         KeyboardInterrupt: after such a signal, when the action has cleaned up.
     """
+    io_timeout: float = given["io_timeout"]
     source, given = open_source(given["image"], given)
     trust = load_trust(
         given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], given["trust_self"]
     )
 
     async def read() -> T:
-        async with open_tree(source, trust, keys, IO_TIMEOUT, progress) as tree:
+        async with open_tree(source, trust, keys, io_timeout, progress) as tree:
             if not tree.trust.is_vouched_for:
                 warn(f"{source.name} is {tree.trust_explanation}")
             return await action(tree)
 
     try:
-        keys = load_keys(given["key_file"], given["passphrase_file"], given["kdf_limit"], source, may_ask=True)
+        keys = load_keys(
+            given["key_file"],
+            given["passphrase_file"],
+            given["kdf_limit"],
+            PatientSource(source, io_timeout),
+            may_ask=True,
+        )
         if keys:
             keys.start_deriver()
         # What the devices find ends the command, and is told in its last line.

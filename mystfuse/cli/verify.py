@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import click
 
 from mystfuse.cli.keys import key_options, load_keys
-from mystfuse.cli.options import GivenPath, load_trust, may_trust_self, trust_options
+from mystfuse.cli.options import GivenPath, io_timeout_option, load_trust, may_trust_self, trust_options
 from mystfuse.cli.progress import progress
 from mystfuse.cli.verity_options import open_source
 from mystfuse.crypto.kdf_limit import KdfLimit
+from mystfuse.devices.patience import PatientSource
 from mystfuse.errors import ExitStatus, FormatError, IntegrityError, MystfuseError, NotTrusted, innermost
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage, open_image
@@ -27,6 +27,7 @@ MAX_SHOWN = 1000
 @trust_options
 @key_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@io_timeout_option
 @click.argument("image", type=GivenPath())
 def command(
     roothashes: tuple[str, ...],
@@ -37,6 +38,7 @@ def command(
     passphrase_file: str | None,
     kdf_limit: KdfLimit | None,
     as_json: bool,
+    io_timeout: float,
     image: str,
     **tree: Any,
 ) -> ExitStatus:
@@ -48,7 +50,8 @@ def command(
     compared with its own root hash, and told to be so; with --no-trust-self the status is 3 then.
     """
     needs_voucher = not may_trust_self(trust_self)
-    source, tree = open_source(image, tree)
+    file, tree = open_source(image, {**tree, "io_timeout": io_timeout})
+    source = PatientSource(file, io_timeout)
     trust = load_trust(roothashes, pubkeys, insecure, tree["hash_offset"], trust_self=True)
     try:
         keys = load_keys(key_file, passphrase_file, kdf_limit, source, may_ask=False)
@@ -68,7 +71,7 @@ def command(
                 if count <= MAX_SHOWN:
                     shown.append(bad)
         if not count:
-            _check_contents(opened, keys)
+            _check_contents(opened, keys, io_timeout)
     finally:
         source.close()
     root_hash = opened.trust.root_hash.hex()
@@ -104,7 +107,7 @@ def command(
     return ExitStatus.DONE
 
 
-def _check_contents(image: TrustedImage, keys: Keys) -> None:
+def _check_contents(image: TrustedImage, keys: Keys, io_timeout: float) -> None:
     """Raise FormatError unless the data are what a mount accepts, and WrongKey unless the keys, if any, open it."""
     # Only here: verifying needs none of it.
     import trio
@@ -112,7 +115,7 @@ def _check_contents(image: TrustedImage, keys: Keys) -> None:
     from mystfuse.image.pipeline import run_pipeline
 
     async def check() -> None:
-        async with run_pipeline(image, keys, math.inf, progress, may_stay_locked=True):
+        async with run_pipeline(image, keys, io_timeout, progress, may_stay_locked=True):
             pass
 
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mystfuse.cli.options import TREE_PARAMETERS
 from mystfuse.devices.joined_source import JoinedSource
+from mystfuse.devices.patience import IO_TIMEOUT, open_file
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import FormatError, UsageError
 from mystfuse.formats.verity import DIGEST_SIZES, MAX_SALT_SIZE, VeritySuperblock
@@ -23,7 +24,8 @@ def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | Join
 
     Raises:
         UsageError: options that contradict each other, or cannot be.
-        FormatError, ImageReadError: a file is neither regular nor a block device, or cannot be opened.
+        FormatError, ImageReadError: a file is neither regular nor a block device, or cannot be opened;
+            StorageTimeout when that takes longer than the ``io_timeout`` given.
     """
     others = {name: value for name, value in given.items() if name not in OPTIONS}
     hash_offset: int | None = given.get("hash_offset")
@@ -34,11 +36,12 @@ def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | Join
         raise UsageError(f"--{superfluous[0].replace('_', '-')} goes with --no-superblock: the superblock says it")
     if not has_superblock and hash_offset is None and hash_device is None:
         raise UsageError("--no-superblock needs --hash-offset or --hash-device: where is the tree?")
-    data = FileSource(image)
+    io_timeout: float = given.get("io_timeout", IO_TIMEOUT)
+    data = open_file(image, io_timeout)
     if has_superblock and hash_device is None:
         return data, {**others, "hash_offset": hash_offset}
     try:
-        tree = FileSource(image if hash_device is None else hash_device)
+        tree = open_file(image if hash_device is None else hash_device, io_timeout)
         try:
             block = b""
             if not has_superblock:

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from mystfuse.devices.device import Device
+from mystfuse.devices.patience import timed_out
 from mystfuse.devices.reader import ImageReader
+from mystfuse.devices.source import Source
+from mystfuse.devices.threads import call_in_thread
 from mystfuse.devices.verity import VerityDevice
 from mystfuse.devices.workers import Workers
 from mystfuse.errors import WrongKey
 from mystfuse.image.contents import check_decrypted, read_contents
 from mystfuse.image.keys import Keys
-from mystfuse.image.open import TrustedImage
+from mystfuse.image.open import TrustedImage, open_image
 from mystfuse.image.progress import Progress
+from mystfuse.trust.sources import TrustOptions
 
 if TYPE_CHECKING:
     from mystfuse.image.unlock import Unlocked
@@ -34,6 +39,21 @@ class Pipeline:
     workers: Workers
     device: Device
     """The topmost layer: verified, where there is a tree, and decrypted, where it is unlocked."""
+
+
+async def open_trusted(source: Source, trust: TrustOptions, io_timeout: float) -> TrustedImage:
+    """Decide whether and how to use an image: ``open.open_image`` in a thread, which a cancellation leaves behind.
+
+    Raises:
+        StorageTimeout: storage has not answered within ``io_timeout`` seconds.
+        NotTrusted, FormatError, ImageReadError: as ``open_image``.
+    """
+    work = partial(open_image, source, trust.policy, trust.hash_offset, trust.root_hash)
+    try:
+        with trio.fail_after(io_timeout):
+            return await call_in_thread(work)
+    except trio.TooSlowError:
+        raise timed_out(source.name, io_timeout) from None
 
 
 @asynccontextmanager

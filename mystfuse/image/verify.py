@@ -8,7 +8,7 @@ from functools import partial
 
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.devices.source import Source
-from mystfuse.errors import ImageReadError, IntegrityError
+from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
 from mystfuse.image.open import HashTree
 from mystfuse.image.parallel import ReadBuffer, run_in_order
 
@@ -43,6 +43,7 @@ def find_damage(
 
     Raises:
         IntegrityError: the tree was made for more blocks than its superblock says.
+        StorageTimeout: as the source does; what it cannot read for another reason is bad.
     """
     pending: BadRange | None = None
     for checked in run_in_order(_Checker(source, tree, root_hash).jobs()):
@@ -151,6 +152,8 @@ class _Checker:
         unverified = self._buffer.view(count * size)
         try:
             self._source.read_into(offset, unverified)
+        except StorageTimeout:
+            raise
         except ImageReadError:
             return unverified, [
                 index
@@ -165,6 +168,8 @@ class _Checker:
         """Read a single block."""
         try:
             self._source.read_into(offset, unverified)
+        except StorageTimeout:
+            raise
         except ImageReadError:
             return False
         digest_size = self._superblock.digest_size

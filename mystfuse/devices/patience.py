@@ -1,0 +1,122 @@
+"""An image's file without an event loop, on storage that may hang: opened and read in threads that can be left behind.
+
+A thread in the kernel that waits for storage cannot be interrupted, and ^C reaches Python code only when the main
+thread comes back from there. So the main thread never goes there.
+"""
+
+from __future__ import annotations
+
+import _thread
+import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from mystfuse.devices.source import FileSource, Source
+from mystfuse.errors import StorageTimeout
+
+T = TypeVar("T")
+
+IO_TIMEOUT = 30.0
+"""Seconds that storage gets to answer, unless somebody says otherwise."""
+
+
+def wait_for_storage(work: Callable[[], T], name: str, io_timeout: float) -> T:
+    """Return what ``work`` returns in a thread. ^C ends the wait at once, and leaves the thread behind.
+
+    Args:
+        name: of what is waited for.
+        io_timeout: seconds.
+
+    Raises:
+        StorageTimeout: it has not come to its end by then.
+        RuntimeError: no thread can be started.
+    """
+    results: SimpleQueue[list[T] | BaseException] = SimpleQueue()
+
+    def serve() -> None:
+        try:
+            results.put([work()])
+        except BaseException as error:
+            results.put(error)
+
+    _thread.start_new_thread(serve, ())
+    try:
+        result = results.get(timeout=None if io_timeout == math.inf else io_timeout)
+    except Empty:
+        raise timed_out(name, io_timeout) from None
+    if isinstance(result, BaseException):
+        raise result
+    return result[0]
+
+
+def timed_out(name: str, io_timeout: float) -> StorageTimeout:
+    """The error when storage does not answer."""
+    return StorageTimeout(f"{name}: no answer from storage within {io_timeout:g} s")
+
+
+class Opening:
+    """Opening a file, in a thread that may be left behind: ``run`` there; ``abandon`` when nobody waits any more."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._is_abandoned = False
+        self._opened: list[FileSource] = []
+
+    def run(self) -> FileSource:
+        """Raises ImageReadError, FormatError as ``FileSource``."""
+        source = FileSource(self._path)
+        self._opened.append(source)
+        if self._is_abandoned:
+            self.abandon()
+        return source
+
+    def abandon(self) -> None:
+        """Close it, now or when it has been opened."""
+        self._is_abandoned = True
+        # One of the two threads finds it there.
+        with suppress(IndexError):
+            self._opened.pop().close()
+
+
+def open_file(path: str | os.PathLike[str], io_timeout: float) -> FileSource:
+    """Open an image's file.
+
+    Raises:
+        ImageReadError, FormatError: as ``FileSource``; StorageTimeout after ``io_timeout`` seconds.
+    """
+    opening = Opening(path)
+    try:
+        return wait_for_storage(opening.run, os.fspath(path), io_timeout)
+    except BaseException:
+        opening.abandon()
+        raise
+
+
+class PatientSource:
+    """A ``Source`` of which no read takes longer than ``io_timeout`` seconds, nor keeps ^C from the main thread."""
+
+    def __init__(self, source: Source, io_timeout: float) -> None:
+        self.name = source.name
+        self.size = source.size
+        self.read_cached = source.read_cached
+        self.read_cached_into = source.read_cached_into
+        self.close = source.close
+        self._source = source
+        self._io_timeout = io_timeout
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As of any source; StorageTimeout when storage does not answer."""
+        unverified = self.read_cached(offset, length)
+        if unverified is not None:
+            return bytes(unverified)
+        return wait_for_storage(partial(self._source.read, offset, length), self.name, self._io_timeout)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """As of any source; StorageTimeout when storage does not answer."""
+        if not self.read_cached_into(offset, buffer):
+            # Not into the buffer itself, which a thread that is left behind would go on to change.
+            buffer[:] = self.read(offset, len(buffer))
