@@ -168,6 +168,27 @@ def test_a_change_while_the_file_is_made_counts(tmp_path: Path, without_nameless
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
+def test_a_file_system_that_gives_all_files_the_same_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vfat does, which refuses another. What would be wider than before is not made."""
+    target = tmp_path / "image"
+    for mode in 0o600, 0o755, 0o400:
+        target.unlink(missing_ok=True)
+        target.write_text("old")
+        target.chmod(mode)
+        with monkeypatch.context() as patch:
+
+            def refuse(descriptor: int, mode: int) -> None:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+            patch.setattr(os, "fchmod", refuse)
+            if mode == 0o400:
+                with pytest.raises(MystfuseError, match="cannot be written: Operation not permitted"):
+                    replace(target)
+                assert target.read_text() == "old"
+            else:
+                assert stat.S_IMODE(replace(target).st_mode) & ~mode == 0
+
+
 def test_a_link_that_is_replaced_gives_no_more_than_its_target_has(tmp_path: Path, without_nameless: bool) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "real").chmod(0o600)

@@ -120,7 +120,7 @@ class AtomicFile:
             return
         # Without set-user-ID bits, which writing to the old file would have taken away too.
         mode = replaced.st_mode & 0o777
-        os.fchmod(self.fd, mode & 0o600)
+        self._set_mode(mode & 0o600, mode)
         with suppress(OSError):
             os.fchown(self.fd, replaced.st_uid if os.geteuid() == 0 else -1, replaced.st_gid)
         acl = None
@@ -133,7 +133,15 @@ class AtomicFile:
             # Who was in the group is among the others now, and the other way round.
             both = mode >> 3 & mode & 0o007
             mode = mode & 0o700 | both << 3 | both
-        os.fchmod(self.fd, mode)
+        self._set_mode(mode, mode)
+
+    def _set_mode(self, mode: int, at_most: int) -> None:
+        try:
+            os.fchmod(self.fd, mode)
+        except PermissionError:
+            # On some file systems (vfat) all files have the same permissions: no harm, if the old one has them too.
+            if os.fstat(self.fd).st_mode & 0o777 & ~at_most:
+                raise
 
     def _set_acl(self, acl: bytes | None) -> bool:
         """Set the ACL, or take off what the directory has handed down; whether that could be done."""
