@@ -7,6 +7,7 @@ One process drives them all, small and in name spaces of its own, and says how e
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
              "--kill-child", "--mount-proc", *OWN_MOUNTS]  # fmt: skip
     result = subprocess.run(
         [*words, sys.executable, "-c", DRIVE, directory, *map(str, SEEDS)],
-        cwd=Path(__file__).parent, capture_output=True, text=True, errors="replace", timeout=1800, check=False,
+        cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "scripts")},
+        capture_output=True, text=True, errors="replace", timeout=1800, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     loaded: dict[str, Report] = pickle.loads((directory / "reports").read_bytes())

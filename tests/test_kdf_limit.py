@@ -39,8 +39,9 @@ def derive(limit: KdfLimit, parameters: dict[str, Any], times: int = 1) -> None:
 
     async def main() -> None:
         try:
-            for _ in range(times):
-                await deriver.derive(parameters, Secret.copy_of(b"secret"), 64)
+            with trio.fail_after(20):
+                for _ in range(times):
+                    await deriver.derive(parameters, Secret.copy_of(b"secret"), 64)
         finally:
             await deriver.close()
 
