@@ -129,6 +129,9 @@ class MountJob:
                 return int(status)
 
     def _import_what_some_need(self) -> None:
+        # By later Pythons than 3.11 not before an error is shown with its place.
+        importlib.import_module("linecache")
+        importlib.import_module("tokenize")
         from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
 
         # Without waiting for storage: rather import it in vain.
