@@ -20,8 +20,10 @@ _ACCESS_FS = {1: 13, 2: 14, 3: 15, 5: 16}
 """Since which version of Landlock how many kinds of access to files can be forbidden."""
 _BIND_AND_CONNECT_TCP = 3
 """Since version 4."""
-_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL = 3
+_SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2
 """Since version 6: no abstract sockets of processes outside, and no signals to them."""
+_WITH_SCOPES = 6
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 class _Ruleset(ctypes.Structure):
@@ -55,7 +57,7 @@ def restrict_file_access(readable: int | None) -> int:
     rules = _Ruleset(
         access_fs=(1 << kinds) - 1,
         access_net=_BIND_AND_CONNECT_TCP if version >= 4 else 0,
-        scoped=_SCOPE_ABSTRACT_UNIX_SOCKET_AND_SIGNAL if version >= 6 else 0,
+        scoped=_SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL if version >= _WITH_SCOPES else 0,
     )
     # What an older kernel does not know is zero, and so does not matter to it.
     ruleset = libc.syscall(_SYS_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
@@ -72,3 +74,21 @@ def restrict_file_access(readable: int | None) -> int:
     finally:
         os.close(ruleset)
     return version
+
+
+def leave_abstract_sockets() -> bool:
+    """Keep this process (which must have one thread), and what it starts, from abstract sockets of others, and from
+    nothing else; no-new-privileges is set with it. Returns whether the kernel can do that (Landlock 6, Linux 6.12)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_SYS_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION) < _WITH_SCOPES:
+        return False
+    # Without rules for files: with them, nothing could be mounted any more.
+    rules = _Ruleset(scoped=_SCOPE_ABSTRACT_UNIX_SOCKET)
+    ruleset = libc.syscall(_SYS_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
+    if ruleset < 0:
+        return False
+    try:
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        return int(libc.syscall(_SYS_RESTRICT_SELF, ruleset, 0)) == 0
+    finally:
+        os.close(ruleset)

@@ -10,7 +10,6 @@ import errno
 import os
 import platform
 import stat
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -27,11 +26,8 @@ _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 0x1000, 0x4000, 1 <<
 _MOUNT_ATTR_RDONLY = 1
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _SYS_MOUNT_SETATTR = 442
-# <linux/keyctl.h>, <linux/prctl.h>, <linux/landlock.h>
+# <linux/keyctl.h>
 _KEYCTL_JOIN_SESSION_KEYRING = 1
-_PR_SET_NO_NEW_PRIVS = 38
-_SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_RESTRICT_SELF = 444, 446
-_LANDLOCK_VERSION, _LANDLOCK_WITH_SCOPES, _SCOPE_ABSTRACT_UNIX_SOCKET = 1, 6, 1
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108
 """Where the image is mounted in the name space: any directory will do, what it hides is not needed there."""
 _NOT_TRIED = 2
@@ -186,23 +182,6 @@ def leave_session_keyring() -> None:
         # A kernel without keyrings, or a container's filter: then there is nothing to be seen either.
         if code not in (errno.ENOSYS, errno.EPERM):
             raise MystfuseError(f"no session keyring for the program: {os.strerror(code)}")
-
-
-def leave_abstract_sockets() -> bool:
-    """Keep this process, and what it starts, from abstract sockets of others, by Landlock; no-new-privileges is set
-    with it. Returns whether the kernel can do that (Landlock 6, Linux 6.12)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION) < _LANDLOCK_WITH_SCOPES:
-        return False
-    rules = struct.pack("=QQQ", 0, 0, _SCOPE_ABSTRACT_UNIX_SOCKET)
-    ruleset = libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
-    if ruleset < 0:
-        return False
-    try:
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        return int(libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)) == 0
-    finally:
-        os.close(ruleset)
 
 
 def show_read_only(path: str) -> None:

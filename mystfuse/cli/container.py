@@ -23,6 +23,7 @@ from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, e
 from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
 from mystfuse.fuse.daemon import run_in_background
 from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
+from mystfuse.landlock import leave_abstract_sockets
 from mystfuse.program import find_program
 from mystfuse.program_filter import program_filter
 from mystfuse.resource_limits import limited_resources
@@ -32,7 +33,6 @@ from mystfuse.sandbox import (
     enter_private_namespace,
     enter_user_namespace,
     find_place,
-    leave_abstract_sockets,
     leave_session_keyring,
     make_user_namespace,
     shield_next_child,
