@@ -183,7 +183,7 @@ def test_an_image_that_nobody_vouches_for_is_refused(machine: Machine) -> None:
         ("key=00fg", 1, "hex digits"),
         ("key=00,key=00", 1, "one key"),
         ("key=00,keyfile=/dev/null", 1, "exclude"),
-        ("trust_self,keyfile=/dev/null", 1, "empty"),
+        ("trust_self,keyfile=/dev/null", 1, "not a regular file"),
         ("trust_self,remount", 32, "unmount it and mount it again"),
     ],
 )
