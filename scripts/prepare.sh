@@ -112,8 +112,10 @@ make_venv() {
     touch "$stamp"
 }
 
+# need_fuse: for scripts that are of no use without a mount.
+need_fuse() { [ -e /dev/fuse ] || fail "/dev/fuse is missing: this kernel or container has no FUSE (try: modprobe fuse)"; }
+
 prepare() {
-    [ -e /dev/fuse ] || fail "/dev/fuse is missing: this kernel or container has no FUSE (try: modprobe fuse)"
     install_packages "ca-certificates fuse3 libfuse3-dev libssl-dev pkg-config gcc python3-dev python3-venv e2fsprogs openssl bubblewrap $1"
     make_venv "$2"
     PATH=$venv/bin:$PATH:/usr/sbin:/sbin

@@ -17,13 +17,14 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import _pytest.pathlib
 import pytest
+from machine import FUSE, Lack, explanation, lacking, table
 from removal import mounts_in, temporary_directory
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
@@ -37,8 +38,8 @@ USER, GROUP = pwd.getpwnam("nobody")[2:4]
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
-_FUSE = Path("/dev/fuse")
 _fuse_mode: int | None = None
+_lacks: list[Lack] = []
 
 
 def _remove_what_pytest_kept(path: Path) -> None:
@@ -50,18 +51,41 @@ def _remove_what_pytest_kept(path: Path) -> None:
 _rm_rf, _pytest.pathlib.rm_rf = _pytest.pathlib.rm_rf, _remove_what_pytest_kept
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--complete", action="store_true", help="run nothing on a machine that cannot run every test")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """/dev/fuse as fuse3's udev rule sets it (0666), which a machine without udev lacks. Once for all processes that
     run tests side by side."""
     global _fuse_mode
-    if "PYTEST_XDIST_WORKER" not in os.environ and _FUSE.exists():
-        _fuse_mode = stat.S_IMODE(_FUSE.stat().st_mode)
-        _FUSE.chmod(0o666)
+    if "PYTEST_XDIST_WORKER" not in os.environ and FUSE.exists() and os.geteuid() == 0:
+        _fuse_mode = stat.S_IMODE(FUSE.stat().st_mode)
+        FUSE.chmod(0o666)
+    _lacks[:] = lacking()
+    if _lacks and config.getoption("complete"):
+        pytest.exit("\n".join(table(_lacks)), returncode=1)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _fuse_mode is not None:
-        _FUSE.chmod(_fuse_mode)
+        FUSE.chmod(_fuse_mode)
+
+
+def pytest_report_header() -> list[str]:
+    return table(_lacks)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Skip what failed because of what this machine lacks."""
+    report = yield
+    if report.failed and _lacks:
+        reason = explanation(_lacks, f"{report.longreprtext}\n{report.capstderr}")
+        if reason is not None:
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.reportinfo()[1] or 0, f"Skipped: {reason}")
+    return report
 
 
 def run(*command: str | os.PathLike[str], check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,168 @@
+"""What the tests want of a machine, and what this one lacks.
+
+A machine that has everything runs every test. On any other, a test that fails by what is lacking is skipped, with the
+reason: by the words of its failure, which are those that the kernel or a tool has for just that. The table of what is
+lacking comes first. ``--complete`` lets nothing be lacking: so a full machine, like CI's, skips nothing by accident.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+NOBODY = pwd.getpwnam("nobody")
+LOOP_CTL_GET_FREE = 0x4C82
+"""<linux/loop.h>"""
+FUSE = Path("/dev/fuse")
+TOOLS = (
+    "bwrap", "cryptsetup", "debugfs", "dumpe2fs", "e2fsck", "fusermount3", "gcc", "getfacl", "getfattr", "groff", "jq",
+    "mke2fs", "nbdcopy", "nbdkit", "openssl", "qemu-img", "readelf", "rsync", "setfacl", "setfattr", "setpriv",
+    "tar", "unshare", "veritysetup", "xz",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that tests want, and how their failures read without it."""
+
+    name: str
+    why_lacking: Callable[[], str | None]
+    """Why this machine does not have it; None if it has."""
+    symptoms: str
+    """A regular expression for the text of a failure."""
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What this machine does not have."""
+
+    name: str
+    reason: str
+    symptoms: re.Pattern[str]
+
+
+def _says(*command: str) -> str | None:
+    """What a command complains of; None if it succeeds."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return f"{command[0]}: no answer"
+    return None if result.returncode == 0 else (result.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1]
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "not run as root"
+
+
+def _fuse() -> str | None:
+    try:
+        os.close(os.open(FUSE, os.O_RDWR))
+    except OSError as error:
+        return f"{FUSE}: {error.strerror}"
+    return None
+
+
+def _fuse_of_users() -> str | None:
+    if not FUSE.exists():
+        return f"{FUSE}: not there"
+    program = shutil.which("fusermount3")
+    if program is None or not os.stat(program).st_mode & stat.S_ISUID:
+        return "no fusermount3 that is setuid root"
+    return None if os.stat(FUSE).st_mode & 0o006 == 0o006 else f"{FUSE} is closed to ordinary users"
+
+
+def _loop() -> str | None:
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR)
+    except OSError as error:
+        return f"/dev/loop-control: {error.strerror}"
+    try:
+        number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+        os.close(os.open(f"/dev/loop{number}", os.O_RDWR))
+    except OSError as error:
+        return f"no free loop device: {error.strerror}"
+    finally:
+        os.close(control)
+    return None
+
+
+def _ext2() -> str | None:
+    has_driver = re.search(r"^\s+ext[24]$", Path("/proc/filesystems").read_text(), re.MULTILINE)
+    return None if has_driver or _says("modprobe", "ext2") is None else "the kernel has no driver for ext2"
+
+
+def _mounts() -> str | None:
+    return _says("unshare", "--mount", "true")
+
+
+def _user_namespaces() -> str | None:
+    become = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups"]
+    return _says(*(become if os.geteuid() == 0 else []), "unshare", "--user", "--map-root-user", "true")
+
+
+def _caches() -> str | None:
+    return None if os.access("/proc/sys/vm/drop_caches", os.W_OK) else "/proc/sys/vm/drop_caches cannot be written"
+
+
+def _tool(name: str) -> Need:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    return Need(
+        name,
+        lambda: None if shutil.which(name, path=path) else "not installed",
+        rf"No such file or directory: '{name}'|\b{name}\b[^\n]*(?:not found|is not installed)",
+    )
+
+
+_NO_PERMISSION = (
+    r"Operation not permitted|Permission denied|PermissionError|must be (?:root|superuser)|are for root alone"
+)
+NEEDS = (
+    Need("root", _root, _NO_PERMISSION),
+    Need("FUSE", _fuse, r"/dev/fuse"),
+    Need("FUSE for ordinary users", _fuse_of_users, r"/dev/fuse|fusermount3?: "),
+    Need("loop devices", _loop, r"loop device|/dev/loop|losetup: "),
+    Need("the kernel's ext2", _ext2, r"unknown filesystem type|wrong fs type"),
+    Need("mounts in name spaces of their own", _mounts, r"unshare: |cannot be mounted on: |no name spaces? of our own"),
+    Need("user name spaces for ordinary users", _user_namespaces, r"unshare: |user name ?spaces?|setting up uid map"),
+    Need("dropping the page cache", _caches, r"drop_caches"),
+    *map(_tool, TOOLS),
+)
+
+
+def lacking() -> list[Lack]:
+    """What this machine does not have of what tests want."""
+    found: list[Lack] = []
+    for need in NEEDS:
+        reason = need.why_lacking()
+        if reason is not None:
+            found.append(Lack(need.name, reason, re.compile(need.symptoms)))
+    return found
+
+
+def explanation(lacks: list[Lack], failure: str) -> str | None:
+    """Why a test that failed so could not succeed here; None if it is a fault."""
+    for lack in lacks:
+        if lack.symptoms.search(failure):
+            return f"no {lack.name}: {lack.reason}"
+    return None
+
+
+def table(lacks: list[Lack]) -> list[str]:
+    """What to tell before the tests begin."""
+    if not lacks:
+        return ["this machine has everything that the tests want"]
+    width = max(len(lack.name) for lack in lacks)
+    return [
+        "what cannot be tested on this machine, and is skipped:",
+        *(f"  {lack.name:{width}}  {lack.reason}" for lack in lacks),
+    ]
