@@ -77,6 +77,10 @@ tell secret /work/secret "roothash=$secret_root"
 install -m 600 /work/key /etc/credstore/mystfuse.secret.key
 
 echo 1; systemctl start mystfuse@app && show mystfuse@app; is_mounted; cat /srv/app/hello.txt
+echo 1000; grep -E '"(seccomp|empty_root|own_user)":' /srv/app/.mystfuse/status.json
+for each in /proc/[0-9]*; do
+    grep -q -s '^mystfuse:keeper$' $each/comm && grep -E '^(CapEff|CapBnd|Seccomp):' $each/status
+done
 echo 2; systemctl stop mystfuse@app && show mystfuse@app; is_mounted
 echo 3; systemctl start mystfuse@self 2> /dev/null || show mystfuse@self
 echo 4; systemctl start mystfuse@bad 2> /dev/null || show mystfuse@bad
@@ -167,6 +171,12 @@ def said(open_tmp_path: Path, ordinary_user: list[str], small_tree: Path) -> dic
 def test_the_units_work_under_systemd(said: dict[str, str]) -> None:
     assert "ActiveState=active" in said["1"] and "StatusText=/work/image mounted on /srv/app, read-only" in said["1"]
     assert said["1"].endswith("\nmounted\nhello\n"), said["1"]
+    # What the unit leaves is enough to give it all up.
+    assert '"seccomp": true' in said["1000"] and '"empty_root": true' in said["1000"], said["1000"]
+    assert re.search(r'"own_user": \d+', said["1000"]), said["1000"]
+    assert re.findall(r"^(\w+):\s+(\w+)$", said["1000"], re.MULTILINE) == [
+        ("CapEff", f"{1 << 21 | 1 << 2:016x}"), ("CapBnd", f"{1 << 21 | 1 << 2:016x}"), ("Seccomp", "2"),
+    ]  # fmt: skip
     assert "ActiveState=inactive" in said["2"] and "Result=success" in said["2"] and "not mounted" in said["2"]
     assert "ExecMainStatus=3 " in said["3"] and "StatusText=/work/image: not trusted" in said["3"]
     assert "ExecMainStatus=6 " in said["4"] and "StatusText=/work/bad: no fssig" in said["4"]
