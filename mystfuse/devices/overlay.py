@@ -180,14 +180,16 @@ class Overlay:
         """
         self._recover()
         keep_reserve()
-        is_present = table is self._slots
+        arenas, is_present = self._arenas, table is self._slots
         new = [number for number in changed if not held(number)]
         replaced: list[int] = []
         if self._spilling is not None:
             # What is in the store is not overwritten there.
             replaced = [number for number in changed if held(number) and self._spilling.is_stored(_slot(table, number))]
-        dropped = [number for number in freed if held(number)]
-        count = len(new) + sum(len(content) for _, content in runs) // self._block_size
+        dropped = [number for number in freed if held(number)] if freed else []
+        count = len(new)
+        if runs:
+            count += sum([len(content) for _, content in runs]) // self._block_size
         if count or replaced:
             # Who only replaces what is in the store gives that back: at a full store, too.
             self._check_room(count - len(dropped), use_reserve or not count, count + len(replaced))
@@ -195,22 +197,23 @@ class Overlay:
         stored: dict[int, int] = {}
         entered: dict[int, Any] = {}
         kept: list[tuple[Snapshot, dict[int, int | None]]] = []
-        self._arenas.is_unsure = True
+        arenas.is_unsure = True
         try:
             for first, run in runs:
-                slots = self._arenas.store_run(run)
+                slots = arenas.store_run(run)
                 stored.update(zip(range(first, first + len(slots)), slots, strict=True))
-            for number in (*new, *replaced):
-                stored[number] = self._arenas.store(changed[number])
+            for number in new + replaced if replaced else new:
+                stored[number] = arenas.store(changed[number])
             entries: dict[int, Any] = stored if is_present else {**dict.fromkeys(freed), **stored}
-            before = {number: table[number] for number in entries if number in table}
-            if is_present:
+            before = {number: table[number] for number in entries.keys() & table.keys()} if entries else {}
+            if is_present and self._snapshots:
                 kept = [(snapshot, snapshot.needed(table, (*stored, *freed))) for snapshot in self._snapshots]
-            overwritten = [(_slot(table, number), changed[number]) for number in changed if number not in stored]
 
             def publish() -> None:
-                for slot, content in overwritten:
-                    self._arenas.overwrite(slot, content)
+                overwrite = arenas.overwrite
+                for number, content in changed.items():
+                    if number not in stored:
+                        overwrite(_slot(table, number), content)
                 if is_present:
                     for number in freed:
                         table.pop(number, None)
@@ -219,7 +222,8 @@ class Overlay:
                 snapshot.keep(versions)
             entered = entries
             table.update(entries)
-            self._largest = max(self._largest, len(self._slots))
+            if len(self._slots) > self._largest:
+                self._largest = len(self._slots)
             insist(publish)
         except (OSError, MemoryError) as error:
             for number in entered:
@@ -231,12 +235,15 @@ class Overlay:
                 snapshot.unkeep(versions)
             if isinstance(error, OSError):
                 # Where memory for blocks is at its end this happens often, and costs no more than what it takes back.
-                self._arenas.free(stored.values())
-                self._arenas.is_unsure = False
+                arenas.free(stored.values())
+                arenas.is_unsure = False
             else:
                 self._try_to_recover()
             raise
-        self._give_back(unused)
+        if unused:
+            self._give_back(unused)
+        else:
+            arenas.is_unsure = False
         if self._spilling is not None:
             self._spilling.write_back()
 
@@ -244,8 +251,7 @@ class Overlay:
         """Slots that no table has any more are free. Never fails."""
         self._arenas.is_unsure = True
         try:
-            if slots:
-                self._arenas.free(slots)
+            self._arenas.free(slots)
             self._arenas.is_unsure = False
         except MemoryError:
             self._try_to_recover()
@@ -313,9 +319,7 @@ class Overlay:
 
 
 def _slot(table: Mapping[int, int | None], number: int) -> int:
-    slot = table[number]
-    assert slot is not None
-    return slot
+    return table[number]  # type: ignore[return-value]  # it has one
 
 
 def _split_runs(changed: Mapping[int, Content], runs: Runs, block_size: int) -> Mapping[int, Content]:
