@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -34,7 +33,8 @@ class Storage:
         self._mountpoint = mountpoint
         self._server = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
         assert self._server.stdout is not None and self._server.stdout.readline() == "ready\n"
-        os.close(os.open(self.image, os.O_RDONLY))
+        # What the kernel asks once.
+        FileSource(self.image).close()
 
     def hang(self) -> None:
         self._server.send_signal(signal.SIGSTOP)
@@ -60,10 +60,11 @@ def storage(small_image: Path, tmp_path: Path) -> Iterator[Storage]:
 
 
 def is_waiting(pid: int) -> bool:
-    """Whether one of the threads of a process, or of its children, waits in the kernel for a page."""
+    """Whether one of the threads of a process, or of its children, waits in the kernel for storage."""
     tasks = list(Path(f"/proc/{pid}/task").iterdir())
     children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return any("folio" in (task / "wchan").read_text() for task in tasks) or any(map(is_waiting, children))
+    places = [(task / "wchan").read_text() for task in tasks]
+    return any("folio" in place or "request_wait" in place for place in places) or any(map(is_waiting, children))
 
 
 @contextmanager
