@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,49 @@ def test_an_answer_that_comes_late_is_not_taken_for_another(mountpoint: Path) ->
             keeper.unmount()
     finally:
         keeper.close()
+
+
+@contextmanager
+def encrypting(tmp_path: Path, small_tree: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """``mkext2 --encrypt`` while mke2fs, which is ours, does nothing; and the process that serves it its file."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "key").write_bytes(os.urandom(64))
+    (tmp_path / "key").chmod(0o600)
+    began = tmp_path / "began"
+    (tmp_path / "bin/mke2fs").write_text(f"#!/bin/sh\ntouch {began}\nexec sleep 300\n")
+    (tmp_path / "bin/mke2fs").chmod(0o755)
+    words = ["mkext2", "--encrypt", tmp_path / "key", small_tree, tmp_path / "image"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mystfuse", *words],
+        env={**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(began.exists, 20)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (server,) = (int(child) for child in children if "sleep" not in Path(f"/proc/{child}/comm").read_text())
+        yield process, server
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_mke2fs_ends_with_the_process_that_encrypts_for_it(small_tree: Path, tmp_path: Path) -> None:
+    with encrypting(tmp_path, small_tree) as (process, server):
+        os.kill(server, signal.SIGKILL)
+        said = process.communicate(timeout=10)[1]
+    assert process.returncode == 1
+    assert said == "mystfuse: mke2fs: the process that encrypts for it has ended\n"
+    assert not (tmp_path / "image").exists()
+
+
+def test_making_an_image_is_interrupted_though_the_process_that_encrypts_hangs(
+    small_tree: Path, tmp_path: Path
+) -> None:
+    with encrypting(tmp_path, small_tree) as (process, server):
+        os.kill(server, signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == 1 and said == "mystfuse: interrupted\n"
+    assert not is_running(server)

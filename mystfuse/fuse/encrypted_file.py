@@ -5,15 +5,18 @@ A child process serves it through FUSE, mounted over an empty temporary file.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import tempfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from mystfuse.confinement import confine
 from mystfuse.crypto.sectors import XtsCipher
+from mystfuse.devices.patience import wait_for_storage
 from mystfuse.errors import ExitStatus, MountError, MystfuseError
 from mystfuse.fuse.binding import require_fuse
 from mystfuse.fuse.daemon import Report, end_child, run_in_background
@@ -23,8 +26,8 @@ from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.unmount import unmount
 from mystfuse.image.atomic_file import AtomicFile
 
-_PATIENCE = 60.0
-"""Seconds that the child gets to end."""
+_PATIENCE = 3.0
+"""Seconds that the child gets to end; what had to be written has been by then."""
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -38,6 +41,7 @@ class EncryptedFile:
     def __init__(self, target: AtomicFile, payload_offset: int, cipher: XtsCipher) -> None:
         self.target = target.target
         self.fd = -1
+        self.server: int | None = None
         self._target_fd = target.fd
         self._payload_offset = payload_offset
         self._cipher = cipher
@@ -63,6 +67,7 @@ class EncryptedFile:
             if started.status is not ExitStatus.DONE:
                 raise MountError(started.message)
             self._child = started.pid
+            self.server = os.pidfd_open(started.pid)
             self.fd = os.open(self._mountpoint, os.O_RDWR | os.O_CLOEXEC)
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -77,12 +82,13 @@ class EncryptedFile:
         try:
             if kind is None:
                 # What the kernel still holds back is written now, and what could not be, told.
-                os.fsync(self.fd)
+                wait_for_storage(partial(os.fsync, self.fd), str(self.target), math.inf)
         except OSError as failure:
             raise MystfuseError(f"{self.target}: cannot be written: {failure.strerror}") from failure
         finally:
-            os.close(self.fd)
+            # In this order: closing waits for the child, and when something has failed, that may hang.
             self._take_down()
+            os.close(self.fd)
 
     def _take_down(self) -> None:
         # A second ^C must not leave half of it.
@@ -95,6 +101,8 @@ class EncryptedFile:
                 # It would end by itself when the mount is gone; but whoever has made a mount name space meanwhile has
                 # the mount in there as well.
                 end_child(self._child, _PATIENCE, signal.SIGTERM)
+            if self.server is not None:
+                os.close(self.server)
             _remove(self._mountpoint)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 

@@ -8,6 +8,9 @@ import socket
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 1.0
+"""Seconds."""
+
 
 class Notifier:
     """Sends to the manager's socket; without one, nowhere.
@@ -25,6 +28,8 @@ class Notifier:
         name = f"\0{address[1:]}" if address.startswith("@") else address
         # Now: who is confined later reaches no abstract name any more.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # Of a manager that hangs.
+        self._socket.settimeout(_PATIENCE)
         try:
             self._socket.connect(os.fsencode(name))
         except OSError as error:

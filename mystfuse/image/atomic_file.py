@@ -23,6 +23,8 @@ class WritableFile(Protocol):
     fd: int
     target: Path
     """What to call it in messages."""
+    server: int | None
+    """pidfd of the process without which it cannot be written; None if there is none."""
 
     @property
     def path(self) -> str:
@@ -52,6 +54,7 @@ class AtomicFile:
 
     def __init__(self, target: Path, replace: bool, mode: int = 0o666) -> None:
         self.target = target
+        self.server: int | None = None
         self.fd = self._directory = -1
         self._replace = replace
         self._temporary: str | None = None

@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -25,6 +24,7 @@ from mystfuse.ext2.superblock import Superblock
 from mystfuse.formats.fssig import Fssig
 from mystfuse.formats.verity import VOUCHER
 from mystfuse.image.atomic_file import AtomicFile, WritableFile
+from mystfuse.image.child_process import run_program
 from mystfuse.image.hash_tree import write_all
 from mystfuse.image.inode_stamps import stamp_inodes
 from mystfuse.image.keys import Encryption
@@ -251,7 +251,7 @@ def _run_mke2fs(
     place = [file.path, f"{size // 1024}k"]
     # mke2fs sorts names by the locale, and we read what it says.
     environment = {**os.environ, "LC_ALL": "C"}
-    if inodes > _inodes_by_default([mke2fs, "-n", *command[2:], *place], environment, file.fd):
+    if inodes > _inodes_by_default([mke2fs, "-n", *command[2:], *place], environment, file):
         command += ["-N", str(inodes)]
     command += ["-d", os.fspath(directory.resolve()), *place]
     if options.epoch is not None:
@@ -264,41 +264,22 @@ def _run_mke2fs(
         # Nor when we have been killed before it said so.
         script = 'test "$PPID" = "$0" && exec "$@"'
         command = [setpriv, "--pdeathsig", "KILL", "/bin/sh", "-c", script, str(os.getpid()), *command]
-    result = subprocess.run(
-        command,
-        env=environment,
-        pass_fds=[file.fd],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        errors="replace",
-        check=False,
-    )
-    if result.returncode == 0:
+    status, said = run_program(command, environment, file.fd, file.server, with_errors=True)
+    if status == 0:
         return True
-    if result.returncode < 0:
-        raise MystfuseError(f"mke2fs was ended by {signal.Signals(-result.returncode).name}")
-    if "Could not allocate" in result.stdout:
+    if status < 0:
+        raise MystfuseError(f"mke2fs was ended by {signal.Signals(-status).name}")
+    if "Could not allocate" in said:
         return False
-    if "Insufficient space to store extended attribute data" in result.stdout:
+    if "Insufficient space to store extended attribute data" in said:
         raise MystfuseError(f"{directory}: a file's extended attributes do not fit one block (give --block-size)")
-    message = " ".join(result.stdout.split()) or f"exit status {result.returncode}"
+    message = " ".join(said.split()) or f"exit status {status}"
     raise MystfuseError(f"mke2fs failed: {message}")
 
 
-def _inodes_by_default(dry_run: list[str], environment: dict[str, str], fd: int) -> int:
+def _inodes_by_default(dry_run: list[str], environment: dict[str, str], file: WritableFile) -> int:
     """How many inodes mke2fs would make by itself: that depends on mke2fs.conf, so we ask it rather than reckon."""
-    result = subprocess.run(
-        dry_run,
-        env=environment,
-        pass_fds=[fd],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        errors="replace",
-        check=False,
-    )
-    match = re.search(r"\b(\d+) inodes\b", result.stdout)
+    match = re.search(r"\b(\d+) inodes\b", run_program(dry_run, environment, file.fd, file.server).said)
     # Without an answer nothing is asked for in its stead. If it cannot make it at all, it says so when it has to.
     return int(match[1]) if match else sys.maxsize
 
