@@ -64,8 +64,8 @@ class OwnCommand:
         raise error_of(status, message)
 
     def stop(self) -> None:
-        """Have it end in order, and if it does not within 10 s, by force, with the daemon that it is starting; from
-        any thread, before it begins (it does not, then), or after its end."""
+        """Have it end in order, and if it does not within 10 s, by force, with the daemon that it is starting and what
+        is below that; from any thread, before it begins (it does not, then), or after its end."""
         with self._lock:
             if self._is_stopped:
                 return
@@ -78,8 +78,16 @@ class OwnCommand:
 
     def _kill(self) -> None:
         assert self._process is not None
-        pid = self._process.pid
-        with suppress(OSError):
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+        for pid in _descendants(self._process.pid):
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         self._process.kill()
+
+
+def _descendants(pid: int) -> list[int]:
+    """The processes below a process: the daemon that it starts, and what that has started."""
+    found: list[int] = []
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += [int(child), *_descendants(int(child))]
+    return found

@@ -460,8 +460,9 @@ def test_a_process_that_does_not_end_is_ended_by_force(
     monkeypatch.setattr("mystfuse.own_command._PATIENCE", 0.2)
 
     async def freeze(scope: trio.CancelScope) -> None:
-        while len(frozen := processes_naming(mountpoint)) < 2:
-            await trio.sleep(0.01)
+        # The process that mounts, the daemon, and its keeper.
+        while len(frozen := processes_naming(mountpoint)) < 3:
+            await trio.sleep(0.001)
         for pid in frozen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -473,9 +474,13 @@ def test_a_process_that_does_not_end_is_ended_by_force(
             async with mystfuse.mount(small_image, mountpoint, trust="self"):
                 await trio.sleep(60)
 
-    trio.run(main)
-    wait_until(lambda: processes_naming(mountpoint) == [])
-    assert find_mount(str(mountpoint)) is None
+    try:
+        trio.run(main)
+        wait_until(lambda: processes_naming(mountpoint) == [])
+        assert find_mount(str(mountpoint)) is None
+    finally:
+        for pid in processes_naming(mountpoint):
+            os.kill(pid, signal.SIGKILL)
 
 
 # Without a mount
