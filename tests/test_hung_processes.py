@@ -120,7 +120,7 @@ def encrypting(tmp_path: Path, small_tree: Path) -> Iterator[tuple[subprocess.Po
     try:
         wait_until(began.exists, 20)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        (server,) = (int(child) for child in children if "sleep" not in Path(f"/proc/{child}/comm").read_text())
+        (server,) = (int(child) for child in children if "mystfuse" in Path(f"/proc/{child}/comm").read_text())
         yield process, server
     finally:
         process.kill()
