@@ -7,6 +7,7 @@ thread in OpenSSL. A process ends by a limit, and its memory comes back.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -100,7 +101,8 @@ class Deriver:
             return
         pid, self._pid = self._pid, 0
         self._socket.close()
-        # Not permitted to a daemon that is confined: then it ends because the socket is closed, or with us.
+        # Not permitted to a daemon that is confined: the end of the socket ends it there. Elsewhere a process that was
+        # forked meanwhile may hold ours open.
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
@@ -123,7 +125,7 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
 
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGIO):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -132,6 +134,8 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
         harden_process()
         _close_all_but(connection.fileno())
         _limit(limit)
+        # Who becomes another user gets no more signals of a parent that has died, nor of one that gives up.
+        fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
         # What it is asked comes from the header, by way of a process that has read it.
         if (proc := confine().proc) is not None:
             # Which other processes there are, is not for us.
@@ -144,7 +148,9 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
                 # Whatever OpenSSL is doing then, the kernel ends us.
                 signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
             size = connection.recv_into(secret.view)
+            _die_with(connection, True)
             answer = _answer(json.loads(request), secret.view[:size])
+            _die_with(connection, False)
             secret.wipe()
             connection.send(answer.view)
             answer.wipe()
@@ -152,6 +158,20 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
             left -= time.monotonic() - started
     finally:
         os._exit(0)
+
+
+def _die_with(connection: socket.socket, is_computing: bool) -> None:
+    """Whether the kernel ends this process when the caller closes its end: by SIGIO, whose default action that is.
+
+    Source: fcntl(2), F_SETOWN and O_ASYNC. What the caller sends would do the same: it sends nothing meanwhile.
+    """
+    flags = fcntl.fcntl(connection, fcntl.F_GETFL)
+    fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC if is_computing else flags & ~os.O_ASYNC)
+    if is_computing:
+        # It may have been closed a moment before.
+        with suppress(BlockingIOError):
+            connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            os._exit(0)
 
 
 def _answer(parameters: dict[str, Any], secret: memoryview) -> Secret:
