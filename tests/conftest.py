@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import json
 import lzma
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from typing import Any
 
 import _pytest.pathlib
 import pytest
-from machine import FUSE, Lack, explanation, lacking, table
+from machine import FUSE, Lack, explanation, lacking, table, unable
 from removal import mounts_in, temporary_directory
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
@@ -40,6 +42,8 @@ SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 _fuse_mode: int | None = None
 _lacks: list[Lack] = []
+_said: list[str] = []
+"""By the commands of a test, on stderr."""
 
 
 def _remove_what_pytest_kept(path: Path) -> None:
@@ -62,9 +66,26 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ and FUSE.exists() and os.geteuid() == 0:
         _fuse_mode = stat.S_IMODE(FUSE.stat().st_mode)
         FUSE.chmod(0o666)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        # As a shell leaves what it runs in the background, and nohup: the commands that tests interrupt would not hear.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _lacks[:] = lacking()
+    if _lacks:
+        subprocess.Popen.__init__ = _start_what_can_work  # type: ignore[method-assign]
     if _lacks and config.getoption("complete"):
         pytest.exit("\n".join(table(_lacks)), returncode=1)
+
+
+_popen = subprocess.Popen.__init__
+
+
+@functools.wraps(_popen)
+def _start_what_can_work(self: Any, args: Any, *others: Any, **options: Any) -> None:
+    reason = unable(_lacks, args)
+    if reason is not None:
+        pytest.skip(reason)
+    _popen(self, args, *others, **options)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -81,10 +102,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Skip what failed because of what this machine lacks."""
     report = yield
     if report.failed and _lacks:
-        reason = explanation(_lacks, f"{report.longreprtext}\n{report.capstderr}")
+        reason = explanation(_lacks, "\n".join([report.longreprtext, report.capstderr, *_said]))
         if reason is not None:
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.reportinfo()[1] or 0, f"Skipped: {reason}")
+    if report.when == "teardown":
+        _said.clear()
     return report
 
 
@@ -101,6 +124,8 @@ def run(*command: str | os.PathLike[str], check: bool = True, **kwargs: Any) -> 
         check=False,
         **kwargs,
     )
+    if _lacks:
+        _said.append(result.stderr)
     if check and result.returncode:
         pytest.fail(f"{' '.join(map(str, command))} exited {result.returncode}:\n{result.stdout}{result.stderr}")
     return result
@@ -189,8 +214,6 @@ def clear_mount(mountpoint: Path) -> None:
             poll = select.poll()
             poll.register(daemon, select.POLLIN)
             if not poll.poll(60_000):
-                import signal
-
                 signal.pidfd_send_signal(daemon, signal.SIGKILL)
                 pytest.fail(f"the daemon of {mountpoint} did not end within 60 s after unmounting")
         finally:

@@ -1,8 +1,9 @@
 """What the tests want of a machine, and what this one lacks.
 
 A machine that has everything runs every test. On any other, a test that fails by what is lacking is skipped, with the
-reason: by the words of its failure, which are those that the kernel or a tool has for just that. The table of what is
-lacking comes first. ``--complete`` lets nothing be lacking: so a full machine, like CI's, skips nothing by accident.
+reason: by the words of its failure or of the commands it ran, which are those that the kernel or a tool has for just
+that, or as it starts a command that cannot work there. The table of what is lacking comes first. ``--complete`` lets
+nothing be lacking: so a full machine, like CI's, skips nothing by accident.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 NOBODY = pwd.getpwnam("nobody")
 LOOP_CTL_GET_FREE = 0x4C82
@@ -38,6 +40,8 @@ class Need:
     """Why this machine does not have it; None if it has."""
     symptoms: str
     """A regular expression for the text of a failure."""
+    commands: str = "(?!)"
+    """A regular expression for the words of a command that cannot work without it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Lack:
     name: str
     reason: str
     symptoms: re.Pattern[str]
+    commands: re.Pattern[str]
+
+    def __str__(self) -> str:
+        return f"no {self.name}: {self.reason}"
 
 
 def _says(*command: str) -> str | None:
@@ -78,6 +86,8 @@ def _fuse_of_users() -> str | None:
     program = shutil.which("fusermount3")
     if program is None or not os.stat(program).st_mode & stat.S_ISUID:
         return "no fusermount3 that is setuid root"
+    if not os.path.exists("/etc/mtab"):
+        return "/etc/mtab is missing, which fusermount3 wants"
     return None if os.stat(FUSE).st_mode & 0o006 == 0o006 else f"{FUSE} is closed to ordinary users"
 
 
@@ -110,6 +120,10 @@ def _user_namespaces() -> str | None:
     return _says(*(become if os.geteuid() == 0 else []), "unshare", "--user", "--map-root-user", "true")
 
 
+def _sys() -> str | None:
+    return None if os.path.exists("/sys/kernel") else "not mounted"
+
+
 def _caches() -> str | None:
     return None if os.access("/proc/sys/vm/drop_caches", os.W_OK) else "/proc/sys/vm/drop_caches cannot be written"
 
@@ -132,7 +146,14 @@ NEEDS = (
     Need("FUSE for ordinary users", _fuse_of_users, r"/dev/fuse|fusermount3?: "),
     Need("loop devices", _loop, r"loop device|/dev/loop|losetup: "),
     Need("the kernel's ext2", _ext2, r"unknown filesystem type|wrong fs type"),
-    Need("mounts in name spaces of their own", _mounts, r"unshare: |cannot be mounted on: |no name spaces? of our own"),
+    Need(
+        "mounts in name spaces of their own",
+        _mounts,
+        r"unshare: |/: cannot be mounted on: |no name spaces? of our own",
+        # exec gives its program mounts of its own, too.
+        r"\bunshare .*--mount|-m mystfuse (?:exec|run) ",
+    ),
+    Need("/sys", _sys, r"'/sys/"),
     Need("user name spaces for ordinary users", _user_namespaces, r"unshare: |user name ?spaces?|setting up uid map"),
     Need("dropping the page cache", _caches, r"drop_caches"),
     *map(_tool, TOOLS),
@@ -145,7 +166,7 @@ def lacking() -> list[Lack]:
     for need in NEEDS:
         reason = need.why_lacking()
         if reason is not None:
-            found.append(Lack(need.name, reason, re.compile(need.symptoms)))
+            found.append(Lack(need.name, reason, re.compile(need.symptoms), re.compile(need.commands)))
     return found
 
 
@@ -153,8 +174,19 @@ def explanation(lacks: list[Lack], failure: str) -> str | None:
     """Why a test that failed so could not succeed here; None if it is a fault."""
     for lack in lacks:
         if lack.symptoms.search(failure):
-            return f"no {lack.name}: {lack.reason}"
+            return str(lack)
     return None
+
+
+def unable(lacks: list[Lack], command: object) -> str | None:
+    """Why a command cannot work here; None if it can.
+
+    Args:
+        command: as subprocess.Popen takes it.
+    """
+    words = [command] if isinstance(command, (str, bytes, os.PathLike)) else list(cast("Iterable[Any]", command))
+    text = " ".join(os.fsdecode(word) for word in words)
+    return next((str(lack) for lack in lacks if lack.commands.search(text)), None)
 
 
 def table(lacks: list[Lack]) -> list[str]:

@@ -9,6 +9,8 @@ import pytest
 pytest_plugins = "pytester"
 
 TESTS = """
+import subprocess
+
 def test_passes():
     pass
 
@@ -17,6 +19,9 @@ def test_wants_it():
 
 def test_is_broken():
     assert 1 == 2
+
+def test_starts_it():
+    subprocess.run(["env", "sometool", "--option"], check=True)
 """
 CONFTEST = """
 import sys
@@ -25,16 +30,16 @@ import machine
 machine.NEEDS = ({needs})
 from conftest_of_mystfuse import *
 """
-NEED = 'machine.Need("sometool", lambda: "not installed", "No such file or directory: .sometool"),'
+NEED = 'machine.Need("sometool", lambda: "not installed", "No such file or directory: .sometool", "sometool --opt"),'
 TESTS_OF_OURS = Path(__file__).parent
 
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.Pytester:
-    """Three tests, under our conftest.py, on a machine with the needs that the parameter says."""
+    """Four tests, under our conftest.py, on a machine with the needs that the parameter says."""
     paths = [str(TESTS_OF_OURS), str(TESTS_OF_OURS.parent / "scripts"), str(pytester.path)]
     pytester.makepyfile(
-        test_three=TESTS,
+        test_four=TESTS,
         conftest=CONFTEST.format(paths=paths, needs=request.param),
         conftest_of_mystfuse=(TESTS_OF_OURS / "conftest.py").read_text(),
     )
@@ -44,15 +49,15 @@ def suite(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.P
 @pytest.mark.parametrize("suite", [NEED], indirect=True)
 def test_what_the_machine_lacks_is_told_and_skips_its_tests_alone(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("-rs")
-    result.assert_outcomes(passed=1, skipped=1, failed=1)
+    result.assert_outcomes(passed=1, skipped=2, failed=1)
     result.stdout.fnmatch_lines(["what cannot be tested on this machine*", "  sometool  not installed"])
-    result.stdout.fnmatch_lines(["SKIPPED * no sometool: not installed"])
+    result.stdout.fnmatch_lines(["SKIPPED * no sometool: not installed", "SKIPPED * no sometool: not installed"])
 
 
 @pytest.mark.parametrize("suite", [""], indirect=True)
 def test_nothing_is_skipped_where_nothing_is_lacking(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("--complete")
-    result.assert_outcomes(passed=1, failed=2)
+    result.assert_outcomes(passed=1, failed=3)
 
 
 @pytest.mark.parametrize("suite", [NEED], indirect=True)
