@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -107,8 +108,8 @@ def _audit_arenas(arenas: Arenas, slots: set[int]) -> None:
     for arena, free in arenas._free.items():
         used = {slot % per_arena for slot in slots if slot // per_arena == arena}
         assert len(free) == len(set(free)) and set(free) == set(range(per_arena)) - used
-        counts = [sum(page == index // per_page for index in used) for page in sorted({i // per_page for i in used})]
-        assert [count for count in arenas._used_in_page[arena] if count] == counts
+        counts = Counter(index // per_page for index in used)
+        assert {page: count for page, count in enumerate(arenas._used_in_page[arena]) if count} == counts
         assert (arena in arenas._with_room) == bool(free)
     assert arenas._arenas.keys() == arenas._free.keys() == arenas._used_in_page.keys()
     assert {slot // per_arena for slot in slots} <= arenas._arenas.keys()

@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
+import outcome
 import pytest
 import trio
 from conftest import clear_mount, mystfuse, run, wait_until
@@ -286,6 +288,15 @@ async def test_a_thread_that_never_begins_costs_a_time_out(
         assert bytes((await reader.read([Extent(5, 3)]))[0]) == b"\5\6\7"
         nursery.cancel_scope.cancel()
     source.close()
+
+
+async def test_a_thread_without_memory_for_what_came_of_its_work_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(work: Callable[[], object]) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(threads, "outcome", SimpleNamespace(capture=refuse, Error=outcome.Error))
+    with trio.fail_after(5), pytest.raises(MemoryError):
+        await threads.call_in_thread(lambda: None)
 
 
 async def test_without_a_thread_the_work_is_done_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

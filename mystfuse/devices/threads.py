@@ -30,6 +30,7 @@ def start_in_thread(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]]
     """
     token = trio.lowlevel.current_trio_token()
     ticket = [None]
+    no_memory: outcome.Outcome[T] = outcome.Error(MemoryError())
 
     def serve() -> None:
         try:
@@ -37,7 +38,12 @@ def start_in_thread(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]]
             ticket.pop()
         except IndexError:
             return
-        result = outcome.capture(work)
+        result: outcome.Outcome[T]
+        try:
+            result = outcome.capture(work)
+        except MemoryError:
+            # Not even for what came of it: nobody must wait for a thread that has ended.
+            result = no_memory
         while True:
             try:
                 token.run_sync_soon(on_end, result)
