@@ -175,7 +175,7 @@ async def test_a_commit_to_the_overlay_or_a_snapshot_is_whole_wherever_it_fails(
     for position, step in enumerate(SCRIPT):
         # Beside snapshots there is most to take back: there each of them, where it is quick.
         is_rich = OPEN in SCRIPT[:position] and isinstance(step, Step) and not step.of
-        stride = 1 if is_rich and not store else 5 if not store else STRIDE[injection]
+        stride = 1 if is_rich and not store else 5 if not store else 3 * STRIDE[injection] - 2
         number = position % stride
         has_come = True
         while has_come:
