@@ -93,6 +93,9 @@ def started(storage: Storage, tmp_path: Path, timeout: str) -> Iterator[dict[str
     try:
         yield running
     finally:
+        daemons = Path(f"/proc/{running['mount'].pid}/task/{running['mount'].pid}/children")
+        for daemon in daemons.read_text().split() if daemons.exists() else ():
+            os.kill(int(daemon), signal.SIGKILL)
         storage.answer()
         for process in running.values():
             process.kill()
