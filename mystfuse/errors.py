@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from enum import IntEnum
+from typing import Self
 
 
 class ExitStatus(IntEnum):
@@ -44,9 +45,16 @@ class MystfuseError(Exception):
     exit_status: ExitStatus = ExitStatus.FAILED
     errno: int = errno.EIO
 
-    def about(self, name: str) -> str:
-        """The message, with ``name`` in front where it does not say what it is about."""
-        return str(self) if name in str(self) else f"{name}: {self}"
+    def at(self, where: str) -> Self:
+        """The same error, its message with ``where`` in front."""
+        # Not by calling the class: what subclasses want besides the message, only who raised it knows.
+        error = type(self).__new__(type(self), f"{where}: {self}")
+        error.__dict__.update(self.__dict__)
+        return error
+
+    def about(self, name: str) -> Self:
+        """The same error, with ``name`` in front where its message does not say what it is about."""
+        return self if name in str(self) else self.at(name)
 
 
 class UsageError(MystfuseError):

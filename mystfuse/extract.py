@@ -147,7 +147,7 @@ class _Extraction:
                     await self._make(level.fd, name, child.inode)
             except MystfuseError as error:
                 path = os.path.join(b"", *[level.name for level in self._levels[1:]], name).rstrip(b"/")
-                raise type(error)(f"{os.fsdecode(path) or '.'}: {error}") from error
+                raise error.at(os.fsdecode(path) or ".") from error
 
     def explain(self, error: OSError) -> str:
         """What to say of an error of the system."""

@@ -106,7 +106,7 @@ class _Archive:
                     pending.append((path, await self._children(inode.ino, seen)))
                 await self._add(path, inode)
             except MystfuseError as error:
-                raise type(error)(f"{os.fsdecode(path)}: {error}") from error
+                raise error.at(os.fsdecode(path)) from error
 
     async def finish(self) -> None:
         """End the archive."""

@@ -219,12 +219,13 @@ def test_the_destination_must_not_exist(rich_image: Path, tmp_path: Path) -> Non
     assert sorted(os.listdir(tmp_path)) == ["dangling", "directory", "file"]
 
 
-def test_a_damaged_block_leaves_nothing(rich_image: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["extract", "tar"])
+def test_a_damaged_block_leaves_nothing(command: str, rich_image: Path, tmp_path: Path) -> None:
     data = bytearray(rich_image.read_bytes())
     data[data.index(b"longest name\n")] ^= 1
     image = tmp_path / "damaged"
     image.write_bytes(data)
-    line = refused(INTEGRITY, "extract", image, "/", tmp_path / "copy")
+    line = refused(INTEGRITY, command, image, "/", *([tmp_path / "copy"] if command == "extract" else []))
     assert "damaged: " in line and ": verity: data block" in line
     assert os.listdir(tmp_path) == ["damaged"]
 

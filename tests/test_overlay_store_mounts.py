@@ -301,7 +301,7 @@ def test_a_directory_that_will_not_do_is_told_before_mounting(
 
     assert_one_line(attempt("missing"), 2, "--overlay-store missing: no such directory")
     assert_one_line(attempt(file), 2, "not a directory")
-    assert_one_line(attempt(""), 2, "no such directory")
+    assert_one_line(attempt(""), 2, "it is empty")
     assert_one_line(attempt("/proc"), 1, "nothing can be written there")
     with small_disk(store, "8k"):
         (store / "all").write_bytes(bytes(8192))

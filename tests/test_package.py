@@ -493,7 +493,7 @@ def test_what_cannot_sign_or_be_trusted_is_refused(tmp_path: Path, keys: Keys) -
 
 
 def test_pinned_signers(
-    package: Callable[..., Path], keys: Keys, image_keys: Keys, image: Path, tmp_path: Path
+    package: Callable[..., Path], keys: Keys, image_keys: Keys, image: Path, path_with_mystfuse: str
 ) -> None:
     path = package(ApplicationParameters=["hello"])
     result = in_process("run", path, "--rootfs", "/absent.img", "--signer", image_keys[0])
@@ -509,7 +509,9 @@ def test_pinned_signers(
     assert (result.returncode, result.stdout) == (NOT_TRUSTED, "")
     assert re.fullmatch(rf"mystfuse: {path}: not trusted: [^\n]+\n", result.stderr)
     # As it is when the package itself is executed.
-    result = run(path, check=False, env={**os.environ, "MYST_ROOTFS": str(image), "MYSTFUSE_TRUST_SELF": "no"})
+    result = run(
+        path, check=False, env={"PATH": path_with_mystfuse, "MYST_ROOTFS": str(image), "MYSTFUSE_TRUST_SELF": "no"}
+    )
     assert (result.returncode, result.stdout) == (NOT_TRUSTED, ""), result
 
 

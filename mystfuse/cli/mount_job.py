@@ -153,7 +153,7 @@ class MountJob:
     def _explain(self, error: BaseException) -> tuple[ExitStatus, str]:
         """What to exit with because of an error, and what to say."""
         if isinstance(error, MystfuseError):
-            return error.exit_status, str(error) if isinstance(error, MountError) else error.about(self.source.name)
+            return error.exit_status, str(error if isinstance(error, MountError) else error.about(self.source.name))
         if isinstance(error, KeyboardInterrupt):
             return ExitStatus.FAILED, "interrupted"
         if _is_for_want_of_memory(error):

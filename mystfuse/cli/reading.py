@@ -69,7 +69,7 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
         set_up_logging(foreground=True, log_file=None)
         return trio.run(_run_until_signal, read)
     except MystfuseError as error:
-        raise type(error)(error.about(source.name)) from error
+        raise error.about(source.name) from error
     finally:
         source.close()
 

@@ -157,7 +157,7 @@ def _open(path: str, signers: Sequence[str]) -> Package:
     try:
         return open_package(data, pinned)
     except MystfuseError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise error.at(str(path)) from error
 
 
 def _environment(configuration: Configuration, host: Mapping[str, str]) -> dict[str, str]:

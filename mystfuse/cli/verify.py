@@ -122,4 +122,4 @@ def _check_contents(image: TrustedImage, keys: Keys, io_timeout: float) -> None:
         trio.run(check)
     except BaseExceptionGroup as group:
         cause = innermost(group)
-        raise type(cause)(cause.about(image.source.name)) if isinstance(cause, MystfuseError) else cause from None
+        raise cause.about(image.source.name) if isinstance(cause, MystfuseError) else cause from None

@@ -53,7 +53,7 @@ def read_fssig(source: Source) -> Fssig:
     try:
         return Fssig.parse(data)
     except FormatError as error:
-        raise type(error)(f"{source.name}: {error}") from error
+        raise error.at(source.name) from error
 
 
 def _describe_start(source: Source) -> str:
@@ -128,5 +128,5 @@ def _read_tree(source: Source, hash_offset: int, limit: int, exact: bool) -> Has
         geometry = TreeGeometry.of(superblock, hash_offset)
         geometry.check_fits(limit)
     except FormatError as error:
-        raise type(error)(f"{source.name}, byte {hash_offset}: {error}") from error
+        raise error.at(f"{source.name}, byte {hash_offset}") from error
     return HashTree(superblock, geometry)
