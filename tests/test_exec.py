@@ -349,6 +349,27 @@ def test_a_signal_is_handed_on(image: Path) -> None:
     assert processes_of(image) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_comes_before_the_program_is_handed_on_to_it(
+    number: signal.Signals, image: Path, tmp_path: Path
+) -> None:
+    wrapper = tmp_path / "bwrap"
+    wrapper.write_text(f'#!/bin/sh\necho > {tmp_path}/begun; sleep 0.5; exec {shutil.which("bwrap")} "$@"\n')
+    wrapper.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mystfuse", "exec", image, "/bin/sh", "-c", "exec sleep 1000"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    try:
+        wait_until((tmp_path / "begun").exists)
+        time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_nothing_is_left_whoever_is_killed(image: Path) -> None:
     names: list[str] = []
     index = 0

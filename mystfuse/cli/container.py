@@ -7,6 +7,7 @@ import select
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,9 @@ _PATIENCE = 10_000
 """Milliseconds that a daemon gets to end."""
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _IGNORED = (signal.SIGINT, signal.SIGQUIT)
-"""The program gets these from the terminal itself."""
+"""The program gets these from the terminal itself, once it has been started."""
+_STARTING = 10
+"""Seconds that bubblewrap may take to start the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,14 +343,23 @@ def _run(
         os.close(fd)
 
     def forward(number: int, frame: FrameType | None) -> None:
+        # To bubblewrap it would mean nothing: the first process of a name space ignores what it does not handle.
+        deadline = time.monotonic() + _STARTING
+        while (pid := _program_pid(child.pid)) is None and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
         with suppress(OSError):
-            os.kill(_program_pid(child.pid), number)
+            os.kill(child.pid if pid is None else pid, number)
 
     for number in _FORWARDED:
         signal.signal(number, forward)
+
+    def forward_early(number: int, frame: FrameType | None) -> None:
+        if _program_pid(child.pid) is None:
+            forward(number, frame)
+
     for number in _IGNORED:
         # Not SIG_IGN, which the program would inherit.
-        signal.signal(number, lambda number, frame: None)
+        signal.signal(number, forward_early)
     pidfd = os.pidfd_open(child.pid)
     poll = select.poll()
     for descriptor in (pidfd, *daemons.pidfds):
@@ -365,11 +377,13 @@ def _run(
     return 128 - status if status < 0 else status
 
 
-def _program_pid(bwrap: int) -> int:
-    """The program: below bubblewrap is the first process of its name space, and below that the program. Before it has
-    been started, the last of them that has been."""
+def _program_pid(bwrap: int) -> int | None:
+    """The program: below bubblewrap is the first process of its name space, and below that the program. None before it
+    has been started."""
     pid = bwrap
-    with suppress(OSError, IndexError):
+    try:
         for _ in range(2):
             pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    except (OSError, IndexError):
+        return None
     return pid
