@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import wait_until
 from test_mount_life import is_running
-from test_privileges import keeper_of
+from test_privileges import descriptors_of, keeper_of
 
+from mystfuse.errors import MountError
 from mystfuse.fuse.keeper import Keeper
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.fuse.mount_table import find_mount, find_other_server
 from mystfuse.fuse.options import MountOptions
 
 PATIENT = """
@@ -92,13 +93,34 @@ def test_an_answer_that_comes_late_is_not_taken_for_another(mountpoint: Path) ->
     try:
         keeper._patience = 0.2
         os.kill(keeper._pid, signal.SIGSTOP)
-        with pytest.raises(Exception, match=r"does not answer within 0\.2 s"):
+        with pytest.raises(MountError, match=r"does not answer within 0\.2 s"):
             keeper.unmount()
-        os.kill(keeper._pid, signal.SIGCONT)
-        with pytest.raises(Exception, match="does not answer"):
+        assert keeper._socket.fileno() == -1
+        with pytest.raises(MountError, match="does not answer: "):
             keeper.unmount()
     finally:
+        os.kill(keeper._pid, signal.SIGCONT)
         keeper.close()
+
+
+@pytest.mark.parametrize("is_passed", [False, True])
+def test_a_keeper_holds_no_descriptor_that_it_has_handed_over(is_passed: bool, mountpoint: Path) -> None:
+    """It would keep alive the mount of a daemon that was killed, and look like another server of that mount, or of
+    the next that has its number."""
+    with open("/dev/fuse", "rb+", buffering=0) as fuse:
+        passed = fuse.fileno() if is_passed else None
+        keeper = Keeper(MountOptions(mountpoint=str(mountpoint), fsname="none", descriptor=passed))
+        try:
+            descriptor, mount = keeper.mount()
+            # It does one thing after the other: what belongs to mounting is done when this has been answered.
+            keeper.raise_read_ahead()
+            assert "/dev/fuse" not in descriptors_of(keeper._pid)
+            if descriptor is not None:
+                os.close(descriptor)
+                assert mount is not None and find_other_server(mount) is None
+                assert keeper.unmount(lazy=True)
+        finally:
+            keeper.close()
 
 
 @contextmanager

@@ -191,7 +191,8 @@ def _run(
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        needed = {connection.fileno(), office.options.directory, office.options.descriptor}
+        # Not one of /dev/fuse that was passed to us: who holds it keeps the mount alive, and seems to serve it.
+        needed = {connection.fileno(), office.options.directory}
         close_descriptors(frozenset(fd for fd in needed if fd is not None))
         office.is_confined = confine_keeper(extra_calls)
         while message := connection.recv(_REQUEST.size + 1):
