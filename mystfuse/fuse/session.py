@@ -45,8 +45,9 @@ has a buffer that is as large as its request, 1 MiB at most."""
 _GRACE = 2.0
 """Seconds that requests under way get when the mount ends."""
 _KEEPER_PATIENCE = PATIENCE + 2.0
-"""Seconds for the thread in which the keeper is asked: it has a bound of its own, but may never begin for want of
-memory."""
+"""Seconds for the thread in which the keeper is asked, which has a bound of its own."""
+_BEGINNING = 2.0
+"""Seconds for that thread to begin, which for want of memory it may never do."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -218,12 +219,20 @@ class Session:
         return await self._ask_keeper(partial(self._keeper.unmount, lazy), "unmount")
 
     async def _ask_keeper(self, ask: Callable[[], T], what: str) -> T:
+        token = trio.lowlevel.current_trio_token()
         async with self._asking:
             try:
-                with trio.fail_after(_KEEPER_PATIENCE) as scope:
+                with trio.fail_after(_BEGINNING) as scope:
                     scope.shield = True
-                    return await call_in_thread(ask)
-            except (trio.TooSlowError, RuntimeError) as error:
+
+                    def begin() -> T:
+                        token.run_sync_soon(setattr, scope, "deadline", scope.deadline + _KEEPER_PATIENCE)
+                        return ask()
+
+                    return await call_in_thread(begin)
+            except trio.TooSlowError as error:
+                raise MountError(f"{self._options.mountpoint}: cannot {what}: no thread for it in time") from error
+            except RuntimeError as error:
                 raise MountError(f"{self._options.mountpoint}: cannot {what}: {error}") from error
 
     async def _watch_idleness(self, operations: Operations) -> None:
