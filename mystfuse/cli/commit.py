@@ -11,7 +11,7 @@ import click
 from mystfuse.cli.ending import end_like_interrupt
 from mystfuse.cli.keys import encryption_options, load_encryption
 from mystfuse.cli.mountpoint import resolve_mountpoint
-from mystfuse.cli.options import GivenPath, read_signing_key
+from mystfuse.cli.options import GivenPath, io_timeout_option, read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.cli.status import read_status
 from mystfuse.errors import UsageError
@@ -24,6 +24,7 @@ from mystfuse.image.commit import commit
 @encryption_options
 @click.option("--decrypt", is_flag=True, help="Make a plain image of an encrypted one.")
 @click.option("--force", is_flag=True, help="Overwrite NEWIMAGE.")
+@io_timeout_option
 @click.argument("mountpoint", type=GivenPath())
 @click.argument("newimage", type=GivenPath(path_type=Path))
 def command(
@@ -34,6 +35,7 @@ def command(
     luks2: bool,
     decrypt: bool,
     force: bool,
+    io_timeout: float,
     mountpoint: str,
     newimage: Path,
 ) -> None:
@@ -54,4 +56,4 @@ def command(
         raise UsageError(
             f"{mountpoint} is an encrypted image: --encrypt KEYFILE makes another one, --decrypt a plain one"
         )
-    commit(merged, newimage, signing_key, encryption, force, progress, is_secret=is_encrypted)
+    commit(merged, newimage, signing_key, encryption, force, progress, io_timeout, is_secret=is_encrypted)

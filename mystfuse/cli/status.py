@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import click
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import GivenPath
 from mystfuse.cli.text import one_line
-from mystfuse.errors import MountError
+from mystfuse.devices.patience import wait_for_storage
+from mystfuse.errors import MountError, StorageTimeout
 from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, STATUS_NAME
 from mystfuse.fuse.mount_table import describe_absence, find_mount
 
@@ -45,31 +44,20 @@ def read_status(mountpoint: str) -> str:
     if find_mount(path) is None:
         raise MountError(f"{mountpoint}: {describe_absence(path)}")
     status_file = Path(path) / os.fsdecode(CONTROL_NAME) / os.fsdecode(STATUS_NAME)
-    return _with_timeout(status_file, status_file.read_text)
 
+    def read() -> str:
+        if status_file.stat().st_ino < CONTROL_INO:
+            raise FileNotFoundError
+        return status_file.read_text()
 
-def _with_timeout(path: Path, action: Callable[[], str]) -> str:
-    """Do something with a control file of a mount whose daemon may hang or be gone."""
-    result: list[str | OSError] = []
-
-    def read() -> None:
-        try:
-            if path.stat().st_ino < CONTROL_INO:
-                raise FileNotFoundError
-            result.append(action())
-        except OSError as error:
-            result.append(error)
-
-    # A daemon thread: if the read never returns, the process can still end.
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    if not result:
-        raise MountError(f"{path}: no answer within {TIMEOUT:g} s")
-    if isinstance(result[0], FileNotFoundError):
-        raise MountError(f"{path}: is not there: it was mounted with nocontrol")
-    if isinstance(result[0], OSError):
+    try:
+        # Its daemon may hang or be gone.
+        return wait_for_storage(read, str(status_file), TIMEOUT)
+    except StorageTimeout:
+        raise MountError(f"{status_file}: no answer within {TIMEOUT:g} s") from None
+    except FileNotFoundError:
+        raise MountError(f"{status_file}: is not there: it was mounted with nocontrol") from None
+    except OSError as error:
         raise MountError(
-            f"{path}: {result[0].strerror} (is the daemon alive? mystfuse umount clears a dead mount away)"
-        )
-    return result[0]
+            f"{status_file}: {error.strerror} (is the daemon alive? mystfuse umount clears a dead mount away)"
+        ) from error

@@ -6,10 +6,12 @@ import errno
 import os
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher
+from mystfuse.devices.patience import wait_for_storage
 from mystfuse.errors import MystfuseError
 from mystfuse.formats.fssig import Fssig
 from mystfuse.image.atomic_file import AtomicFile
@@ -34,6 +36,7 @@ def commit(
     encryption: Encryption | None,
     force: bool,
     progress: Progress,
+    io_timeout: float,
     is_secret: bool = False,
 ) -> Fssig:
     """Make image ``target`` of the file system that ``merged`` shows; it appears only when it is complete.
@@ -41,24 +44,31 @@ def commit(
     What is written to the mount from the call on is not in it.
 
     Args:
+        io_timeout: seconds that the mount gets for each of its answers; ^C ends the wait for one at once.
         is_secret: nobody but its owner may open the new image, as with ``encryption``; not if it replaces another.
 
     Raises:
         MystfuseError: the mount's state cannot be read, or the image not written; nothing is left behind.
     """
+    patiently = partial(wait_for_storage, name=str(merged), io_timeout=io_timeout)
     is_secret = is_secret or encryption is not None
     with AtomicFile(target, force, mode=0o600 if is_secret else 0o666) as file:
         try:
-            source = os.open(merged, os.O_RDONLY | os.O_CLOEXEC)
+            source = patiently(partial(os.open, merged, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise MystfuseError(f"{merged}: {_explain(error)}") from error
         try:
             header, cipher = _start_encryption(encryption, progress) if encryption is not None else (b"", None)
             write_all(file.fd, header, 0)
-            size = os.fstat(source).st_size
+            size = patiently(partial(os.fstat, source)).st_size
             with progress("copying the file system", size) as advance:
-                _copy(source, merged, file, len(header), cipher, size, advance)
+
+                def read(position: int, length: int) -> bytes:
+                    return patiently(partial(_read, source, merged, position, length))
+
+                _copy(read, file, len(header), cipher, size, advance)
         finally:
+            # Asks nothing of the mount: it has no ``flush``.
             os.close(source)
         hash_offset = len(header) + _whole_blocks(size)
         truncate(file, hash_offset)
@@ -76,19 +86,22 @@ def _start_encryption(encryption: Encryption, progress: Progress) -> tuple[bytes
 
 
 def _copy(
-    source: int,
-    name: Path,
+    read: Callable[[int, int], bytes],
     file: AtomicFile,
     offset: int,
     cipher: XtsCipher | None,
     size: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Copy ``size`` bytes to byte ``offset`` on: zeros as holes, or everything encrypted, filled up to whole blocks."""
+    """Copy ``size`` bytes to byte ``offset`` on: zeros as holes, or everything encrypted, filled up to whole blocks.
+
+    Args:
+        read: gives bytes by position and length, exactly as many.
+    """
     zeros = bytes(_HOLE)
     position = 0
     while position < size:
-        data = _read(source, name, position, min(_CHUNK, size - position))
+        data = read(position, min(_CHUNK, size - position))
         if cipher is not None:
             whole = data.ljust(_whole_blocks(len(data)), b"\0")
             write_all(file.fd, cipher.encrypt(whole, position // SECTOR_SIZE), offset + position)
