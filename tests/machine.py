@@ -143,7 +143,12 @@ _NO_PERMISSION = (
 NEEDS = (
     Need("root", _root, _NO_PERMISSION),
     Need("FUSE", _fuse, r"/dev/fuse"),
-    Need("FUSE for ordinary users", _fuse_of_users, r"/dev/fuse|fusermount3?: "),
+    Need(
+        "FUSE for ordinary users",
+        _fuse_of_users,
+        r"/dev/fuse|fusermount3?: ",
+        rf"--reuid={NOBODY.pw_uid} .*-m mystfuse (?:/|mount |exec )",
+    ),
     Need("loop devices", _loop, r"loop device|/dev/loop|losetup: "),
     Need("the kernel's ext2", _ext2, r"unknown filesystem type|wrong fs type"),
     Need(
@@ -153,7 +158,8 @@ NEEDS = (
         # exec gives its program mounts of its own, too.
         r"\bunshare .*--mount|-m mystfuse (?:exec|run) ",
     ),
-    Need("/sys", _sys, r"'/sys/"),
+    # cryptsetup looks there whether a header that it is to convert is in use.
+    Need("/sys", _sys, r"'/sys/|Cannot check status of device", "-m benchmarks "),
     Need("user name spaces for ordinary users", _user_namespaces, r"unshare: |user name ?spaces?|setting up uid map"),
     Need("dropping the page cache", _caches, r"drop_caches"),
     *map(_tool, TOOLS),

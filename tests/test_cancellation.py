@@ -362,8 +362,8 @@ def test_a_block_interrupted_at_every_instruction(step: int, machine: Machine) -
 PROGRAM = """
 import sys, time
 import mystfuse
-print("begins", flush=True)
 try:
+    print("begins", flush=True)
     with mystfuse.mount(sys.argv[1], sys.argv[2], trust="self"):
         print("mounted", flush=True)
         time.sleep(60)

@@ -204,6 +204,7 @@ def test_the_kernel_decides_as_the_policy_says() -> None:
         "      call('personality', 0x1_0000_0000), call('sethostname', 0, 0))\n"
         "status = open('/proc/self/status').read().splitlines()\n"
         "print(*[line.split()[1] for line in status if line.startswith(('NoNewPrivs', 'Seccomp:'))])\n"
+        "sys.stdout.flush()\n"
         "os.execv(sys.executable, [sys.executable, '-c', 'import os; print(os.getppid())'])\n"
     )
     # os.getppid cannot say that it failed: the program that is executed is under the filter too.
