@@ -82,8 +82,8 @@ class Command:
 
     def _wait_a_moment(self, message: str) -> None:
         if self._stopped.wait(0.001):
-            # Ending takes a while.
-            time.sleep(0.003)
+            # Ending takes a while: who does not wait for it is done before.
+            time.sleep(0.02)
             raise MystfuseError(message)
 
     def stop(self) -> None:

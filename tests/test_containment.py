@@ -22,7 +22,7 @@ from test_seccomp import MACHINES, decide
 from mystfuse.bubblewrap import MASKED, READ_ONLY
 from mystfuse.cli.container import make_filter
 from mystfuse.program_filter import program_filter, program_policy
-from mystfuse.seccomp import ALLOW, make_program, refuse
+from mystfuse.seccomp import ALLOW, can_filter, make_program, refuse
 from mystfuse.syscalls import known_syscalls, syscall_numbers
 
 __all__ = ["image"]
@@ -332,5 +332,8 @@ def test_a_package_is_contained_as_well(image: Path, make_keys: object, tmp_path
     words = ["attack", "run", "--rootfs", image, tmp_path / "package", "--", "write", "/proc/sys/kernel/core_pattern"]
     result = mystfuse(*words[1:], timeout=60)
     assert result.stdout == f"/proc/sys/kernel/core_pattern {errno.EROFS}\n", result.stderr
+    if can_filter():
+        result = mystfuse(*words[1:6], "call", str(NUMBERS["keyctl"]), "-1", timeout=60)
+        assert result.stdout == f"{NUMBERS['keyctl']} {errno.EPERM}\n", result.stderr
     privileged = mystfuse("run", "--privileged", "--rootfs", image, tmp_path / "package", "write", "/proc/self/comm")
     assert privileged.stdout == "/proc/self/comm 0\n", privileged.stderr

@@ -376,8 +376,26 @@ def test_what_the_system_says_is_explained() -> None:
     assert explain(ValueError("a bug")) is None
 
 
-def test_a_file_is_written_whole_or_refused(tmp_path: Path) -> None:
+def test_a_file_is_written_whole_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system takes as much at a time as it likes."""
+    real, room = os.write, 1 << 20
+
+    def write(descriptor: int, data: memoryview) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        count = real(descriptor, data[: min(room, 7000)])
+        room -= count
+        return count
+
+    monkeypatch.setattr(os, "write", write)
     with AtomicFile(tmp_path / "x", False) as file:
         file.write(b"abc" * 100_000)
         file.commit()
     assert (tmp_path / "x").read_bytes() == b"abc" * 100_000
+    with (
+        pytest.raises(MystfuseError, match="y: cannot be written: No space left"),
+        AtomicFile(tmp_path / "y", False) as file,
+    ):
+        file.write(bytes(1 << 20))
+    assert os.listdir(tmp_path) == ["x"]

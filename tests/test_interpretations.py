@@ -62,6 +62,13 @@ def with_half_of_the_data(image: Image) -> bytes:
     return image.put_together(image.data[: len(image.data) // BLOCK // 2 * BLOCK], image.levels())
 
 
+def with_a_gap(image: Image) -> bytes:
+    """Bytes that nobody vouches for between the data and the tree."""
+    offset = len(image.data) + BLOCK
+    parts = [image.data, bytes(BLOCK), image.superblock.pack().ljust(BLOCK, b"\0"), *reversed(image.levels())]
+    return b"".join([*parts, replace(image.fssig, hash_offset=offset).pack()])
+
+
 def of_the_other_hash_type(image: Image) -> bytes:
     return image.put_together(image.data, image.levels(), hash_type=0)
 
@@ -88,7 +95,7 @@ def images(
     return images
 
 
-ATTACKS = [without_a_level, without_the_last_block, with_half_of_the_data]
+ATTACKS = [without_a_level, without_the_last_block, with_half_of_the_data, with_a_gap]
 
 
 @pytest.mark.parametrize("name", ["old", "new"])

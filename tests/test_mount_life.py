@@ -223,6 +223,8 @@ def test_other_users_see_files_by_their_permissions_and_acls_but_not_the_control
         assert as_user(lambda: (mountpoint / "mask").read_text()) == errno.EACCES
         assert as_user(lambda: os.listxattr(mountpoint / "public")) == ["user.known"]
         assert sorted(os.listxattr(mountpoint / "public")) == ["trusted.secret", "user.known"]
+        # Not even that it is there: the kernel alone, going by its mode, would say so.
+        assert as_user(lambda: os.stat(mountpoint / ".mystfuse").st_mode) == errno.EACCES
         assert as_user(lambda: os.listdir(mountpoint / ".mystfuse")) == errno.EACCES
         (mountpoint / ".mystfuse/status.json").read_text()
         assert as_user(lambda: (mountpoint / ".mystfuse/status.json").read_text()) == errno.EACCES

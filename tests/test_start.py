@@ -173,6 +173,7 @@ def test_only_fixed_messages_are_orders() -> None:
         message = _REQUEST.pack(_MAGIC, order)
         assert _understand(message[:-1]) is None and _understand(message + b"\n") is None
         assert _understand(message[1:] + b"\0") is None
+        assert _understand(_REQUEST.pack(b"mystfuse", order)) is None
     for number in (0, len(_Order) + 1, 2**32 - 1):
         assert _understand(_REQUEST.pack(_MAGIC, number)) is None
     for text in (b"unmount", b"unmount lazily", b"mystfuse: ", b"x" * _REQUEST.size):
