@@ -399,7 +399,8 @@ def test_programs_interrupted_while_they_mount(small_image: Path, tmp_path: Path
             time.sleep(0.1 * number)
             program.send_signal(signal.SIGINT)
             assert program.wait(60) == 130
-            assert find_mount(str(place)) is None and processes_naming(place) == []
+            assert find_mount(str(place)) is None
+            wait_until(lambda place=place: processes_naming(place) == [])
     finally:
         for place, program in programs:
             program.kill()
@@ -428,7 +429,9 @@ def test_real_mounts_cancelled_after(delay: float, loop: str, small_image: Path,
     started = time.monotonic()
     trio.run(in_trio) if loop == "trio" else asyncio.run(in_asyncio())
     assert time.monotonic() - started < 30
-    assert find_mount(str(mountpoint)) is None and processes_naming(mountpoint) == []
+    assert find_mount(str(mountpoint)) is None
+    # The keeper ends when its daemon has ended.
+    wait_until(lambda: processes_naming(mountpoint) == [])
 
 
 def test_a_program_that_forgets_the_end(small_image: Path, mountpoint: Path) -> None:
@@ -440,7 +443,9 @@ def test_a_program_that_forgets_the_end(small_image: Path, mountpoint: Path) -> 
         "os.wait()\nassert (m.mountpoint / 'hello.txt').exists()\n"
     )
     subprocess.run([sys.executable, "-c", code, small_image, mountpoint], check=True, timeout=60)
-    assert find_mount(str(mountpoint)) is None and processes_naming(mountpoint) == []
+    assert find_mount(str(mountpoint)) is None
+    # The keeper ends when its daemon has ended.
+    wait_until(lambda: processes_naming(mountpoint) == [])
 
 
 def test_a_directory_that_is_left_meanwhile(

@@ -187,7 +187,8 @@ async def test_a_rename_far_below_lets_others_have_their_turns(tmp_path: Path) -
         nursery.start_soon(count, done)
         await volume.rename(parent, b"file", ROOT, b"file", 0, CALLER)
         done.set()
-    assert turns >= 10
+    # One for every hundred directories; whether before the first or behind the last, the order of tasks decides.
+    assert turns >= 9
     assert await volume.lookup(ROOT, b"file")
 
 

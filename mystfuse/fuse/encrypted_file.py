@@ -88,7 +88,9 @@ class EncryptedFile:
         finally:
             # In this order: closing waits for the child, and when something has failed, that may hang.
             self._take_down()
-            os.close(self.fd)
+            # It has nothing to tell that fsync did not: by now there is nobody behind it.
+            with suppress(OSError):
+                os.close(self.fd)
 
     def _take_down(self) -> None:
         # A second ^C must not leave half of it.
