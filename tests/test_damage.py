@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from cli_in_process import in_process
-from conftest import SBIN, clear_mount, drop_caches, mystfuse, run
+from conftest import SBIN, caches_kept, clear_mount, drop_caches, mystfuse, run
 
 BLOCK = 4096
 PER_BLOCK = 128
@@ -551,7 +551,7 @@ def mounted_copy(copy: Path, subject: Subject, tmp_path: Path, *options: str) ->
 
 
 def test_changed_in_place_while_mounted(subject: Subject, copy: Path, tmp_path: Path) -> None:
-    with mounted_copy(copy, subject, tmp_path) as mountpoint:
+    with caches_kept(), mounted_copy(copy, subject, tmp_path) as mountpoint:
         seen_before = (mountpoint / "a/19").read_bytes()
         damaged = {block for path in ("big", "a/7", "a/19") for block in subject.data[path]}
         before = {block: read_at(copy, block * BLOCK, BLOCK) for block in damaged}
