@@ -199,6 +199,15 @@ def mounted(image: Path, mountpoint: Path, *options: str, **kwargs: Any) -> Iter
         clear_mount(mountpoint)
 
 
+def logged(mountpoint: Path, log: Path) -> str:
+    """What a daemon has logged by now, whole: it writes its lines in their order, but a moment later."""
+    pid = json.loads((mountpoint / ".mystfuse/status.json").read_text())["pid"]
+    count = log.read_text().count(" status: {")
+    os.kill(pid, signal.SIGUSR1)
+    wait_until(lambda: log.read_text().count(" status: {") > count)
+    return "".join(line for line in log.read_text().splitlines(True) if " status: {" not in line)
+
+
 def clear_mount(mountpoint: Path) -> None:
     """Take away whatever of ours is mounted there, and wait for its daemon."""
     path = resolve_mountpoint(str(mountpoint))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import drop_caches, mounted, mystfuse, wait_until
+from tests.conftest import drop_caches, logged, mounted, mystfuse, wait_until
 
 _FILEID_INO64_GEN = 0x81
 """include/linux/exportfs.h: inode number, high half first, and generation."""
@@ -99,7 +99,7 @@ def mount(image: Path, tmp_path: Path) -> Iterator[tuple[Path, Callable[[], str]
     """The mountpoint, and a function that gives what the daemon has logged."""
     log = tmp_path / "log"
     with mounted(image, tmp_path / "mount", "-o", "trust_self", f"--log-file={log}") as mountpoint:
-        yield mountpoint, lambda: log.read_text() if log.exists() else ""
+        yield mountpoint, lambda: logged(mountpoint, log)
 
 
 def test_handles_outlive_the_kernels_memory(mount: tuple[Path, Callable[[], str]]) -> None:

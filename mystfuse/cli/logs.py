@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from mystfuse.cli.log_thread import PATIENCE, DescriptorHandler, LogThread
 from mystfuse.cli.text import one_line
 
 _SYSLOG = Path("/dev/log")
@@ -50,32 +51,81 @@ class _StartUp(logging.Filter):
         return self.is_over or not record.name.startswith("mystfuse.devices")
 
 
-def set_up_logging(foreground: bool, log_file: int | None) -> Callable[[], None]:
-    """Log to stderr (a daemon: warnings only, until it lets go of the terminal) and to the descriptor ``log_file``, or,
-    as a daemon, to syslog.
+class DaemonLogs:
+    """Where a daemon logs. Nobody who logs waits for that once the threads run."""
 
-    Returns:
-        A function to call when the mount stands.
-    """
-    stderr = logging.StreamHandler()
-    stderr.setFormatter(_OneLine("mystfuse: %(level)s%(message)s"))
-    start_up = _StartUp()
-    stderr.addFilter(start_up)
-    stderr.setLevel(logging.INFO if foreground else logging.WARNING)
-    handlers: list[logging.Handler] = [stderr]
-    if log_file is not None:
-        handler: logging.Handler = logging.StreamHandler(
-            open(log_file, "a", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-        )
-        handler.setFormatter(logging.Formatter("%(asctime)s mystfuse[%(process)d] %(levelname)s: %(message)s"))
-        handlers.append(handler)
-    elif not foreground and _SYSLOG.is_socket():
-        # Only here: it takes 3 ms to import, and most commands do not log there.
-        from logging.handlers import SysLogHandler
+    def __init__(self, foreground: bool, log_file: int | None) -> None:
+        """Log to stderr (in the background warnings only, until it lets go of the terminal) and to the descriptor
+        ``log_file``, or, in the background, to syslog."""
+        self._start_up = _StartUp()
+        self._threads: list[LogThread] = []
+        self._stderr: logging.Handler
+        if foreground:
+            # Not 2 itself, which is another file while libfuse mounts.
+            self._stderr = self._in_thread(_stderr_handler(DescriptorHandler(os.dup(2))))
+        else:
+            # At once: as long as there is a caller to read this, there is no mount to wait for it.
+            self._stderr = _stderr_handler(logging.StreamHandler())
+            self._stderr.setLevel(logging.WARNING)
+        self._stderr.addFilter(self._start_up)
+        handlers = [self._stderr]
+        if log_file is not None:
+            handler: logging.Handler = DescriptorHandler(log_file)
+            handler.setFormatter(logging.Formatter("%(asctime)s mystfuse[%(process)d] %(levelname)s: %(message)s"))
+            handlers.append(self._in_thread(handler))
+        elif not foreground and _SYSLOG.is_socket():
+            # Only here: it takes 3 ms to import, and most commands do not log there.
+            from logging.handlers import SysLogHandler
 
-        handler = SysLogHandler(str(_SYSLOG), SysLogHandler.LOG_DAEMON)
-        handler.setFormatter(logging.Formatter("mystfuse[%(process)d]: %(levelname)s: %(message)s"))
-        handlers.append(handler)
+            handler = SysLogHandler(str(_SYSLOG), SysLogHandler.LOG_DAEMON)
+            handler.setFormatter(logging.Formatter("mystfuse[%(process)d]: %(levelname)s: %(message)s"))
+            handlers.append(self._in_thread(handler))
+        self._foreground = foreground
+        _log_to(handlers)
+
+    def _in_thread(self, handler: logging.Handler) -> LogThread:
+        thread = LogThread(handler)
+        self._threads.append(thread)
+        return thread
+
+    def start_threads(self) -> None:
+        """To be called when the process is confined; what was logged before is written now."""
+        for thread in self._threads:
+            thread.start()
+
+    def start_up_is_over(self) -> None:
+        """The mount stands: the caller, if there was one, reads no more."""
+        self._start_up.is_over = True
+        if not self._foreground:
+            logging.getLogger("mystfuse").removeHandler(self._stderr)
+
+    def catch_up_stderr(self) -> None:
+        """Wait a moment for the lines on stderr: something else is to follow them there."""
+        if isinstance(self._stderr, LogThread):
+            self._stderr.written().wait(PATIENCE)
+
+    def catch_up(self) -> None:
+        """Wait a moment for all lines; at the end."""
+        deadline = time.monotonic() + PATIENCE
+        # All of them first: one that hangs takes no time from the others.
+        for event in [thread.written() for thread in self._threads]:
+            event.wait(max(0.0, deadline - time.monotonic()))
+
+
+def log_to_stderr() -> None:
+    """Log there alone, at once, but for what the devices say: an error of theirs is a command's last line."""
+    handler = _stderr_handler(logging.StreamHandler())
+    handler.addFilter(_StartUp())
+    _log_to([handler])
+
+
+def _stderr_handler(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(_OneLine("mystfuse: %(level)s%(message)s"))
+    handler.setLevel(logging.INFO)
+    return handler
+
+
+def _log_to(handlers: list[logging.Handler]) -> None:
     logger = logging.getLogger("mystfuse")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -84,8 +134,3 @@ def set_up_logging(foreground: bool, log_file: int | None) -> Callable[[], None]
         each.addFilter(RateLimit())
         logger.addHandler(each)
     logging.getLogger("pyfuse3").setLevel(logging.ERROR)
-
-    def start_up_is_over() -> None:
-        start_up.is_over = True
-
-    return start_up_is_over

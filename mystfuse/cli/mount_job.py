@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from mystfuse.cli.logs import set_up_logging
+from mystfuse.cli.logs import DaemonLogs
 from mystfuse.cli.progress import prepare_progress, progress
 from mystfuse.cli.text import complain, one_line, say
 from mystfuse.confinement import Confinement, confine
@@ -81,13 +80,15 @@ class MountJob:
             self._import_what_some_need()
 
         is_ready = False
-        start_up_is_over: Callable[[], None] = lambda: None  # noqa: E731
+        logs: DaemonLogs | None = None
         trust_explanation = ""
 
         def on_ready() -> None:
             nonlocal is_ready
             is_ready = True
-            start_up_is_over()
+            assert logs is not None
+            logs.catch_up_stderr()
+            logs.start_up_is_over()
             description = self._describe(trust_explanation)
             report(ExitStatus.DONE, description)
             notifier.send("READY=1", f"STATUS={one_line(description)}")
@@ -111,8 +112,10 @@ class MountJob:
         with ExitStack() as stack:
             try:
                 stack.callback(keeper.close)
-                start_up_is_over = set_up_logging(self.foreground, self.log_file)
+                logs = DaemonLogs(self.foreground, self.log_file)
+                stack.callback(logs.catch_up)
                 confinement = self._confine()
+                logs.start_threads()
                 self.keys.lock()
                 return int(trio.run(serve))
             except BaseException as error:
@@ -125,6 +128,8 @@ class MountJob:
                 if is_ready:
                     log.error("%s", message)
                 else:
+                    if logs is not None:
+                        logs.catch_up_stderr()
                     report(status, message)
                 return int(status)
 

@@ -12,7 +12,7 @@ import trio
 
 from mystfuse.api import open_tree
 from mystfuse.cli.keys import key_options, load_keys
-from mystfuse.cli.logs import set_up_logging
+from mystfuse.cli.logs import log_to_stderr
 from mystfuse.cli.options import GivenPath, io_timeout_option, load_trust, trust_options
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import warn
@@ -65,8 +65,7 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
         )
         if keys:
             keys.start_deriver()
-        # What the devices find ends the command, and is told in its last line.
-        set_up_logging(foreground=True, log_file=None)
+        log_to_stderr()
         return trio.run(_run_until_signal, read)
     except MystfuseError as error:
         raise error.about(source.name) from error
