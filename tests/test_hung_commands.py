@@ -19,7 +19,7 @@ from conftest import clear_mount, wait_until
 from trio.testing import MockClock
 
 import mystfuse
-from mystfuse.devices.patience import Opening
+from mystfuse.devices.patience import Opening, wait_for_storage
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import StorageTimeout
 from mystfuse.fuse.mount_table import find_mount
@@ -209,6 +209,24 @@ async def test_the_api_times_out_and_can_be_cancelled(
     finally:
         released.set()
     assert closed.wait(5), "what was opened too late is closed"
+
+
+def test_who_has_waited_for_storage_has_no_thread_more() -> None:
+    """Found once: setns(2), which takes a process of one thread, failed when the thread that had opened the image was
+    still on its way out."""
+
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(0.2)
+
+    local, before = threading.local(), set(os.listdir("/proc/self/task"))
+
+    def work() -> int:
+        local.slow = Slow()
+        return 7
+
+    assert wait_for_storage(work, "name", 10) == 7
+    assert set(os.listdir("/proc/self/task")) <= before
 
 
 def test_what_is_opened_when_nobody_waits_any_more_is_closed(small_image: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -23,9 +24,13 @@ T = TypeVar("T")
 IO_TIMEOUT = 30.0
 """Seconds that storage gets to answer, unless somebody says otherwise."""
 
+_ENDING = 1.0
+"""Seconds for a thread to end that has nothing left to do."""
+
 
 def wait_for_storage(work: Callable[[], T], name: str, io_timeout: float) -> T:
-    """Return what ``work`` returns in a thread. ^C ends the wait at once, and leaves the thread behind.
+    """Return what ``work`` returns in a thread, when that has ended: a process of one thread is one again, which other
+    name spaces take. ^C ends the wait at once, and leaves the thread behind.
 
     Args:
         name: of what is waited for.
@@ -36,8 +41,11 @@ def wait_for_storage(work: Callable[[], T], name: str, io_timeout: float) -> T:
         RuntimeError: no thread can be started.
     """
     results: SimpleQueue[list[T] | BaseException] = SimpleQueue()
+    thread = 0
 
     def serve() -> None:
+        nonlocal thread
+        thread = _thread.get_native_id()
         try:
             results.put([work()])
         except BaseException as error:
@@ -48,9 +56,17 @@ def wait_for_storage(work: Callable[[], T], name: str, io_timeout: float) -> T:
         result = results.get(timeout=None if io_timeout == math.inf else io_timeout)
     except Empty:
         raise timed_out(name, io_timeout) from None
+    _wait_for_end(thread)
     if isinstance(result, BaseException):
         raise result
     return result[0]
+
+
+def _wait_for_end(thread: int) -> None:
+    """Wait until a thread that has done its work is gone, but not long."""
+    deadline = time.monotonic() + _ENDING
+    while os.path.exists(f"/proc/self/task/{thread}") and time.monotonic() < deadline:
+        time.sleep(0.0001)
 
 
 def timed_out(name: str, io_timeout: float) -> StorageTimeout:
