@@ -97,10 +97,19 @@ def pytest_report_header() -> list[str]:
     return table(_lacks)
 
 
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Skip what failed because of what this machine lacks."""
     report = yield
+    if report.failed:
+        # A name that is no UTF-8 in what a test says would end xdist, and all other tests with it.
+        if _printable(report.longreprtext) != report.longreprtext:
+            report.longrepr = _printable(report.longreprtext)
+        report.sections = [(name, _printable(text)) for name, text in report.sections]
     if report.failed and _lacks:
         reason = explanation(_lacks, "\n".join([report.longreprtext, report.capstderr, *_said]))
         if reason is not None:

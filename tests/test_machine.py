@@ -66,3 +66,13 @@ def test_a_complete_run_refuses_a_machine_that_lacks_something(suite: pytest.Pyt
     assert result.ret == 1
     assert "sometool  not installed" in str(result.stdout) + str(result.stderr)
     assert "passed" not in str(result.stdout)
+
+
+def test_words_that_are_no_utf_8_end_no_other_test(pytester: pytest.Pytester) -> None:
+    paths = [str(TESTS_OF_OURS), str(TESTS_OF_OURS.parent / "scripts"), str(pytester.path)]
+    pytester.makepyfile(
+        test_two="def test_odd():\n    assert False, '\\udce9'\n\ndef test_other():\n    pass\n",
+        conftest=CONFTEST.format(paths=paths, needs=""),
+        conftest_of_mystfuse=(TESTS_OF_OURS / "conftest.py").read_text(),
+    )
+    pytester.runpytest_subprocess("-n1").assert_outcomes(passed=1, failed=1)
