@@ -142,14 +142,15 @@ _NO_PERMISSION = (
 )
 NEEDS = (
     Need("root", _root, _NO_PERMISSION),
-    Need("FUSE", _fuse, r"/dev/fuse"),
+    # What is said on closed descriptors, nobody hears.
+    Need("FUSE", _fuse, r"/dev/fuse", r"-m mystfuse mount .*>&-"),
     Need(
         "FUSE for ordinary users",
         _fuse_of_users,
         r"/dev/fuse|fusermount3?: ",
         rf"--reuid={NOBODY.pw_uid} .*-m mystfuse (?:/|mount |exec )",
     ),
-    Need("loop devices", _loop, r"loop device|/dev/loop|losetup: "),
+    Need("loop devices", _loop, r"loop device|/dev/loop|losetup: ", r"^(?:\S+ )*mount .*\bloop\b|^losetup "),
     Need("the kernel's ext2", _ext2, r"unknown filesystem type|wrong fs type"),
     Need(
         "mounts in name spaces of their own",
