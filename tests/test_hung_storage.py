@@ -237,7 +237,7 @@ def test_readers_of_hung_storage_hold_up_neither_each_other_nor_the_rest(tmp_pat
 def test_the_kernel_sends_many_reads_at_once_where_it_lets_us_say_so(small_image: Path, mountpoint: Path) -> None:
     script = """mount -t fusectl none /sys/fs/fuse/connections && "$0" -m mystfuse "$1" "$2" >&2 &&
         "$0" -c 'import os, sys; print(os.minor(os.stat(sys.argv[1]).st_dev))' "$2" &&
-        head /sys/fs/fuse/connections/*/max_background; "$0" -m mystfuse umount "$2" """
+        head -v /sys/fs/fuse/connections/*/max_background; "$0" -m mystfuse umount "$2" """
     said = run("unshare", "--mount", "sh", "-c", script, sys.executable, small_image, mountpoint).stdout
     number, _, rest = said.partition("\n")
     assert f"/{number}/max_background <==\n{BACKGROUND}\n" in rest

@@ -379,9 +379,16 @@ async def test_hanging_reads_give_their_places_back_until_there_are_too_many() -
         for _ in range(MAX_ABANDONED // COLD_READS):
             assert all(isinstance(result, StorageTimeout) for result in await read_all(reader, many))
         assert trio.current_time() - started < 5
+        # On a busy machine a round may begin fewer reads than there is room for.
+        for _ in range(20):
+            try:
+                await reader.read([beyond])
+            except StorageTimeout:
+                break
+            assert all(isinstance(result, StorageTimeout) for result in await read_all(reader, many))
+        else:
+            pytest.fail("there are never too many")
         assert source.most_at_once <= COLD_READS + MAX_ABANDONED
-        with pytest.raises(StorageTimeout):
-            await reader.read([beyond])
         source.release.set()
         await trio.sleep(0.1)
         assert bytes((await reader.read([beyond]))[0]) == slice_of(beyond)
