@@ -165,7 +165,13 @@ NEEDS = (
     ),
     # cryptsetup looks there whether a header that it is to convert is in use.
     Need("/sys", _sys, r"'/sys/|Cannot check status of device", "-m benchmarks "),
-    Need("user name spaces for ordinary users", _user_namespaces, r"unshare: |user name ?spaces?|setting up uid map"),
+    Need(
+        "user name spaces for ordinary users",
+        _user_namespaces,
+        r"unshare: |user name ?spaces?|setting up uid map",
+        # exec gives its program one, whoever runs it.
+        r"-m mystfuse (?:exec|run) (?!.*--privileged)",
+    ),
     Need("dropping the page cache", _caches, r"drop_caches"),
     *map(_tool, TOOLS),
 )
