@@ -18,6 +18,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent, coalesce
+from mystfuse.devices.patience import PatientSource
 from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, MAX_READ, PATIENCE, ImageReader
 from mystfuse.devices.source import FileSource, Source
 from mystfuse.errors import FormatError, ImageReadError, StorageTimeout
@@ -567,3 +568,26 @@ def test_resolved_name_is_the_absolute_path(tmp_path: Path, monkeypatch: pytest.
     source = FileSource("link")
     assert source.resolved_name() == str(tmp_path / "image")
     source.close()
+
+
+def test_threads_that_read_into_buffers_of_their_own_share_none() -> None:
+    """Storage that has brought the pages by the second look: the buffers for that are one thread's."""
+
+    class Source:
+        name, size = "source", 4096
+
+        def read_cached(self, offset: int, length: int) -> memoryview:
+            raise AssertionError("not for several threads")
+
+        def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
+            return False
+
+        def read(self, offset: int, length: int) -> bytes:
+            return CONTENT[offset : offset + length]
+
+        def close(self) -> None:
+            pass
+
+    buffer = bytearray(100)
+    PatientSource(Source(), 30).read_into(50, memoryview(buffer))
+    assert buffer == CONTENT[50:150]

@@ -134,5 +134,6 @@ class PatientSource:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """As of any source; StorageTimeout when storage does not answer."""
         if not self.read_cached_into(offset, buffer):
-            # Not into the buffer itself, which a thread that is left behind would go on to change.
-            buffer[:] = self.read(offset, len(buffer))
+            # Not into the buffer itself, which a thread that is left behind would go on to change; nor by read_cached,
+            # whose buffers are one thread's, while several may read at once in this way.
+            buffer[:] = wait_for_storage(partial(self._source.read, offset, len(buffer)), self.name, self._io_timeout)
