@@ -6,10 +6,12 @@ import logging
 from collections import OrderedDict
 from functools import partial
 
+import trio
+
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.devices.overlay import Overlay, Snapshot
-from mystfuse.errors import MystfuseError
+from mystfuse.errors import MystfuseError, StorageTimeout
 from mystfuse.ext2 import contents
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
@@ -42,7 +44,7 @@ class MergedImage:
 
         Raises:
             OSError: EBUSY, too many are open; ENOSPC, the overlay has no room for what differs.
-            MystfuseError: blocks of an orphan cannot be had.
+            StorageTimeout: storage does not answer while orphans are released.
         """
         twin = filesystem.fork()
         snapshot = overlay.snapshot()
@@ -115,8 +117,13 @@ class MergedImage:
 
     async def _release_orphans(self) -> None:
         for ino in sorted(self._filesystem.orphans):
+            # What is in memory needs no waiting: others get their turn all the same.
+            await trio.lowlevel.checkpoint()
             try:
                 while not await self._runner.change(ino, partial(contents.release, self._filesystem), ino):
-                    pass
+                    await trio.lowlevel.checkpoint()
+            except StorageTimeout:
+                # The next one would wait as long.
+                raise
             except MystfuseError as error:
                 log.warning("a removed file stays in the merged image: %s", error)
