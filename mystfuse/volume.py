@@ -20,7 +20,7 @@ from mystfuse.devices.device import Batch, Device, Extent, read_now
 from mystfuse.devices.overlay import Overlay
 from mystfuse.devices.overlay_store import OverlayStore
 from mystfuse.devices.workers import INLINE_BYTES, Workers
-from mystfuse.errors import CorruptFilesystem, FormatError, IntegrityError, MystfuseError
+from mystfuse.errors import CorruptFilesystem, FormatError, IntegrityError, MystfuseError, StorageTimeout
 from mystfuse.ext2 import attributes, contents, names
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
@@ -47,6 +47,8 @@ _ANCESTORS_AT_ONCE = 100
 _RELEASE_PATIENCE = 0.05
 """Seconds that an operation that finds no space waits for removed files that are about to be released: the kernel tells
 us a moment after close(2) or unlink(2) has returned."""
+_LONG_RELEASE_PATIENCE = 5.0
+"""Seconds while a release is under way: storage may hang for it."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,6 +88,7 @@ class Volume:
         """Renames across directories until now."""
         self._released = trio.Event()
         self._being_released: set[int] = set()
+        """Orphans that nobody uses, and that are freed now or next."""
         self._deferred: dict[int, None] = {}
         """Orphans that nobody uses, and that could not be released; the one that was tried last comes last."""
 
@@ -369,26 +372,47 @@ class Volume:
         """Remove an extended attribute; see ``ext2.attributes.remove_xattr``."""
         await self._change(0, attributes.remove_xattr, ino, name, caller)
 
-    async def release(self, ino: int) -> None:
-        """Free an orphan that nobody uses any more, and all it holds.
+    async def release(self, *inos: int) -> None:
+        """Free orphans that nobody uses any more, and all they hold.
 
         What cannot be freed now, for want of a block of the image, of memory or of room in the overlay, is tried again
         when another inode has been freed: what stood in its way may be gone. The first one that fails again ends that,
-        so a release fails twice at most, however many are waiting.
+        so a release fails twice at most, however many are waiting. When storage does not answer for one, the rest waits
+        untried: each would take as long.
         """
-        is_free = await self._release(ino)
-        while is_free and self._deferred:
-            await trio.lowlevel.checkpoint()
-            orphan = next(iter(self._deferred), None)
-            is_free = orphan is not None and await self._release(orphan)
+        is_new = {ino: ino not in self._deferred for ino in inos if ino not in self._being_released}
+        self._being_released |= is_new.keys()
+        for ino in is_new:
+            self._deferred.pop(ino, None)
+        try:
+            for ino in is_new:
+                is_free = await self._release(ino, is_new[ino])
+                while is_free and self._deferred:
+                    await trio.lowlevel.checkpoint()
+                    is_free = await self._release_deferred()
+        except StorageTimeout:
+            pass
+        finally:
+            rest = [ino for ino in is_new if ino in self._being_released]
+            self._deferred.update(dict.fromkeys(rest))
+            self._being_released.difference_update(rest)
+            self._tell_released()
 
-    async def _release(self, ino: int) -> bool:
-        """Free an orphan; False if it is not free."""
-        if ino in self._being_released:
+    async def _release_deferred(self) -> bool:
+        """Try one of the orphans again that could not be freed; False if it, or none, is free."""
+        ino = next(iter(self._deferred), None)
+        if ino is None:
             return False
-        is_new = ino not in self._deferred
-        self._deferred.pop(ino, None)
         self._being_released.add(ino)
+        del self._deferred[ino]
+        return await self._release(ino, is_new=False)
+
+    async def _release(self, ino: int, is_new: bool) -> bool:
+        """Free an orphan of those being released; False if it is not free.
+
+        Raises:
+            StorageTimeout: it is deferred, as others should be.
+        """
         try:
             while not await self._runner.change(ino, partial(contents.release, self._filesystem), ino):
                 self._tell_released()
@@ -401,6 +425,8 @@ class Volume:
             if is_new:
                 log.warning("removed inode %d cannot be freed yet: %s", ino, error or "no memory left")
             self._deferred[ino] = None
+            if isinstance(error, StorageTimeout):
+                raise
             return False
         finally:
             self._being_released.remove(ino)
@@ -425,7 +451,7 @@ class Volume:
         """Run an operation that changes something, the contents of inode ``ino`` perhaps."""
         if self.overlay is None:
             raise OSError(EROFS, "the volume is read-only")
-        patience: float | None = None
+        began: float | None = None
         while True:
             try:
                 return await self._runner.change(ino, partial(operation, self._filesystem), *args, **kwargs)
@@ -434,11 +460,12 @@ class Volume:
                 if error.errno != ENOSPC or len(self.orphans) <= len(self._deferred):
                     raise
                 no_space = error
-            if patience is None:
-                patience = trio.current_time() + _RELEASE_PATIENCE
+            if began is None:
+                began = trio.current_time()
             # A release that is under way gives something back with every step.
+            patience = _LONG_RELEASE_PATIENCE if self._being_released else _RELEASE_PATIENCE
             released = self._released
-            with trio.move_on_at(math.inf if self._being_released else patience) as waiting:
+            with trio.move_on_at(began + patience) as waiting:
                 await released.wait()
             if waiting.cancelled_caught:
                 raise no_space

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
-from ext2_editor import ROOT, MemoryDevice, make_image, merged
+import trio.testing
+from ext2_editor import ROOT, MemoryDevice, assert_clean, make_image, merged
 from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent
 from mystfuse.errors import StorageTimeout
 from mystfuse.ext2.allocation import Caller
+from mystfuse.fuse.operations import Operations
+from mystfuse.fuse.options import MountOptions
 from mystfuse.volume import Volume
 
 CALLER = Caller(0, 0, frozenset)
 FILES = 10
 TIMEOUT = 30
+NO_SPACE = rf"\[Errno {errno.ENOSPC}\]"
 
 
 class HangingDevice(MemoryDevice):
@@ -75,3 +80,53 @@ async def test_others_get_their_turn_while_a_merged_image_frees_what_is_in_memor
         (await volume.open_image()).close()
         nursery.cancel_scope.cancel()
     assert turns >= FILES - 2
+
+
+async def fill(volume: Volume) -> int:
+    """Write until nothing more can be written; the file."""
+    inode = await volume.create(ROOT, b"new", 0o100644, CALLER)
+    with pytest.raises(OSError, match=NO_SPACE):
+        for offset in range(0, volume.superblock.size, 1024):
+            await volume.write(inode.ino, offset, b"y" * 1024, CALLER)
+    return inode.ino
+
+
+async def test_removed_files_on_hung_storage_cost_one_time_out_and_hold_up_nobody_without_space(
+    device: HangingDevice, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    volume = await Volume.open(device, 64 << 10)
+    operations = Operations(volume, MountOptions("/mnt", "image"), dict, lambda _: frozenset())
+    new = await fill(volume)
+    inos = await remove_all(volume)
+    device.hangs = True
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(operations.forget, [(ino, 1) for ino in inos])
+        await trio.sleep(1)
+        with pytest.raises(OSError, match=NO_SPACE):
+            await volume.write(new, 1 << 20, b"z" * 20_000, CALLER)
+        assert trio.current_time() - started < TIMEOUT / 2
+    assert trio.current_time() - started <= TIMEOUT + 1
+    assert volume.orphans == set(inos)
+    # The first that can be freed again is a reason to try all.
+    device.hangs = False
+    await volume.release(inos[-1])
+    assert not volume.orphans
+    assert_clean(await merged(volume), tmp_path / "merged")
+
+
+async def test_an_orphan_that_is_being_freed_is_not_freed_twice(
+    device: HangingDevice, autojump_clock: MockClock
+) -> None:
+    """The number may be another file's by then."""
+    volume = await Volume.open(device, 1 << 20)
+    inos = await remove_all(volume)
+    device.hangs = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(volume.release, *inos)
+        await trio.testing.wait_all_tasks_blocked()
+        started = trio.current_time()
+        await volume.release(*reversed(inos))
+        assert trio.current_time() == started
+        device.hangs = False
+    assert volume.orphans == set(inos)

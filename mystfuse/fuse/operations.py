@@ -198,7 +198,7 @@ class Operations(pyfuse3.Operations):
             ino = _ext2_ino(number)
             if self._references.forgotten(ino, count):
                 self._handed_over.discard(ino)
-            await self._release_unused(ino)
+        await self._release_unused(*[_ext2_ino(number) for number, _ in inode_list])
 
     @_handler
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
@@ -473,13 +473,14 @@ class Operations(pyfuse3.Operations):
         inode = await self._volume.remove(_ext2_ino(parent), name, is_rmdir)
         await self._release_unused(inode.ino)
 
-    async def _release_unused(self, ino: int) -> None:
-        """Free an inode that has no name and that nobody uses any more."""
-        if ino in self._volume.orphans and not self._references.has(ino):
+    async def _release_unused(self, *inos: int) -> None:
+        """Free those inodes that have no name and that nobody uses any more."""
+        unused = [ino for ino in inos if ino in self._volume.orphans and not self._references.has(ino)]
+        if unused:
             try:
-                await self._volume.release(ino)
+                await self._volume.release(*unused)
             except Exception:
-                log.exception("releasing inode %d: internal error", ino)
+                log.exception("releasing inodes %s: internal error", unused)
 
     async def _xattrs(self, inode: int) -> dict[bytes, bytes]:
         if self._control and self._control.owns(inode):
