@@ -7,13 +7,16 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import assert_one_line, mystfuse, run, wait_until
+from conftest import assert_one_line, clear_mount, mystfuse, run, wait_until
 
 import mystfuse as api
+from mystfuse.fuse import plaintext_file
 from mystfuse.fuse.mount_table import find_mount
 
 SERVICE = Path(__file__).parents[1] / "systemd/mystfuse@.service"
@@ -92,3 +95,59 @@ def test_a_block_whose_daemon_is_killed_leaves_nothing(small_image: Path, mountp
     with api.mount(small_image, mountpoint, trust="self"):
         kill_daemon(mountpoint)
     assert find_mount(str(mountpoint)) is None and os.listdir(mountpoint) == []
+
+
+FAILING = """
+import sys
+import mystfuse.fuse.{module} as module
+def fail(*given):
+    raise {error}
+module.{name} = fail
+from mystfuse.cli.main import main
+main(sys.argv[1:])
+"""
+ERRORS = {"MemoryError()": MemoryError(), "OSError(24, 'Too many open files')": OSError(24, "Too many open files")}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    ("module", "name"), [("handshake", "Handshake"), ("operations", "Operations"), ("mount", "mount")]
+)
+def test_a_daemon_that_fails_before_it_serves_leaves_no_mount(
+    module: str, name: str, error: str, small_image: Path, mountpoint: Path
+) -> None:
+    code = FAILING.format(module=module, name=name, error=error)
+    try:
+        command = [sys.executable, "-c", code, "mount", "-f", small_image, mountpoint]
+        assert subprocess.run(command, stderr=subprocess.DEVNULL, timeout=60).returncode not in (0, 2)
+        assert find_mount(str(mountpoint)) is None
+    finally:
+        clear_mount(mountpoint)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", ["mount", "name_this_process"])
+def test_a_server_of_plaintext_that_fails_before_it_serves_leaves_no_mount(
+    name: str, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Keeper:
+        def __init__(self) -> None:
+            self.lazily: list[bool] = []
+
+        def mount(self) -> tuple[int, None]:
+            return 99, None
+
+        def unmount(self, lazy: bool = False) -> bool:
+            self.lazily.append(lazy)
+            return True
+
+    def fail(*given: object) -> None:
+        raise ERRORS[error]
+
+    monkeypatch.setattr(plaintext_file, "mount", lambda *given: None)
+    monkeypatch.setattr(plaintext_file, name, fail)
+    monkeypatch.setattr(plaintext_file.pyfuse3, "close", lambda unmount: None)
+    keeper = Keeper()
+    with pytest.raises(type(ERRORS[error])):
+        plaintext_file.serve(None, keeper, lambda: None)  # type: ignore[arg-type]
+    assert keeper.lazily == [True]

@@ -123,19 +123,20 @@ async def _serve(file: PlaintextFile, keeper: Keeper, report: Callable[[], None]
         descriptor, found = keeper.mount()
         try:
             mount(file, f"/dev/fd/{descriptor}", set())
-        except MountError:
+            name_this_process(found)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_unmount_on_signal, signals, keeper)
+                    report()
+                    await pyfuse3.main(max_tasks=_MAX_TASKS)
+                    nursery.cancel_scope.cancel()
+            finally:
+                pyfuse3.close(unmount=False)
+        except BaseException:
+            # Whatever it was (memory, descriptors): nobody would serve what the keeper has mounted.
             with suppress(MountError):
                 keeper.unmount(lazy=True)
             raise
-        name_this_process(found)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_unmount_on_signal, signals, keeper)
-                report()
-                await pyfuse3.main(max_tasks=_MAX_TASKS)
-                nursery.cancel_scope.cancel()
-        finally:
-            pyfuse3.close(unmount=False)
 
 
 async def _unmount_on_signal(signals: AsyncIterator[int], keeper: Keeper) -> None:

@@ -131,16 +131,17 @@ class Session:
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
             descriptor, self._own_mount = await self._ask_keeper(self._keeper.mount, "mount")
-            if descriptor is None:
-                descriptor = self._options.descriptor
-            assert descriptor is not None
             try:
+                if descriptor is None:
+                    descriptor = self._options.descriptor
+                assert descriptor is not None
                 handshake = Handshake(descriptor)
                 operations = Operations(
                     volume, self._options, self._status, self._confinement.groups_of, handshake.finish
                 )
                 mount(operations, f"/dev/fd/{handshake.descriptor}", self._options.fuse_options())
-            except MountError:
+            except BaseException:
+                # Whatever it was (memory, descriptors): nobody would serve what the keeper has mounted.
                 with suppress(MountError):
                     self._keeper.unmount(lazy=True)
                 raise
