@@ -170,15 +170,18 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
             await Operation(self._clear).run_async(shield=True)
 
     def _begin(self, command: OwnCommand) -> None:
-        """Mount. Whatever it raises, ``_finalizer`` takes away what has come to be mounted."""
+        """Mount. Whatever it raises, ``_finalizer`` takes away what the command has left mounted."""
         self._path = resolve_mountpoint(os.fspath(self.mountpoint))
         before = find_mount(self._path)
+        has_mounted = False
         try:
             with ExitStack() as stack:
                 arguments, descriptors = self._command_line(stack)
                 command.run(arguments, descriptors)
+                has_mounted = True
         finally:
-            own = find_mount(self._path)
+            # A command that fails by itself leaves nothing: what has come to be mounted meanwhile is somebody else's.
+            own = find_mount(self._path) if has_mounted or command.was_stopped else None
             if own != before and own is not None:
                 self._own = own
                 self._finalizer = finalize(self, _take_away, self._path, own, os.getpid())

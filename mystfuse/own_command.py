@@ -26,6 +26,12 @@ class OwnCommand:
         self._killer: Timer | None = None
         self._is_stopped = False
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether ``stop`` has been called when it had begun: it may have left behind what it was doing."""
+        with self._lock:
+            return self._is_stopped and self._process is not None
+
     def run(self, arguments: Sequence[str | os.PathLike[str]], descriptors: Sequence[int] = ()) -> str:
         """Returns what it prints, when it has ended.
 

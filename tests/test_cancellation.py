@@ -89,6 +89,10 @@ class Command:
     def stop(self) -> None:
         self._stopped.set()
 
+    @property
+    def was_stopped(self) -> bool:
+        return self._stopped.is_set()
+
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
@@ -294,17 +298,24 @@ def test_what_cannot_be_unmounted_is_told(loop: str, machine: Machine) -> None:
         machine.lazily = 0
 
 
-def test_somebody_elses_mount_is_not_unmounted(machine: Machine) -> None:
+def test_somebody_elses_mount_is_not_unmounted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Mount("/m", "0:100", "other", 0)
     with mystfuse.mount("image", "/m", trust="self"):
         machine.mount = other
     assert machine.mount is other
-    # Nor one that was there before, when mounting fails.
-    machine.command = lambda: None  # type: ignore[assignment, method-assign, return-value]
-    mounting.OwnCommand = machine.command  # type: ignore[assignment, misc]
-    with pytest.raises(AttributeError), mystfuse.mount("image", "/m", trust="self"):
-        pass
-    assert machine.mount is other
+    # Nor one that was there before, when mounting fails, nor one that has come meanwhile.
+    latest = Mount("/m", "0:101", "other", 0)
+
+    def fail(self: Command, arguments: object, descriptors: object = ()) -> str:
+        machine.mount = coming
+        raise MountError("is mounted there already")
+
+    monkeypatch.setattr(Command, "run", fail)
+    for coming in other, latest:
+        with pytest.raises(MountError, match="already"), mystfuse.mount("image", "/m", trust="self"):
+            pass
+        gc.collect()
+        assert machine.mount is coming
 
 
 # ^C
