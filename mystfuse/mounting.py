@@ -15,7 +15,7 @@ from weakref import finalize
 from mystfuse.blocking import Operation
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.errors import MountError, UsageError
-from mystfuse.fuse.mount_table import Mount, find_mount
+from mystfuse.fuse.mount_table import Mount, find_mount, is_covered
 from mystfuse.fuse.unmount import BusyError, unmount_and_wait
 from mystfuse.own_command import OwnCommand
 
@@ -221,7 +221,10 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
 
     def _end(self, has_failed: bool) -> None:
         """Unmount, lazily if it is in use, which is an error unless the block has failed anyway."""
-        if self._finalizer is None or find_mount(self._path) != self._own:
+        if self._finalizer is None or self._own is None:
+            return
+        if find_mount(self._path) != self._own:
+            _refuse_covered(self._own)
             # Unmounted by somebody else, or ended by damage.
             return
         try:
@@ -253,6 +256,17 @@ def _take_away(path: str, own: Mount, pid: int) -> None:
         with suppress(MountError, OSError):
             if find_mount(path) == own:
                 unmount_and_wait(path, lazy=True, timeout=_UNMOUNT_TIMEOUT)
+                return
+        _refuse_covered(own)
+
+
+def _refuse_covered(own: Mount) -> None:
+    """Raise MountError if a mount of ours is still there, under another: by its path it can no longer be unmounted."""
+    if is_covered(own):
+        raise MountError(
+            f"{own.mountpoint}: {own.source} is still mounted there, under another mount: unmount that, then this one "
+            f"(mystfuse umount {own.mountpoint})"
+        )
 
 
 def _run(arguments: Sequence[str | os.PathLike[str]]) -> str:

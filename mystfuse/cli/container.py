@@ -166,7 +166,8 @@ def run_container(container: Container) -> int:
     try:
         owner = {"allow_other": True} if is_root else {"map_root": True}
         image, options = open_source(container.image, {**container.options, **owner})
-        job = make_job(options, frozenset(), image, find_place())
+        # In our own name space: over whatever the host has mounted there.
+        job = make_job(options, frozenset({"nonempty"}), image, find_place())
         # Everything is opened before anything can hide it.
         common = {"trust_self": container.options.get("trust_self")}
         sources = [_open_source(mount, common, owner) for mount in container.mounts]
@@ -256,7 +257,7 @@ def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mappin
         return None
     if mount.is_image:
         image, options = open_source(mount.source, {**common, **mount.options, **owner})
-        return make_job(options, frozenset(), image, "")
+        return make_job(options, frozenset({"nonempty"}), image, "")
     try:
         fd = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:

@@ -266,6 +266,7 @@ def make_job(
     options = MountOptions(
         mountpoint=mountpoint,
         fsname=source.resolved_name(),
+        nonempty="nonempty" in flags,
         read_only=given.get("read_only", False),
         overlay_limit=_overlay_limit(given.get("overlay_limit")),
         overlay_store=_overlay_store(given.get("overlay_store"), given.get("read_only", False)),

@@ -274,15 +274,26 @@ def _mount(options: MountOptions, may_run_programs: bool) -> int:
     # By the descriptor: whatever has that name by now, it is the directory that was looked at.
     target = options.mountpoint if options.directory is None else f"/proc/self/fd/{options.directory}"
     libc = ctypes.CDLL(None, use_errno=True)
-    if not libc.mount(
-        options.shown_name.encode(), os.fsencode(target), FSTYPE.encode(), ctypes.c_ulong(flags), data.encode()
-    ):
+    name, place = options.shown_name.encode(), os.fsencode(target)
+    try:
+        _refuse_second(options)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if not libc.mount(name, place, FSTYPE.encode(), ctypes.c_ulong(flags), data.encode()):
         return descriptor
     code = ctypes.get_errno()
     os.close(descriptor)
     if code != errno.EPERM or not may_run_programs:
         raise MountError(f"cannot mount on {options.mountpoint}: {os.strerror(code)}")
     return _mount_by_fusermount(options)
+
+
+def _refuse_second(options: MountOptions) -> None:
+    """Raise MountError if somebody has mounted an image there since the mountpoint was looked at: the kernel would
+    stack them, and the lower one could not be unmounted."""
+    if not options.nonempty and (mount := find_mount(options.mountpoint)) is not None:
+        raise MountError(f"{options.mountpoint}: {mount.source} is mounted there already")
 
 
 def _kind_of(options: MountOptions) -> int:
@@ -300,6 +311,7 @@ def _mount_by_fusermount(options: MountOptions) -> int:
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with receiver, sender:
         arguments = ["-o", ",".join(sorted(options.fuse_options())), "--", options.mountpoint]
+        _refuse_second(options)
         result = run_fusermount(arguments, sender)
         if result.returncode:
             message = " ".join(result.stderr.split()) or f"fusermount3 exited {result.returncode}"

@@ -43,6 +43,12 @@ def find_mount(mountpoint: str) -> Mount | None:
     return found
 
 
+def is_covered(mount: Mount) -> bool:
+    """Whether a mount is still there, and another on top of it."""
+    there = [each for path, each in _mounts() if path == mount.mountpoint]
+    return mount in there and there[-1] != mount
+
+
 def own_mountpoints() -> list[str]:
     """Where mounts of ours are, the latest first."""
     return [path for path, mount in _mounts() if mount is not None][::-1]

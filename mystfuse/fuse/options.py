@@ -27,6 +27,8 @@ class MountOptions:
     """A descriptor (O_PATH) of the directory to mount on: nothing can take its place. None: go by the name."""
     descriptor: int | None = None
     """A /dev/fuse that somebody else has mounted there already."""
+    nonempty: bool = False
+    """Mount over whatever is there, a mount of ours as well."""
     read_only: bool = False
     overlay_limit: int = 0
     """Bytes that what is written may take up in memory."""
