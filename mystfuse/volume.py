@@ -91,6 +91,8 @@ class Volume:
         """Orphans that nobody uses, and that are freed now or next."""
         self._deferred: dict[int, None] = {}
         """Orphans that nobody uses, and that could not be released; the one that was tried last comes last."""
+        self._corrupt: set[int] = set()
+        """Orphans that cannot be released, and that nobody tries again."""
 
     @classmethod
     async def open(
@@ -382,6 +384,7 @@ class Volume:
         """
         is_new = {ino: ino not in self._deferred for ino in inos if ino not in self._being_released}
         self._being_released |= is_new.keys()
+        self._corrupt -= is_new.keys()
         for ino in is_new:
             self._deferred.pop(ino, None)
         try:
@@ -420,6 +423,7 @@ class Volume:
             return True
         except CorruptFilesystem as error:
             log.warning("removed inode %d cannot be freed: %s", ino, error)
+            self._corrupt.add(ino)
             return False
         except (MystfuseError, OSError, MemoryError) as error:
             if is_new:
@@ -457,7 +461,7 @@ class Volume:
                 return await self._runner.change(ino, partial(operation, self._filesystem), *args, **kwargs)
             except OSError as error:
                 # Nothing is to be expected of those that could not be released.
-                if error.errno != ENOSPC or len(self.orphans) <= len(self._deferred):
+                if error.errno != ENOSPC or len(self.orphans) <= len(self._deferred) + len(self._corrupt):
                     raise
                 no_space = error
             if began is None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+import trio
 from conftest import run
 from ext2_editor import ROOT, Editor, MemoryDevice, assert_clean, make_image, merged
+from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent
+from mystfuse.ext2.allocation import Caller
 from mystfuse.volume import Volume
 
 FILES = 100
@@ -73,3 +77,40 @@ async def test_many_files_removed_below_a_damaged_bitmap_are_each_tried_twice_at
     await remove(volume, "last")
     assert not volume.orphans
     assert_clean(await merged(volume), tmp_path / "merged")
+
+
+async def test_who_finds_no_space_does_not_wait_for_a_corrupt_orphan(tmp_path: Path, autojump_clock: MockClock) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("broken", "last"):
+        (tmp_path / "tree" / name).write_bytes(b"x")
+    editor = Editor(make_image(tmp_path / "image", tree=tmp_path / "tree").read_bytes())
+    volume = await Volume.open(MemoryDevice(editor.data), 64 << 10)
+    broken = await volume.lookup(ROOT, b"broken")
+    assert broken is not None
+    editor.put("<I", editor.pointer(broken.ino, 0), 0xFFFFFFFF)
+    volume = await Volume.open(MemoryDevice(editor.data), 64 << 10)
+    new = await volume.create(ROOT, b"new", 0o100644, Caller(0, 0, frozenset))
+    waits: list[float] = []
+
+    async def fill() -> None:
+        for number in range(1024):
+            started = trio.current_time()
+            try:
+                await volume.write(new.ino, 1024 * number, b"y" * 1024, Caller(0, 0, frozenset))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                waits.append(trio.current_time() - started)
+                return
+
+    await volume.remove(ROOT, b"broken", is_rmdir=False)
+    await fill()
+    await volume.release(broken.ino)
+    await fill()
+    assert volume.orphans == {broken.ino}
+    # The first could still hope.
+    assert waits[0] > 0 and waits[1:] == [0]
+    # Nor does it count twice.
+    await volume.remove(ROOT, b"last", is_rmdir=False)
+    await volume.release(broken.ino)
+    await fill()
+    assert waits[2] > 0
