@@ -26,11 +26,13 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from ext2_editor import MemoryDevice
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from mystfuse.crypto import sectors
 from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2, merge_key, split_key
 from mystfuse.crypto.secret import Secret
 from mystfuse.crypto.sectors import SectorCipher, XtsCipher, find_zero_sectors, make_sector_cipher
+from mystfuse.devices import threads
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Extent
 from mystfuse.devices.workers import INLINE_BYTES
@@ -1024,6 +1026,25 @@ async def test_what_fails_below_fails_above_and_is_not_decrypted() -> None:
             await device.read([extent])
     assert device.bytes_decrypted == 0
     assert await device.read([Extent(0, 512), Extent(1024, 7168)]) == [plain[:512], plain[1024:]]
+
+
+async def test_who_waits_for_a_thread_to_decrypt_waits_no_longer_for_others_that_wait(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, _ = crypt_device(2 * INLINE_BYTES)
+    monkeypatch.setattr(threads._thread, "start_new_thread", lambda work, arguments: None)
+    ended: list[float] = []
+
+    async def read() -> None:
+        with pytest.raises(ImageReadError, match="no thread"):
+            await device.read([Extent(0, 2 * INLINE_BYTES)])
+        ended.append(trio.current_time())
+
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(read)
+    assert len(ended) == 8 and max(ended) - started <= 31
 
 
 DEVICES = {sector_size: crypt_device(40_960, sector_size) for sector_size in SECTOR_SIZES}

@@ -15,7 +15,7 @@ from mystfuse.errors import ImageReadError
 
 _THREADS = 2
 _PATIENCE = 30.0
-"""Seconds for a thread to decrypt 8 MiB at most."""
+"""Seconds until a thread has decrypted 8 MiB at most, the wait for its turn included."""
 
 
 class CryptDevice:
@@ -49,15 +49,16 @@ class CryptDevice:
         wanted = self._sectors(extents)
         decryption = Decryption(self, extents, wanted, Complete(await self._verified.read(wanted, quietly)))
         if sum(extent.length for extent in wanted) > INLINE_BYTES:
-            async with self._threads:
-                try:
-                    with trio.fail_after(_PATIENCE):
+            try:
+                # Those who wait for their turn wait no longer than those who have it.
+                with trio.fail_after(_PATIENCE):
+                    async with self._threads:
                         await call_in_thread(decryption.run)
-                except RuntimeError:
-                    # A thread cannot be started, for want of memory or because of a limit on processes.
-                    decryption.run()
-                except trio.TooSlowError:
-                    raise ImageReadError("crypt: no thread has decrypted, for want of memory perhaps") from None
+            except RuntimeError:
+                # A thread cannot be started, for want of memory or because of a limit on processes.
+                decryption.run()
+            except trio.TooSlowError:
+                raise ImageReadError("crypt: no thread has decrypted, for want of memory perhaps") from None
         else:
             decryption.run()
         plain = decryption.result()
