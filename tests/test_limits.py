@@ -328,6 +328,47 @@ async def test_a_thread_without_memory_for_what_came_of_its_work_says_so(monkeyp
         await threads.call_in_thread(lambda: None)
 
 
+class ForgetfulToken:
+    """A trio token that finds no memory the first time."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._calls = 0
+
+    def run_sync_soon(self, *arguments: Any) -> None:
+        self._calls += 1
+        if self._calls == 1:
+            raise MemoryError
+        self._token.run_sync_soon(*arguments)
+
+
+async def test_a_worker_without_memory_for_what_came_of_its_work_serves_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread ended, and whoever handed something over waited for ever, beyond cancelling."""
+    workers = Workers(1)
+    token: Any = ForgetfulToken()
+    results: list[object] = []
+
+    def refuse(work: Callable[[], object]) -> None:
+        raise MemoryError
+
+    try:
+        with trio.fail_after(5):
+            await workers.run(lambda: None)
+            ended = trio.Event()
+            workers._queue.put((lambda: None, lambda result: (results.append(result), ended.set()), token))
+            await ended.wait()
+            assert results == [outcome.Value(None)]
+            with monkeypatch.context() as patch:
+                patch.setattr(threads, "outcome", SimpleNamespace(capture=refuse, Error=outcome.Error))
+                ended = trio.Event()
+                workers.submit(lambda: None, ended.set)
+                await ended.wait()
+            await workers.run(lambda: results.append(1))
+        assert results[1:] == [1]
+    finally:
+        workers.close()
+
+
 async def test_without_a_thread_the_work_is_done_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

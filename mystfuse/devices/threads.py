@@ -30,7 +30,6 @@ def start_in_thread(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]]
     """
     token = trio.lowlevel.current_trio_token()
     ticket = [None]
-    no_memory: outcome.Outcome[T] = outcome.Error(MemoryError())
 
     def serve() -> None:
         try:
@@ -38,21 +37,7 @@ def start_in_thread(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]]
             ticket.pop()
         except IndexError:
             return
-        result: outcome.Outcome[T]
-        try:
-            result = outcome.capture(work)
-        except MemoryError:
-            # Not even for what came of it: nobody must wait for a thread that has ended.
-            result = no_memory
-        while True:
-            try:
-                token.run_sync_soon(on_end, result)
-            except MemoryError:
-                time.sleep(0.1)
-            except trio.RunFinishedError:
-                return
-            else:
-                return
+        carry_out(work, on_end, token)
 
     def give_up() -> bool:
         try:
@@ -63,6 +48,30 @@ def start_in_thread(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]]
 
     _thread.start_new_thread(serve, ())
     return give_up
+
+
+def carry_out(
+    work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]], object], token: trio.lowlevel.TrioToken
+) -> None:
+    """Call ``work``, and ``on_end`` with what came of it on the event loop's thread, if the loop has not ended. Want of
+    memory delays that, and does not prevent it: nobody must wait for a thread that has ended."""
+    result: outcome.Outcome[T] | None
+    try:
+        result = outcome.capture(work)
+    except MemoryError:
+        # Not even for what came of it.
+        result = None
+    while True:
+        try:
+            if result is None:
+                result = outcome.Error(MemoryError())
+            token.run_sync_soon(on_end, result)
+        except MemoryError:
+            time.sleep(0.1)
+        except trio.RunFinishedError:
+            return
+        else:
+            return
 
 
 async def call_in_thread(work: Callable[[], T], on_end: Callable[[], object] = lambda: None) -> T:

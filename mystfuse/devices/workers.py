@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 
 import outcome
 import trio
+
+from mystfuse.devices.threads import carry_out
 
 INLINE_BYTES = 256 << 10
 """So many are checked and decrypted on the event loop's thread: handing them over costs more than it saves."""
@@ -80,8 +81,6 @@ class Workers:
 def _serve(queue: SimpleQueue[_Work | None]) -> None:
     while (item := queue.get()) is not None:
         work, on_end, token = item
-        # Nobody listens any more when the loop has ended.
-        with suppress(trio.RunFinishedError):
-            token.run_sync_soon(on_end, outcome.capture(work))
+        carry_out(work, on_end, token)
         # Not kept until the next one comes: it holds buffers.
         del item, work, on_end
