@@ -73,14 +73,16 @@ async def test_work_is_done_in_other_threads_and_several_at_once() -> None:
 
     def work() -> None:
         meet.wait(10)
-        threads.add(threading.get_ident())
+        threads.add(threading.get_native_id())
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(workers.run, work)
         nursery.start_soon(workers.run, work)
-    assert len(threads) == 2 and threading.get_ident() not in threads
+    assert len(threads) == 2 and threading.get_native_id() not in threads
     workers.close()
-    await wait_for_threads_to_end()
+    with trio.fail_after(10):
+        while any(Path(f"/proc/self/task/{thread}").exists() for thread in threads):
+            await trio.sleep(0.01)
 
 
 async def test_errors_of_work_reach_who_asked_for_it() -> None:
@@ -107,12 +109,6 @@ async def test_cancelled_work_is_waited_for_since_it_uses_our_buffers() -> None:
         await workers.run(work)
     assert is_done.is_set()
     workers.close()
-
-
-async def wait_for_threads_to_end() -> None:
-    with trio.fail_after(10):
-        while any(thread.name == "mystfuse worker" for thread in threading.enumerate()):
-            await trio.sleep(0.01)
 
 
 # Maps

@@ -369,11 +369,18 @@ async def test_a_worker_without_memory_for_what_came_of_its_work_serves_on(monke
         workers.close()
 
 
-async def test_without_a_thread_the_work_is_done_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+@pytest.mark.parametrize("begins", [False, True])
+async def test_without_a_thread_the_work_is_done_all_the_same(begins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None can be started, or the one that was does not begin until later: it must not take work that nobody has."""
+    late: list[Callable[[], object]] = []
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    def start(work: Callable[[], object], arguments: object) -> None:
+        if not begins:
+            raise RuntimeError("can't start new thread")
+        late.append(work)
+
+    monkeypatch.setattr(threads._thread, "start_new_thread", start)
+    monkeypatch.setattr("mystfuse.devices.workers._BEGINNING", 0.01)
     workers, done = Workers(2), trio.Event()
     workers.submit(lambda: None, done.set)
     with trio.fail_after(5):
@@ -381,6 +388,12 @@ async def test_without_a_thread_the_work_is_done_all_the_same(monkeypatch: pytes
     results: list[int] = []
     await workers.run(lambda: results.append(1))
     assert results == [1] and not workers.threads
+    assert len(late) == begins
+    for work in late:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive()
     workers.close()
 
 
