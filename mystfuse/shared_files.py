@@ -1,4 +1,5 @@
-"""What a program shares with the host whatever its root is: nodes of devices, and the standard descriptors.
+"""What a program shares with the host whatever its root is: nodes of devices, the standard descriptors, and
+bubblewrap's own file, which /proc/1/exe leads to.
 
 A node is a file of the host's. For its owner, which the program's user 0 is, its mode and times are there to be
 changed, for everybody on the machine. Through a mount that is read-only nobody changes them, while the device itself
@@ -12,7 +13,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from mystfuse.errors import MountError
@@ -24,9 +25,23 @@ _STANDARD = {0: "standard input", 1: "standard output", 2: "standard error"}
 _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
 
-def protect_shared_files() -> list[int]:
-    """Make the nodes that a program gets, and the files that it is given to read, read-only in this mount name space,
-    which must be private.
+def standard_names() -> dict[int, str]:
+    """What the kernel calls our standard descriptors: to be asked before this process gets mounts of its own, since a
+    mount name space that nobody is in any more has no paths."""
+    names: dict[int, str] = {}
+    for fd in _STANDARD:
+        with suppress(OSError):
+            names[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return names
+
+
+def protect_shared_files(bubblewrap: str, names: Mapping[int, str]) -> list[int]:
+    """Make the nodes that a program gets, the files that it is given to read, and bubblewrap's file read-only in this
+    mount name space, which must be private.
+
+    Args:
+        bubblewrap: the path of bwrap(1).
+        names: from ``standard_names``.
 
     Returns:
         The standard descriptors for the program: ours, but for those of such files, which are opened anew.
@@ -35,9 +50,9 @@ def protect_shared_files() -> list[int]:
         MountError: something cannot be made read-only.
     """
     nodes = {path for path in (*_NODES, *_terminals()) if os.path.exists(path)}
-    for path in nodes:
+    for path in (*nodes, os.path.realpath(bubblewrap)):
         show_read_only(path)
-    return [_protect(fd, nodes) for fd in _STANDARD]
+    return [_protect(fd, nodes, names.get(fd, "")) for fd in _STANDARD]
 
 
 def pass_positions_on(given: Sequence[int]) -> None:
@@ -57,21 +72,25 @@ def _terminals() -> Iterator[str]:
             yield os.ttyname(fd)
 
 
-def _protect(fd: int, nodes: set[str]) -> int:
+def _protect(fd: int, nodes: set[str], name: str) -> int:
     try:
         status, flags = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL) & _KEPT_FLAGS
     except OSError:
         return fd
     if stat.S_ISCHR(status.st_mode):
+        is_terminal = os.isatty(fd)
         for path in nodes:
-            if os.path.samestat(os.stat(path), status):
+            node = os.stat(path)
+            # The same device by another node, of a /dev elsewhere, is as good; of terminals, each devpts has its own.
+            if os.path.samestat(node, status) or (not is_terminal and node.st_rdev == status.st_rdev):
                 return _open_node(fd, path, flags)
-    if flags & os.O_ACCMODE == os.O_RDONLY:
-        if stat.S_ISREG(status.st_mode) and status.st_nlink:
-            return _open_file(fd, status, flags)
-        if stat.S_ISBLK(status.st_mode) or (stat.S_ISCHR(status.st_mode) and not os.isatty(fd)):
-            # That a mount is read-only means nothing to a device.
-            raise MountError(f"{_STANDARD[fd]}: a device, which the program could write to: use a pipe (cat)")
+        if is_terminal:
+            return fd
+    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+        # That a mount is read-only means nothing to a device.
+        raise MountError(f"{_STANDARD[fd]}: a device, which the program could write to: use a pipe (cat)")
+    if flags & os.O_ACCMODE == os.O_RDONLY and stat.S_ISREG(status.st_mode) and status.st_nlink:
+        return _open_file(fd, status, flags, name)
     return fd
 
 
@@ -86,12 +105,11 @@ def _open_node(fd: int, path: str, flags: int) -> int:
         raise MountError(f"{path}: cannot be opened for the program: {error.strerror}") from error
 
 
-def _open_file(fd: int, status: os.stat_result, flags: int) -> int:
+def _open_file(fd: int, status: os.stat_result, flags: int, path: str) -> int:
     own = f"/proc/self/fd/{fd}"
     if status.st_uid != os.geteuid() and not os.access(own, os.W_OK):
         return fd
     try:
-        path = os.readlink(own)
         if not os.path.samestat(os.stat(path), status):
             raise MountError("another file has its name")
         show_read_only(path)

@@ -16,7 +16,7 @@ import pytest
 from conftest import assert_one_line, clear_mount, mystfuse, run, wait_until
 
 import mystfuse as api
-from mystfuse.fuse import plaintext_file
+from mystfuse.fuse import plaintext_file, unmount
 from mystfuse.fuse.mount_table import find_mount
 
 SERVICE = Path(__file__).parents[1] / "systemd/mystfuse@.service"
@@ -151,3 +151,36 @@ def test_a_server_of_plaintext_that_fails_before_it_serves_leaves_no_mount(
     with pytest.raises(type(ERRORS[error])):
         plaintext_file.serve(None, keeper, lambda: None)  # type: ignore[arg-type]
     assert keeper.lazily == [True]
+
+
+LITTLE = "-all,+sys_admin,+dac_read_search,+sys_chroot,+setuid,+setgid,+setpcap"
+"""What systemd's unit leaves root: without CAP_SYS_PTRACE it sees that others have descriptors, and not which."""
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["no ptrace", "hidepid"])
+def test_a_live_mount_is_not_stale_though_its_daemon_cannot_be_seen(
+    hides: bool, small_image: Path, mountpoint: Path
+) -> None:
+    assert mystfuse("mount", "--allow-other", small_image, mountpoint).returncode == 0
+    (mountpoint / "new").write_text("kept")
+    hide = "mount -t proc -o hidepid=2 proc /proc && " if hides else ""
+    little = f'{hide}exec setpriv --no-new-privs "--bounding-set={LITTLE}" "$@"'
+    command = [sys.executable, "-m", "mystfuse", "umount", "--stale", mountpoint]
+    run("unshare", "--mount", "sh", "-c", little, "sh", *command)
+    run("setpriv", "--no-new-privs", f"--bounding-set={LITTLE}", *command)
+    assert find_mount(str(mountpoint)) is not None
+    assert (mountpoint / "new").read_text() == "kept"
+
+
+def test_a_mount_that_answers_is_not_stale_whoever_can_be_seen(
+    small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an ordinary user, whose encrypted mount's daemon hidepid=2 hides from its own user."""
+    assert mystfuse(small_image, mountpoint).returncode == 0
+    monkeypatch.setattr(unmount, "find_daemon", lambda mount: None)
+    monkeypatch.setattr(unmount, "find_other_server", lambda mount: None)
+    unmount.unmount_stale(str(mountpoint))
+    assert (mountpoint / "hello.txt").read_text() == "hello\n"
+    kill_daemon(mountpoint)
+    unmount.unmount_stale(str(mountpoint))
+    assert find_mount(str(mountpoint)) is None

@@ -507,12 +507,12 @@ def qemu_encrypt(plain: Path, image: Path, passphrase: Path, cipher: str, mode: 
     options = f"key-secret=s,cipher-alg={cipher},cipher-mode={mode},ivgen-alg={iv},hash-alg={hash_name},iter-time=10"
     if iv_hash:
         options += f",ivgen-hash-alg={iv_hash}"
-    for attempt in range(4):
+    for attempt in range(20):
         image.unlink(missing_ok=True)
         result = run("qemu-img", "convert", "-f", "raw", "-O", "luks", "--object", f"secret,id=s,file={passphrase}",
                      "-o", options, plain, image, check=False)  # fmt: skip
         # It measures its PBKDF2 by the processor time it gets; on a busy machine that goes wrong now and then.
-        if "Unable to get accurate CPU usage" not in result.stderr or attempt == 3:
+        if "Unable to get accurate CPU usage" not in result.stderr or attempt == 19:
             break
     assert result.returncode == 0, result.stderr
 

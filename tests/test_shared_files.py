@@ -7,6 +7,7 @@ import errno
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,46 @@ def test_nobody_types_into_the_callers_terminal(image: Path) -> None:
     # A kernel that has TIOCSTI switched off says EIO.
     assert f"{NUMBERS['ioctl']} {errno.EPERM}\r\n".encode() in output
     assert output.count(f"{NUMBERS['fchmod']} {errno.EROFS}\r\n".encode()) == 3
+
+
+@needs_root
+def test_the_program_that_starts_it_cannot_be_changed(image: Path, tmp_path: Path) -> None:
+    """/proc/1/exe is the host's bubblewrap, and user 0 in there its owner."""
+    bubblewrap = tmp_path / "bwrap"
+    shutil.copy(shutil.which("bwrap") or "", bubblewrap)
+    os.utime(bubblewrap, (1, 1))
+    before = bubblewrap.stat()
+    script = "for each in /proc/[0-9]*/exe; do chmod 4777 $each; chown 1 $each; touch $each; done 2>&1"
+    result = subprocess.run(
+        [sys.executable, "-m", "mystfuse", "exec", image, "sh", "-c", script], capture_output=True, text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=False, timeout=60,
+    )  # fmt: skip
+    assert "/proc/1/exe: Read-only file system" in result.stdout, result
+    after = bubblewrap.stat()
+    assert (after.st_mode, after.st_uid, after.st_mtime) == (before.st_mode, before.st_uid, before.st_mtime)
+
+
+@needs_root
+def test_a_null_device_of_another_directory_is_replaced_by_ours(image: Path, tmp_path: Path) -> None:
+    """As in a chroot, or a service with devices of its own: whatever way it is opened."""
+    script = """mount -t tmpfs -o dev tmpfs "$0" && mknod -m 600 "$0/null" c 1 3 && shift 0 &&
+        "$@" <> "$0/null" >&2 && "$@" < "$0/null" >&2; stat -c %a "$0/null" """
+    command = [sys.executable, "-m", "mystfuse", "exec", image, "sh", "-c", "! chmod 666 /proc/self/fd/0"]
+    (tmp_path / "dev").mkdir()
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, tmp_path / "dev", *command], capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert result.stdout == "600\n", result
+    assert result.stderr.count("Read-only file system") == 2, result
+
+
+@needs_root
+def test_a_file_below_what_the_image_covers_is_read(image: Path, tmp_path: Path) -> None:
+    script = """mount -t tmpfs tmpfs /mnt && echo hello > /mnt/file && exec "$@" < /mnt/file"""
+    command = [sys.executable, "-m", "mystfuse", "exec", image, "cat"]
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command], capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (0, "hello\n"), result

@@ -347,3 +347,19 @@ def test_as_pip_installs_them(traps: tuple[Path, dict[str, str]], tmp_path: Path
         for place in prefix / "bin", tmp_path, tmp_path / "alone":
             result = run(place / name, *words, env=environment, cwd=directory, check=False)
             assert result.returncode == 0 and "mystfuse" in result.stdout and result.stderr == "", place
+
+
+def test_children_that_the_caller_ignores_are_waited_for(tmp_path: Path) -> None:
+    """Some supervisors start programs so: mke2fs's failure was not noticed, and exec hung."""
+    (tmp_path / "mke2fs").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "mke2fs").chmod(0o755)
+    (tmp_path / "tree").mkdir()
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, '-m', 'mystfuse', *sys.argv[1:]])"
+    )
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = run(
+        sys.executable, "-c", code, "mkext2", tmp_path / "tree", tmp_path / "image", env=environment, check=False
+    )
+    assert_one_line(result, 1, "mke2fs failed")

@@ -402,8 +402,16 @@ def test_keys_from_2048_to_8192_bits_are_taken(bits: int) -> None:
 
 @pytest.mark.parametrize(
     "modulus",
-    [1 << 2047, (1 << 2047) + 2, (1 << 2048) - 1, (1 << 2203) - 1, (1 << 2281) - 1, 751 * ((1 << 2047) + 1)],
-    ids=["2^2047", "even", "2^2048-1", "a Mersenne prime", "another", "divisible by 751"],
+    [
+        1 << 2047,
+        (1 << 2047) + 2,
+        (1 << 2048) - 1,
+        (1 << 2203) - 1,
+        (1 << 2281) - 1,
+        751 * ((1 << 2047) + 1),
+        ((1 << 1279) - 1) ** 2,
+    ],
+    ids=["2^2047", "even", "2^2048-1", "a Mersenne prime", "another", "divisible by 751", "a square"],
 )
 def test_a_modulus_that_anybody_can_factor_is_no_key(modulus: int) -> None:
     numbers = [

@@ -25,6 +25,7 @@ from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
 from mystfuse.fuse.daemon import run_in_background
 from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
 from mystfuse.landlock import leave_abstract_sockets
+from mystfuse.output_paths import open_directory, read_trusted_link
 from mystfuse.program import find_program
 from mystfuse.program_filter import program_filter
 from mystfuse.resource_limits import limited_resources
@@ -39,7 +40,7 @@ from mystfuse.sandbox import (
     shield_next_child,
     show_own_processes,
 )
-from mystfuse.shared_files import pass_positions_on, protect_shared_files
+from mystfuse.shared_files import pass_positions_on, protect_shared_files, standard_names
 
 DEFAULT_PROCESSES = 2048
 """As podman has it."""
@@ -66,6 +67,8 @@ class ContainerMount:
     is_image: bool = False
     is_read_only: bool = False
     """Of a file or directory."""
+    is_guessed: bool = False
+    """A file of which nobody has said that it is none but a file: it might have been an image once."""
 
     @classmethod
     def parse(cls, text: str, is_image: bool | None = None) -> ContainerMount:
@@ -88,7 +91,8 @@ class ContainerMount:
         if not is_image:
             if not words <= {"ro", "rw"} or len(words) > 1:
                 raise UsageError(f"--mount {text}: {source} is no image: ro or rw is all that can be said of it")
-            return cls(source, target, is_read_only="ro" in words)
+            is_guessed = not words and not os.path.isdir(source)
+            return cls(source, target, is_read_only="ro" in words, is_guessed=is_guessed)
         given: dict[str, Any] = {"roothashes": (), "pubkeys": ()}
         if parse_mount_options(options, given):
             raise UsageError(f"--mount {text}: an option that has no meaning here")
@@ -160,6 +164,7 @@ def run_container(container: Container) -> int:
     """
     bwrap = find_bubblewrap()
     leave_session_keyring()
+    names = standard_names()
     enter_private_namespace()
     is_root = os.geteuid() == 0
     daemons = _Daemons()
@@ -170,10 +175,15 @@ def run_container(container: Container) -> int:
         job = make_job(options, frozenset({"nonempty"}), image, find_place())
         # Everything is opened before anything can hide it.
         common = {"trust_self": container.options.get("trust_self")}
+        if container.options.get("roothashes") or container.options.get("pubkeys"):
+            # As soon as somebody is trusted, no image vouches for itself.
+            common = {"trust_self": False}
         sources = [_open_source(mount, common, owner) for mount in container.mounts]
         resolver = _open_resolver() if container.has_network else None
         # As an ordinary user, bubblewrap makes one.
         user_namespace = make_user_namespace() if is_root and not container.is_privileged else None
+        # Before anything hides a file, or takes away the mount that it is on.
+        standard = [0, 1, 2] if container.is_privileged else protect_shared_files(bwrap, names)
         drop_mounts_of_ours(
             [mount.source for mount in container.mounts if mount.source is not None and not mount.is_image]
         )
@@ -191,12 +201,11 @@ def run_container(container: Container) -> int:
             elif source is None:
                 root.mount_tmpfs(mount.target, container.options.get("overlay_limit"), mount.is_read_only)
             else:
-                root.bind(source, mount.target, mount.is_read_only)
+                root.bind(source, mount.target, mount.is_read_only or mount.is_guessed)
                 os.close(source)
-        system_calls, standard = None, [0, 1, 2]
+        system_calls = None
         if not container.is_privileged:
             system_calls = make_filter()
-            standard = protect_shared_files()
             if container.has_network:
                 leave_abstract_sockets()
         program = find_program(
@@ -258,14 +267,31 @@ def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mappin
     if mount.is_image:
         image, options = open_source(mount.source, {**common, **mount.options, **owner})
         return make_job(options, frozenset({"nonempty"}), image, "")
+    if mount.is_guessed:
+        # A damaged image is no image: its bytes are not to be taken for verified ones, nor to be changed.
+        warn(f"{mount.source} is no image: {mount.target} is the file as it is, read-only (,ro or ,rw if it is meant)")
     try:
-        fd = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
+        fd = _open_as_it_is(mount.source)
     except OSError as error:
         raise MountError(f"{mount.source}: {error.strerror}") from error
     mode = os.fstat(fd).st_mode
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise MountError(f"{mount.source}: neither a file nor a directory")
     return fd
+
+
+def _open_as_it_is(path: str) -> int:
+    """A descriptor (O_PATH) of a file or directory; as root not through another user's link: what is mounted may be
+    written to."""
+    if os.path.isdir(path):
+        return open_directory(path)
+    directory, name = os.path.split(path)
+    parent = open_directory(directory or ".")
+    try:
+        follow = 0 if read_trusted_link(name, parent) is not None else os.O_NOFOLLOW
+        return os.open(name, os.O_PATH | os.O_CLOEXEC | follow, dir_fd=parent)
+    finally:
+        os.close(parent)
 
 
 def _open_resolver() -> int | None:
@@ -339,7 +365,9 @@ def _run(
             preexec_fn=begin,
         )
     except subprocess.SubprocessError as error:
-        raise MystfuseError("the program could not be bounded: its control group is gone?") from error
+        raise MystfuseError(
+            "the program could not be bounded: its control group or user name space is gone?"
+        ) from error
     for fd in (options, *inherited):
         os.close(fd)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -27,6 +28,8 @@ def mount_helper() -> NoReturn:
 
 def _start(module: str, failed: int, interrupted: int) -> NoReturn:
     try:
+        # Some supervisors let it be ignored: then nobody can wait for a child, and a child that fails is not noticed.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         open_standard_descriptors()
         too_little = too_little_memory()
         if too_little is not None:

@@ -161,12 +161,17 @@ def _serves(process: Path, mount: Mount) -> bool | None:
     has_seen_any = False
     try:
         for descriptor in (process / "fd").iterdir():
-            with suppress(OSError):
+            try:
                 if os.readlink(descriptor) == "/dev/fuse":
                     connection = _fuse_connection(process / "fdinfo" / descriptor.name)
                     if connection == mount.device:
                         return True
                     has_seen_any = has_seen_any or connection is None
+            except FileNotFoundError:
+                continue
+            except OSError:
+                # Root without CAP_SYS_PTRACE may list them, and no more.
+                has_seen_any = True
     except OSError:
         return None
     return None if has_seen_any else False

@@ -10,8 +10,9 @@ import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from mystfuse.errors import MountError
+from mystfuse.errors import MountError, StorageTimeout
 from mystfuse.fuse.fusermount import run_fusermount
 from mystfuse.fuse.mount_table import Mount, describe_absence, find_daemon, find_mount, find_other_server
 from mystfuse.fuse.mount_users import describe_users
@@ -19,6 +20,8 @@ from mystfuse.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
 BUSY_PATIENCE = 2.0
 """Seconds that a mount in use is tried again: what looks into new mounts, or was just ended, is out of it soon."""
+_ANSWERING = 5
+"""Seconds that a mount whose daemon nobody sees may take to answer."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -145,5 +148,24 @@ def unmount_stale(mountpoint: str) -> None:
     daemon = find_daemon(mount)
     if daemon is not None:
         os.close(daemon)
-    elif find_other_server(mount) is None:
+    elif find_other_server(mount) is None and not _is_answered(mount):
         unmount(mountpoint, lazy=True, expected=mount)
+
+
+def _is_answered(mount: Mount) -> bool:
+    """Whether somebody serves a mount, though we see no process that does (/proc with hidepid, another name space).
+
+    As root, of a mount that is open to nobody but another user, the kernel answers by itself: then what we see decides.
+    """
+    if mount.user_id != os.geteuid():
+        return False
+    # Only here: nothing else in this module reads images.
+    from mystfuse.devices.patience import wait_for_storage
+
+    try:
+        wait_for_storage(partial(os.statvfs, mount.mountpoint), mount.mountpoint, _ANSWERING)
+    except StorageTimeout:
+        return True
+    except OSError as error:
+        return error.errno != errno.ENOTCONN
+    return True

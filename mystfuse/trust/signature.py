@@ -200,4 +200,6 @@ def _fault(key: rsa.RSAPublicKey) -> str | None:
     # 2^n - 1 can be a prime.
     if numbers.n % 2 == 0 or numbers.n & (numbers.n + 1) == 0 or math.gcd(numbers.n, _SMALL_PRIMES) != 1:
         return "not an RSA key: its modulus has small factors, so anybody could sign with it"
+    if math.isqrt(numbers.n) ** 2 == numbers.n:
+        return "not an RSA key: its modulus is a square, so anybody could sign with it"
     return None
