@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ from conftest import clear_mount, mounted, mystfuse
 
 import mystfuse as api
 from mystfuse.errors import MountError
+from mystfuse.fuse import keeper as keeping
 from mystfuse.fuse.keeper import Keeper
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.fuse.mount_table import find_mount, find_mount_of, find_mounts
 from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.unmount import unmount
 
 
 def test_the_later_of_two_mounters_is_refused(small_image: Path, mountpoint: Path) -> None:
@@ -48,3 +52,28 @@ def test_a_mount_that_lies_under_another_is_not_left_in_silence(small_image: Pat
     finally:
         clear_mount(mountpoint)
         clear_mount(mountpoint)
+
+
+def test_of_two_that_have_mounted_the_lower_one_stays(mountpoint: Path) -> None:
+    """Each has looked directly before the other has mounted, and then looks for its own mount."""
+    # By a descriptor: nobody answers who looks into the first.
+    directory = os.open(mountpoint, os.O_PATH)
+    options = MountOptions(mountpoint=str(mountpoint), fsname="none", directory=directory)
+    office = keeping._Office(options)
+    descriptors: list[int] = []
+    try:
+        for _ in range(2):
+            descriptors.append(keeping._mount(replace(options, nonempty=True), may_run_programs=False))
+        lower, upper = descriptors
+        if find_mount_of(lower) is None:
+            pytest.skip("the kernel does not say which mount a descriptor serves")
+        first = find_mounts(str(mountpoint))[0]
+        assert office._find_own(lower) == first
+        with pytest.raises(MountError, match="none is mounted there already"):
+            office._find_own(upper)
+        assert find_mounts(str(mountpoint)) == [first]
+    finally:
+        for descriptor in [directory, *descriptors]:
+            os.close(descriptor)
+        for _ in find_mounts(str(mountpoint)):
+            unmount(str(mountpoint), lazy=True)

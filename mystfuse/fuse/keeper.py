@@ -17,6 +17,7 @@ import signal
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from mystfuse.confinement import confine_keeper
 from mystfuse.errors import MountError
 from mystfuse.fuse.daemon import close_descriptors, end_child
 from mystfuse.fuse.fusermount import run_fusermount
-from mystfuse.fuse.mount_table import FSTYPE, Mount, find_mount, find_mount_of, set_process_name
+from mystfuse.fuse.mount_table import FSTYPE, Mount, find_mount, find_mount_of, find_mounts, set_process_name
 from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.read_ahead import allow_background, raise_read_ahead
 from mystfuse.fuse.unmount import BusyError, GoneError, unmount
@@ -163,11 +164,20 @@ class _Office:
                 return {"was_mounted": was_mounted}, []
 
     def _find_own(self, descriptor: int) -> Mount:
-        """What has just been mounted; a mountpoint that has been moved since it was looked at is refused."""
+        """What has just been mounted; a mountpoint that has been moved since it was looked at is refused, and so is one
+        where somebody has mounted an image directly before: the lower of the two stays."""
         path = self.options.mountpoint
         # Not the first that find_mount_of finds: where mounts are shared, it can be in several places.
         mount, elsewhere = find_mount(path), find_mount_of(descriptor)
-        if mount is not None and (elsewhere is None or elsewhere.device == mount.device):
+        ours = [each for each in find_mounts(path) if each is not None]
+        own = next((each for each in ours if elsewhere is not None and each.device == elsewhere.device), None)
+        if own is not None:
+            if own == ours[0] or self.options.nonempty:
+                # What may be on top of it is taken away by those who come here as well.
+                return own
+            _take_back(own)
+            raise MountError(f"{path}: {ours[0].source} is mounted there already")
+        if mount is not None and elsewhere is None:
             return mount
         if elsewhere is not None:
             with suppress(MountError):
@@ -287,6 +297,19 @@ def _mount(options: MountOptions, may_run_programs: bool) -> int:
     if code != errno.EPERM or not may_run_programs:
         raise MountError(f"cannot mount on {options.mountpoint}: {os.strerror(code)}")
     return _mount_by_fusermount(options)
+
+
+def _take_back(own: Mount) -> None:
+    """Unmount what has just been mounted, as soon as nothing is on top of it: others may be about to do the same."""
+    deadline = time.monotonic() + _QUICK
+    while True:
+        try:
+            unmount(own.mountpoint, lazy=True, expected=own)
+            return
+        except GoneError:
+            if time.monotonic() > deadline or own not in find_mounts(own.mountpoint):
+                return
+        time.sleep(0.005)
 
 
 def _refuse_second(options: MountOptions) -> None:

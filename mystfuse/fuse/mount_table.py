@@ -43,9 +43,14 @@ def find_mount(mountpoint: str) -> Mount | None:
     return found
 
 
+def find_mounts(mountpoint: str) -> list[Mount | None]:
+    """All mounts on ``mountpoint`` (absolute), from the bottom up; None for each that is not ours."""
+    return [mount for path, mount in _mounts() if path == mountpoint]
+
+
 def is_covered(mount: Mount) -> bool:
     """Whether a mount is still there, and another on top of it."""
-    there = [each for path, each in _mounts() if path == mount.mountpoint]
+    there = find_mounts(mount.mountpoint)
     return mount in there and there[-1] != mount
 
 
