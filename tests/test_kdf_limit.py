@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,10 +208,12 @@ def test_a_daemon_has_no_such_process_once_it_serves(small_tree: Path, tmp_path:
     assert in_process("mkext2", "--encrypt", tmp_path / "key", small_tree, tmp_path / "image").returncode == 0
     with mounted(tmp_path / "image", tmp_path / "mount", "--key-file", tmp_path / "key") as mountpoint:
         assert (mountpoint / "hello.txt").read_text() == "hello\n"
-        daemons = [
-            process for process in Path("/proc").iterdir()
-            if process.name.isdigit() and str(tmp_path) in (process / "cmdline").read_text(errors="replace")
-        ]  # fmt: skip
+        daemons = []
+        for process in Path("/proc").iterdir():
+            # Others end meanwhile.
+            with suppress(OSError):
+                if process.name.isdigit() and str(tmp_path) in (process / "cmdline").read_text(errors="replace"):
+                    daemons.append(process)
         states = [(process / "stat").read_text().rpartition(")")[2].split()[0] for process in daemons]
         assert len(daemons) == 2, "the daemon and its keeper"
         assert "Z" not in states
