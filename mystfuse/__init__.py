@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mystfuse.api import open_image
+    from mystfuse.api.image import open_image
+    from mystfuse.api.mount import make_image, mount
     from mystfuse.errors import (
         CorruptFilesystem,
         FormatError,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         UsageError,
         WrongKey,
     )
-    from mystfuse.mounting import make_image, mount
 
 __version__ = "0.1.0"
 
@@ -47,9 +47,9 @@ __all__ = [
 ]
 
 _MODULES = dict.fromkeys(__all__, "mystfuse.errors") | {
-    "make_image": "mystfuse.mounting",
-    "mount": "mystfuse.mounting",
-    "open_image": "mystfuse.api",
+    "make_image": "mystfuse.api.mount",
+    "mount": "mystfuse.api.mount",
+    "open_image": "mystfuse.api.image",
 }
 """Where each name is defined."""
 

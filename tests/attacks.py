@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import mystfuse, run
 
-from mystfuse.syscalls import syscall_numbers
+from mystfuse.system.syscalls import syscall_numbers
 
 NUMBERS = syscall_numbers(platform.machine())
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from mystfuse.devices.arena import Arenas
-from mystfuse.devices.overlay import Overlay
-from mystfuse.devices.spill import SpillingArenas
+from mystfuse.overlay.arena import Arenas
+from mystfuse.overlay.overlay import Overlay
+from mystfuse.overlay.spill import SpillingArenas
 
 
 class Failure:

@@ -30,8 +30,8 @@ from machine import FUSE, Lack, explanation, lacking, table, unable
 from removal import mounts_in, temporary_directory
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
-from mystfuse.fuse.mount_table import find_daemon, find_mount
-from mystfuse.fuse.unmount import unmount
+from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.unmount import unmount
 
 DATA = Path(__file__).parent / "data"
 GOLDEN_NAMES = ("plain-1024", "plain-4096", "signed-1024", "signed-4096")

@@ -15,7 +15,7 @@ from conftest import run
 from mystfuse.devices.device import Extent
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError
 from mystfuse.ext2.inode import Inode
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 ROOT = 2
 

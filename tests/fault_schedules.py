@@ -27,17 +27,17 @@ from ext2_editor import assert_clean, listed, merged
 from faulty_source import FaultySource, Liar
 
 from mystfuse.crypto.secret import Secret
-from mystfuse.devices.workers import Workers
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError, WrongKey, innermost
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage, open_image
 from mystfuse.image.pipeline import Pipeline, run_pipeline
-from mystfuse.image_tree import ImageTree
-from mystfuse.read_ahead import Stream
+from mystfuse.system.workers import Workers
+from mystfuse.tree.image_tree import ImageTree
 from mystfuse.trust.policy import TrustPolicy
-from mystfuse.volume import Volume
+from mystfuse.volume.read_ahead import Stream
+from mystfuse.volume.volume import Volume
 
 ROOT_INO = 2
 ROOT = Caller(0, 0)

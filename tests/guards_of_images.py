@@ -66,7 +66,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "what was fetched along is told to nobody",
-        "mystfuse/runner.py",
+        "mystfuse/volume/runner.py",
         "for number in sorted(needed):",
         "for number in sorted(wanted):",
         ("test_unread_damage.py::test_a_damaged_neighbour_in_the_inode_table_is_told_to_who_looks_it_up",),
@@ -297,7 +297,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "a directory is copied once",
-        "mystfuse/extract.py",
+        "mystfuse/tree/extract.py",
         "check_first_visit(inode.ino, self._seen)",
         "pass",
         ("test_extract.py::test_directories_in_two_places",),
@@ -311,21 +311,21 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "an ordinary user's copy has no set-user-ID programs",
-        "mystfuse/extract.py",
+        "mystfuse/tree/extract.py",
         "mode &= ~(stat.S_ISUID | stat.S_ISGID)",
         "pass",
         ("test_extract.py::test_an_ordinary_user_gets_what_he_may_have",),
     ),
     Guard(
         "paths are resolved in the image's root",
-        "mystfuse/sandbox.py",
+        "mystfuse/container/sandbox.py",
         "return openat2(path, flags, RESOLVE_IN_ROOT, self._fd)",
         'return os.open(path.lstrip("/") or ".", flags | os.O_CLOEXEC, dir_fd=self._fd)',
         ("test_exec.py::test_a_link_in_the_image_leads_nowhere_outside",),
     ),
     Guard(
         "mounts are nosuid and nodev",
-        "mystfuse/fuse/keeper.py",
+        "mystfuse/mounting/keeper.py",
         "(not options.suid, _MS_NOSUID), (not options.dev, _MS_NODEV),",
         "",
         (
@@ -349,7 +349,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "an orphan is noted before the commit or not at all",
-        "mystfuse/runner.py",
+        "mystfuse/volume/runner.py",
         "orphans -= new_orphans\n            raise",
         "raise",
         (
@@ -359,14 +359,14 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "what is published cannot fail",
-        "mystfuse/devices/overlay.py",
+        "mystfuse/overlay/overlay.py",
         "            insist(publish)\n",
         "            publish()\n",
         ("test_commit_failures.py::test_a_commit_to_the_overlay_or_a_snapshot_is_whole_wherever_it_fails",),
     ),
     Guard(
         "what a failed commit has stored is given back",
-        "mystfuse/devices/overlay.py",
+        "mystfuse/overlay/overlay.py",
         "                arenas.free(stored.values())\n",
         "",
         ("test_commit_failures.py::test_a_commit_to_the_overlay_or_a_snapshot_is_whole_wherever_it_fails",),
@@ -374,7 +374,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     # The overlay's disk.
     Guard(
         "a nonce never comes again",
-        "mystfuse/devices/overlay_store.py",
+        "mystfuse/overlay/store.py",
         'return counter.to_bytes(12, "big")',
         "return bytes(12)",
         (
@@ -384,7 +384,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "a spilled block has its tag",
-        "mystfuse/devices/overlay_store.py",
+        "mystfuse/overlay/store.py",
         'return IntegrityError(f"overlay store: block {sealed.slot} is not what was written there")',
         "return bytes(block)",
         (
@@ -394,21 +394,21 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "the store's file can be given no name",
-        "mystfuse/devices/overlay_store.py",
+        "mystfuse/overlay/store.py",
         "os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC",
         "os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC",
         ("test_overlay_store.py::test_the_file_has_no_name_and_is_nobody_elses",),
     ),
     Guard(
         "the store's file has no name",
-        "mystfuse/devices/overlay_store.py",
+        "mystfuse/overlay/store.py",
         'return os.open(".", os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)',
         'return os.open(".store", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)',
         ("test_overlay_store_mounts.py::test_nothing_is_left_when_the_daemon_is_killed",),
     ),
     Guard(
         "a full disk is no space",
-        "mystfuse/devices/overlay_store.py",
+        "mystfuse/overlay/store.py",
         "FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})",
         "FULL: frozenset[int] = frozenset()",
         ("test_overlay_store.py::test_a_full_disk_is_no_space_and_nothing_is_lost",),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from guard import Guard
 
-_CONFINEMENT = "mystfuse/confinement.py"
-_FILTERS = "mystfuse/filters.py"
-_KEEPER = "mystfuse/fuse/keeper.py"
-_ATOMIC_FILE = "mystfuse/image/atomic_file.py"
+_CONFINEMENT = "mystfuse/system/confinement.py"
+_FILTERS = "mystfuse/system/filters.py"
+_KEEPER = "mystfuse/mounting/keeper.py"
+_ATOMIC_FILE = "mystfuse/system/atomic_file.py"
 _CONTAINER = "mystfuse/cli/container.py"
 
 OF_MACHINES: tuple[Guard, ...] = (
@@ -69,7 +69,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "Landlock is in force",
-        "mystfuse/landlock.py",
+        "mystfuse/system/landlock.py",
         "if libc.syscall(_SYS_RESTRICT_SELF, ruleset, 0):",
         "if False:",
         ("test_confinement.py::test_landlock_alone_opens_makes_removes_and_runs_nothing",),
@@ -90,7 +90,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "what is unmounted is what was mounted",
-        "mystfuse/fuse/unmount.py",
+        "mystfuse/mounting/unmount.py",
         "if os.readlink(path) != parent or find_mount(mountpoint) != expected:",
         "find_mount(mountpoint)\n        if False:",
         ("test_races.py::test_a_race_while_unmounting_takes_nobody_elses_mount",),
@@ -107,7 +107,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "what serves plaintext to mke2fs is confined",
-        "mystfuse/fuse/encrypted_file.py",
+        "mystfuse/build/encrypted_file.py",
         "            confine()\n",
         "",
         ("test_confinement.py::test_what_serves_plaintext_to_mke2fs_is_confined",),
@@ -129,7 +129,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "root follows no link of another user",
-        "mystfuse/output_paths.py",
+        "mystfuse/system/output_paths.py",
         "if os.geteuid() == 0 and owner != 0 and not _may_be_roots(owner):",
         "if False:",
         (
@@ -146,28 +146,28 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "what starts again is as isolated",
-        "mystfuse/cli/mount_helper.py",
+        "mystfuse/cli/commands/mount_helper.py",
         "[sys.executable, *interpreter, *call.without_key(receiver)]",
         "[sys.executable, *interpreter[-1:], *call.without_key(receiver)]",
         ("test_start.py::test_a_key_in_the_options_starts_us_again_as_isolated",),
     ),
     Guard(
         "a mount that another program serves is left alone",
-        "mystfuse/fuse/unmount.py",
+        "mystfuse/mounting/unmount.py",
         "if daemon is None and (server := find_other_server(mount)) is not None:",
         "if (server := None) is not None:",
         ("test_privileges.py::test_umount_leaves_a_mount_that_another_program_serves",),
     ),
     Guard(
         "a daemon is who serves the mount",
-        "mystfuse/fuse/mount_table.py",
+        "mystfuse/mounting/mount_table.py",
         'if fields[0] == b"Z" or _serves(entry, mount) is False:',
         'if fields[0] == b"Z":',
         ("test_privileges.py::test_no_process_passes_itself_off_as_the_daemon_of_a_mount",),
     ),
     Guard(
         "a daemon holds no descriptors of its caller",
-        "mystfuse/fuse/daemon.py",
+        "mystfuse/mounting/daemon.py",
         "close_descriptors(keep | {sender, null})",
         "pass",
         ("test_privileges.py::test_the_callers_descriptors_are_not_kept",),
@@ -202,7 +202,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "a configured file is opened without waiting",
-        "mystfuse/configured_file.py",
+        "mystfuse/system/configured_file.py",
         "os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC",
         "os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC",
         ("test_trust_cli.py::test_a_fifo_under_a_configured_name_hangs_nobody",),
@@ -210,7 +210,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     # Programs that are run.
     Guard(
         "parts of /proc are masked",
-        "mystfuse/bubblewrap.py",
+        "mystfuse/container/bubblewrap.py",
         "options += _proc_options(MASKED, READ_ONLY)",
         "pass",
         (
@@ -228,7 +228,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "a program's system calls are filtered",
-        "mystfuse/bubblewrap.py",
+        "mystfuse/container/bubblewrap.py",
         'options += ["--seccomp", str(system_calls)]',
         "pass",
         (
@@ -238,49 +238,49 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "root's program has few capabilities",
-        "mystfuse/bubblewrap.py",
+        "mystfuse/container/bubblewrap.py",
         'options += ["--cap-drop", "ALL"]',
         "pass",
         ("test_privileges.py::test_what_a_program_inherits",),
     ),
     Guard(
         "nodes of devices are read-only",
-        "mystfuse/shared_files.py",
+        "mystfuse/container/shared_files.py",
         "(*nodes, os.path.realpath(bubblewrap))",
         "[os.path.realpath(bubblewrap)]",
         ("test_shared_files.py::test_the_hosts_device_nodes_cannot_be_changed",),
     ),
     Guard(
         "bubblewrap's file is read-only",
-        "mystfuse/shared_files.py",
+        "mystfuse/container/shared_files.py",
         "(*nodes, os.path.realpath(bubblewrap))",
         "nodes",
         ("test_shared_files.py::test_the_program_that_starts_it_cannot_be_changed",),
     ),
     Guard(
         "a device is known by its number",
-        "mystfuse/shared_files.py",
+        "mystfuse/container/shared_files.py",
         " or (not is_terminal and node.st_rdev == status.st_rdev)",
         "",
         ("test_shared_files.py::test_a_null_device_of_another_directory_is_replaced_by_ours",),
     ),
     Guard(
         "a daemon that cannot be seen is not taken for dead",
-        "mystfuse/fuse/unmount.py",
+        "mystfuse/mounting/unmount.py",
         " and not _is_answered(mount)",
         "",
         ("test_dead_mounts.py::test_a_mount_that_answers_is_not_stale_whoever_can_be_seen",),
     ),
     Guard(
         "standard input is read-only",
-        "mystfuse/shared_files.py",
+        "mystfuse/container/shared_files.py",
         "return _open_file(fd, status, flags, name)",
         "return fd",
         ("test_shared_files.py::test_a_file_that_is_given_to_be_read_cannot_be_written_to",),
     ),
     Guard(
         "nothing is typed into a terminal",
-        "mystfuse/program_filter.py",
+        "mystfuse/container/program_filter.py",
         "*(Rule(_EPERM, [Argument(1, request)]) for request in (_TIOCSTI, _TIOCLINUX)), ",
         "",
         ("test_shared_files.py::test_nobody_types_into_the_callers_terminal",),
@@ -294,7 +294,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "a program has a bounded number of processes",
-        "mystfuse/resource_limits.py",
+        "mystfuse/container/resource_limits.py",
         '_write(group / "cgroup.procs", "0")',
         "pass",
         ("test_containment.py::test_the_number_of_processes_is_bounded",),
@@ -327,7 +327,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "the name of an extracted tree is on disk",
-        "mystfuse/extract.py",
+        "mystfuse/tree/extract.py",
         "await _in_thread(sync_directory, parent)",
         "pass",
         ("test_output_files.py::test_extract_has_all_on_disk_before_the_name",),
@@ -376,14 +376,14 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "a mount that is cancelled while it begins is taken away",
-        "mystfuse/mounting.py",
+        "mystfuse/api/mount.py",
         "        except BaseException:\n            await Operation(self._clear).run_async(shield=True)\n",
         "        except ZeroDivisionError:\n",
         ("test_cancellation.py::test_a_mount_cancelled_when_it_is_there_and_not_yet_told",),
     ),
     Guard(
         "the end of a block is not cancelled",
-        "mystfuse/blocking.py",
+        "mystfuse/system/blocking.py",
         "with trio.CancelScope(shield=shield):",
         "with trio.CancelScope():",
         (
@@ -393,7 +393,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "who is cancelled waits for what is under way",
-        "mystfuse/blocking.py",
+        "mystfuse/system/blocking.py",
         "            if not self._give_up():\n"
         "                with trio.CancelScope(shield=True):\n"
         "                    await done.wait()\n",
@@ -430,7 +430,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "what mke2fs writes is encrypted",
-        "mystfuse/fuse/plaintext_file.py",
+        "mystfuse/build/plaintext_file.py",
         "encrypted = memoryview(self._cipher.encrypt(whole, start // SECTOR_SIZE))",
         "encrypted = memoryview(bytes(whole))",
         ("test_encrypted.py::test_all_of_the_payload_is_encrypted",),

@@ -29,8 +29,8 @@ from pathlib import Path
 
 from removal import remove_tree, temporary_directory
 
-from mystfuse.fuse.mount_table import find_daemon, find_mount
-from mystfuse.fuse.unmount import unmount
+from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.unmount import unmount
 
 ENVIRONMENT = {
     **os.environ,

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import mystfuse as api
-from mystfuse.fuse import unmount as unmounting
-from mystfuse.fuse.mount_table import find_mount
-from mystfuse.fuse.unmount import BusyError, unmount_and_wait
+from mystfuse.mounting import unmount as unmounting
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.mounting.unmount import BusyError, unmount_and_wait
 from tests.conftest import assert_one_line, mounted, mystfuse
 
 STAY = 0.3

@@ -26,10 +26,10 @@ import trio
 from conftest import clear_mount, wait_until
 
 import mystfuse
-from mystfuse import mounting
+from mystfuse.api import mount as mounting
 from mystfuse.errors import MountError, MystfuseError
-from mystfuse.fuse.mount_table import Mount, find_mount
-from mystfuse.fuse.unmount import BusyError
+from mystfuse.mounting.mount_table import Mount, find_mount
+from mystfuse.mounting.unmount import BusyError
 
 MOUNT = Mount("/m", "0:99", "image", 0)
 Block = Callable[[], Coroutine[Any, Any, None]]
@@ -328,7 +328,7 @@ def interrupted_at(at: int, action: Callable[[], None]) -> bool:
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal count
-        ours = frame.f_code.co_filename in (mounting.__file__, sys.modules["mystfuse.blocking"].__file__)
+        ours = frame.f_code.co_filename in (mounting.__file__, sys.modules["mystfuse.system.blocking"].__file__)
         frame.f_trace_opcodes = ours
         if event in ("call", "opcode" if ours else "line"):
             count += 1
@@ -473,7 +473,7 @@ def test_a_process_that_does_not_end_is_ended_by_force(
     small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped (SIGSTOP), as one that hangs: with the daemon that it is starting."""
-    monkeypatch.setattr("mystfuse.own_command._PATIENCE", 0.2)
+    monkeypatch.setattr("mystfuse.system.own_command._PATIENCE", 0.2)
 
     async def freeze(scope: trio.CancelScope) -> None:
         # The process that mounts, the daemon, and its keeper.

@@ -19,17 +19,17 @@ from commit_failures import Failure, audit, failing_allocation, failing_store
 from conftest import run
 from ext2_editor import MemoryDevice, assert_clean, at, listing, merged
 
-from mystfuse.devices.overlay import Overlay, Snapshot
-from mystfuse.devices.overlay_store import OverlayStore, open_store_file
-from mystfuse.devices.spill import SpillingArenas
 from mystfuse.errors import MystfuseError
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.names import RENAME_EXCHANGE
-from mystfuse.runner import Runner
-from mystfuse.volume import Volume
+from mystfuse.overlay.overlay import Overlay, Snapshot
+from mystfuse.overlay.spill import SpillingArenas
+from mystfuse.overlay.store import OverlayStore, open_store_file
+from mystfuse.volume.runner import Runner
+from mystfuse.volume.volume import Volume
 
 Injection = Callable[[int], AbstractContextManager[Failure]]
 INJECTIONS: dict[str, Injection] = {"allocation": failing_allocation, "block stored": failing_store}

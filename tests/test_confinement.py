@@ -16,15 +16,15 @@ import pytest
 from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run
 from test_privileges import NO_CAPABILITIES, daemon_pid, has_landlock, keeper_of, status_of
 
-from mystfuse.filters import daemon_filter, keeper_filter
-from mystfuse.users import FIRST_OWN_USER
+from mystfuse.system.filters import daemon_filter, keeper_filter
+from mystfuse.system.users import FIRST_OWN_USER
 
 needs_landlock = pytest.mark.skipif(not has_landlock(), reason="the kernel has no Landlock")
 
 PREPARED = r"""
 import ctypes, errno, mmap, os, platform, signal, socket, sys, threading
-from mystfuse import confinement
-from mystfuse.syscalls import syscall_numbers
+from mystfuse.system import confinement
+from mystfuse.system.syscalls import syscall_numbers
 NUMBERS = syscall_numbers(platform.machine())
 libc = ctypes.CDLL(None, use_errno=True)
 where, outsider = sys.argv[1], int(sys.argv[2])

@@ -19,11 +19,11 @@ from attacks import NUMBERS, calls, image, needs_filter, needs_root, said
 from conftest import assert_one_line, mystfuse, run
 from test_seccomp import MACHINES, decide
 
-from mystfuse.bubblewrap import MASKED, READ_ONLY
 from mystfuse.cli.container import make_filter
-from mystfuse.program_filter import program_filter, program_policy
-from mystfuse.seccomp import ALLOW, can_filter, make_program, refuse
-from mystfuse.syscalls import known_syscalls, syscall_numbers
+from mystfuse.container.bubblewrap import MASKED, READ_ONLY
+from mystfuse.container.program_filter import program_filter, program_policy
+from mystfuse.system.seccomp import ALLOW, can_filter, make_program, refuse
+from mystfuse.system.syscalls import known_syscalls, syscall_numbers
 
 __all__ = ["image"]
 
@@ -291,7 +291,7 @@ def test_a_privileged_program_may_do_what_we_may(image: Path) -> None:
 def test_without_user_name_spaces_root_is_told_what_to_do(image: Path) -> None:
     """As if max_user_namespaces were 0."""
     code = (
-        "import os, sys, unittest.mock, mystfuse.sandbox as sandbox\n"
+        "import os, sys, unittest.mock, mystfuse.container.sandbox as sandbox\n"
         "real = sandbox._unshare\n"
         "def unshare(flags):\n"
         "    if flags == sandbox._CLONE_NEWUSER: raise sandbox.MystfuseError('refused')\n"

@@ -32,13 +32,13 @@ from mystfuse.crypto import sectors
 from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2, merge_key, split_key
 from mystfuse.crypto.secret import Secret
 from mystfuse.crypto.sectors import SectorCipher, XtsCipher, find_zero_sectors, make_sector_cipher
-from mystfuse.devices import threads
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Extent
-from mystfuse.devices.workers import INLINE_BYTES
 from mystfuse.errors import ImageReadError, IntegrityError
 from mystfuse.formats.luks import HASHES
 from mystfuse.image.keys import Keys
+from mystfuse.system import threads
+from mystfuse.system.workers import INLINE_BYTES
 
 ROOT = Path(__file__).parents[1]
 SECTOR_SIZES = (512, 1024, 2048, 4096)

@@ -16,8 +16,9 @@ import pytest
 from conftest import assert_one_line, clear_mount, mystfuse, run, wait_until
 
 import mystfuse as api
-from mystfuse.fuse import plaintext_file, unmount
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.build import plaintext_file
+from mystfuse.mounting import unmount
+from mystfuse.mounting.mount_table import find_mount
 
 SERVICE = Path(__file__).parents[1] / "systemd/mystfuse@.service"
 

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent
 from mystfuse.ext2.allocation import Caller
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 FILES = 100
 

@@ -27,7 +27,7 @@ import pytest
 from conftest import GROUP, USER, clear_mount, mounted, mystfuse, run, wait_until
 from test_privileges import keeper_of
 
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.mounting.mount_table import find_mount
 
 USAGE, NOT_TRUSTED, INTEGRITY, KEY, FORMAT = 2, 3, 4, 5, 6
 PASSPHRASE = "open sesame, käse"

@@ -21,11 +21,11 @@ import pytest
 from conftest import OWN_MOUNTS, assert_one_line, clear_mount, mystfuse, run, wait_until
 from kill_matrix import take_away
 
+from mystfuse.build.mkext2 import Mkext2Options, mkext2
 from mystfuse.errors import MystfuseError, explain
-from mystfuse.fuse.mount_table import find_mount
-from mystfuse.image.atomic_file import AtomicFile
-from mystfuse.image.mkext2 import Mkext2Options, mkext2
 from mystfuse.image.progress import Progress
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.system.atomic_file import AtomicFile
 
 START = "from mystfuse.cli.start import mystfuse; mystfuse()"
 STORM = (

@@ -31,7 +31,7 @@ from ext2_editor import (
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 SPARSE_OFFSETS = (5_000, 100_000, 10_000_000, 70_000_000)
 """Behind direct, single, double and triple indirection, with 1 KiB blocks."""

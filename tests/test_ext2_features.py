@@ -11,7 +11,7 @@ from ext2_editor import ROOT, Editor, MemoryDevice, at, debugfs, listing, make_i
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 CONTENT = bytes(range(251)) * 600
 NAMES = [b"empty", b"file", b"lost+found", b"slow", b"sub"]

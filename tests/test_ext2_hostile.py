@@ -19,7 +19,7 @@ from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.group import read_all_counts
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 FUZZ_MUTANTS = 500
 FUZZ_SECONDS = 25.0

@@ -20,7 +20,7 @@ from fuzz.mutator import layout
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 ADMIN = Caller(0, 0)
 LIMIT = 32 << 20

@@ -22,16 +22,16 @@ from test_mount_life import daemon_pid
 from mystfuse.devices.buffers import LONG, Buffers
 from mystfuse.devices.device import Complete, Extent
 from mystfuse.devices.source import FileSource
-from mystfuse.devices.workers import INLINE_BYTES, Workers
 from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
-from mystfuse.file_maps import WINDOW
-from mystfuse.fuse.mount_table import find_mount
 from mystfuse.fuse.operations import SMALL_FILE
-from mystfuse.fuse.read_ahead import READ_AHEAD
-from mystfuse.read_ahead import DEPTH, MAX_STREAMS, Stream
-from mystfuse.volume import Volume
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.mounting.read_ahead import READ_AHEAD
+from mystfuse.system.workers import INLINE_BYTES, Workers
+from mystfuse.volume.file_maps import WINDOW
+from mystfuse.volume.read_ahead import DEPTH, MAX_STREAMS, Stream
+from mystfuse.volume.volume import Volume
 
 ROOT = Caller(0, 0)
 

@@ -33,8 +33,8 @@ from faulty_source import GRAIN, Liar
 
 from mystfuse.devices import crypt
 from mystfuse.errors import CorruptFilesystem, IntegrityError
-from mystfuse.fuse.mount_table import find_daemon, find_mount
-from mystfuse.volume import Volume
+from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.volume.volume import Volume
 
 SCHEDULES = int(os.environ.get("MYSTFUSE_FAULT_SCHEDULES", "240"))
 MOUNTS = int(os.environ.get("MYSTFUSE_FAULT_MOUNTS", "8"))

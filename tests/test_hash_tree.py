@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mystfuse.build.hash_tree import write_tree
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
-from mystfuse.image.hash_tree import write_tree
 
 
 def expected_tree(superblock: VeritySuperblock, data: bytes) -> tuple[bytes, bytes]:

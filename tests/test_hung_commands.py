@@ -22,7 +22,7 @@ import mystfuse
 from mystfuse.devices.patience import Opening, wait_for_storage
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import StorageTimeout
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.mounting.mount_table import find_mount
 
 
 class Storage:

@@ -17,7 +17,7 @@ from test_mount_life import daemon_pid
 
 HANGING = """
 import os, signal, sys
-import mystfuse.cli.status as status, mystfuse.image.commit as commit
+import mystfuse.cli.commands.status as status, mystfuse.build.commit as commit
 daemon, place = int(sys.argv.pop(1)), sys.argv.pop(1)
 def hang():
     os.kill(daemon, signal.SIGSTOP)

@@ -17,13 +17,13 @@ from test_mount_life import is_running
 from test_privileges import descriptors_of, keeper_of
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.keeper import Keeper
-from mystfuse.fuse.mount_table import find_mount, find_other_server
 from mystfuse.fuse.options import MountOptions
+from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.mount_table import find_mount, find_other_server
 
 PATIENT = """
 import os, signal, sys
-import mystfuse.fuse.keeper as keeper
+import mystfuse.mounting.keeper as keeper
 keeper.PATIENCE = keeper._QUICK = 1.0
 {patch}
 from mystfuse.cli.main import main

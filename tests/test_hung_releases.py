@@ -17,7 +17,7 @@ from mystfuse.errors import StorageTimeout
 from mystfuse.ext2.allocation import Caller
 from mystfuse.fuse.operations import Operations
 from mystfuse.fuse.options import MountOptions
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 CALLER = Caller(0, 0, frozenset)
 FILES = 10

@@ -31,9 +31,9 @@ from mystfuse.devices.verity import VerityDevice
 from mystfuse.errors import ImageReadError, StorageTimeout
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.formats.verity import TreeGeometry
-from mystfuse.fuse.read_ahead import BACKGROUND
-from mystfuse.fuse.session import MAX_TASKS
-from mystfuse.runner import FEW_PINNED_BYTES, MAX_LARGE, Runner
+from mystfuse.mounting.read_ahead import BACKGROUND
+from mystfuse.mounting.session import MAX_TASKS
+from mystfuse.volume.runner import FEW_PINNED_BYTES, MAX_LARGE, Runner
 
 # Devices, with virtual time: the threads of reads that are not answered hang as long as the test takes
 

@@ -23,10 +23,10 @@ from conftest import GOLDEN_NAMES, mounted, mystfuse, run
 from ext2_editor import Editor, MemoryDevice, kernel_mount, make_image
 
 import mystfuse as api
-from mystfuse.image_tree import ImageTree
-from mystfuse.tar import write_tar
+from mystfuse.tree.image_tree import ImageTree
+from mystfuse.tree.tar import write_tar
 from mystfuse.trust.policy import trust_without_tree
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 STAT_FIELDS = (
     "st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_rdev", "st_size", "st_blksize", "st_blocks",

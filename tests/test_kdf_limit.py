@@ -21,7 +21,7 @@ from conftest import mounted, run
 from ext2_editor import MemoryDevice
 from test_luks_formats import KEY, PASSPHRASE, locked, open_with
 
-from mystfuse.cli.mount import parse_mount_options
+from mystfuse.cli.commands.mount import parse_mount_options
 from mystfuse.crypto.deriver import Deriver
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
@@ -29,7 +29,7 @@ from mystfuse.errors import FormatError, MystfuseError, UsageError
 from mystfuse.formats.luks import Argon2, LuksHeader, Pbkdf2
 from mystfuse.image.keys import Keys
 from mystfuse.image.unlock import unlock
-from mystfuse.users import FIRST_OWN_USER
+from mystfuse.system.users import FIRST_OWN_USER
 
 GIB = 1 << 30
 ENDLESS = {"hash_name": "sha256", "salt": "00" * 32, "iterations": (1 << 31) - 1}

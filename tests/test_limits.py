@@ -29,19 +29,19 @@ from huge_images import FIRST_INO, make_crowded_image, name_of
 from test_mount_life import is_running
 from trio.testing import MockClock
 
-from mystfuse.devices import threads
 from mystfuse.devices.device import Extent
 from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, ImageReader
 from mystfuse.devices.source import FileSource
-from mystfuse.devices.workers import Workers
 from mystfuse.errors import ImageReadError, MountError, StorageTimeout
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
-from mystfuse.fuse import session
-from mystfuse.fuse.mount_table import find_daemon, find_mount
 from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.references import References
-from mystfuse.volume import Volume
+from mystfuse.mounting import session
+from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.system import threads
+from mystfuse.system.workers import Workers
+from mystfuse.volume.volume import Volume
 
 NAMES = int(os.environ.get("MYSTFUSE_LIMIT_NAMES", "60000"))
 HANDLES = int(os.environ.get("MYSTFUSE_LIMIT_HANDLES", "300"))
@@ -380,7 +380,7 @@ async def test_without_a_thread_the_work_is_done_all_the_same(begins: bool, monk
         late.append(work)
 
     monkeypatch.setattr(threads._thread, "start_new_thread", start)
-    monkeypatch.setattr("mystfuse.devices.workers._BEGINNING", 0.01)
+    monkeypatch.setattr("mystfuse.system.workers._BEGINNING", 0.01)
     workers, done = Workers(2), trio.Event()
     workers.submit(lambda: None, done.set)
     with trio.fail_after(5):

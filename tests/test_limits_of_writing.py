@@ -16,7 +16,6 @@ import trio
 from conftest import run
 from ext2_editor import Editor, MemoryDevice, assert_clean, kernel_mount, merged
 
-from mystfuse import runner
 from mystfuse.devices.device import Extent
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2 import name_index
@@ -24,7 +23,8 @@ from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.fuse.references import References
-from mystfuse.volume import Volume
+from mystfuse.volume import runner
+from mystfuse.volume.volume import Volume
 
 ROOT = Caller(0, 0)
 FILE, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755

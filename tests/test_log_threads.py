@@ -21,7 +21,7 @@ from test_mount_life import daemon_pid, is_running
 from mystfuse.cli import log_thread
 from mystfuse.cli.log_thread import MAX_WAITING, DescriptorHandler, LogThread
 from mystfuse.cli.logs import DaemonLogs
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.mounting.mount_table import find_mount
 
 
 class Sink(logging.Handler):

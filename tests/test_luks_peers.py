@@ -116,7 +116,7 @@ class Made:
 
 
 CHEAP = (
-    "import mystfuse.image.luks_format as made; from mystfuse.cli.main import main;"
+    "import mystfuse.build.luks_format as made; from mystfuse.cli.main import main;"
     "made.available_memory = lambda: 128 << 20; main()"
 )
 """``mystfuse`` as on a machine with 128 MiB available: LUKS2 key slots take 64 MiB then, not 1 GiB and 5 seconds."""

@@ -10,8 +10,8 @@ import click
 import pytest
 from conftest import run
 
+from mystfuse.cli.commands.mount import OPTION_NAMES
 from mystfuse.cli.main import COMMANDS, cli
-from mystfuse.cli.mount import OPTION_NAMES
 
 PROJECT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in (PROJECT / "man").iterdir()}

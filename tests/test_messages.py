@@ -14,7 +14,7 @@ import pytest
 from cli_in_process import in_process
 from conftest import assert_one_line, mounted, mystfuse, run
 
-from mystfuse.fuse.mount_table import find_daemon, find_mount
+from mystfuse.mounting.mount_table import find_daemon, find_mount
 
 DIGITS = "0123456789abcdef" * 4
 

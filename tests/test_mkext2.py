@@ -27,7 +27,7 @@ from conftest import GROUP, SBIN, USER, mounted, mystfuse, run
 from mystfuse.errors import MystfuseError
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.image.atomic_file import AtomicFile
+from mystfuse.system.atomic_file import AtomicFile
 
 MIB = 1 << 20
 EPOCH = 1_600_000_000

@@ -123,7 +123,7 @@ CONFIGURATIONS = [
 ] + [Configuration(1024, 256, indexed=True, encrypted=True), Configuration(1024, 256, indexed=True, stored=True)]
 
 ALWAYS_SHORT = """
-from mystfuse.devices import spill
+from mystfuse.overlay import spill
 begin = spill.SpillingArenas.__init__
 def init(self, *args, **kwargs):
     begin(self, *args, **kwargs)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import GROUP, USER, assert_one_line, caches_kept, clear_mount, mounted, mystfuse, run, wait_until
 
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.mounting.mount_table import find_mount
 
 
 def daemon_pid(mountpoint: Path) -> int:

@@ -16,7 +16,7 @@ import trio
 from conftest import clear_mount, run
 
 import mystfuse
-from mystfuse.fuse.mount_table import find_mount
+from mystfuse.mounting.mount_table import find_mount
 
 MakeKeys = Callable[..., tuple[Path, Path]]
 
@@ -110,7 +110,7 @@ def test_errors_are_exceptions(small_image: Path, mountpoint: Path, tmp_path: Pa
 def test_a_mount_that_is_in_use_is_told_and_taken_away(
     small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mystfuse.fuse.unmount.BUSY_PATIENCE", 0.05)
+    monkeypatch.setattr("mystfuse.mounting.unmount.BUSY_PATIENCE", 0.05)
     with (
         pytest.raises(mystfuse.MountError, match=r"busy|in use"),
         mystfuse.mount(small_image, mountpoint, trust="self"),
@@ -158,8 +158,8 @@ def test_mounts(mystfuse_mount):
 """
     )
     # An installed mystfuse brings the plugin itself; one in PYTHONPATH alone does not.
-    is_installed = any(point.value == "mystfuse.pytest_plugin" for point in entry_points(group="pytest11"))
-    plugin = [] if is_installed else ["-p", "mystfuse.pytest_plugin"]
+    is_installed = any(point.value == "mystfuse.api.pytest_plugin" for point in entry_points(group="pytest11"))
+    plugin = [] if is_installed else ["-p", "mystfuse.api.pytest_plugin"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-s", *plugin, "-p", "no:cacheprovider",
          "--basetemp", tmp_path / "base", tmp_path / "test_it.py"],

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from mystfuse.devices.device import Extent
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.inode import Inode
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 ROOT_USER = Caller(0, 0, frozenset)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import clear_mount, mystfuse, run, wait_until
 
-from mystfuse.fuse.mount_table import find_mount
-from mystfuse.fuse.notify import Notifier
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.mounting.notify import Notifier
 
 SERVICE = Path(__file__).parents[1] / "systemd/mystfuse@.service"
 

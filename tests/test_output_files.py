@@ -16,7 +16,7 @@ from cli_in_process import in_process
 from conftest import GROUP, USER, mounted, mystfuse, run
 
 from mystfuse.errors import MystfuseError
-from mystfuse.image.atomic_file import AtomicFile
+from mystfuse.system.atomic_file import AtomicFile
 
 ACL = "system.posix_acl_access"
 MASKS = (0, 0o022, 0o077, 0o777)
@@ -305,7 +305,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def sync_all(descriptor: int) -> None:
         made.append("sync all")
 
-    monkeypatch.setattr("mystfuse.output_paths._syncfs", sync_all)
+    monkeypatch.setattr("mystfuse.system.output_paths._syncfs", sync_all)
     return made
 
 
@@ -361,15 +361,15 @@ def test_extract_has_all_on_disk_before_the_name(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    import mystfuse.extract
+    import mystfuse.tree.extract
 
-    rename = mystfuse.extract._rename
+    rename = mystfuse.tree.extract._rename
 
     def watched(directory: int, old: bytes, new: bytes) -> None:
         rename(directory, old, new)
         calls.append(f"name {new.decode()}")
 
-    monkeypatch.setattr(mystfuse.extract, "_rename", watched)
+    monkeypatch.setattr(mystfuse.tree.extract, "_rename", watched)
     result = in_process("extract", small_image, "/", out / "tree")
     assert result.returncode == 0, result.stderr
     assert calls[-3:] == ["sync all", "name tree", "sync directory out"]
@@ -407,7 +407,7 @@ def test_a_directory_that_cannot_be_listed(open_tmp_path: Path, ordinary_user: l
 
 
 def test_syncfs_is_called_for_what_it_is(tmp_path: Path) -> None:
-    from mystfuse.output_paths import sync_file_system
+    from mystfuse.system.output_paths import sync_file_system
 
     directory = os.open(tmp_path, os.O_PATH)
     sync_file_system(directory)

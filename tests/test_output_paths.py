@@ -16,8 +16,8 @@ from test_races import ATTEMPTS, exchanging
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.errors import MountError
-from mystfuse.fuse.mount_table import find_mount
-from mystfuse.output_paths import LinkOfAnother, open_directory, open_for_appending
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.system.output_paths import LinkOfAnother, open_directory, open_for_appending
 
 # The log file
 

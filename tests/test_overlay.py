@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.devices.arena import ARENA_SIZE, Arenas
-from mystfuse.devices.memory import available_memory
-from mystfuse.devices.overlay import MAX_SNAPSHOTS, Overlay
+from mystfuse.overlay.arena import ARENA_SIZE, Arenas
+from mystfuse.overlay.overlay import MAX_SNAPSHOTS, Overlay
+from mystfuse.system.memory import available_memory
 
 BLOCK = 1024
 

@@ -20,15 +20,16 @@ import trio
 from conftest import run
 from ext2_editor import MemoryDevice, assert_clean, merged
 
-from mystfuse.devices import spill, threads
-from mystfuse.devices.overlay import MAX_SNAPSHOTS, Overlay, Snapshot
-from mystfuse.devices.overlay_store import OverlayStore, Sealed, Slots, open_store_file, runs_of
-from mystfuse.devices.spill import OverlayBusy, OverlayFull, SpillingArenas
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
 from mystfuse.ext2 import name_index
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.volume import Volume
+from mystfuse.overlay import spill
+from mystfuse.overlay.overlay import MAX_SNAPSHOTS, Overlay, Snapshot
+from mystfuse.overlay.spill import OverlayBusy, OverlayFull, SpillingArenas
+from mystfuse.overlay.store import OverlayStore, Sealed, Slots, open_store_file, runs_of
+from mystfuse.system import threads
+from mystfuse.volume.volume import Volume
 
 BLOCK = 1024
 ROOT = Caller(0, 0)

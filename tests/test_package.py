@@ -17,10 +17,10 @@ import pytest
 from cli_in_process import in_process
 from conftest import mystfuse, run
 
+from mystfuse.container.resource_limits import limited_resources, make_group, make_pids_group
 from mystfuse.errors import FormatError, MystfuseError, NotTrusted, UsageError
 from mystfuse.formats.configuration import Configuration
 from mystfuse.formats.package import PACKAGE_HEADER, PackageContents, PackageFile
-from mystfuse.resource_limits import limited_resources, make_group, make_pids_group
 from mystfuse.trust.package import open_package, sign_package
 from mystfuse.trust.signature import PublicKey, SigningKey
 
@@ -528,7 +528,8 @@ def test_the_directory_of_signers(
     path = package(ApplicationParameters=["hello"])
     signers = tmp_path / "signers.d"
     signers.mkdir()
-    command = [*with_directory("mystfuse.cli.run.SIGNERS_DIRECTORY", signers), "run", str(path), "--rootfs", str(image)]
+    with_signers = with_directory("mystfuse.cli.commands.run.SIGNERS_DIRECTORY", signers)
+    command = [*with_signers, "run", str(path), "--rootfs", str(image)]
     shutil.copy(image_keys[0], signers / "other.pem")
     result = run(*command, check=False)
     assert (result.returncode, result.stdout) == (NOT_TRUSTED, "")
@@ -667,7 +668,7 @@ def test_a_program_is_put_into_its_control_group(monkeypatch: pytest.MonkeyPatch
         group.mkdir()
     except OSError:
         pytest.skip("no control group can be made")
-    monkeypatch.setattr("mystfuse.resource_limits.make_group", lambda settings: (group, frozenset(settings)))
+    monkeypatch.setattr("mystfuse.container.resource_limits.make_group", lambda settings: (group, frozenset(settings)))
     with limited_resources(1 << 24) as limit:
         said = subprocess.run(
             ["cat", "/proc/self/cgroup"], preexec_fn=limit, capture_output=True, text=True, check=True, timeout=60

@@ -17,7 +17,7 @@ from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.block_map import map_runs
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 ROOT = Caller(0, 0)
 FILE, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import GROUP, USER, assert_one_line, clear_mount, mounted, mystfuse, run, wait_until
 
-from mystfuse.fuse.mount_table import find_daemon, find_mount
-from mystfuse.landlock import restrict_file_access
+from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.system.landlock import restrict_file_access
 
 KEEPER = "mystfuse:keeper"
 NO_CAPABILITIES = "0" * 16
@@ -110,7 +110,7 @@ def test_without_landlock_the_log_says_so(monkeypatch: pytest.MonkeyPatch, caplo
         def syscall(self, *words: object) -> int:
             return -1
 
-    monkeypatch.setattr("mystfuse.landlock.ctypes.CDLL", lambda *words, **options: Libc())
+    monkeypatch.setattr("mystfuse.system.landlock.ctypes.CDLL", lambda *words, **options: Libc())
     with caplog.at_level("INFO", "mystfuse"):
         assert restrict_file_access(None) == 0
     assert "no Landlock" in caplog.text

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import clear_mount, mounted, mystfuse, run
 
-from mystfuse.cli.mount import _open_mountpoint
+from mystfuse.cli.commands.mount import _open_mountpoint
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.errors import MountError, MystfuseError
-from mystfuse.fuse.mount_table import Mount, find_mount
-from mystfuse.fuse.unmount import GoneError, unmount
-from mystfuse.image.atomic_file import AtomicFile
+from mystfuse.mounting.mount_table import Mount, find_mount
+from mystfuse.mounting.unmount import GoneError, unmount
+from mystfuse.system.atomic_file import AtomicFile
 
 ATTEMPTS = 100
 RACER = r"""
@@ -152,8 +152,8 @@ def test_no_command_writes_through_a_link(
 
 MOUNT_LATER = r"""
 import os, sys
-from mystfuse.cli.mount import prepare
-from mystfuse.fuse.daemon import run_in_background
+from mystfuse.cli.commands.mount import prepare
+from mystfuse.mounting.daemon import run_in_background
 image, mountpoint, moved, victim = sys.argv[1:]
 job = prepare({}, frozenset(), image, mountpoint)
 os.rename(mountpoint, moved)
@@ -193,7 +193,7 @@ def test_a_race_at_a_mountpoint_never_opens_what_a_link_leads_to(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     if not has_openat2:
-        monkeypatch.setattr("mystfuse.cli.mount.openat2", unknown)
+        monkeypatch.setattr("mystfuse.cli.commands.mount.openat2", unknown)
     real, link, victim = tmp_path / "real", tmp_path / "link", tmp_path / "victim"
     (real / "mount").mkdir(parents=True)
     (victim / "mount").mkdir(parents=True)
@@ -248,7 +248,7 @@ def test_a_race_while_unmounting_takes_nobody_elses_mount(
                 return found
 
             with monkeypatch.context() as patch:
-                patch.setattr("mystfuse.fuse.unmount.find_mount", find_and_move)
+                patch.setattr("mystfuse.mounting.unmount.find_mount", find_and_move)
                 unmount(mountpoint, lazy, own)
             assert find_mount(str(victim / "mount")) is not None
             assert find_mount(str(moved / "mount")) is None

@@ -12,7 +12,7 @@ import pytest
 from conftest import mystfuse, run
 
 from mystfuse.cli.container import RESOLVER
-from mystfuse.sandbox import Root
+from mystfuse.container.sandbox import Root
 
 HAD_RESOLVER = Path(RESOLVER).exists()
 

@@ -8,12 +8,12 @@ import random
 
 import pytest
 
-from mystfuse.devices import arena
-from mystfuse.devices.arena import ARENA_SIZE, Arenas
-from mystfuse.devices.overlay import Overlay
 from mystfuse.ext2.allocation import runs_of
 from mystfuse.ext2.bitmap import Bitmap
 from mystfuse.ext2.blocks import Transaction
+from mystfuse.overlay import arena
+from mystfuse.overlay.arena import ARENA_SIZE, Arenas
+from mystfuse.overlay.overlay import Overlay
 
 BLOCK = 1024
 

@@ -18,11 +18,11 @@ from conftest import assert_one_line, clear_mount, mystfuse, run, wait_until
 from test_privileges import daemon_pid, keeper_of
 
 from mystfuse.cli import start
-from mystfuse.devices.memory import group_limit
-from mystfuse.fuse.keeper import _MAGIC, _REQUEST, _Office, _Order, _understand
-from mystfuse.fuse.keeper import _run as run_keeper
-from mystfuse.fuse.mount_table import find_mount
 from mystfuse.fuse.options import MountOptions
+from mystfuse.mounting.keeper import _MAGIC, _REQUEST, _Office, _Order, _understand
+from mystfuse.mounting.keeper import _run as run_keeper
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.system.memory import group_limit
 
 SCRIPT = Path(sys.executable).with_name("mystfuse")
 PROGRAMS = Path(__file__).parents[1] / "bin"
@@ -249,7 +249,7 @@ def test_a_small_control_group_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     (groups / "above/memory.max").write_text(f"{32 << 20}\n")
     assert group_limit(proc, groups) == 32 << 20
     for megabytes, is_enough in ((39, False), (40, True)):
-        monkeypatch.setattr("mystfuse.devices.memory.group_limit", lambda megabytes=megabytes: megabytes << 20)
+        monkeypatch.setattr("mystfuse.system.memory.group_limit", lambda megabytes=megabytes: megabytes << 20)
         message = start.too_little_memory()
         assert (message is None) == is_enough and (is_enough or "may have 39 (memory.max)" in str(message))
 

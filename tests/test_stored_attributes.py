@@ -19,7 +19,7 @@ from ext2_editor import ROOT, Editor, MemoryDevice, at, kernel_mount, make_image
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.inode import Inode
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 CALLER = Caller(70_000, 80_000)
 NOW = 1_800_000_000_123_456_789

@@ -134,7 +134,7 @@ def said(open_tmp_path: Path, ordinary_user: list[str], small_tree: Path) -> dic
     words = " ".join(ordinary_user[ordinary_user.index("env") : -1])
     # The code is in /tmp, which is another one there.
     python_path = next(word for word in ordinary_user if word.startswith("PYTHONPATH=")).partition("=")[2]
-    for name, module in ("mount.mystfuse", "mystfuse.cli.mount_helper"), ("mystfuse", "mystfuse"):
+    for name, module in ("mount.mystfuse", "mystfuse.cli.commands.mount_helper"), ("mystfuse", "mystfuse"):
         launcher = open_tmp_path / name
         launcher.write_text(f'#!/bin/sh\nexec {words.replace(python_path, "/code")} {module} "$@"\n')
         launcher.chmod(0o755)

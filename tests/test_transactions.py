@@ -21,7 +21,7 @@ from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.constants import EXT2_INDEX_FL, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.names import RENAME_EXCHANGE
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 ROOT = Caller(0, 0)
 LIMIT = 64 << 20

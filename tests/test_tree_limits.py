@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from conftest import assert_one_line, mystfuse, run
 
+from mystfuse.build import tree_limits
+from mystfuse.build.source_tree import scan
+from mystfuse.build.tree_limits import MAX_TIME, MIN_TIME, choose_block_size, max_file_size
 from mystfuse.errors import MystfuseError
-from mystfuse.image import tree_limits
-from mystfuse.image.source_tree import scan
-from mystfuse.image.tree_limits import MAX_TIME, MIN_TIME, choose_block_size, max_file_size
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_too_many_names_of_a_file_are_named(source: Path, monkeypatch: pytest.Mo
     """mke2fs counts on from 0 at 65536, and makes what e2fsck calls broken. Shown with a smaller limit."""
     assert tree_limits.MAX_LINKS == 65_000
     monkeypatch.setattr(tree_limits, "MAX_LINKS", 4)
-    monkeypatch.setattr("mystfuse.image.source_tree.MAX_LINKS", 4)
+    monkeypatch.setattr("mystfuse.build.source_tree.MAX_LINKS", 4)
     (source / "0").touch()
     for number in range(1, 4):
         os.link(source / "0", source / str(number))

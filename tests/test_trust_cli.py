@@ -20,7 +20,7 @@ from conftest import OWN_MOUNTS, clear_mount, mounted, mystfuse, run
 from removal import remove_tree
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.mount_namespace import MountNamespace
+from mystfuse.mounting.mount_namespace import MountNamespace
 
 SIGNER, SIGNATURE, SIGNATURE_SIZE = 56, 88, 1112
 """Offsets in an fssig."""

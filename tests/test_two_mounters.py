@@ -11,11 +11,11 @@ from conftest import clear_mount, mounted, mystfuse
 
 import mystfuse as api
 from mystfuse.errors import MountError
-from mystfuse.fuse import keeper as keeping
-from mystfuse.fuse.keeper import Keeper
-from mystfuse.fuse.mount_table import find_mount, find_mount_of, find_mounts
 from mystfuse.fuse.options import MountOptions
-from mystfuse.fuse.unmount import unmount
+from mystfuse.mounting import keeper as keeping
+from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.mount_table import find_mount, find_mount_of, find_mounts
+from mystfuse.mounting.unmount import unmount
 
 
 def test_the_later_of_two_mounters_is_refused(small_image: Path, mountpoint: Path) -> None:

@@ -19,9 +19,9 @@ from test_verity_device import build, device_over
 
 from mystfuse.devices.device import Complete, Extent, read_now
 from mystfuse.errors import IntegrityError
-from mystfuse.fuse.mount_table import find_mount
-from mystfuse.read_ahead import Stream
-from mystfuse.volume import Volume
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.volume.read_ahead import Stream
+from mystfuse.volume.volume import Volume
 
 PAGE = 4096
 

@@ -15,21 +15,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mystfuse.bubblewrap import bubblewrap_options, find_bubblewrap
-from mystfuse.cli.mount import make_job, parse_mount_options
+from mystfuse.cli.commands.mount import make_job, parse_mount_options
 from mystfuse.cli.mount_job import MountJob
 from mystfuse.cli.text import complain, warn
 from mystfuse.cli.verity_options import open_source
-from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
-from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
-from mystfuse.fuse.daemon import run_in_background
-from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
-from mystfuse.landlock import leave_abstract_sockets
-from mystfuse.output_paths import open_directory, read_trusted_link
-from mystfuse.program import find_program
-from mystfuse.program_filter import program_filter
-from mystfuse.resource_limits import limited_resources
-from mystfuse.sandbox import (
+from mystfuse.container.bubblewrap import bubblewrap_options, find_bubblewrap
+from mystfuse.container.program import find_program
+from mystfuse.container.program_filter import program_filter
+from mystfuse.container.resource_limits import limited_resources
+from mystfuse.container.sandbox import (
     Root,
     drop_mounts_of_ours,
     enter_private_namespace,
@@ -40,7 +34,13 @@ from mystfuse.sandbox import (
     shield_next_child,
     show_own_processes,
 )
-from mystfuse.shared_files import pass_positions_on, protect_shared_files, standard_names
+from mystfuse.container.shared_files import pass_positions_on, protect_shared_files, standard_names
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
+from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
+from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
+from mystfuse.mounting.daemon import run_in_background
+from mystfuse.system.landlock import leave_abstract_sockets
+from mystfuse.system.output_paths import open_directory, read_trusted_link
 
 DEFAULT_PROCESSES = 2048
 """As podman has it."""

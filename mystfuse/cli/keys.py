@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import click
 
 from mystfuse.cli.text import warn
-from mystfuse.configured_file import open_configured_file
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret, harden_process
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, UsageError
 from mystfuse.formats.luks_magic import LUKS_MAGIC
 from mystfuse.image.keys import Encryption, Keys
+from mystfuse.system.configured_file import open_configured_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 

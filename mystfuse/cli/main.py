@@ -14,7 +14,7 @@ import click
 from mystfuse import __version__
 from mystfuse.cli.text import complain, discard_stdout, leave
 from mystfuse.errors import ExitStatus, MystfuseError, explain
-from mystfuse.imports import importing
+from mystfuse.system.imports import importing
 
 COMMANDS = (
     "mount", "umount", "status", "commit", "exec", "package", "run", "mkext2", "fssig", "verify",
@@ -43,7 +43,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         with importing():
-            command: click.Command = importlib.import_module(f"mystfuse.cli.{cmd_name}").command
+            command: click.Command = importlib.import_module(f"mystfuse.cli.commands.{cmd_name}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from mystfuse.cli.logs import DaemonLogs
 from mystfuse.cli.progress import prepare_progress, progress
 from mystfuse.cli.text import complain, one_line, say
-from mystfuse.confinement import Confinement, confine
 from mystfuse.devices.joined_source import JoinedSource
-from mystfuse.devices.memory import note_available_memory
-from mystfuse.devices.overlay_store import prepare_store
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, explain, innermost
-from mystfuse.fuse.daemon import Report
-from mystfuse.fuse.keeper import Keeper
-from mystfuse.fuse.notify import Notifier
 from mystfuse.fuse.options import MountOptions
 from mystfuse.image.keys import Keys
-from mystfuse.imports import importing
+from mystfuse.mounting.daemon import Report
+from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.notify import Notifier
+from mystfuse.overlay.store import prepare_store
+from mystfuse.system.confinement import Confinement, confine
+from mystfuse.system.imports import importing
+from mystfuse.system.memory import note_available_memory
 from mystfuse.trust.sources import TrustOptions
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class MountJob:
         with importing():
             import trio
 
-            from mystfuse.fuse.session import Session
             from mystfuse.image.pipeline import open_trusted
+            from mystfuse.mounting.session import Session
 
             self._import_what_some_need()
 

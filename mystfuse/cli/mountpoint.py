@@ -6,7 +6,7 @@ import errno
 import os
 
 from mystfuse.errors import MountError
-from mystfuse.output_paths import MAX_LINKS, LinkOfAnother, read_trusted_link
+from mystfuse.system.output_paths import MAX_LINKS, LinkOfAnother, read_trusted_link
 
 
 def resolve_mountpoint(path: str) -> str:

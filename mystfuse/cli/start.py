@@ -23,7 +23,7 @@ def mystfuse() -> NoReturn:
 
 def mount_helper() -> NoReturn:
     """The command ``mount.mystfuse``, with the exit statuses that mount(8) understands."""
-    _start("mystfuse.cli.mount_helper", failed=2, interrupted=8)
+    _start("mystfuse.cli.commands.mount_helper", failed=2, interrupted=8)
 
 
 def _start(module: str, failed: int, interrupted: int) -> NoReturn:
@@ -80,7 +80,7 @@ def too_little_memory() -> str | None:
         size = resource.getrlimit(limit)[0]
         if 0 <= size < least << 20:
             return f"needs at least {least} MB of {what} to start, and may have {size >> 20} ({option})"
-    from mystfuse.devices.memory import group_limit
+    from mystfuse.system.memory import group_limit
 
     group = group_limit()
     if group is not None and group < MIN_GROUP_MEMORY << 20:

@@ -43,7 +43,6 @@ class Deriver:
 
     def __init__(self, limit: KdfLimit) -> None:
         # Only here: it takes 7 ms to import. Before the fork, since the child may not find it any more.
-        import mystfuse.confinement
         import mystfuse.crypto.key_derivation  # noqa: F401
 
         self.limit = limit
@@ -121,7 +120,7 @@ def _has_ended(pid: int) -> bool:
 
 def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
     """The child: answer until the caller is gone."""
-    from mystfuse.confinement import confine
+    from mystfuse.system.confinement import confine
 
     try:
         signal.set_wakeup_fd(-1)

@@ -9,9 +9,9 @@ import trio
 from mystfuse.crypto.sectors import SECTOR_SIZE, SectorCipher
 from mystfuse.devices.buffers import Buffers
 from mystfuse.devices.device import Batch, Complete, Device, Extent
-from mystfuse.devices.threads import call_in_thread
-from mystfuse.devices.workers import INLINE_BYTES
 from mystfuse.errors import ImageReadError
+from mystfuse.system.threads import call_in_thread
+from mystfuse.system.workers import INLINE_BYTES
 
 _THREADS = 2
 _PATIENCE = 30.0

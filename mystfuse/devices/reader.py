@@ -22,8 +22,8 @@ import trio
 from mystfuse.devices.buffers import Buffers
 from mystfuse.devices.device import Extent, coalesce
 from mystfuse.devices.source import Source
-from mystfuse.devices.threads import call_in_thread
 from mystfuse.errors import ImageReadError, StorageTimeout
+from mystfuse.system.threads import call_in_thread
 
 log = logging.getLogger(__name__)
 

@@ -38,9 +38,9 @@ from mystfuse.fuse.control import ControlDirectory
 from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, IMAGE_INO
 from mystfuse.fuse.options import MountOptions
 from mystfuse.fuse.references import References
-from mystfuse.merged_image import MergedImage
-from mystfuse.read_ahead import Stream
-from mystfuse.volume import Volume
+from mystfuse.volume.merged_image import MergedImage
+from mystfuse.volume.read_ahead import Stream
+from mystfuse.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

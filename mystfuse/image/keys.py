@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mystfuse.crypto.deriver import Deriver
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
-from mystfuse.devices.memory import available_memory
 from mystfuse.errors import MystfuseError, WrongKey
+from mystfuse.system.memory import available_memory
 
 if TYPE_CHECKING:
     from mystfuse.formats.luks import Argon2, Pbkdf2

@@ -14,14 +14,14 @@ from mystfuse.devices.device import Device
 from mystfuse.devices.patience import timed_out
 from mystfuse.devices.reader import ImageReader
 from mystfuse.devices.source import Source
-from mystfuse.devices.threads import call_in_thread
 from mystfuse.devices.verity import VerityDevice
-from mystfuse.devices.workers import Workers
 from mystfuse.errors import WrongKey
 from mystfuse.image.contents import check_decrypted, read_contents
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage, open_image
 from mystfuse.image.progress import Progress
+from mystfuse.system.threads import call_in_thread
+from mystfuse.system.workers import Workers
 from mystfuse.trust.sources import TrustOptions
 
 if TYPE_CHECKING:

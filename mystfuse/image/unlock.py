@@ -17,7 +17,6 @@ from mystfuse.crypto.secret import Secret
 from mystfuse.crypto.sectors import SECTOR_SIZE, make_sector_cipher
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Device, Extent
-from mystfuse.devices.memory import available_memory
 from mystfuse.errors import FormatError, MystfuseError, UnsupportedFeature, WrongKey
 from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.formats.luks import Argon2, Keyslot, LuksHeader, Pbkdf2
@@ -26,6 +25,7 @@ from mystfuse.formats.luks2 import BINARY_HEADER_SIZE, HEADER_SIZES, HeaderCopy,
 from mystfuse.formats.luks_magic import LUKS_MAGIC
 from mystfuse.image.keys import Keys
 from mystfuse.image.progress import Progress
+from mystfuse.system.memory import available_memory
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mystfuse.configured_file import kind_of, read_at_most
 from mystfuse.errors import UsageError
+from mystfuse.system.configured_file import kind_of, read_at_most
 
 if TYPE_CHECKING:
     from mystfuse.trust.signature import PublicKey

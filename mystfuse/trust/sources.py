@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mystfuse.configured_file import read_configured_file
 from mystfuse.errors import UsageError
+from mystfuse.system.configured_file import read_configured_file
 from mystfuse.trust.directory import MAX_SMALL_FILE, hex_digest, read_trust_directory
 from mystfuse.trust.policy import TrustPolicy
 

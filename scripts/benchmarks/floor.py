@@ -31,7 +31,7 @@ from pyfuse3 import (
 
 from mystfuse.fuse import operations as ours
 from mystfuse.fuse.options import MountOptions
-from mystfuse.fuse.session import MAX_TASKS
+from mystfuse.mounting.session import MAX_TASKS
 
 CACHE_SECONDS = 86400
 ZEROS = memoryview(mmap.mmap(-1, 1 << 20))

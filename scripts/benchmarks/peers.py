@@ -26,8 +26,8 @@ from benchmarks.tools import (
     user_ids,
 )
 from mystfuse.errors import MountError
-from mystfuse.fuse.mount_table import find_daemon, find_mount
-from mystfuse.fuse.unmount import unmount_and_wait
+from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.unmount import unmount_and_wait
 
 SECONDS_TO_MOUNT = 30
 SECONDS_TO_END = 60

@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.tools import BenchmarkError, mystfuse_command, run
 
-from mystfuse.fuse.mount_table import find_mount
-from mystfuse.resource_limits import limited_resources
+from mystfuse.container.resource_limits import limited_resources
+from mystfuse.mounting.mount_table import find_mount
 
 _PR_SET_CHILD_SUBREAPER = 36
 """prctl(2)"""

@@ -22,18 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from corruption.exercise import Outcomes, exercise, walk
+from mystfuse.build.hash_tree import write_all, write_tree
 from mystfuse.cli import main as command_line
 from mystfuse.errors import ExitStatus, MountError
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
-from mystfuse.fuse.mount_table import find_daemon, find_mount
-from mystfuse.fuse.unmount import unmount, unmount_and_wait
-from mystfuse.image.hash_tree import write_all, write_tree
+from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.unmount import unmount, unmount_and_wait
 from mystfuse.trust.signature import SigningKey
 
 # What a command imports when it is run is imported once, before it is forked.
 for name in (
-    "mystfuse.fuse.session",
+    "mystfuse.mounting.session",
     *(f"mystfuse.cli.{command}" for command in ("mount", "verify", "ls", "tar", "extract")),
 ):
     import_module(name)

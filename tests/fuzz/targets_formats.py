@@ -19,9 +19,9 @@ from typing import Any
 import click
 
 from fuzz.harness import Choices, Target, ensure
+from mystfuse.cli.commands.mount import OPTION_NAMES, parse_mount_options
+from mystfuse.cli.commands.mount_helper import _Call, _options_for_us
 from mystfuse.cli.container import ContainerMount
-from mystfuse.cli.mount import OPTION_NAMES, parse_mount_options
-from mystfuse.cli.mount_helper import _Call, _options_for_us
 from mystfuse.cli.options import parse_id, parse_seconds, parse_size
 from mystfuse.cli.text import one_line
 from mystfuse.errors import FormatError, MountError, MystfuseError, NotTrusted, UsageError

@@ -16,7 +16,7 @@ from fuzz.mutator import layout, mutate
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
-from mystfuse.volume import Volume
+from mystfuse.volume.volume import Volume
 
 ROOT = 2
 ADMIN, SOMEBODY = Caller(0, 0), Caller(1234, 100, lambda: frozenset({7}))

@@ -1,0 +1,1 @@
+"""The public Python: images without a mount, mounts, and the pytest plugin."""

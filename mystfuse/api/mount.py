@@ -1,0 +1,275 @@
+"""``mystfuse.mount``: a real mountpoint for the time of a block, served by a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from weakref import finalize
+
+from mystfuse.cli.mountpoint import resolve_mountpoint
+from mystfuse.errors import MountError, UsageError
+from mystfuse.mounting.mount_table import Mount, find_mount, is_covered
+from mystfuse.mounting.unmount import BusyError, unmount_and_wait
+from mystfuse.system.blocking import Operation
+from mystfuse.system.own_command import OwnCommand
+
+StrPath = str | os.PathLike[str]
+
+_MAX_SECRET = 4096
+"""Bytes: what surely fits a pipe that nobody reads yet."""
+_UNMOUNT_TIMEOUT = 30.0
+"""Seconds for the daemon to end."""
+
+
+class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as m
+    """Mount an image for the time of a ``with`` or ``async with`` block (trio or asyncio).
+
+    ``os.fspath()`` of it is the mountpoint. What is written to the mount is forgotten when the block ends.
+
+    Whatever ends the block, mount and daemon are gone when that comes out: an exception, ^C, a cancelled task. If it
+    is interrupted or cancelled while it begins, ``mystfuse mount`` is ended and what it has mounted taken away, within
+    10 s, and 30 s for the daemon to end. The end of the block cannot be cancelled: it waits for 30 s at most, then the
+    daemon is left to end by itself, and MountError says so.
+
+    Args:
+        image: path of the image.
+        mountpoint: an existing, empty directory.
+        roothashes: trusted root hashes: hex digits, the 32 (sha512: 64) bytes, or the path of a file with hex digits.
+        pubkeys: trusted public keys: PEM, or the path of a PEM file. What is in /etc/mystfuse/trust.d counts as well.
+        trust: "self" lets the image vouch for itself when nobody is trusted: damage is found, a replaced image is not.
+        insecure: mount anything, even a bare EXT2 file system.
+        hash_offset: where the verity superblock is, in an image that has no signature block; goes with one root hash.
+        key: master key of an encrypted image: the bytes, or hex digits.
+        passphrase: passphrase of an encrypted image; of the two, give one.
+        read_only: refuse writes.
+        overlay_limit: bytes of memory that what is written may take up; None: half of what is available.
+        overlay_store: a directory for what memory has no room for: it goes there encrypted, into a file without a name.
+        options: further mount options, as ``mystfuse mount -o`` takes them.
+
+    Raises, when the block begins:
+        NotTrusted: nobody who is trusted vouches for the image.
+        UsageError: an argument is not what it should be.
+        WrongKey: the image is encrypted and the key does not open it, or a key is given and it is not.
+        FormatError, IntegrityError: not an image, or a damaged one.
+        MountError: it cannot be mounted there.
+        MystfuseError: it cannot be read, or something else failed.
+    """
+
+    def __init__(
+        self,
+        image: StrPath,
+        mountpoint: StrPath,
+        *,
+        roothashes: Iterable[str | bytes | os.PathLike[str]] = (),
+        pubkeys: Iterable[str | bytes | os.PathLike[str]] = (),
+        trust: Literal["self"] | None = None,
+        insecure: bool = False,
+        hash_offset: int | None = None,
+        key: bytes | str | None = None,
+        passphrase: str | bytes | None = None,
+        read_only: bool = False,
+        overlay_limit: int | None = None,
+        overlay_store: StrPath | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        if trust not in (None, "self"):
+            raise UsageError(f'trust={trust!r}: only "self" and None are possible')
+        for name, given in (("roothashes", roothashes), ("pubkeys", pubkeys), ("options", options)):
+            if isinstance(given, str | bytes | os.PathLike):
+                raise UsageError(f"{name} must be a list of them, not a single one")
+        if key is not None and passphrase is not None:
+            raise UsageError("key and passphrase exclude each other: one of them opens the image")
+        self.image = Path(image)
+        self.mountpoint = Path(mountpoint)
+        self._arguments = ["-o", "trust_self" if trust == "self" else "no_trust_self"]
+        self._arguments += [f"--roothash={_text(value)}" for value in roothashes]
+        self._pubkeys = list(pubkeys)
+        self._secrets = [
+            (option, os.fsencode(value))
+            for option, value in (("--key-file", key), ("--passphrase-file", passphrase))
+            if value is not None
+        ]
+        for option, secret in self._secrets:
+            if not 0 < len(secret) <= _MAX_SECRET:
+                raise UsageError(f"a {option[2:-5]} of {len(secret)} bytes; it must have 1 to {_MAX_SECRET}")
+        if insecure:
+            self._arguments.append("--insecure")
+        if hash_offset is not None:
+            self._arguments.append(f"--hash-offset={hash_offset}")
+        if read_only:
+            self._arguments.append("--read-only")
+        if overlay_limit is not None:
+            self._arguments.append(f"--overlay-limit={overlay_limit}")
+        if overlay_store is not None:
+            self._arguments.append(f"--overlay-store={os.fspath(overlay_store)}")
+        for option in options:
+            self._arguments += ["-o", option]
+        self._path = os.fspath(self.mountpoint)
+        self._own: Mount | None = None
+        # For when the block does not come to its end (^C just before that): when this is forgotten, or at exit.
+        self._finalizer: finalize[..., mount] | None = None
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.mountpoint)
+
+    def status(self) -> dict[str, Any]:
+        """What ``mystfuse status --json`` prints: why it is trusted, counts of what was verified, and so on.
+
+        Raises:
+            MountError: it is not mounted, or does not answer.
+        """
+        document: dict[str, Any] = json.loads(_run(["status", "--json", self._path]))
+        return document
+
+    def commit(self, image: StrPath, *, force: bool = False, options: Sequence[str] = ()) -> None:
+        """Make a new image of the present state; ``options`` as ``mystfuse commit`` takes them.
+
+        Raises:
+            MystfuseError: it cannot be made; nothing is left then.
+        """
+        _run(["commit", *(["--force"] if force else []), *options, self._path, image])
+
+    def __enter__(self) -> mount:
+        command = OwnCommand()
+        try:
+            Operation(lambda: self._begin(command), command.stop).run()
+        except BaseException:
+            Operation(self._clear).run()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            Operation(lambda: self._end(kind is not None)).run()
+        finally:
+            Operation(self._clear).run()
+
+    async def __aenter__(self) -> mount:
+        command = OwnCommand()
+        try:
+            await Operation(lambda: self._begin(command), command.stop).run_async()
+        except BaseException:
+            await Operation(self._clear).run_async(shield=True)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await Operation(lambda: self._end(kind is not None)).run_async(shield=True)
+        finally:
+            await Operation(self._clear).run_async(shield=True)
+
+    def _begin(self, command: OwnCommand) -> None:
+        """Mount. Whatever it raises, ``_finalizer`` takes away what the command has left mounted."""
+        self._path = resolve_mountpoint(os.fspath(self.mountpoint))
+        before = find_mount(self._path)
+        has_mounted = False
+        try:
+            with ExitStack() as stack:
+                arguments, descriptors = self._command_line(stack)
+                command.run(arguments, descriptors)
+                has_mounted = True
+        finally:
+            # A command that fails by itself leaves nothing: what has come to be mounted meanwhile is somebody else's.
+            own = find_mount(self._path) if has_mounted or command.was_stopped else None
+            if own != before and own is not None:
+                self._own = own
+                self._finalizer = finalize(self, _take_away, self._path, own, os.getpid())
+
+    def _command_line(self, stack: ExitStack) -> tuple[list[str | os.PathLike[str]], list[int]]:
+        """The arguments that mount, and the descriptors that they name, which the stack closes."""
+        descriptors: list[int] = []
+
+        def pipe_with(data: bytes) -> str:
+            receiver, sender = os.pipe()
+            try:
+                os.write(sender, data)
+                # Not one of the standard descriptors, which the caller may have closed.
+                descriptors.append(fcntl(receiver, F_DUPFD_CLOEXEC, 3))
+            finally:
+                os.close(sender)
+                os.close(receiver)
+            stack.callback(os.close, descriptors[-1])
+            return f"/dev/fd/{descriptors[-1]}"
+
+        arguments: list[str | os.PathLike[str]] = ["mount", *self._arguments]
+        for value in self._pubkeys:
+            if isinstance(value, bytes) and len(value) > _MAX_SECRET:
+                raise UsageError(f"pubkeys: {len(value)} bytes are no PEM public key")
+            path = pipe_with(value) if isinstance(value, bytes) else os.fspath(value)
+            arguments.append(f"--pubkey={path}")
+        for option, secret in self._secrets:
+            # One newline at the end of a passphrase file does not count: so one that is the passphrase's own does.
+            ending = b"\n" if option == "--passphrase-file" else b""
+            arguments.append(f"{option}={pipe_with(secret + ending)}")
+        return [*arguments, "--", self.image, self._path], descriptors
+
+    def _clear(self) -> None:
+        """Take away what is still mounted."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def _end(self, has_failed: bool) -> None:
+        """Unmount, lazily if it is in use, which is an error unless the block has failed anyway."""
+        if self._finalizer is None or self._own is None:
+            return
+        if find_mount(self._path) != self._own:
+            _refuse_covered(self._own)
+            # Unmounted by somebody else, or ended by damage.
+            return
+        try:
+            unmount_and_wait(self._path, lazy=False, timeout=_UNMOUNT_TIMEOUT)
+        except BusyError:
+            with suppress(MountError):
+                unmount_and_wait(self._path, lazy=True, timeout=0.1)
+            if not has_failed:
+                raise
+        self._finalizer.detach()
+
+
+def make_image(directory: StrPath, image: StrPath, *, options: Sequence[str] = ()) -> None:
+    """Make an image of a directory; ``options`` as ``mystfuse mkext2`` takes them.
+
+    Raises:
+        MystfuseError: it cannot be made; nothing is left then.
+    """
+    _run(["mkext2", *options, "--", directory, image])
+
+
+def _text(value: str | bytes | os.PathLike[str]) -> str:
+    return value.hex() if isinstance(value, bytes) else os.fspath(value)
+
+
+def _take_away(path: str, own: Mount, pid: int) -> None:
+    """Take away a mount of ours that nobody has unmounted; not in a process that was forked from ours."""
+    if os.getpid() == pid:
+        with suppress(MountError, OSError):
+            if find_mount(path) == own:
+                unmount_and_wait(path, lazy=True, timeout=_UNMOUNT_TIMEOUT)
+                return
+        _refuse_covered(own)
+
+
+def _refuse_covered(own: Mount) -> None:
+    """Raise MountError if a mount of ours is still there, under another: by its path it can no longer be unmounted."""
+    if is_covered(own):
+        raise MountError(
+            f"{own.mountpoint}: {own.source} is still mounted there, under another mount: unmount that, then this one "
+            f"(mystfuse umount {own.mountpoint})"
+        )
+
+
+def _run(arguments: Sequence[str | os.PathLike[str]]) -> str:
+    """Run our command line; returns what it prints, or raises what it says."""
+    command = OwnCommand()
+    return Operation(lambda: command.run(arguments), command.stop).run()

@@ -1,0 +1,1 @@
+"""Making images: mkext2, commit, the hash tree, the seal."""

@@ -1,0 +1,142 @@
+"""Making a new image from the present state of a mount, as ``.mystfuse/image`` shows it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mystfuse.build.hash_tree import write_all
+from mystfuse.build.luks_format import make_luks_header
+from mystfuse.build.seal import VERITY_BLOCK_SIZE, seal, truncate
+from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher
+from mystfuse.devices.patience import wait_for_storage
+from mystfuse.errors import MystfuseError
+from mystfuse.formats.fssig import Fssig
+from mystfuse.image.keys import Encryption
+from mystfuse.image.progress import Progress
+from mystfuse.system.atomic_file import AtomicFile
+
+if TYPE_CHECKING:
+    from mystfuse.trust.signature import SigningKey
+
+_CHUNK = 1 << 20
+_HOLE = 64 << 10
+"""Bytes: runs of zeros that are this long and aligned become holes."""
+
+
+def commit(
+    merged: Path,
+    target: Path,
+    signing_key: SigningKey | None,
+    encryption: Encryption | None,
+    force: bool,
+    progress: Progress,
+    io_timeout: float,
+    is_secret: bool = False,
+) -> Fssig:
+    """Make image ``target`` of the file system that ``merged`` shows; it appears only when it is complete.
+
+    What is written to the mount from the call on is not in it.
+
+    Args:
+        io_timeout: seconds that the mount gets for each of its answers; ^C ends the wait for one at once.
+        is_secret: nobody but its owner may open the new image, as with ``encryption``; not if it replaces another.
+
+    Raises:
+        MystfuseError: the mount's state cannot be read, or the image not written; nothing is left behind.
+    """
+    patiently = partial(wait_for_storage, name=str(merged), io_timeout=io_timeout)
+    is_secret = is_secret or encryption is not None
+    with AtomicFile(target, force, mode=0o600 if is_secret else 0o666) as file:
+        try:
+            source = patiently(partial(os.open, merged, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise MystfuseError(f"{merged}: {_explain(error)}") from error
+        try:
+            header, cipher = _start_encryption(encryption, progress) if encryption is not None else (b"", None)
+            write_all(file.fd, header, 0)
+            size = patiently(partial(os.fstat, source)).st_size
+            with progress("copying the file system", size) as advance:
+
+                def read(position: int, length: int) -> bytes:
+                    return patiently(partial(_read, source, merged, position, length))
+
+                _copy(read, file, len(header), cipher, size, advance)
+        finally:
+            # Asks nothing of the mount: it has no ``flush``.
+            os.close(source)
+        hash_offset = len(header) + _whole_blocks(size)
+        truncate(file, hash_offset)
+        fssig = seal(file, hash_offset, signing_key, progress)
+        file.commit()
+    return fssig
+
+
+def _start_encryption(encryption: Encryption, progress: Progress) -> tuple[bytes, XtsCipher]:
+    """The LUKS header, and the cipher for what comes behind it; the keys are wiped."""
+    try:
+        return make_luks_header(encryption, secrets.token_bytes, progress), XtsCipher(encryption.master_key.view)
+    finally:
+        encryption.wipe()
+
+
+def _copy(
+    read: Callable[[int, int], bytes],
+    file: AtomicFile,
+    offset: int,
+    cipher: XtsCipher | None,
+    size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Copy ``size`` bytes to byte ``offset`` on: zeros as holes, or everything encrypted, filled up to whole blocks.
+
+    Args:
+        read: gives bytes by position and length, exactly as many.
+    """
+    zeros = bytes(_HOLE)
+    position = 0
+    while position < size:
+        data = read(position, min(_CHUNK, size - position))
+        if cipher is not None:
+            whole = data.ljust(_whole_blocks(len(data)), b"\0")
+            write_all(file.fd, cipher.encrypt(whole, position // SECTOR_SIZE), offset + position)
+        else:
+            for start in range(0, len(data), _HOLE):
+                piece = data[start : start + _HOLE]
+                if piece != zeros[: len(piece)]:
+                    write_all(file.fd, piece, offset + position + start)
+        position += len(data)
+        advance(len(data))
+
+
+def _read(source: int, name: Path, position: int, length: int) -> bytes:
+    """Exactly ``length`` bytes: a part that is short must not move what comes behind it to another sector."""
+    data = b""
+    while len(data) < length:
+        try:
+            part = os.pread(source, length - len(data), position + len(data))
+        except OSError as error:
+            raise MystfuseError(
+                f"{name}: byte {position}: {error.strerror} (damaged? the mount's log names the block)"
+            ) from error
+        if not part:
+            raise MystfuseError(f"{name}: ends at byte {position + len(data)}")
+        data += part
+    return data
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // VERITY_BLOCK_SIZE) * VERITY_BLOCK_SIZE
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return "too many copies of it are being read: try again later"
+    if error.errno == errno.ENOSPC:
+        return "no room left in the overlay to keep the present state: delete something, or mount with a larger limit"
+    return error.strerror or str(error)

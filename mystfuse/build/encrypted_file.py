@@ -1,0 +1,137 @@
+"""A file to write plaintext into, of which ciphertext alone reaches the disk: what mke2fs makes an encrypted image in.
+
+A child process serves it through FUSE, mounted over an empty temporary file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import tempfile
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from mystfuse.crypto.sectors import XtsCipher
+from mystfuse.devices.patience import wait_for_storage
+from mystfuse.errors import ExitStatus, MountError, MystfuseError
+from mystfuse.fuse.binding import require_fuse
+from mystfuse.fuse.options import MountOptions
+from mystfuse.mounting.daemon import Report, end_child, run_in_background
+from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.mounting.unmount import unmount
+from mystfuse.system.atomic_file import AtomicFile
+from mystfuse.system.confinement import confine
+
+_PATIENCE = 3.0
+"""Seconds that the child gets to end; what had to be written has been by then."""
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class EncryptedFile:
+    """The plaintext of what is behind byte ``payload_offset`` of ``target``, while the ``with`` block runs.
+
+    Nobody but the user who runs this can open it (and root, if that is root). What has not been written reads as zeros;
+    ``encrypt_zeros`` makes that true of the target as well.
+    """
+
+    def __init__(self, target: AtomicFile, payload_offset: int, cipher: XtsCipher) -> None:
+        self.target = target.target
+        self.fd = -1
+        self.server: int | None = None
+        self._target_fd = target.fd
+        self._payload_offset = payload_offset
+        self._cipher = cipher
+        self._mountpoint = ""
+        self._child: int | None = None
+
+    @property
+    def path(self) -> str:
+        """A path that names the file for a child process that inherits ``fd``."""
+        return f"/proc/self/fd/{self.fd}"
+
+    def __enter__(self) -> EncryptedFile:
+        """Raises MountError when FUSE cannot be used."""
+        require_fuse()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+        try:
+            self._mountpoint = str(Path(tempfile.mkdtemp(prefix="mystfuse-")).resolve() / "plaintext")
+            # Raises what has come meanwhile.
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            Path(self._mountpoint).touch(mode=0o600)
+            keep = frozenset({self._target_fd})
+            started = run_in_background(self._serve, keep, dies_with_parent=True)
+            if started.status is not ExitStatus.DONE:
+                raise MountError(started.message)
+            self._child = started.pid
+            self.server = os.pidfd_open(started.pid)
+            self.fd = os.open(self._mountpoint, os.O_RDWR | os.O_CLOEXEC)
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            self._take_down()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Raises MystfuseError when something could not be written."""
+        try:
+            if kind is None:
+                # What the kernel still holds back is written now, and what could not be, told.
+                wait_for_storage(partial(os.fsync, self.fd), str(self.target), math.inf)
+        except OSError as failure:
+            raise MystfuseError(f"{self.target}: cannot be written: {failure.strerror}") from failure
+        finally:
+            # In this order: closing waits for the child, and when something has failed, that may hang.
+            self._take_down()
+            # It has nothing to tell that fsync did not: by now there is nobody behind it.
+            with suppress(OSError):
+                os.close(self.fd)
+
+    def _take_down(self) -> None:
+        # A second ^C must not leave half of it.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+        try:
+            if find_mount(self._mountpoint) is not None:
+                unmount(self._mountpoint, lazy=True)
+        finally:
+            if self._child is not None:
+                # It would end by itself when the mount is gone; but whoever has made a mount name space meanwhile has
+                # the mount in there as well.
+                end_child(self._child, _PATIENCE, signal.SIGTERM)
+            if self.server is not None:
+                os.close(self.server)
+            _remove(self._mountpoint)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def _serve(self, report: Report) -> int:
+        """Runs in the child."""
+        options = MountOptions(self._mountpoint, "mkext2", noexec=True)
+        # Whoever started us may have been killed by then, and we may remove nothing ourselves.
+        keeper = Keeper(options, lambda: _remove(self._mountpoint), ("unlink", "unlinkat", "rmdir"))
+        try:
+            # When whoever started us is killed. It takes a while until there is a loop that listens.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            from mystfuse.build.plaintext_file import PlaintextFile, serve
+
+            confine()
+            file = PlaintextFile(self._target_fd, self._payload_offset, self._cipher, options.owner)
+            serve(file, keeper, lambda: report(ExitStatus.DONE, ""))
+        except MountError as error:
+            report(error.exit_status, str(error))
+            return error.exit_status
+        finally:
+            keeper.close()
+        return ExitStatus.DONE
+
+
+def _remove(mountpoint: str) -> None:
+    # Each by itself: the child may have been ended between the two.
+    with suppress(OSError):
+        os.unlink(mountpoint)
+    with suppress(OSError):
+        os.rmdir(os.path.dirname(mountpoint))

@@ -1,0 +1,111 @@
+"""What mke2fs leaves to be said in the inodes of a new file system: the root directory's own attributes, and times that
+do not depend on when the image was made."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+from mystfuse.build.hash_tree import write_all
+from mystfuse.errors import CorruptFilesystem, MystfuseError
+from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_ROOT_INO
+from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.group import read_group_descriptor
+from mystfuse.ext2.inode import locate_inode
+from mystfuse.ext2.superblock import Superblock
+
+# Offsets in an inode: kernel, fs/ext4/ext4.h, struct ext4_inode.
+_I_MODE, _I_UID, _I_GID, _L_I_UID_HIGH = 0, 2, 24, 120
+_I_ATIME, _I_CTIME, _I_MTIME = 8, 12, 16
+_I_EXTRA_ISIZE, _I_CTIME_EXTRA, _I_MTIME_EXTRA, _I_ATIME_EXTRA = 128, 132, 136, 140
+_I_CRTIME, _I_CRTIME_EXTRA = 144, 148
+
+
+def stamp_inodes(
+    fd: int, superblock: Superblock, directory: Path, late_times: dict[bytes, int], epoch: int | None
+) -> None:
+    """Give the root directory what mke2fs does not: the source's mode, owner and time; and to every inode the time that
+    mke2fs cuts to 32 bits. With ``epoch``, take out of every inode what changes from run to run: times of access and of
+    change."""
+    block_size, inode_size = superblock.block_size, superblock.s_inode_size
+    blocks = Blocks(lambda number: os.pread(fd, block_size, number * block_size))
+    filesystem = FileSystem(superblock)
+    status = directory.stat()
+    times = {b"": status.st_mtime_ns // 1_000_000_000, **late_times}
+    for path, mtime in times.items():
+        ino = EXT2_ROOT_INO
+        for name in path.split(b"/") if path else ():
+            found = filesystem.lookup(blocks, ino, name)
+            if found is None:
+                raise MystfuseError(f"{os.fsdecode(path)}: vanished while the image was made")
+            ino = found.ino
+        number, offset = locate_inode(superblock, blocks, ino)
+        position = number * block_size + offset
+        inode = bytearray(os.pread(fd, inode_size, position))
+        if ino == EXT2_ROOT_INO:
+            struct.pack_into("<H", inode, _I_MODE, stat.S_IFDIR | stat.S_IMODE(status.st_mode))
+            struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
+            struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
+            struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
+        # Before it loses its upper bits, and with them what is later.
+        low, high = _encode_time(mtime if epoch is None else min(mtime, epoch))
+        struct.pack_into("<I", inode, _I_MTIME, low)
+        if _has_extra_times(inode, 0, inode_size):
+            struct.pack_into("<I", inode, _I_MTIME_EXTRA, high)
+        elif high:
+            shown = os.fsdecode(os.path.join(os.fsencode(directory), path))
+            raise MystfuseError(f"{shown}: its time is after 2038, which inodes of {inode_size} bytes cannot hold")
+        write_all(fd, bytes(inode), position)
+    if epoch is None:
+        return
+    for group in range(superblock.groups_count):
+        start = read_group_descriptor(superblock, blocks, group).bg_inode_table * block_size
+        table = bytearray(os.pread(fd, superblock.s_inodes_per_group * inode_size, start))
+        if len(table) != superblock.s_inodes_per_group * inode_size:
+            raise CorruptFilesystem(f"group {group}: its inode table is cut short")
+        if table.count(0) == len(table):
+            # Unused, and probably a hole that should stay one.
+            continue
+        for offset in range(0, len(table), inode_size):
+            if any(table[offset : offset + 2]):
+                _stamp_inode(table, offset, inode_size, epoch)
+        write_all(fd, bytes(table), start)
+
+
+def _stamp_inode(table: bytearray, offset: int, inode_size: int, epoch: int) -> None:
+    (mtime,) = struct.unpack_from("<i", table, offset + _I_MTIME)
+    mtime_extra = 0
+    has_extra = _has_extra_times(table, offset, inode_size)
+    if has_extra:
+        (mtime_extra,) = struct.unpack_from("<I", table, offset + _I_MTIME_EXTRA)
+    low, high = _encode_time(epoch)
+    if mtime + ((mtime_extra & 3) << 32) > epoch:
+        struct.pack_into("<I", table, offset + _I_MTIME, low)
+        mtime_extra = high
+    struct.pack_into("<I", table, offset + _I_ATIME, low)
+    struct.pack_into("<I", table, offset + _I_CTIME, low)
+    if has_extra:
+        for field, value in (
+            (_I_CTIME_EXTRA, high),
+            (_I_MTIME_EXTRA, mtime_extra),
+            (_I_ATIME_EXTRA, high),
+            (_I_CRTIME, low),
+            (_I_CRTIME_EXTRA, high),
+        ):
+            struct.pack_into("<I", table, offset + field, value)
+
+
+def _has_extra_times(table: bytearray, offset: int, inode_size: int) -> bool:
+    """Whether i_extra_isize covers the extra time fields up to i_crtime_extra."""
+    position = offset + _I_EXTRA_ISIZE
+    return inode_size > EXT2_GOOD_OLD_INODE_SIZE and int.from_bytes(table[position : position + 2], "little") >= 24
+
+
+def _encode_time(seconds: int) -> tuple[int, int]:
+    """Seconds since 1970 as an inode holds them: the low 32 bits (signed), and the 2 bits for the extra field."""
+    low = seconds & 0xFFFFFFFF
+    signed = low - (1 << 32) if low >> 31 else low
+    return low, (seconds - signed) >> 32 & 3

@@ -1,0 +1,1 @@
+"""exec and run: the program's isolation and environment."""

@@ -1,0 +1,1 @@
+"""The life of a mount: keeper, daemon, session, mount table, unmounting."""

@@ -1,0 +1,74 @@
+"""Who keeps a mount busy, from /proc and the mount table. Never touches the mount itself: it might hang."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from mystfuse.mounting.mount_table import Mount, mount_ids, mountpoints
+
+_MAX_NAMED = 5
+
+
+def describe_users(mount: Mount) -> str:
+    """What to tell a user whose mount is busy: which processes use it, and what is mounted below it."""
+    below = [path for path in mountpoints() if _is_inside(path, mount.mountpoint) and path != mount.mountpoint]
+    if below:
+        return f"{below[-1]} is mounted below it: unmount that first"
+    users = list(_find_users(mount))
+    named = [f"process {pid} ({name}: {what})" for pid, name, what in users[:_MAX_NAMED]]
+    if len(users) > _MAX_NAMED:
+        named.append(f"{len(users) - _MAX_NAMED} more")
+    if not named:
+        others = "" if os.geteuid() == 0 else "processes of other users, or "
+        named = [f"{others}something that no process shows: a loop device, a swap file, an export"]
+    return f"in use by {', '.join(named)}; --lazy takes it out of the tree now"
+
+
+def _find_users(mount: Mount) -> Iterator[tuple[int, str, str]]:
+    """Processes that use a mount, as far as we may see them: number, name, and what they use it as."""
+    ids = mount_ids(mount)
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
+        process = Path("/proc", str(pid))
+        with suppress(OSError):
+            # A copy of the mount in another name space does not keep ours busy.
+            if os.readlink(process / "ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+                continue
+            what = _use_of(process, mount, ids)
+            if what is not None:
+                yield pid, (process / "comm").read_bytes().decode(errors="replace").strip(), what
+
+
+def _use_of(process: Path, mount: Mount, ids: frozenset[str]) -> str | None:
+    """What a process uses a mount as. The links are read, and not followed."""
+    for name, what in (("cwd", "its current directory"), ("root", "its root directory"), ("exe", "its program")):
+        with suppress(OSError):
+            if _is_inside(os.readlink(process / name), mount.mountpoint):
+                return what
+    with suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with suppress(OSError):
+                path = os.readlink(descriptor)
+                # Its path may also be that of what the mount hides: our keeper has the mountpoint open.
+                if _is_inside(path, mount.mountpoint) and _mount_id(process, descriptor.name) in ids:
+                    return f"{path} is open"
+    major, minor = (int(part) for part in mount.device.split(":"))
+    with suppress(OSError):
+        # proc_pid_maps(5): address, permissions, offset, device, inode, path.
+        for line in (process / "maps").read_bytes().splitlines():
+            fields = line.split(maxsplit=5)
+            if fields[3] == b"%02x:%02x" % (major, minor):
+                return f"{os.fsdecode(fields[5]) if len(fields) > 5 else 'a file'} is mapped"
+    return None
+
+
+def _mount_id(process: Path, descriptor: str) -> str | None:
+    found = re.search(r"^mnt_id:\s*(\d+)$", (process / "fdinfo" / descriptor).read_text(), re.MULTILINE)
+    return found[1] if found else None
+
+
+def _is_inside(path: str, mountpoint: str) -> bool:
+    return path == mountpoint or path.startswith(mountpoint.rstrip("/") + "/")

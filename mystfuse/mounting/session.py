@@ -1,0 +1,303 @@
+"""The life of a mount, from the opened image to the orderly end, in the process that serves it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+
+from mystfuse import __version__
+from mystfuse.crypto.secret import lock_memory
+from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
+from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.fuse.handshake import Handshake
+from mystfuse.fuse.operations import Operations
+from mystfuse.fuse.options import MountOptions, OnCorruption
+from mystfuse.image.keys import Keys
+from mystfuse.image.open import TrustedImage
+from mystfuse.image.pipeline import Pipeline, run_pipeline
+from mystfuse.image.progress import Progress
+from mystfuse.mounting.keeper import PATIENCE, Keeper
+from mystfuse.mounting.mount import mount
+from mystfuse.mounting.mount_table import Mount, name_this_process
+from mystfuse.mounting.unmount import BusyError
+from mystfuse.system.confinement import Confinement
+from mystfuse.system.threads import call_in_thread
+from mystfuse.volume.volume import Volume
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_TASKS = 64
+"""Requests handled at once, those that wait for storage included: with as many that do, nothing else is answered. Each
+has a buffer that is as large as its request, 1 MiB at most."""
+_GRACE = 2.0
+"""Seconds that requests under way get when the mount ends."""
+_KEEPER_PATIENCE = PATIENCE + 2.0
+"""Seconds for the thread in which the keeper is asked, which has a bound of its own."""
+_BEGINNING = 2.0
+"""Seconds for that thread to begin, which for want of memory it may never do."""
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Session:
+    """One mount of one image.
+
+    Args:
+        keys: for an encrypted image; wiped as soon as it is open.
+        keeper: what mounts and unmounts for us.
+        confinement: what holds this process; for the status, and to see which groups a caller is in.
+        progress: shown while a passphrase is tried.
+        on_ready: called once, when the kernel's INIT has been answered: from then on the mount answers.
+        on_ending: called once, when the mount begins to end.
+    """
+
+    def __init__(
+        self,
+        image: TrustedImage,
+        keys: Keys,
+        options: MountOptions,
+        keeper: Keeper,
+        confinement: Confinement,
+        on_ready: Callable[[], None],
+        progress: Progress,
+        on_ending: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._image = image
+        self._keys = keys
+        self._progress = progress
+        self._options = options
+        self._keeper = keeper
+        self._confinement = confinement
+        self._on_ready = on_ready
+        self._on_ending = on_ending
+        self._started = time.monotonic()
+        self._exit_status = ExitStatus.DONE
+        self._stop = trio.Event()
+        self._was_mounted = self._is_ending = self._has_ended = False
+        self._own_mount: Mount | None = None
+        self._asking = trio.Lock()
+        self._serving = trio.CancelScope()
+        self._status: Callable[[], dict[str, Any]] = dict
+
+    async def run(self) -> ExitStatus:
+        """Mount, serve until the mount is gone, and clean up.
+
+        Returns:
+            What to exit with: DONE after any orderly end, INTEGRITY when ``on_corruption=unmount`` ended it.
+
+        Raises:
+            MountError: it could not be mounted.
+            WrongKey: the image is encrypted, and the keys do not open it.
+        FormatError, IntegrityError, ImageReadError: the file system cannot be read.
+        """
+        with trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGUSR1) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_signals, signals)
+                nursery.start_soon(self._watch_stop, nursery.cancel_scope)
+                await self._mount_and_serve()
+                nursery.cancel_scope.cancel()
+        if not self._was_mounted:
+            raise MountError(f"{self._options.mountpoint}: ended by a signal before it was mounted")
+        log.info("unmounted %s", self._options.mountpoint)
+        return self._exit_status
+
+    async def _mount_and_serve(self) -> None:
+        async with run_pipeline(self._image, self._keys, self._options.io_timeout, self._progress) as pipeline:
+            options = self._options
+            limit = None if options.read_only else options.overlay_limit
+            volume = await Volume.open(
+                pipeline.device, limit, pipeline.workers, options.overlay_store, options.io_timeout
+            )
+            # Here, where the process is our own, and not a program's that opens an image by the API; when all keys are
+            # in memory.
+            if (pipeline.unlocked or options.overlay_store is not None) and not lock_memory():
+                log.info(
+                    "keys and what they hide may be swapped out: the limit of locked memory is too low (ulimit -l)"
+                )
+            await self._check_root(volume)
+            self._status = self._status_of(pipeline, volume)
+            if pipeline.verity:
+                pipeline.verity.on_damage = self._corruption
+            descriptor, self._own_mount = await self._ask_keeper(self._keeper.mount, "mount")
+            try:
+                if descriptor is None:
+                    descriptor = self._options.descriptor
+                assert descriptor is not None
+                handshake = Handshake(descriptor)
+                operations = Operations(
+                    volume, self._options, self._status, self._confinement.groups_of, handshake.finish
+                )
+                mount(operations, f"/dev/fd/{handshake.descriptor}", self._options.fuse_options())
+            except BaseException:
+                # Whatever it was (memory, descriptors): nobody would serve what the keeper has mounted.
+                with suppress(MountError):
+                    self._keeper.unmount(lazy=True)
+                raise
+            self._was_mounted = True
+            try:
+                name_this_process(self._own_mount)
+                with self._serving:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._watch_idleness, operations)
+                        nursery.start_soon(self._tell_ready, operations)
+                        await pyfuse3.main(max_tasks=MAX_TASKS)
+                        nursery.cancel_scope.cancel()
+            finally:
+                # close() ends the session for good: terminate() would crash after it.
+                self._has_ended = True
+                self._tell_ending()
+                with trio.CancelScope(shield=True):
+                    await self._unmount()
+                    # Not libfuse's own unmounting: that goes by the path, whatever is mounted there by now.
+                    pyfuse3.close(unmount=False)
+
+    async def _check_root(self, volume: Volume) -> None:
+        root = await volume.inode(EXT2_ROOT_INO)
+        if not root.is_directory:
+            raise CorruptFilesystem("the root inode is not a directory: run e2fsck on the image it was made from")
+
+    async def _tell_ready(self, operations: Operations) -> None:
+        await operations.ready.wait()
+        # init() is called while INIT is handled, without an await; that we run again means that it has been answered.
+        if self._own_mount is not None:
+            with suppress(MountError):
+                await self._ask_keeper(self._keeper.raise_read_ahead, "read ahead")
+        self._on_ready()
+
+    def _tell_ending(self) -> None:
+        if not self._is_ending:
+            self._is_ending = True
+            self._on_ending()
+
+    async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number == signal.SIGUSR1:
+                log.warning("status: %s", json.dumps(self._status()))
+            else:
+                log.info("ending: %s", signal.Signals(number).name)
+                self._stop.set()
+
+    async def _watch_stop(self, everything: trio.CancelScope) -> None:
+        await self._stop.wait()
+        if not self._was_mounted:
+            everything.cancel()
+            return
+        self._tell_ending()
+        await self._unmount()
+        if not self._has_ended:
+            pyfuse3.terminate()
+            # Requests that wait for storage get a moment, then the mount ends without them.
+            await trio.sleep(_GRACE)
+            self._serving.cancel()
+
+    async def _unmount(self) -> None:
+        """Unmount ours, if it is still there, while the loop still serves."""
+        try:
+            await self._ask_to_unmount()
+        except BusyError:
+            log.warning("%s is in use: unmounted lazily", self._options.mountpoint)
+            try:
+                await self._ask_to_unmount(lazy=True)
+            except MountError as error:
+                log.error("%s", error)
+        except MountError as error:
+            log.info("%s", error)
+
+    async def _ask_to_unmount(self, lazy: bool = False) -> bool:
+        """Have the keeper asked in a thread, one order at a time and each to its end; see ``Keeper.unmount``."""
+        return await self._ask_keeper(partial(self._keeper.unmount, lazy), "unmount")
+
+    async def _ask_keeper(self, ask: Callable[[], T], what: str) -> T:
+        token = trio.lowlevel.current_trio_token()
+        async with self._asking:
+            try:
+                with trio.fail_after(_BEGINNING) as scope:
+                    scope.shield = True
+
+                    def begin() -> T:
+                        token.run_sync_soon(setattr, scope, "deadline", scope.deadline + _KEEPER_PATIENCE)
+                        return ask()
+
+                    return await call_in_thread(begin)
+            except trio.TooSlowError as error:
+                raise MountError(f"{self._options.mountpoint}: cannot {what}: no thread for it in time") from error
+            except RuntimeError as error:
+                raise MountError(f"{self._options.mountpoint}: cannot {what}: {error}") from error
+
+    async def _watch_idleness(self, operations: Operations) -> None:
+        timeout = self._options.idle_timeout
+        if timeout == math.inf:
+            return
+        while True:
+            idle = 0.0 if operations.open_handles else trio.current_time() - operations.last_request
+            if idle < timeout:
+                await trio.sleep(timeout - idle)
+                continue
+            try:
+                if await self._ask_to_unmount():
+                    log.info("unmounted after %g s without use", timeout)
+                return
+            except BusyError:
+                # In use without a request: a current directory, a mapped file.
+                await trio.sleep(timeout)
+            except MountError as error:
+                log.error("idle, but %s", error)
+                return
+
+    def _corruption(self, error: IntegrityError) -> None:
+        if self._options.on_corruption is OnCorruption.UNMOUNT and not self._stop.is_set():
+            log.error("unmounting because of damage: %s", error)
+            self._exit_status = ExitStatus.INTEGRITY
+            self._stop.set()
+
+    def _status_of(self, pipeline: Pipeline, volume: Volume) -> Callable[[], dict[str, Any]]:
+        trust, verity, reader, cache = self._image.trust, pipeline.verity, pipeline.reader, volume.cache
+        overlay, unlocked, confinement = volume.overlay, pipeline.unlocked, self._confinement
+
+        def status() -> dict[str, Any]:
+            return {
+                "version": __version__,
+                "pid": os.getpid(),
+                "image": self._options.fsname,
+                "mountpoint": self._options.mountpoint,
+                "uptime": round(time.monotonic() - self._started, 3),
+                "read_only": overlay is None,
+                "landlock": confinement.landlock or None,
+                "seccomp": confinement.has_filter,
+                "empty_root": confinement.has_empty_root,
+                "own_user": confinement.own_user,
+                "root_hash": trust.root_hash.hex() if trust.root_hash else None,
+                "trust": trust.reason.value,
+                "trust_explanation": trust.explanation,
+                "signer": trust.signer.hex() if trust.signer else None,
+                "luks_version": unlocked.header.version if unlocked else None,
+                "cipher": str(unlocked.header.cipher) if unlocked else None,
+                "filesystem_uuid": str(volume.superblock.s_uuid),
+                "block_size": volume.superblock.block_size,
+                "bytes_fetched": reader.bytes_read,
+                "read_failures": reader.failures,
+                "blocks_verified": verity.blocks_verified if verity else 0,
+                "hash_blocks_verified": verity.hash_blocks_verified if verity else 0,
+                "blocks_failed": verity.blocks_failed if verity else 0,
+                "bytes_decrypted": unlocked.device.bytes_decrypted if unlocked else 0,
+                "cache_hits": cache.hits,
+                "cache_misses": cache.misses,
+                "overlay_used": 0 if overlay is None else overlay.used,
+                "overlay_limit": 0 if overlay is None else overlay.limit,
+                "overlay_store_used": 0 if overlay is None else overlay.store_used,
+                "unlinked_inodes": len(volume.orphans),
+            }
+
+        return status

@@ -1,0 +1,171 @@
+"""Unmounting: by the system call who may, through fusermount3 as anybody else."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import os
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from mystfuse.errors import MountError, StorageTimeout
+from mystfuse.mounting.fusermount import run_fusermount
+from mystfuse.mounting.mount_table import Mount, describe_absence, find_daemon, find_mount, find_other_server
+from mystfuse.mounting.mount_users import describe_users
+from mystfuse.system.openat2 import RESOLVE_NO_SYMLINKS, openat2
+
+BUSY_PATIENCE = 2.0
+"""Seconds that a mount in use is tried again: what looks into new mounts, or was just ended, is out of it soon."""
+_ANSWERING = 5
+"""Seconds that a mount whose daemon nobody sees may take to answer."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+
+class BusyError(MountError):
+    """Somebody still uses the mount."""
+
+
+class GoneError(MountError):
+    """What was to be unmounted is not there any more."""
+
+
+def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) -> None:
+    """Unmount whatever is on top at ``mountpoint``. Blocks; never call it from the loop that serves the mount.
+
+    Args:
+        lazy: take it out of the tree at once, whoever still uses it.
+        expected: what has to be there. Somebody may rename the directories above, or put links in their place, between
+            looking and unmounting: then it is this one that is unmounted, or none.
+
+    Raises:
+        BusyError: it is in use.
+        GoneError: it is not what is ``expected``.
+        MountError: it cannot be unmounted for another reason.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with _expecting(mountpoint, expected) as path:
+        if libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)) == 0:
+            return
+        code = ctypes.get_errno()
+    # Not whether we are root: in a name space of their own others may unmount too.
+    if code != errno.EPERM:
+        raise (BusyError if code == errno.EBUSY else MountError)(f"{mountpoint}: {os.strerror(code)}")
+    result = run_fusermount(["-u", *(["-z"] if lazy else []), "--", mountpoint])
+    if result.returncode:
+        if expected is not None and expected.user_id != os.geteuid():
+            raise MountError(
+                f"{mountpoint}: user {expected.user_id} has mounted it: only that user and root unmount it"
+            )
+        message = " ".join(result.stderr.split())
+        raise (BusyError if "busy" in message else MountError)(f"{mountpoint}: {message}")
+
+
+@contextmanager
+def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
+    """A path to what is ``expected`` at a mountpoint that leads nowhere else, whatever is renamed meanwhile."""
+    if expected is None:
+        yield mountpoint
+        return
+    parent, name = os.path.split(mountpoint)
+    try:
+        directory = openat2(parent, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            is_gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+            raise (GoneError if is_gone else MountError)(f"{mountpoint}: {error.strerror}") from error
+        # An old kernel, or a container that does not know the call.
+        directory = os.open(parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        path = f"/proc/self/fd/{directory}"
+        # From here on it is about what is mounted in this very directory: nobody can move that elsewhere.
+        if os.readlink(path) != parent or find_mount(mountpoint) != expected:
+            raise GoneError(f"{mountpoint}: another mount, or none, has taken its place")
+        yield f"{path}/{name}"
+    finally:
+        os.close(directory)
+
+
+def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
+    """Unmount one of our mounts and return when the process that served it is gone.
+
+    Args:
+        timeout: seconds for its daemon to end. A mount that is in use is tried again for as long, or ``BUSY_PATIENCE``.
+
+    Raises:
+        BusyError: it is in use.
+        MountError: not one of ours, it cannot be unmounted, or its daemon does not end within ``timeout`` seconds.
+    """
+    mount = find_mount(mountpoint)
+    if mount is None:
+        raise MountError(f"{mountpoint}: {describe_absence(mountpoint)}")
+    daemon = find_daemon(mount)
+    if daemon is None and (server := find_other_server(mount)) is not None:
+        raise MountError(f"{mountpoint}: not mystfuse's: {server} serves it (umount takes it away)")
+    try:
+        _unmount_patiently(mountpoint, lazy, mount, min(timeout, BUSY_PATIENCE))
+        if daemon is not None:
+            poll = select.poll()
+            poll.register(daemon, select.POLLIN)
+            if not poll.poll(None if timeout == math.inf else timeout * 1000):
+                raise MountError(
+                    f"{mountpoint}: unmounted, but still in use: its daemon has not ended after {timeout:g} s"
+                )
+    except BusyError as error:
+        raise BusyError(f"{mountpoint}: {describe_users(mount)}") from error
+    finally:
+        if daemon is not None:
+            os.close(daemon)
+
+
+def _unmount_patiently(mountpoint: str, lazy: bool, expected: Mount, patience: float) -> None:
+    """The same as ``unmount``, tried for ``patience`` seconds while the mount is in use."""
+    deadline, pause = time.monotonic() + patience, _SHORTEST_PAUSE
+    while True:
+        try:
+            return unmount(mountpoint, lazy, expected)
+        except BusyError:
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def unmount_stale(mountpoint: str) -> None:
+    """Take away a mount of ours whose daemon is gone; if there is none, or it is served, do nothing.
+
+    Raises:
+        MountError: it cannot be unmounted.
+    """
+    mount = find_mount(mountpoint)
+    if mount is None:
+        return
+    daemon = find_daemon(mount)
+    if daemon is not None:
+        os.close(daemon)
+    elif find_other_server(mount) is None and not _is_answered(mount):
+        unmount(mountpoint, lazy=True, expected=mount)
+
+
+def _is_answered(mount: Mount) -> bool:
+    """Whether somebody serves a mount, though we see no process that does (/proc with hidepid, another name space).
+
+    As root, of a mount that is open to nobody but another user, the kernel answers by itself: then what we see decides.
+    """
+    if mount.user_id != os.geteuid():
+        return False
+    # Only here: nothing else in this module reads images.
+    from mystfuse.devices.patience import wait_for_storage
+
+    try:
+        wait_for_storage(partial(os.statvfs, mount.mountpoint), mount.mountpoint, _ANSWERING)
+    except StorageTimeout:
+        return True
+    except OSError as error:
+        return error.errno != errno.ENOTCONN
+    return True

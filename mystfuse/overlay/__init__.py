@@ -1,0 +1,1 @@
+"""Written blocks: in memory, spilled, and as snapshots."""

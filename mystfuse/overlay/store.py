@@ -1,0 +1,330 @@
+"""An unlinked file on untrusted disk for written blocks that memory has no room for: encrypted and authenticated.
+
+The key is random and exists only in memory. A block is sealed with AES-256-GCM: the nonce is a counter that never comes
+again, and its place in the file is authenticated with it. Counter and tag of each block stay in memory, so that the
+disk can return what was written there last, or be found out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import resource
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from mystfuse.devices.source import is_in_memory
+from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, UsageError
+from mystfuse.system.output_paths import open_directory
+
+TAG_SIZE = 16
+"""Bytes."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What write(2) says when no more fits: the disk, a quota, RLIMIT_FSIZE."""
+_PROBE = 64 << 10
+"""Bytes that have to fit before anybody counts on the file."""
+_MAX_VECTORS = 1024
+"""IOV_MAX of Linux, include/uapi/linux/uio.h."""
+_MAX_READ = 1 << 20
+"""Bytes of neighbouring blocks that are read together."""
+_CLEAN, _USED, _DIRTY = b"\0", b"\1", b"\2"
+"""States of a slot: free; in use; free, and holding disk space."""
+_ALL_DIRTY, _ALL_FREE = re.compile(b"\2+"), re.compile(b"[\0\2]+")
+_PUNCH_HOLE = 3
+"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h."""
+
+
+def open_store_file(directory: str) -> int:
+    """Make a file that has no name, and that nobody else can open; returns its descriptor.
+
+    Raises:
+        UsageError: there is no such directory.
+        MystfuseError: nothing can be written there.
+    """
+    what = f"--overlay-store {directory}"
+    try:
+        place = open_directory(directory)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        reason = "no such directory" if error.errno == errno.ENOENT else "not a directory"
+        raise UsageError(f"{what}: {reason}") from error
+    except OSError as error:
+        raise UsageError(f"{what}: {error.strerror}") from error
+    try:
+        descriptor = _make_file(place)
+        try:
+            _write_all(descriptor, [bytes(_PROBE)], 0)
+            os.ftruncate(descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise MystfuseError(f"{what}: nothing can be written there: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(place)
+    return descriptor
+
+
+def prepare_store() -> None:
+    """Import what ``OverlayStore`` takes, for who cannot import anything later."""
+    # Only where there is one: most mounts have no need of it.
+    import cryptography.exceptions
+    import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401
+
+
+def _make_file(directory: int) -> int:
+    try:
+        # O_EXCL: it can never be given a name.
+        return os.open(".", os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    except OSError as error:
+        # What file systems and kernels without O_TMPFILE say: open(2).
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+            raise
+    # Only here: it takes long to import.
+    import tempfile
+
+    descriptor, path = tempfile.mkstemp(prefix=".mystfuse-", dir=f"/proc/self/fd/{directory}")
+    os.unlink(path)
+    return descriptor
+
+
+def _write_all(descriptor: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
+    for start in range(0, len(parts), _MAX_VECTORS):
+        some = parts[start : start + _MAX_VECTORS]
+        length = sum(map(len, some))
+        count = os.pwritev(descriptor, some, offset)
+        if count < length:
+            # Why, the next try says.
+            rest = memoryview(b"".join(some))[count:]
+            while rest:
+                step = os.pwrite(descriptor, rest, offset + length - len(rest))
+                if not step:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                rest = rest[step:]
+        offset += length
+
+
+class Sealed(NamedTuple):
+    """Where a block is, and what proves that it is the one."""
+
+    slot: int
+    counter: int
+    tag: bytes
+
+
+class OverlayStore:
+    """Slots of ``block_size`` bytes in a file. What happens in which slot is for the caller to say.
+
+    ``write``, ``read``, ``punch`` and ``free_blocks`` wait for the disk, and may be called in any thread.
+
+    Args:
+        descriptor: of the file, from ``open_store_file``; ours from now on.
+    """
+
+    def __init__(self, descriptor: int, block_size: int) -> None:
+        self._descriptor = descriptor
+        # Only here: most mounts have no need of it.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        self.block_size = block_size
+        self._cipher = AESGCM(AESGCM.generate_key(256))
+        self._nowait = 0 if is_in_memory(descriptor) else os.RWF_NOWAIT
+        self._can_read_now = self._can_punch = True
+
+    def __del__(self) -> None:
+        # Not before: a thread that hangs in a read or write must not find another file under this number.
+        os.close(self._descriptor)
+
+    def write(self, slots: Sequence[int], first_counter: int, blocks: Sequence[bytes]) -> list[bytes]:
+        """Seal blocks into slots, with counters from ``first_counter`` on, none of which was ever used before; returns
+        their tags.
+
+        Raises:
+            OSError: they cannot be written, or not all of them.
+        """
+        size, seal = self.block_size, self._cipher.encrypt
+        sealed = [
+            seal(_nonce(counter), block, _place(slot))
+            for counter, (slot, block) in enumerate(zip(slots, blocks, strict=True), first_counter)
+        ]
+        position = 0
+        for run in runs_of(slots):
+            parts = [memoryview(part)[:size] for part in sealed[position : position + len(run)]]
+            _write_all(self._descriptor, parts, run.start * size)
+            position += len(run)
+        return [part[size:] for part in sealed]
+
+    def read(self, wanted: Sequence[Sealed], can_wait: bool = True) -> list[bytes | MystfuseError] | None:
+        """The blocks, in the order given, or for each what is wrong with it. None if they are not in the page cache
+        and the disk must not be waited for."""
+        size = self.block_size
+        found: dict[int, bytes | MystfuseError] = {}
+        by_slot = sorted({sealed.slot: sealed for sealed in wanted}.values())
+        position = 0
+        for run in runs_of([sealed.slot for sealed in by_slot], _MAX_READ // size):
+            data = self._read_run(run, can_wait)
+            if data is None:
+                return None
+            for index, sealed in enumerate(by_slot[position : position + len(run)]):
+                found[sealed.slot] = data if isinstance(data, MystfuseError) else self._open(sealed, data, index * size)
+            position += len(run)
+        return [found[sealed.slot] for sealed in wanted]
+
+    def _read_run(self, run: range, can_wait: bool) -> memoryview | MystfuseError | None:
+        """As much as there is of a run of slots."""
+        size = self.block_size
+        buffer, have = memoryview(bytearray(len(run) * size)), 0
+        flags = 0 if can_wait else self._nowait
+        if not can_wait and not self._can_read_now:
+            return None
+        try:
+            while have < len(buffer):
+                count = os.preadv(self._descriptor, [buffer[have:]], run.start * size + have, flags)
+                if not count:
+                    break
+                have += count
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if not can_wait:
+                self._can_read_now = error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+                return None
+            return ImageReadError(
+                f"overlay store: reading {len(buffer)} bytes at {run.start * size}: {os.strerror(error.errno or 0)}"
+            )
+        return buffer[:have]
+
+    def _open(self, sealed: Sealed, data: memoryview, start: int) -> bytes | MystfuseError:
+        from cryptography.exceptions import InvalidTag
+
+        block = data[start : start + self.block_size]
+        if len(block) < self.block_size:
+            return IntegrityError(f"overlay store: it ends before block {sealed.slot}: truncated by somebody")
+        try:
+            return self._cipher.decrypt(_nonce(sealed.counter), b"".join((block, sealed.tag)), _place(sealed.slot))
+        except InvalidTag:
+            return IntegrityError(f"overlay store: block {sealed.slot} is not what was written there")
+
+    def punch(self, slots: Sequence[int]) -> None:
+        """Give the disk space of slots back, where the file system can do that."""
+        size = self.block_size
+        libc = ctypes.CDLL(None, use_errno=True)
+        for run in runs_of(slots):
+            if not self._can_punch:
+                return
+            offset, length = ctypes.c_int64(run.start * size), ctypes.c_int64(len(run) * size)
+            if libc.fallocate64(self._descriptor, _PUNCH_HOLE, offset, length):
+                self._can_punch = ctypes.get_errno() == errno.EINTR
+
+    def free_blocks(self) -> int:
+        """How many more blocks the disk may take, as far as it says."""
+        disk = os.fstatvfs(self._descriptor)
+        blocks = disk.f_bavail * disk.f_frsize // self.block_size
+        largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if largest != resource.RLIM_INFINITY:
+            blocks = min(blocks, max(largest - os.fstat(self._descriptor).st_size, 0) // self.block_size)
+        return blocks
+
+
+def _nonce(counter: int) -> bytes:
+    return counter.to_bytes(12, "big")
+
+
+def _place(slot: int) -> bytes:
+    return slot.to_bytes(8, "big")
+
+
+def runs_of(slots: Sequence[int], longest: int | None = None) -> Iterator[range]:
+    """Consecutive slots, together."""
+    if not slots:
+        return
+    ends = [position for position in range(1, len(slots)) if slots[position] != slots[position - 1] + 1]
+    for begin, end in pairwise([0, *ends, len(slots)]):
+        step = longest or end - begin
+        for start in range(begin, end, step):
+            yield range(slots[start], slots[min(start + step, end) - 1] + 1)
+
+
+class Slots:
+    """Which slots of the store are in use. The file never has more than twice as many as were in use at once, and one
+    batch."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.dirty = 0
+        """Slots that are free and hold disk space."""
+        self.may_grow = True
+        """False while the disk is full: then only slots that hold disk space are taken."""
+        self._states = bytearray()
+        self._lowest = 0
+        """No slot below this is free."""
+
+    @property
+    def size(self) -> int:
+        """Slots, free ones included."""
+        return len(self._states)
+
+    def take(self, count: int) -> list[int]:
+        """Up to ``count`` slots, neighbours if that can be; fewer only if the file may not grow."""
+        for state in (_DIRTY, _CLEAN) if self.may_grow else (_DIRTY,):
+            start = self._states.find(state * count, self._lowest)
+            if start >= 0:
+                return self._mark([range(start, start + count)])
+        if not self.may_grow:
+            return self._mark(self._pieces(_ALL_DIRTY, count))
+        if self.used + count <= len(self._states) and self.used < len(self._states) // 2:
+            return self._mark(self._pieces(_ALL_FREE, count))
+        start = len(self._states)
+        self._states += _CLEAN * count
+        return self._mark([range(start, start + count)])
+
+    def give_back(self, slots: Iterable[int], is_clean: bool = False) -> None:
+        """They are free again.
+
+        Args:
+            is_clean: whether they hold no disk space.
+        """
+        state, states, count = (_CLEAN if is_clean else _DIRTY)[0], self._states, 0
+        lowest = self._lowest
+        for slot in slots:
+            states[slot] = state
+            count += 1
+            if slot < lowest:
+                lowest = slot
+        self._lowest = lowest
+        self.used -= count
+        if not is_clean:
+            self.dirty += count
+
+    def recover(self, slots: Iterable[int]) -> None:
+        """Have exactly these in use. Others that were hold disk space, perhaps."""
+        states = self._states.replace(_USED, _DIRTY)
+        for slot in slots:
+            states[slot] = _USED[0]
+        used, dirty = states.count(_USED), states.count(_DIRTY)
+        self._states, self.used, self.dirty, self._lowest = states, used, dirty, 0
+
+    def take_dirty(self, most: int) -> list[int]:
+        """Take up to ``most`` slots whose disk space is to be given back, in order."""
+        return self._mark(self._pieces(_ALL_DIRTY, most))
+
+    def _pieces(self, pattern: re.Pattern[bytes], count: int) -> list[range]:
+        pieces: list[range] = []
+        for match in pattern.finditer(self._states, self._lowest):
+            start, end = match.span()
+            pieces.append(range(start, min(end, start + count)))
+            count -= len(pieces[-1])
+            if not count:
+                break
+        return pieces
+
+    def _mark(self, pieces: list[range]) -> list[int]:
+        for piece in pieces:
+            self.dirty -= self._states.count(_DIRTY, piece.start, piece.stop)
+            self._states[piece.start : piece.stop] = _USED * len(piece)
+            self.used += len(piece)
+            if piece.start <= self._lowest < piece.stop:
+                self._lowest = piece.stop
+        return [slot for piece in pieces for slot in piece]

@@ -1,0 +1,1 @@
+"""A tree read by its paths: ls, cat, extract, tar."""

@@ -1,0 +1,525 @@
+"""An image's tree read by paths, without a mount: what the API's ``open_image`` gives, and ``ls``, ``cat``, ``extract``
+and ``tar`` stand on.
+
+Paths are resolved as by a process whose root the image is (chroot(2)), and nobody's permissions are looked at.
+
+What is in memory is had without waiting, so each operation, and each piece of a long one, reaches a checkpoint of
+trio's by itself: other tasks get their turn, and it can be cancelled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from errno import EISDIR, ELOOP, ENAMETOOLONG, ENODATA, ENOENT, ENOTDIR
+from types import TracebackType
+from typing import AnyStr, Generic, NamedTuple
+from uuid import UUID
+
+import trio
+
+from mystfuse.errors import CorruptFilesystem, MystfuseError
+from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO, PATH_MAX
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.xattr import split_name
+from mystfuse.trust.policy import Trust
+from mystfuse.volume.volume import Volume
+
+MAX_SYMLINKS = 40
+"""Symbolic links that one path may lead through (kernel, include/linux/namei.h, MAXSYMLINKS)."""
+CHUNK = 1 << 20
+"""Bytes of a file that are read at once."""
+_ENTRIES_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What stat(2) says, under the names of ``os.stat_result``. Times are nanoseconds since the epoch."""
+
+    st_mode: int
+    st_ino: int
+    st_nlink: int
+    st_uid: int
+    st_gid: int
+    st_rdev: int
+    st_size: int
+    st_blksize: int
+    st_blocks: int
+    """512-byte units."""
+    st_atime_ns: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+
+    @classmethod
+    def of(cls, inode: Inode, block_size: int) -> Stat:
+        return cls(
+            inode.i_mode,
+            inode.ino,
+            inode.i_links_count,
+            inode.uid,
+            inode.gid,
+            inode.rdev,
+            inode.size,
+            block_size,
+            inode.i_blocks,
+            inode.atime_ns,
+            inode.mtime_ns,
+            inode.ctime_ns,
+        )
+
+    @property
+    def st_atime(self) -> float:
+        """Seconds since the epoch."""
+        return self.st_atime_ns / 1e9
+
+    @property
+    def st_mtime(self) -> float:
+        """Seconds since the epoch."""
+        return self.st_mtime_ns / 1e9
+
+    @property
+    def st_ctime(self) -> float:
+        """Seconds since the epoch."""
+        return self.st_ctime_ns / 1e9
+
+
+class Child(NamedTuple):
+    """A name in a directory, and what it refers to: an inode, or the error that is met instead."""
+
+    name: bytes
+    ino: int
+    found: Inode | MystfuseError
+
+    @property
+    def inode(self) -> Inode:
+        """The inode; raises the error if there is none."""
+        if isinstance(self.found, MystfuseError):
+            raise self.found
+        return self.found
+
+
+class DirEntry(Generic[AnyStr]):
+    """A name in a directory, as ``os.scandir`` gives it.
+
+    Where the inode cannot be had, the name is there all the same, and asking for more raises the error.
+    """
+
+    def __init__(self, tree: ImageTree, path: AnyStr, name: AnyStr, child: Child) -> None:
+        self.name: AnyStr = name
+        self.path: AnyStr = path
+        """The directory's path as it was given, and the name."""
+        self.inode = child.ino
+        self._child = child
+        self._tree = tree
+
+    def is_dir(self) -> bool:
+        """Whether it is a directory itself, not a symbolic link to one."""
+        return self._child.inode.is_directory
+
+    def is_file(self) -> bool:
+        """Whether it is a regular file itself."""
+        return self._child.inode.is_regular
+
+    def is_symlink(self) -> bool:
+        return self._child.inode.is_symlink
+
+    def stat(self) -> Stat:
+        """What lstat(2) says."""
+        return self._tree.stat_of(self._child.inode)
+
+    def __repr__(self) -> str:
+        return f"<DirEntry {self.name!r}>"
+
+
+class ImageFile:
+    """A regular file of an image that is open for reading. Use ``ImageTree.open``.
+
+    It can be read by chunks (``async for``), all at once, or anywhere (``pread``); ``async with`` closes it.
+    """
+
+    def __init__(self, volume: Volume, inode: Inode, name: str | bytes) -> None:
+        self.name = name
+        """The path that it was opened by."""
+        self.size = inode.size
+        """Bytes."""
+        self._volume = volume
+        self._ino = inode.ino
+        self._position = 0
+        self._is_closed = False
+
+    async def pread(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from byte ``offset`` on, fewer only at the end; the position stays where it is.
+
+        Raises:
+            ValueError: a negative offset or length, or the file is closed.
+            CorruptFilesystem, IntegrityError, ImageReadError
+        """
+        self._check_open()
+        if offset < 0 or length < 0:
+            raise ValueError("offset and length cannot be negative")
+        await trio.lowlevel.checkpoint()
+        end = min(offset + length, self.size)
+        parts: list[bytes | memoryview] = []
+        for start in range(offset, end, CHUNK):
+            if start > offset:
+                await trio.lowlevel.checkpoint()
+            parts.append(await self._volume.read(self._ino, start, min(CHUNK, end - start)))
+        return b"".join(parts)
+
+    async def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes from the position on, all there are if it is negative; empty at the end."""
+        data = await self.pread(self._position, self.size if size < 0 else size)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position, which may lie behind the end; returns the new one.
+
+        Raises:
+            ValueError: it would be negative, ``whence`` is none, or the file is closed.
+        """
+        self._check_open()
+        bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}
+        if whence not in bases or bases[whence] + offset < 0:
+            raise ValueError(f"cannot seek to {offset} from {whence}")
+        self._position = bases[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position, in bytes from the beginning."""
+        self._check_open()
+        return self._position
+
+    async def data_ranges(self) -> AsyncIterator[tuple[int, int]]:
+        """Where there is data: (byte offset, length of up to 1 MiB), in order. What lies between is holes.
+
+        Raises:
+            CorruptFilesystem, IntegrityError, ImageReadError
+        """
+        self._check_open()
+        # Of a sound file each table of pointers can begin and end a hole, and each block be data for itself.
+        steps_left = 4 * self._volume.superblock.s_blocks_count
+        start = position = 0
+        while True:
+            await trio.lowlevel.checkpoint()
+            is_data, length = await self._volume.stretch(self._ino, position)
+            if not is_data or position - start >= CHUNK:
+                while start < position:
+                    yield start, min(CHUNK, position - start)
+                    start += min(CHUNK, position - start)
+            position += length
+            if not is_data:
+                start = position
+            if not length:
+                return
+            steps_left -= 1
+            if steps_left < 0:
+                raise CorruptFilesystem(f"inode {self._ino}: its map has more tables than the file system has blocks")
+
+    async def aclose(self) -> None:
+        """Close it; reading raises ValueError from then on."""
+        self._is_closed = True
+
+    async def __aenter__(self) -> ImageFile:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while data := await self.read(CHUNK):
+            yield data
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the file is closed")
+
+    def __repr__(self) -> str:
+        return f"<ImageFile {self.name!r}>"
+
+
+class ImageTree:
+    """The tree of an opened image. Use ``mystfuse.open_image``.
+
+    Paths are str or bytes, absolute or relative to the image's root, which is the same. Symbolic links and ``..`` do
+    not lead out of it. What cannot be found is an OSError with the path as its filename, as from the functions of
+    ``os``; what is broken or damaged in the image is a MystfuseError.
+
+    Args:
+        trust: why the image is believed.
+    """
+
+    def __init__(self, volume: Volume, trust: Trust) -> None:
+        self.volume = volume
+        self.trust = trust
+
+    @property
+    def trust_explanation(self) -> str:
+        """One clause for people: who vouches for the image."""
+        return self.trust.explanation
+
+    @property
+    def root_hash(self) -> bytes | None:
+        """What every block is checked against; None where there is no hash tree (``insecure`` alone)."""
+        return self.trust.root_hash
+
+    @property
+    def uuid(self) -> UUID:
+        """Of the file system, from its verified superblock."""
+        return self.volume.superblock.s_uuid
+
+    async def stat(self, path: str | bytes, *, follow_symlinks: bool = True) -> Stat:
+        """What stat(2) says of ``path``.
+
+        Raises:
+            OSError: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
+            CorruptFilesystem, IntegrityError, ImageReadError
+        """
+        return self.stat_of(await self.resolve(path, follow_symlinks))
+
+    async def lstat(self, path: str | bytes) -> Stat:
+        """What lstat(2) says of ``path``; raises as ``stat``."""
+        return await self.stat(path, follow_symlinks=False)
+
+    async def exists(self, path: str | bytes) -> bool:
+        """Whether ``path`` leads anywhere, symbolic links followed.
+
+        Raises:
+            CorruptFilesystem, IntegrityError, ImageReadError: it cannot be told.
+        """
+        try:
+            await self.resolve(path)
+        except OSError:
+            return False
+        return True
+
+    async def scandir(self, path: AnyStr) -> AsyncIterator[DirEntry[AnyStr]]:
+        """The names in a directory, in its own order, without ``.`` and ``..``.
+
+        Raises:
+            OSError: as ``stat``; ENOTDIR if it is something else.
+            CorruptFilesystem, IntegrityError, ImageReadError: the directory cannot be read on.
+        """
+        directory = await self._directory(path)
+        async for child in self.children(directory.ino):
+            name = _like(path, child.name)
+            yield DirEntry(self, _join(path, name), name, child)
+
+    async def walk(self, top: AnyStr) -> AsyncIterator[tuple[AnyStr, list[AnyStr], list[AnyStr]]]:
+        """A directory and all below it, each before what is in it: (path, names of directories, other names).
+
+        Symbolic links are not followed, but for ``top`` itself. Names taken out of the list of directories are not
+        gone into. A name whose inode cannot be had is among the others.
+
+        Raises:
+            OSError: as ``stat``; ENOTDIR.
+            CorruptFilesystem: also when a directory has two names, so that a walk might never end.
+            IntegrityError, ImageReadError
+        """
+        pending = [(top, (await self._directory(top)).ino)]
+        seen: set[int] = set()
+        while pending:
+            path, ino = pending.pop()
+            check_first_visit(ino, seen)
+            directories: dict[AnyStr, int] = {}
+            others: list[AnyStr] = []
+            async for child in self.children(ino):
+                name = _like(path, child.name)
+                if isinstance(child.found, Inode) and child.found.is_directory:
+                    directories[name] = child.ino
+                else:
+                    others.append(name)
+            names = list(directories)
+            yield path, names, others
+            pending += [(_join(path, name), directories[name]) for name in reversed(names) if name in directories]
+
+    async def open(self, path: str | bytes) -> ImageFile:
+        """Open a regular file for reading; symbolic links are followed.
+
+        Raises:
+            OSError: as ``stat``; EISDIR if it is not a regular file.
+            CorruptFilesystem, IntegrityError, ImageReadError
+        """
+        inode = await self.resolve(path)
+        if not inode.is_regular:
+            what = os.strerror(EISDIR) if inode.is_directory else "Not a regular file"
+            raise OSError(EISDIR, what, path)
+        return self.open_inode(inode, path)
+
+    async def read_file(self, path: str | bytes) -> bytes:
+        """The whole contents of a regular file; raises as ``open``."""
+        async with await self.open(path) as file:
+            return await file.read()
+
+    async def readlink(self, path: AnyStr) -> AnyStr:
+        """The target of a symbolic link.
+
+        Raises:
+            OSError: as ``stat``; EINVAL if it is something else.
+            CorruptFilesystem, IntegrityError, ImageReadError
+        """
+        inode = await self.resolve(path, follow_symlinks=False)
+        try:
+            return _like(path, await self.volume.target(inode.ino))
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), path) from error
+
+    async def listxattr(self, path: str | bytes, *, follow_symlinks: bool = True) -> list[str]:
+        """The full names of the extended attributes, ACLs and ``trusted.*`` included; raises as ``stat``."""
+        inode = await self.resolve(path, follow_symlinks)
+        return [os.fsdecode(name) for name in await self.volume.xattrs(inode.ino)]
+
+    async def getxattr(self, path: str | bytes, attribute: str | bytes, *, follow_symlinks: bool = True) -> bytes:
+        """The value of an extended attribute, ACLs in the form that getxattr(2) gives them.
+
+        Raises:
+            OSError: as ``stat``; ENODATA if there is none of that name, EOPNOTSUPP if there cannot be one.
+            CorruptFilesystem, IntegrityError, ImageReadError
+        """
+        inode = await self.resolve(path, follow_symlinks)
+        name = os.fsencode(attribute)
+        try:
+            split_name(name)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), path) from error
+        value = (await self.volume.xattrs(inode.ino)).get(name)
+        if value is None:
+            raise OSError(ENODATA, os.strerror(ENODATA), path)
+        return value
+
+    async def extract(self, path: str | bytes, destination: str | os.PathLike[str]) -> dict[str, int]:
+        """Copy a file, or a directory and all below it, out of the image, as ``cp -a`` would; see ``extract.extract``.
+
+        Args:
+            path: a symbolic link is copied itself.
+            destination: must not exist. It appears when it is complete, or not at all.
+
+        Returns:
+            What could not be kept for want of permission, and how many times: names of extended attributes, ``owner``,
+            ``device``.
+
+        Raises:
+            OSError: as ``stat``, or ``destination`` cannot be written; EEXIST if it exists.
+            CorruptFilesystem: also when names or blocks are used twice, as in no sound file system.
+            IntegrityError, ImageReadError
+        """
+        from mystfuse.tree.extract import extract
+
+        return await extract(self, path, destination)
+
+    async def resolve(self, path: str | bytes, follow_symlinks: bool = True) -> Inode:
+        """The inode that a path leads to (path_resolution(7)); raises as ``stat``."""
+        encoded = os.fsencode(path)
+        if b"\0" in encoded:
+            raise ValueError("embedded null byte")
+        if not encoded or len(encoded) >= PATH_MAX:
+            number = ENAMETOOLONG if encoded else ENOENT
+            raise OSError(number, os.strerror(number), path)
+        await trio.lowlevel.checkpoint()
+        try:
+            return await self._resolve(encoded, follow_symlinks)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), path) from error
+
+    async def _resolve(self, path: bytes, follow_symlinks: bool) -> Inode:
+        root = await self.volume.inode(EXT2_ROOT_INO)
+        # The way from the root down to where we are. On the way back ".." in the image does not count: it may lie.
+        way = [root]
+        pending = _components(path)
+        symlinks = 0
+        while pending:
+            name = pending.pop()
+            if not way[-1].is_directory:
+                raise OSError(ENOTDIR, "not a directory")
+            if len(name) > EXT2_NAME_LEN:
+                raise OSError(ENAMETOOLONG, "a name is too long")
+            if name == b".":
+                continue
+            if name == b"..":
+                del way[max(len(way) - 1, 1) :]
+                continue
+            inode = await self.volume.lookup(way[-1].ino, name)
+            if inode is None:
+                raise OSError(ENOENT, "no such name")
+            if not inode.is_symlink or not (pending or follow_symlinks):
+                way.append(inode)
+                continue
+            symlinks += 1
+            if symlinks > MAX_SYMLINKS:
+                raise OSError(ELOOP, "too many symbolic links")
+            # Behind each there may be another two thousand names.
+            await trio.lowlevel.checkpoint()
+            target = await self.volume.target(inode.ino)
+            if target.startswith(b"/"):
+                way = [root]
+            pending += _components(target)
+        return way[-1]
+
+    async def _directory(self, path: str | bytes) -> Inode:
+        inode = await self.resolve(path)
+        if not inode.is_directory:
+            raise OSError(ENOTDIR, os.strerror(ENOTDIR), path)
+        return inode
+
+    async def children(self, ino: int) -> AsyncGenerator[Child, None]:
+        """The names in directory ``ino``, in its own order, each with what it refers to.
+
+        Raises:
+            NotADirectoryError, CorruptFilesystem, IntegrityError, ImageReadError
+        """
+        await trio.lowlevel.checkpoint()
+        size = (await self.volume.inode(ino)).size
+        offset = 0
+        while offset < size:
+            if offset:
+                await trio.lowlevel.checkpoint()
+            entries, offset = await self.volume.entries(ino, offset, _ENTRIES_AT_ONCE)
+            for entry, inode in entries:
+                yield Child(entry.name, entry.ino, inode or await self._error_of(entry.ino))
+
+    async def _error_of(self, ino: int) -> MystfuseError:
+        """Why an inode that a listing came without cannot be had."""
+        try:
+            await self.volume.inode(ino)
+        except MystfuseError as error:
+            return error
+        return CorruptFilesystem(f"an entry refers to inode {ino}, the root directory")
+
+    def stat_of(self, inode: Inode) -> Stat:
+        """What stat(2) says of an inode."""
+        return Stat.of(inode, self.volume.superblock.block_size)
+
+    def open_inode(self, inode: Inode, name: str | bytes) -> ImageFile:
+        """Open a regular file by its inode."""
+        return ImageFile(self.volume, inode, name)
+
+
+def check_first_visit(ino: int, seen: set[int]) -> None:
+    """Note that a walk goes into directory ``ino``.
+
+    Raises:
+        CorruptFilesystem: it has been there, so the directory has two names.
+    """
+    if ino in seen:
+        raise CorruptFilesystem(f"directory inode {ino} is in more than one place of the tree")
+    seen.add(ino)
+
+
+def _components(path: bytes) -> list[bytes]:
+    """The names in a path, the first one last. A slash at the end asks for a directory, as ``.`` does."""
+    names = [name for name in path.split(b"/") if name]
+    if path.endswith(b"/"):
+        names.append(b".")
+    return names[::-1]
+
+
+def _like(path: AnyStr, name: bytes) -> AnyStr:
+    """A name in the type of ``path``."""
+    return name if isinstance(path, bytes) else os.fsdecode(name)
+
+
+def _join(path: AnyStr, name: AnyStr) -> AnyStr:
+    return os.path.join(path, name)

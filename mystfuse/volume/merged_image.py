@@ -1,0 +1,129 @@
+"""The merged file system, image and overlay together, as one run of bytes: as it was when it was opened."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from functools import partial
+
+import trio
+
+from mystfuse.devices.cache import BlockCache
+from mystfuse.devices.device import Device, Extent
+from mystfuse.errors import MystfuseError, StorageTimeout
+from mystfuse.ext2 import contents
+from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.group import read_group_descriptor
+from mystfuse.overlay.overlay import Overlay, Snapshot
+from mystfuse.volume.runner import Runner
+
+log = logging.getLogger(__name__)
+
+_BITMAPS_KEPT = 64
+
+
+class MergedImage:
+    """A snapshot of a volume. Use ``MergedImage.open``, and ``close`` when done.
+
+    In it every inode without a name has been released, so that e2fsck has nothing to say; free blocks are zeros.
+    """
+
+    def __init__(self, filesystem: FileSystem, snapshot: Snapshot, cache: BlockCache, device: Device) -> None:
+        self.size = filesystem.superblock.size
+        """Bytes."""
+        self._filesystem = filesystem
+        self._snapshot = snapshot
+        self._device = device
+        self._runner = Runner(filesystem, cache, snapshot, lambda: 0)
+        self._bitmaps: OrderedDict[int, bytes] = OrderedDict()
+
+    @classmethod
+    async def open(cls, filesystem: FileSystem, overlay: Overlay, cache: BlockCache, device: Device) -> MergedImage:
+        """The present state; nothing that is written from the call on shows.
+
+        Raises:
+            OSError: EBUSY, too many are open; ENOSPC, the overlay has no room for what differs.
+            StorageTimeout: storage does not answer while orphans are released.
+        """
+        twin = filesystem.fork()
+        snapshot = overlay.snapshot()
+        try:
+            image = cls(twin, snapshot, cache, device)
+            await image._release_orphans()
+        except BaseException:
+            snapshot.close()
+            raise
+        return image
+
+    def close(self) -> None:
+        """Give back what only this snapshot holds."""
+        self._snapshot.close()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from byte ``offset`` on; fewer only at the end.
+
+        Raises:
+            MystfuseError: blocks cannot be had.
+        """
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
+        block_size = self._filesystem.superblock.block_size
+        first, end = offset // block_size, -(-(offset + length) // block_size)
+        parts: list[bytes | memoryview | int | None] = []
+        extents: list[Extent] = []
+        for number in range(first, end):
+            part = self._snapshot.get(number)
+            if part is None and not await self._is_in_use(number):
+                part = bytes(block_size)
+            parts.append(part)
+            if part is None:
+                if extents and extents[-1].end == number * block_size and parts[-2:] == [None, None]:
+                    extents[-1] = Extent(extents[-1].offset, extents[-1].length + block_size)
+                else:
+                    extents.append(Extent(number * block_size, block_size))
+        fetched = (
+            data[start : start + block_size]
+            for data in await self._device.read(extents)
+            for start in range(0, len(data), block_size)
+        )
+        tickets = [part for part in parts if isinstance(part, int)]
+        # What a snapshot has in the store stays there.
+        recalled = await self._snapshot.recall(tickets) if tickets else {}
+        blocks: list[bytes | memoryview] = []
+        for held in parts:
+            block = next(fetched) if held is None else recalled[held] if isinstance(held, int) else held
+            if isinstance(block, MystfuseError):
+                raise block
+            blocks.append(block)
+        whole = b"".join(blocks)
+        return whole[offset - first * block_size :][:length]
+
+    async def _is_in_use(self, number: int) -> bool:
+        superblock = self._filesystem.superblock
+        if number < superblock.s_first_data_block:
+            return True
+        group, bit = divmod(number - superblock.s_first_data_block, superblock.s_blocks_per_group)
+        bitmap = self._bitmaps.get(group)
+        if bitmap is None:
+            bitmap = self._bitmaps[group] = await self._runner.run(self._read_bitmap, group)
+            if len(self._bitmaps) > _BITMAPS_KEPT:
+                self._bitmaps.popitem(last=False)
+        return bool(bitmap[bit // 8] >> bit % 8 & 1)
+
+    def _read_bitmap(self, blocks: Blocks, group: int) -> bytes:
+        return blocks.block(read_group_descriptor(self._filesystem.superblock, blocks, group).bg_block_bitmap)
+
+    async def _release_orphans(self) -> None:
+        for ino in sorted(self._filesystem.orphans):
+            # What is in memory needs no waiting: others get their turn all the same.
+            await trio.lowlevel.checkpoint()
+            try:
+                while not await self._runner.change(ino, partial(contents.release, self._filesystem), ino):
+                    await trio.lowlevel.checkpoint()
+            except StorageTimeout:
+                # The next one would wait as long.
+                raise
+            except MystfuseError as error:
+                log.warning("a removed file stays in the merged image: %s", error)

@@ -1,0 +1,353 @@
+"""Runs operations of the ext2 core: fetches the blocks they miss, runs them again, commits what they change."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import trio
+
+from mystfuse.devices.cache import BlockCache
+from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
+from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
+from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.overlay.spill import OverlayBusy, OverlayFull
+from mystfuse.system.reserve import insist
+
+MAX_RUNS = 40
+"""How often an operation may miss blocks and be run again. A rename can meet five inodes, each with its descriptor and
+table block, three levels of indirection and a block of its own, and the bitmaps; a look-up needs a third of that."""
+MAX_PINNED_BYTES = 64 << 20
+FEW_PINNED_BYTES = 4 << 20
+"""What an operation may pin beside any number of others."""
+MAX_LARGE = 8
+"""Operations at once that pin more."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WrittenStore(Protocol):
+    """Where written blocks are: an ``Overlay`` or a ``Snapshot`` of one."""
+
+    def get(self, number: int) -> bytes | int | None: ...
+
+    def holds(self, number: int) -> bool: ...
+
+    def commit(
+        self,
+        changed: Mapping[int, bytes | bytearray | memoryview],
+        freed: Collection[int],
+        use_reserve: bool,
+        runs: Collection[tuple[int, memoryview]] = (),
+    ) -> None: ...
+
+    def recall_now(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError] | None: ...
+
+    async def recall(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError]: ...
+
+    async def make_room(self, busy: OverlayBusy) -> None: ...
+
+
+class Runner:
+    """Runs operations over the image's blocks and those written since.
+
+    Args:
+        filesystem: what the operations keep in memory besides the blocks.
+        room: how many blocks of data may still be written.
+        io_timeout: seconds that an operation that needs many blocks waits for others that do, at most.
+    """
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        cache: BlockCache,
+        written: WrittenStore | None,
+        room: Callable[[], int],
+        io_timeout: float = math.inf,
+    ) -> None:
+        self.commits = 0
+        """Transactions that changed something."""
+        self._filesystem = filesystem
+        self._cache = cache
+        self._written = written
+        self._room = room
+        self._large = _Places(MAX_LARGE, io_timeout)
+        self._held: dict[int, tuple[int, trio.Event]] = {}
+        """Inodes that are held: by how many, and what is set when by none any more."""
+
+    @contextmanager
+    def hold(self, ino: int) -> Iterator[None]:
+        """Let nobody change the contents of inode ``ino`` for the time of the block. Several may hold it."""
+        holders, freed = self._held.get(ino) or (0, trio.Event())
+        self._held[ino] = holders + 1, freed
+        try:
+            yield
+        finally:
+            holders, freed = self._held.pop(ino)
+            if holders > 1:
+                self._held[ino] = holders - 1, freed
+            else:
+                freed.set()
+
+    def blocks(self) -> Blocks:
+        """What is in memory, for one run of an operation that changes nothing."""
+        return Blocks(self._cache.get) if self._written is None else Blocks(self._cache.get, self._written.get)
+
+    async def run(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation that changes nothing. It comes to its end, and this returns, without an await between.
+
+        Raises:
+            OSError, MystfuseError: as the operation does.
+        """
+        blocks = self.blocks()
+        misses: _Misses | None = None
+        try:
+            while True:
+                try:
+                    return operation(blocks, *args, **kwargs)
+                except BlocksMissing as error:
+                    missing = error
+                misses = misses or _Misses(self._cache, self._written, blocks, self._large)
+                blocks.restart()
+                await misses.fetch(missing)
+        finally:
+            if misses is not None:
+                misses.close()
+
+    def run_now(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """The same, if all blocks can be had without waiting for storage; else None.
+
+        Raises:
+            OSError, MystfuseError: as the operation does.
+        """
+        blocks = self.blocks()
+        misses = _Misses(self._cache, self._written, blocks, self._large)
+        while True:
+            try:
+                return operation(blocks, *args, **kwargs)
+            except BlocksMissing as error:
+                missing = error
+            blocks.restart()
+            if not misses.fetch_now(missing):
+                return None
+
+    async def change(
+        self,
+        ino: int,
+        operation: Callable[Concatenate[Transaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run an operation that changes something, and commit what it changed: all of it or nothing.
+
+        Args:
+            ino: whose contents it changes, 0 for nobody's; it waits while somebody holds them.
+
+        Cancellation, like any error, comes before the commit or not at all.
+
+        Raises:
+            OSError: as the operation does; ENOSPC when the overlay is full.
+            MystfuseError: as the operation does.
+        """
+        assert self._written is not None
+        cache = self._cache
+        transaction = Transaction(cache.block_size, cache.get, self._written, self._room, time.time_ns())
+        misses = _Misses(cache, self._written, transaction, self._large)
+        try:
+            return await self._change(ino, transaction, misses, partial(operation, transaction, *args, **kwargs))
+        finally:
+            misses.close()
+
+    async def _change(self, ino: int, transaction: Transaction, misses: _Misses, operation: Callable[[], T]) -> T:
+        assert self._written is not None
+        budget: int | None = None
+        while True:
+            while ino in self._held:
+                await self._held[ino][1].wait()
+            transaction.restart(budget)
+            try:
+                result = operation()
+            except BlocksMissing as error:
+                missing = error
+            else:
+                try:
+                    self._commit(transaction)
+                except OverlayFull as error:
+                    budget = _smaller_budget(transaction, error)
+                    continue
+                except OverlayBusy as error:
+                    busy = error
+                else:
+                    return result
+                try:
+                    await self._written.make_room(busy)
+                except OverlayFull as error:
+                    budget = _smaller_budget(transaction, error)
+                continue
+            await misses.fetch(missing)
+
+    def _commit(self, transaction: Transaction) -> None:
+        """Commit what an operation has changed, and bring what is known besides the blocks up to date: all of it, or
+        nothing and an error. The memory that orphans need is taken before; what can be found out from the blocks is
+        forgotten if there is none for it.
+
+        Raises:
+            OverlayFull, OverlayBusy, OSError, MemoryError: as the store of written blocks does.
+        """
+        assert self._written is not None
+        commits, orphans = self.commits + 1, self._filesystem.orphans
+        new_orphans = transaction.orphaned - orphans
+        try:
+            orphans |= new_orphans
+            self._written.commit(transaction.changed, transaction.freed, transaction.gives_back, transaction.runs)
+        except BaseException:
+            orphans -= new_orphans
+            raise
+        # Nothing from here on may fail.
+        if transaction.changed or transaction.freed or transaction.runs:
+            self.commits = commits
+        orphans -= transaction.released
+        try:
+            for action in transaction.on_commit:
+                action()
+        except MemoryError:
+            insist(self._filesystem.forget_all)
+
+
+def _smaller_budget(transaction: Transaction, error: OverlayFull) -> int:
+    """For another run: what the metadata takes up is known only when there is no room for all of it."""
+    budget = transaction.spent - error.missing
+    if not transaction.is_divisible or budget <= 0:
+        raise error
+    return budget
+
+
+class _Places:
+    def __init__(self, count: int, io_timeout: float) -> None:
+        self.limiter = trio.CapacityLimiter(count)
+        self.io_timeout = io_timeout
+
+
+class _Misses:
+    """Fetches what one operation misses, and sees to it that this ends. ``close`` it with the operation.
+
+    Args:
+        large: bounds how many operations have a lot pinned.
+    """
+
+    def __init__(self, cache: BlockCache, written: WrittenStore | None, blocks: Blocks, large: _Places) -> None:
+        self._cache = cache
+        self._written = written
+        self._blocks = blocks
+        self._large = large
+        self._is_large = False
+        self._runs = 0
+
+    def close(self) -> None:
+        """The operation has come to its end."""
+        if self._is_large:
+            self._large.limiter.release_on_behalf_of(self)
+
+    async def fetch(self, missing: BlocksMissing) -> None:
+        """Fetch and pin the blocks that the operation missed.
+
+        Raises:
+            StorageTimeout: storage does not answer.
+            RuntimeError: the operation would never end.
+        """
+        blocks = self._blocks
+        count = len(blocks.pinned) + len(blocks.recalled) + len(missing.numbers) + len(missing.ahead)
+        if count * self._cache.block_size > FEW_PINNED_BYTES and not self._is_large:
+            # Nobody who holds an inode comes here: the map of a read is small in any image.
+            try:
+                with trio.fail_after(self._large.io_timeout):
+                    await self._large.limiter.acquire_on_behalf_of(self)
+            except trio.TooSlowError:
+                raise StorageTimeout("other operations that need many blocks wait for storage, which hangs") from None
+            self._is_large = True
+        if not self.fetch_now(missing):
+            wanted, tickets = self._split(missing.numbers | missing.ahead)
+            if tickets and self._written is not None:
+                self._blocks.recalled.update(await self._written.recall(tickets, keep=True))
+            if wanted:
+                await self._fetch(wanted & missing.numbers, wanted, missing.speculative)
+        elif missing.progress:
+            # Something long: others get their turn.
+            await trio.lowlevel.checkpoint()
+        self._check_pinned()
+
+    def fetch_now(self, missing: BlocksMissing) -> bool:
+        """Fetch and pin the blocks that the operation missed, if that needs no waiting; False if it does, or one of
+        them cannot be had.
+
+        Raises:
+            RuntimeError: the operation would never end.
+        """
+        blocks = self._blocks
+        if missing.progress:
+            blocks.pinned.clear()
+            blocks.damaged.clear()
+            blocks.suspect.clear()
+            blocks.recalled.clear()
+            self._runs = 0
+        self._runs += 1
+        wanted, tickets = self._split(missing.numbers | missing.ahead)
+        is_known = not blocks.pinned.keys().isdisjoint(wanted & missing.numbers) or any(
+            ticket in blocks.recalled for ticket in tickets
+        )
+        if self._runs > MAX_RUNS or is_known:
+            raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {self._runs}: it cannot end")
+        if tickets and self._written is not None:
+            recalled = self._written.recall_now(tickets, keep=True)
+            if recalled is None:
+                return False
+            blocks.recalled.update(recalled)
+        try:
+            fetched = self._cache.fetch_now(wanted) if wanted else {}
+        except ImageReadError:
+            return False
+        blocks.pinned.update(fetched or {})
+        self._check_pinned()
+        return fetched is not None
+
+    def _split(self, numbers: frozenset[int]) -> tuple[frozenset[int], list[int]]:
+        """Of blocks that are missed: those that are the image's, and the tickets of those that have been written."""
+        written = self._written
+        if written is None:
+            return numbers, []
+        there = {number: block for number in numbers if (block := written.get(number)) is not None}
+        if not there:
+            return numbers, []
+        return numbers - there.keys(), [block for block in there.values() if isinstance(block, int)]
+
+    def _check_pinned(self) -> None:
+        count = len(self._blocks.pinned) + len(self._blocks.recalled)
+        if count * self._cache.block_size > MAX_PINNED_BYTES:
+            raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
+
+    async def _fetch(self, needed: frozenset[int], wanted: frozenset[int], quietly: bool) -> None:
+        """Fetch ``needed`` blocks, and if possible all that are ``wanted``. A damaged block must not fail what is
+        fetched along with it: then each that is needed is fetched by itself, and told if it cannot be had."""
+        blocks = self._blocks
+        if quietly or len(wanted) > 1:
+            try:
+                blocks.pinned.update(await self._cache.fetch(wanted, quietly=True))
+                return
+            except StorageTimeout:
+                raise
+            except (IntegrityError, ImageReadError) as error:
+                if quietly and len(wanted) == 1:
+                    blocks.suspect.update(dict.fromkeys(wanted, error))
+                    return
+        for number in sorted(needed):
+            try:
+                blocks.pinned.update(await self._cache.fetch([number], quietly))
+            except StorageTimeout:
+                raise
+            except (IntegrityError, ImageReadError) as error:
+                (blocks.suspect if quietly else blocks.damaged)[number] = error
