@@ -26,14 +26,15 @@ from typing import Any
 
 import _pytest.pathlib
 import pytest
-from machine import FUSE, Lack, explanation, lacking, table, unable
 from removal import mounts_in, temporary_directory
 
 from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.mounting.mount_table import find_daemon, find_mount
 from mystfuse.mounting.unmount import unmount
+from tests.support.machine import FUSE, Lack, explanation, lacking, table, unable
 
-DATA = Path(__file__).parent / "data"
+PROJECT = Path(__file__).parents[1]
+DATA = PROJECT / "tests/data"
 GOLDEN_NAMES = ("plain-1024", "plain-4096", "signed-1024", "signed-4096")
 USER, GROUP = pwd.getpwnam("nobody")[2:4]
 """An ordinary user; fusermount3 wants one that has a name."""

@@ -1,9 +1,9 @@
-"""``python -m corruption``, from the directory of the tests; see ``many``."""
+"""``python -m tests.corruption``; see ``many``."""
 
 import signal
 import sys
 
-from corruption.many import main
+from tests.corruption.many import main
 
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):

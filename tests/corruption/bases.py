@@ -10,8 +10,8 @@ import stat
 from pathlib import Path
 from struct import unpack_from
 
-from conftest import run
-from ext2_editor import ROOT, Editor, debugfs, kernel_mount
+from tests.conftest import run
+from tests.support.ext2_editor import ROOT, Editor, debugfs, kernel_mount
 
 OPTIONS = {
     "1k": ("-b", "1024", "-g", "2048", "-N", "512", "-I", "256"),

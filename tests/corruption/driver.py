@@ -21,7 +21,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from corruption.exercise import Outcomes, exercise, walk
 from mystfuse.build.hash_tree import write_all, write_tree
 from mystfuse.cli import main as command_line
 from mystfuse.errors import ExitStatus, MountError
@@ -30,11 +29,12 @@ from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 from mystfuse.mounting.mount_table import find_daemon, find_mount
 from mystfuse.mounting.unmount import unmount, unmount_and_wait
 from mystfuse.trust.signature import SigningKey
+from tests.corruption.exercise import Outcomes, exercise, walk
 
 # What a command imports when it is run is imported once, before it is forked.
 for name in (
     "mystfuse.mounting.session",
-    *(f"mystfuse.cli.{command}" for command in ("mount", "verify", "ls", "tar", "extract")),
+    *(f"mystfuse.cli.commands.{command}" for command in ("mount", "verify", "ls", "tar", "extract")),
 ):
     import_module(name)
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from removal import temporary_directory
 
-from corruption.bases import make_bases
-from corruption.driver import Driver, Report, differences, unmet
-from corruption.named import CASES, Case
-from corruption.scattered import spoil
+from tests.corruption.bases import make_bases
+from tests.corruption.driver import Driver, Report, differences, unmet
+from tests.corruption.named import CASES, Case
+from tests.corruption.scattered import spoil
 
 
 def main() -> int:

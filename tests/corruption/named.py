@@ -14,9 +14,8 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ext2_editor import ROOT
-
-from corruption.bases import DEEP, Layout
+from tests.corruption.bases import DEEP, Layout
+from tests.support.ext2_editor import ROOT
 
 
 @dataclass(frozen=True)

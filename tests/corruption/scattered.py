@@ -6,9 +6,8 @@ import random
 import struct
 from collections.abc import Callable
 
-from ext2_editor import ROOT
-
-from corruption.bases import DEEP, HTREE_NAMES, Layout
+from tests.corruption.bases import DEEP, HTREE_NAMES, Layout
+from tests.support.ext2_editor import ROOT
 
 Damage = Callable[[Layout, random.Random], str]
 _SUPER = (

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fuzz.harness import CORPUS, Target
-from fuzz.targets import TARGETS
+from tests.fuzz.harness import CORPUS, Target
+from tests.fuzz.targets import TARGETS
 
 PROJECT = Path(__file__).parents[2]
 WORK = PROJECT / ".fuzz"
@@ -145,7 +145,7 @@ def run(target: Target, seconds: float, work: Path, show: Callable[[str, float],
             prefix = f"{crashes}/{target.name}@"
             known = set(crashes.glob(f"{target.name}@*"))
             command = [
-                sys.executable, "-m", "fuzz.guided", target.name, f"-max_total_time={int(left)}",
+                sys.executable, "-m", "tests.fuzz.guided", target.name, f"-max_total_time={int(left)}",
                 f"-max_len={target.max_length}", f"-timeout={MAX_INPUT_SECONDS}", f"-rss_limit_mb={MAX_MEMORY}",
                 f"-artifact_prefix={prefix}", "-print_final_stats=1", str(corpus), str(seeds),
                 *(str(path) for path in (CORPUS / target.name,) if path.exists()),
@@ -193,7 +193,7 @@ def merge(target: Target, found: Path) -> None:
         merged.mkdir()
         sources = [str(path) for path in (seeds, corpus, found) if path.exists()]
         subprocess.run(
-            [sys.executable, "-m", "fuzz.guided", target.name, "-merge=1", f"-max_len={target.max_length}",
+            [sys.executable, "-m", "tests.fuzz.guided", target.name, "-merge=1", f"-max_len={target.max_length}",
              str(merged), *sources],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["mystfuse.formats", "mystfuse.ext2", "mystfuse.trust"]):
-    from fuzz.targets import TARGETS
+    from tests.fuzz.targets import TARGETS
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The file systems that targets start from, and devices on them.
 
-They are kept, packed, in ``images/``: stored inputs mean something for exactly these bytes. ``python -m fuzz.images``
-(with ``tests`` in PYTHONPATH) makes them anew; then run ``scripts/fuzz`` with an empty corpus.
+They are kept, packed, in ``images/``: stored inputs mean something for exactly these bytes.
+``python -m tests.fuzz.images`` makes them anew; then run ``scripts/fuzz`` with an empty corpus.
 """
 
 from __future__ import annotations

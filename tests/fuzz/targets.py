@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fuzz import targets_ext2, targets_formats, targets_images
-from fuzz.harness import Target
+from tests.fuzz import targets_ext2, targets_formats, targets_images
+from tests.fuzz.harness import Target
 
 TARGETS: dict[str, Target] = {
     target.name: target for target in (*targets_formats.TARGETS, *targets_ext2.TARGETS, *targets_images.TARGETS)

@@ -10,8 +10,6 @@ from contextlib import suppress
 from functools import cache
 from typing import Concatenate, ParamSpec, TypeVar
 
-from fuzz.harness import Choices, Target, bounded, ensure
-from fuzz.images import SparseImage, load
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2.acl import ACL_GROUP, ACL_USER, Acl, acl_to_text, acl_to_xattr
 from mystfuse.ext2.allocation import Caller
@@ -28,6 +26,8 @@ from mystfuse.ext2.names import create, remove, rename
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.symlink import is_fast, read_target
 from mystfuse.ext2.xattr import read_xattrs
+from tests.fuzz.harness import Choices, Target, bounded, ensure
+from tests.fuzz.images import SparseImage, load
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,7 +18,6 @@ from typing import Any
 
 import click
 
-from fuzz.harness import Choices, Target, ensure
 from mystfuse.cli.commands.mount import OPTION_NAMES, parse_mount_options
 from mystfuse.cli.commands.mount_helper import _Call, _options_for_us
 from mystfuse.cli.container import ContainerMount
@@ -37,6 +36,7 @@ from mystfuse.trust.directory import hex_digest
 from mystfuse.trust.package import open_package, sign_package
 from mystfuse.trust.policy import TrustPolicy, TrustReason, decide
 from mystfuse.trust.signature import PublicKey, SigningKey
+from tests.fuzz.harness import Choices, Target, ensure
 
 DATA = Path(__file__).parents[1] / "data"
 KEY_PEM = (Path(__file__).parent / "signer.pem").read_bytes()

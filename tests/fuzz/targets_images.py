@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import trio
 
-from fuzz.harness import Choices, Target, bounded, ensure
-from fuzz.images import SparseDevice, SparseImage, load
-from fuzz.mutator import layout, mutate
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.volume.volume import Volume
+from tests.fuzz.harness import Choices, Target, bounded, ensure
+from tests.fuzz.images import SparseDevice, SparseImage, load
+from tests.fuzz.mutator import layout, mutate
 
 ROOT = 2
 ADMIN, SOMEBODY = Caller(0, 0), Caller(1234, 100, lambda: frozenset({7}))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fuzz.harness import Choices, InvariantBroken, Target, bounded
-from fuzz.targets import TARGETS
+from tests.fuzz.harness import Choices, InvariantBroken, Target, bounded
+from tests.fuzz.targets import TARGETS
 
 EXAMPLES = 60
 """Of hypothesis, a target."""

@@ -1,0 +1,540 @@
+"""Cancelled or interrupted at every point, ``mystfuse.mount`` and ``mystfuse.open_image`` leave nothing behind.
+
+Most of it is about who waits for what: there the process that mounts, and the mount table, are stood in for, and each
+point is tried, one after the other. Some tests do it to real mounts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import trio
+
+import mystfuse
+from mystfuse.api import mount as mounting
+from mystfuse.errors import MountError, MystfuseError
+from mystfuse.mounting.mount_table import Mount, find_mount
+from mystfuse.mounting.unmount import BusyError
+from tests.conftest import clear_mount, wait_until
+
+MOUNT = Mount("/m", "0:99", "image", 0)
+Block = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Machine:
+    """A machine on which one thing can be mounted, by a process that can be stopped before, and after it has been."""
+
+    def __init__(self) -> None:
+        self.mount: Mount | None = None
+        self.commands = 0
+        self.lazily = 0
+        self.failure: type[MountError] | None = None
+        self.hangs_when_mounted = False
+
+    def find_mount(self, path: str) -> Mount | None:
+        return self.mount
+
+    def unmount_and_wait(self, path: str, lazy: bool, timeout: float) -> None:
+        assert 0 < timeout <= 30
+        if self.failure is not None and not lazy:
+            raise self.failure("as ordered")
+        self.mount = None
+        self.lazily += lazy
+
+    def command(self) -> Command:
+        return Command(self)
+
+
+class Command:
+    """In the place of OwnCommand."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._stopped = threading.Event()
+
+    def run(self, arguments: object, descriptors: object = ()) -> str:
+        if self._stopped.is_set():
+            raise MystfuseError("interrupted")
+        self._machine.commands += 1
+        try:
+            self._wait_a_moment("ended before it had mounted")
+            self._machine.mount = MOUNT
+            while self._machine.hangs_when_mounted and not self._stopped.is_set():
+                time.sleep(0.001)
+            self._wait_a_moment("ended when it had mounted")
+            return ""
+        finally:
+            self._machine.commands -= 1
+
+    def _wait_a_moment(self, message: str) -> None:
+        if self._stopped.wait(0.001):
+            # Ending takes a while: who does not wait for it is done before.
+            time.sleep(0.02)
+            raise MystfuseError(message)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    @property
+    def was_stopped(self) -> bool:
+        return self._stopped.is_set()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(mounting, "OwnCommand", machine.command)
+    monkeypatch.setattr(mounting, "find_mount", machine.find_mount)
+    monkeypatch.setattr(mounting, "unmount_and_wait", machine.unmount_and_wait)
+    return machine
+
+
+def run_trio(block: Block, at: int, when: str) -> tuple[int, bool]:
+    """Run it, cancelled before or after its task's step ``at``; returns how many steps it took, and whether it came
+    to its end."""
+    steps, ended = 0, False
+    scope = trio.CancelScope()
+
+    class Canceller(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal steps
+            if task.name == "the block":
+                steps += 1
+                if when == "before" and steps == at:
+                    scope.cancel()
+
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task.name == "the block" and when == "after" and steps == at:
+                scope.cancel()
+
+    async def run() -> None:
+        nonlocal ended
+        with scope:
+            await block()
+            ended = True
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, name="the block")
+
+    trio.run(main, instruments=[Canceller()])
+    return steps, ended
+
+
+def run_asyncio(block: Block, at: int, when: str) -> tuple[int, bool]:
+    """The same under asyncio."""
+    steps = 0
+
+    @types.coroutine
+    def counted(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+        nonlocal steps
+        action: Callable[[], Any] = lambda: coroutine.send(None)  # noqa: E731
+        while True:
+            steps += 1
+            task = asyncio.current_task()
+            assert task is not None
+            if steps == at and when == "before":
+                task.cancel()
+            try:
+                waited_for = action()
+            except StopIteration:
+                return
+            if steps == at and when == "after":
+                asyncio.get_running_loop().call_soon(task.cancel)
+            try:
+                yield waited_for
+                action = lambda: coroutine.send(None)  # noqa: E731
+            except BaseException as error:
+                action = lambda error=error: coroutine.throw(error)  # type: ignore[misc]  # noqa: E731
+
+    async def main() -> bool:
+        async def run() -> None:
+            await counted(block())
+
+        task = asyncio.create_task(run())
+        await asyncio.wait([task], timeout=60)
+        with suppress(asyncio.CancelledError):
+            task.result()
+            return True
+        return False
+
+    ended = asyncio.run(main())
+    return steps, ended
+
+
+LOOPS = {"trio": run_trio, "asyncio": run_asyncio}
+
+
+def at_every_point(loop: str, block: Block, check: Callable[[], None]) -> int:
+    """Run the block, cancelled at its first point, its second, and so on, until it comes to its end uncancelled."""
+    for when in ("before", "after"):
+        at = 0
+        while True:
+            at += 1
+            steps, ended = LOOPS[loop](block, at, when)
+            check()
+            if steps < at:
+                assert ended
+                break
+            assert at < 100
+    return at
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_mount_cancelled_at_every_point(loop: str, machine: Machine) -> None:
+    bodies = 0
+    # Kept: what is forgotten is cleared away anyway.
+    mounts: list[mystfuse.mount] = []
+
+    async def block() -> None:
+        nonlocal bodies
+        mounts.append(mystfuse.mount("image", "/m", trust="self"))
+        async with mounts[-1]:
+            assert machine.mount is MOUNT
+            bodies += 1
+            for _ in range(2):
+                await (asyncio.sleep(0) if loop == "asyncio" else trio.lowlevel.checkpoint())
+            if loop == "asyncio":
+                await asyncio.sleep(0)
+            bodies += 1
+
+    def check() -> None:
+        assert (machine.mount, machine.commands) == (None, 0)
+
+    assert at_every_point(loop, block, check) > 4
+    # Cancelled before, within and after the body, each at least once.
+    assert bodies > 4
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_mount_cancelled_when_it_is_there_and_not_yet_told(loop: str, machine: Machine) -> None:
+    machine.hangs_when_mounted = True
+    mount = mystfuse.mount("image", "/m", trust="self")
+
+    async def block() -> None:
+        async with mount:
+            raise AssertionError("this is never begun")
+
+    async def in_trio() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(block)
+            while machine.mount is None:
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+
+    async def in_asyncio() -> None:
+        task = asyncio.create_task(block())
+        while machine.mount is None:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    trio.run(in_trio) if loop == "trio" else asyncio.run(in_asyncio())
+    assert (machine.mount, machine.commands) == (None, 0)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_end_of_a_cancelled_block_is_not_cancelled(loop: str, machine: Machine) -> None:
+    """It waits for the unmount, which is slow, is cancelled again meanwhile, and what is told comes out."""
+    machine_unmount = machine.unmount_and_wait
+
+    def slowly(path: str, lazy: bool, timeout: float) -> None:
+        time.sleep(0.05)
+        machine_unmount(path, lazy, timeout)
+
+    mounting.unmount_and_wait = slowly  # type: ignore[assignment]  # the fixture puts it back
+
+    async def in_trio() -> None:
+        with trio.move_on_after(0.02) as scope:
+            async with mystfuse.mount("image", "/m", trust="self"):
+                scope.cancel()
+        assert machine.mount is None
+
+    async def in_asyncio() -> None:
+        async def block() -> None:
+            async with mystfuse.mount("image", "/m", trust="self"):
+                pass
+
+        task = asyncio.create_task(block())
+        while machine.mount is None:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0.005)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert machine.mount is None
+
+    trio.run(in_trio) if loop == "trio" else asyncio.run(in_asyncio())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_cannot_be_unmounted_is_told(loop: str, machine: Machine) -> None:
+    async def block() -> None:
+        async with mystfuse.mount("image", "/m", trust="self"):
+            pass
+
+    for failure in (BusyError, MountError):
+        machine.failure = failure
+        with pytest.raises(failure, match="as ordered"):
+            trio.run(block) if loop == "trio" else asyncio.run(block())
+        assert machine.mount is None and machine.lazily
+        machine.lazily = 0
+
+
+def test_somebody_elses_mount_is_not_unmounted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Mount("/m", "0:100", "other", 0)
+    with mystfuse.mount("image", "/m", trust="self"):
+        machine.mount = other
+    assert machine.mount is other
+    # Nor one that was there before, when mounting fails, nor one that has come meanwhile.
+    latest = Mount("/m", "0:101", "other", 0)
+
+    def fail(self: Command, arguments: object, descriptors: object = ()) -> str:
+        machine.mount = coming
+        raise MountError("is mounted there already")
+
+    monkeypatch.setattr(Command, "run", fail)
+    for coming in other, latest:
+        with pytest.raises(MountError, match="already"), mystfuse.mount("image", "/m", trust="self"):
+            pass
+        gc.collect()
+        assert machine.mount is coming
+
+
+# ^C
+
+
+def interrupted_at(at: int, action: Callable[[], None]) -> bool:
+    """Run ``action``, with a KeyboardInterrupt at the n-th instruction of ours, or line of others'. Whether there were
+    so many."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        ours = frame.f_code.co_filename in (mounting.__file__, sys.modules["mystfuse.system.blocking"].__file__)
+        frame.f_trace_opcodes = ours
+        if event in ("call", "opcode" if ours else "line"):
+            count += 1
+            if count == at:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return count >= at
+
+
+# A ^C in what Python does when objects are forgotten is lost by Python itself.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("step", range(4))
+def test_a_block_interrupted_at_every_instruction(step: int, machine: Machine) -> None:
+    mounts: list[mystfuse.mount] = []
+    forgotten = 0
+
+    def block() -> None:
+        mounts.append(mystfuse.mount("image", "/m", trust="self"))
+        with mounts[-1]:
+            pass
+
+    at = 1 + step
+    while interrupted_at(at, block):
+        if machine.mount is not None:
+            # ^C before the first instruction of __exit__, which nobody can catch: then it goes when it is forgotten.
+            mounts.clear()
+            gc.collect()
+            forgotten += 1
+        assert (machine.mount, machine.commands) == (None, 0), at
+        at += 4
+    assert at > 200 and forgotten <= 2
+
+
+PROGRAM = """
+import sys, time
+import mystfuse
+try:
+    print("begins", flush=True)
+    with mystfuse.mount(sys.argv[1], sys.argv[2], trust="self"):
+        print("mounted", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def processes_naming(path: Path) -> list[int]:
+    """Processes that have a path in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and os.fsencode(path) in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def test_programs_interrupted_while_they_mount(small_image: Path, tmp_path: Path) -> None:
+    """Real ones, side by side, at several moments from before the process that mounts starts to the block's body."""
+    programs = []
+    try:
+        for number in range(5):
+            place = tmp_path / str(number)
+            place.mkdir()
+            command = [sys.executable, "-c", PROGRAM, small_image, place]
+            programs.append((place, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+        for number, (place, program) in enumerate(programs):
+            assert program.stdout is not None
+            assert program.stdout.readline() == "begins\n"
+            if number == 4:
+                assert program.stdout.readline() == "mounted\n"
+            time.sleep(0.1 * number)
+            program.send_signal(signal.SIGINT)
+            assert program.wait(60) == 130
+            assert find_mount(str(place)) is None
+            wait_until(lambda place=place: processes_naming(place) == [])
+    finally:
+        for place, program in programs:
+            program.kill()
+            program.communicate()
+            clear_mount(place)
+
+
+# Real mounts in event loops
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_real_mounts_cancelled_after(delay: float, loop: str, small_image: Path, mountpoint: Path) -> None:
+    async def block() -> None:
+        async with mystfuse.mount(small_image, mountpoint, trust="self"):
+            await (asyncio.sleep(60) if loop == "asyncio" else trio.sleep(60))
+
+    async def in_trio() -> None:
+        with trio.move_on_after(delay):
+            await block()
+
+    async def in_asyncio() -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(block(), delay or 0.001)
+
+    started = time.monotonic()
+    trio.run(in_trio) if loop == "trio" else asyncio.run(in_asyncio())
+    assert time.monotonic() - started < 30
+    assert find_mount(str(mountpoint)) is None
+    # The keeper ends when its daemon has ended.
+    wait_until(lambda: processes_naming(mountpoint) == [])
+
+
+def test_a_program_that_forgets_the_end(small_image: Path, mountpoint: Path) -> None:
+    """Nothing is left at its end; and a process that it has forked takes nothing away."""
+    code = (
+        "import os, sys, mystfuse\n"
+        "m = mystfuse.mount(*sys.argv[1:], trust='self'); m.__enter__()\n"
+        "if not os.fork(): sys.exit(0)\n"
+        "os.wait()\nassert (m.mountpoint / 'hello.txt').exists()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, small_image, mountpoint], check=True, timeout=60)
+    assert find_mount(str(mountpoint)) is None
+    # The keeper ends when its daemon has ended.
+    wait_until(lambda: processes_naming(mountpoint) == [])
+
+
+def test_a_directory_that_is_left_meanwhile(
+    small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mountpoint.parent)
+    with mystfuse.mount(small_image, mountpoint.name, trust="self") as m:
+        os.chdir("/")
+        assert m.status()["trust"] == "self"
+    assert find_mount(str(mountpoint)) is None
+
+
+def test_a_process_that_does_not_end_is_ended_by_force(
+    small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped (SIGSTOP), as one that hangs: with the daemon that it is starting."""
+    monkeypatch.setattr("mystfuse.system.own_command._PATIENCE", 0.2)
+
+    async def freeze(scope: trio.CancelScope) -> None:
+        # The process that mounts, the daemon, and its keeper.
+        while len(frozen := processes_naming(mountpoint)) < 3:
+            await trio.sleep(0.001)
+        for pid in frozen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        scope.cancel()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(freeze, nursery.cancel_scope)
+            async with mystfuse.mount(small_image, mountpoint, trust="self"):
+                await trio.sleep(60)
+
+    try:
+        trio.run(main)
+        wait_until(lambda: processes_naming(mountpoint) == [])
+        assert find_mount(str(mountpoint)) is None
+    finally:
+        for pid in processes_naming(mountpoint):
+            os.kill(pid, signal.SIGKILL)
+
+
+# Without a mount
+
+
+def left_over() -> set[str]:
+    """Open files, and threads but for those that trio keeps a while for others."""
+    found = {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
+def test_an_image_opened_and_cancelled_at_every_point(
+    is_encrypted: bool, small_image: Path, small_tree: Path, tmp_path: Path
+) -> None:
+    image, key = small_image, None
+    if is_encrypted:
+        key = bytes(range(64))
+        (tmp_path / "key").touch(mode=0o600)
+        (tmp_path / "key").write_bytes(key)
+        image = tmp_path / "secret"
+        mystfuse.make_image(small_tree, image, options=[f"--encrypt={tmp_path / 'key'}"])
+    read = 0
+
+    async def block() -> None:
+        nonlocal read
+        async with mystfuse.open_image(image, trust="self", key=key) as tree:
+            assert await tree.read_file("/hello.txt") == b"hello\n"
+            assert {entry.name async for entry in tree.scandir("/")} >= {"hello.txt", "sub"}
+            read += 1
+
+    trio.run(block)
+    before = left_over()
+
+    def check() -> None:
+        wait_until(lambda: left_over() <= before)
+
+    assert at_every_point("trio", block, check) > 5 and read > 2

@@ -1,0 +1,97 @@
+"""The manual says what the program does: the manual pages have click's options."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from mystfuse.cli.commands.mount import OPTION_NAMES
+from mystfuse.cli.main import COMMANDS, cli
+from tests.conftest import run
+
+PROJECT = Path(__file__).parents[2]
+PAGES = {page.name: page for page in (PROJECT / "man").iterdir()}
+
+
+def options_of(name: str) -> set[str]:
+    """The options of a command, without their dashes."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return {
+        text.lstrip("-")
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for text in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
+def section_of(page: str, name: str) -> str:
+    """What is between a heading of a manual page and the next."""
+    match = re.search(rf"^\.S[sh] {name}\n(.*?)(?=^\.S[sh] |\Z)", PAGES[page].read_text(), re.MULTILINE | re.DOTALL)
+    assert match, f"{page} has no section {name}"
+    return match[1]
+
+
+def flags_of(section: str) -> set[str]:
+    """The options that a section names: what follows Fl, up to the next macro or argument."""
+    flags: set[str] = set()
+    for line in section.splitlines():
+        if line.startswith((".It Fl", ".Fl")):
+            words = re.split(r" (?:Ar|Ns|Op|Pq|Cm|:)\b| :", re.sub(r"\bFl\b", ",", line))
+            flags |= {word.lstrip("-").removeprefix("-") for word in re.findall(r"[\w-]+", words[0][3:])}
+    return flags - {"It"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_in_the_manual_page_and_no_other(name: str) -> None:
+    assert flags_of(section_of("mystfuse.1", name)) == options_of(name)
+
+
+def test_every_mount_option_is_in_the_manual_page() -> None:
+    listed = set(
+        re.findall(r"[a-z_]+", " ".join(re.findall(r"^\.It Cm (.*)", section_of("mystfuse.1", "MOUNT OPTIONS"), re.M)))
+    )
+    long = {option.replace("-", "_") for option in options_of("mount")}
+    assert listed | long >= OPTION_NAMES, OPTION_NAMES - listed - long
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_are_well_formed(page: str) -> None:
+    result = run("groff", "-ww", "-mdoc", "-Tutf8", "-z", PAGES[page])
+    assert result.stdout + result.stderr == ""
+
+
+def test_every_command_is_in_the_help_and_it_is_short() -> None:
+    result = run(sys.executable, "-m", "mystfuse", "--help")
+    assert all(f"  {name} " in result.stdout for name in COMMANDS)
+    assert result.stdout.count("\n") < 30
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("mystfuse sta", "status"),
+        ("mystfuse mount --no-t", "--no-trust-self"),
+        ("mystfuse some.img --over", "--overlay-limit"),
+        ("mystfuse mount --on-corruption ", "unmount"),
+    ],
+)
+def test_completion(words: str, expected: str) -> None:
+    for shell in "bash", "zsh", "fish":
+        environment = {
+            "_MYSTFUSE_COMPLETE": f"{shell}_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": words.split(" ")[-1] if shell == "fish" else str(words.count(" ")),
+        }
+        result = run(sys.executable, "-m", "mystfuse", env=environment)
+        assert expected in result.stdout and result.stderr == ""
+
+
+def test_completion_is_made_for_every_shell() -> None:
+    for shell in "bash", "zsh", "fish":
+        script = run(sys.executable, "-m", "mystfuse", env={"_MYSTFUSE_COMPLETE": f"{shell}_source"}).stdout
+        assert f"_MYSTFUSE_COMPLETE={shell}_complete" in script

@@ -1,0 +1,101 @@
+"""Every command and example of the README and the documents works, in their order: as root and as an ordinary user."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import GROUP, OWN_MOUNTS, SBIN, USER
+
+PROJECT = Path(__file__).parents[2]
+DOCUMENTS = [
+    # What one begins, the next goes on with.
+    ["README.md", "docs/package-format.md"],
+    ["docs/tour.md"],
+    ["docs/trust.md"],
+    ["docs/formats.md"],
+    ["docs/troubleshooting.md"],
+]
+TYPED = "a passphrase that somebody types\n"
+
+# A machine of its own: what its root changes is gone with it. /dev/fuse is as udev makes it.
+MACHINE = """
+set -e
+mount -t tmpfs -o mode=755 tmpfs /run
+for lower in /etc /usr/sbin /var/lib /srv; do
+    mkdir -p "/run/upper$lower" "/run/work$lower"
+    mount -t overlay -o "lowerdir=$lower,upperdir=/run/upper$lower,workdir=/run/work$lower" overlay "$lower"
+done
+cp "$0/bin/mount.mystfuse" /usr/sbin
+mknod -m 666 /run/fuse c 10 229
+mount --bind /run/fuse /dev/fuse
+cd "$0/work"
+exec "$@"
+"""
+
+
+def blocks_of(document: str) -> list[tuple[str, str]]:
+    """The examples of a document: in which language, and what."""
+    text = (PROJECT / document).read_text()
+    return re.findall(r"^```(sh|python|console)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def script_of(document: str, is_root: bool) -> str:
+    """One script of all the examples of a document that such a user can try."""
+    script = ""
+    for language, block in blocks_of(document):
+        if language == "sh" and not block.startswith("scripts/"):
+            script += block
+        elif language == "python":
+            script += f"python3 <<'END_OF_EXAMPLE'\n{block}END_OF_EXAMPLE\n"
+        elif language == "console" and is_root:
+            # What systemd is asked, test_systemd.py asks one.
+            script += "".join(re.findall(r"^# (?!systemctl |journalctl )(.*\n)", block, re.MULTILINE))
+    return script
+
+
+@pytest.mark.parametrize("is_root", [True, False], ids=["root", "user"])
+@pytest.mark.parametrize("documents", DOCUMENTS, ids=lambda documents: Path(documents[0]).stem)
+def test_the_commands_of_a_document_work(
+    documents: list[str], is_root: bool, open_tmp_path: Path, ordinary_user: list[str]
+) -> None:
+    python = " ".join(ordinary_user[ordinary_user.index("env") : -2])
+    (open_tmp_path / "bin").mkdir()
+    for name, words in {
+        "mystfuse": f"{python} -m mystfuse",
+        "mount.mystfuse": f"{python} -m mystfuse.cli.commands.mount_helper",
+        "python3": python,
+    }.items():
+        (open_tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        (open_tmp_path / "bin" / name).chmod(0o755)
+    work = open_tmp_path / "work"
+    work.mkdir()
+    script = "".join(script_of(document, is_root) for document in documents)
+    become = ["env", f"HOME={work}"]
+    if not is_root:
+        work.chmod(0o777)
+        become = ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", *become]
+    result = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private",
+         *OWN_MOUNTS, "bash", "-c", MACHINE, open_tmp_path, *become,
+         "bash", "-e", "-o", "pipefail", "-x", "-c", script],
+        input=TYPED, capture_output=True, text=True, timeout=200, check=False,
+        env={"PATH": f"{open_tmp_path / 'bin'}:{SBIN}", "LANG": "C.UTF-8"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    # A command that fails on purpose says with what in a comment.
+    expected = re.findall(r'exit status \$\?" *# (\d+)', script)
+    assert script.count("exit status $?") == len(expected)
+    assert re.findall(r"^exit status (\d+)$", result.stdout, re.MULTILINE) == expected
+
+
+def test_every_example_is_run_or_named_as_an_exception() -> None:
+    documented = {path for path in ("README.md", *(f"docs/{file.name}" for file in (PROJECT / "docs").glob("*.md")))
+                  if blocks_of(path)}  # fmt: skip
+    run = {document for documents in DOCUMENTS for document in documents}
+    # Each is a script that has tests of its own, and mystfuse speed.
+    assert documented - run == {"docs/performance.md"}
+    assert run <= documented

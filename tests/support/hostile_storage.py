@@ -1,0 +1,107 @@
+"""A file system with one file, ``image``, whose storage lies by seed: what a hostile image server would be to a mount.
+
+Run as a program:
+``python -m tests.support.hostile_storage CONTENT STALE MOUNTPOINT``. It says ``ready``, then takes orders on stdin, one
+a line, and says ``done`` after each:
+
+    lie SEED RATE HANGS     from now on
+    behave                  and answer what waits
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from tests.support.faulty_source import Liar
+
+IMAGE_INO = 2
+
+
+class HostileStorage(pyfuse3.Operations):
+    """Reads are not cached by the kernel: each gets an answer of its own."""
+
+    def __init__(self, content: bytes, stale: bytes) -> None:
+        super().__init__()
+        self._content, self._stale = content, stale
+        self._hangs = 0
+        self._released = trio.Event()
+        self._liar = Liar(content, stale, 0, 0.0)
+
+    def order(self, line: str) -> None:
+        match line.split():
+            case ["lie", seed, rate, hangs]:
+                self._liar = Liar(self._content, self._stale, seed, float(rate))
+                self._hangs = int(hangs)
+            case ["behave"]:
+                self._liar = Liar(self._content, self._stale, 0, 0.0)
+                self._released.set()
+                self._released = trio.Event()
+
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = inode
+        attributes.st_mode = stat.S_IFREG | 0o444 if inode == IMAGE_INO else stat.S_IFDIR | 0o755
+        attributes.st_size = len(self._content)
+        attributes.entry_timeout = attributes.attr_timeout = math.inf
+        return attributes
+
+    async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if name != b"image":
+            raise pyfuse3.FUSEError(2)
+        return await self.getattr(IMAGE_INO, ctx)
+
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=inode, direct_io=True)
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        liar = self._liar
+        kind = liar.choose("error", "slow", "hanging", "late lie")
+        match kind:
+            case "error":
+                raise pyfuse3.FUSEError(liar.error())
+            case "slow":
+                await trio.sleep(liar.throw(0, 0.1))
+            case "hanging" | "late lie" if self._hangs > 0:
+                self._hangs -= 1
+                await self._released.wait()
+                kind = "flipped" if kind == "late lie" else ""
+        return liar.spoil(kind, offset, min(size, max(len(self._content) - offset, 0)))
+
+
+async def serve(content: str, stale: str, mountpoint: str) -> None:
+    storage = HostileStorage(Path(content).read_bytes(), Path(stale).read_bytes())
+    pyfuse3.init(storage, mountpoint, {"fsname=hostile", "ro", "default_permissions"})
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(obey, storage)
+            await pyfuse3.main(max_tasks=60)
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+async def obey(storage: HostileStorage) -> None:
+    print("ready", flush=True)
+    rest = b""
+    os.set_blocking(0, False)
+    while True:
+        await trio.lowlevel.wait_readable(0)
+        rest += (part := os.read(0, 4096))
+        if not part:
+            pyfuse3.terminate()
+            return
+        *lines, rest = rest.split(b"\n")
+        for line in lines:
+            storage.order(line.decode())
+            print("done", flush=True)
+
+
+if __name__ == "__main__":
+    trio.run(serve, *sys.argv[1:])

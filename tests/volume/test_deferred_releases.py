@@ -1,0 +1,116 @@
+"""Removed files that cannot be freed yet: how often that is tried again, counted and not timed."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+from trio.testing import MockClock
+
+from mystfuse.devices.device import Extent
+from mystfuse.ext2.allocation import Caller
+from mystfuse.volume.volume import Volume
+from tests.conftest import run
+from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, assert_clean, make_image, merged
+
+FILES = 100
+
+
+class BitmapDevice(MemoryDevice):
+    """Counts how often the block bitmap of the first group is read; ``is_damaged`` says whether it can be."""
+
+    def __init__(self, image: Path) -> None:
+        editor = Editor(image.read_bytes())
+        start = editor.get("<I", editor.descriptor()) * editor.block_size
+        self._bitmap = range(start, start + editor.block_size)
+        self.reads = 0
+        super().__init__(editor.data, [self._bitmap])
+
+    @property
+    def is_damaged(self) -> bool:
+        return bool(self.damaged)
+
+    @is_damaged.setter
+    def is_damaged(self, value: bool) -> None:
+        self.damaged = [self._bitmap] if value else []
+
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
+        self.reads += any(extent.offset < self._bitmap.stop and self._bitmap.start < extent.end for extent in extents)
+        return await super().read(extents)
+
+
+def make_tree(directory: Path) -> Path:
+    """``FILES`` files of one block, as many symbolic links, which have none, and one file more."""
+    directory.mkdir()
+    for number in range(FILES):
+        (directory / f"file-{number}").write_bytes(b"x")
+        (directory / f"link-{number}").symlink_to("short")
+    (directory / "last").write_bytes(b"x")
+    return directory
+
+
+async def remove(volume: Volume, name: str) -> None:
+    inode = await volume.remove(ROOT, name.encode(), is_rmdir=False)
+    await volume.release(inode.ino)
+
+
+async def test_many_files_removed_below_a_damaged_bitmap_are_each_tried_twice_at_most(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "image", "-N", "512", tree=make_tree(tmp_path / "tree"), size="4M")
+    assert "Group 1:" not in run("dumpe2fs", image).stdout
+    device = BitmapDevice(image)
+    volume = await Volume.open(device, 16 << 20)
+    for number in range(FILES):
+        await remove(volume, f"file-{number}")
+    assert len(volume.orphans) == FILES
+    # Once or twice each: a block that cannot be had is asked for again by itself.
+    assert FILES <= device.reads <= 2 * FILES
+    # These can be freed, and each is a reason to try one of the others.
+    device.reads = 0
+    for number in range(FILES):
+        await remove(volume, f"link-{number}")
+    assert len(volume.orphans) == FILES
+    assert FILES <= device.reads <= 2 * FILES
+    # With the next that is freed, all are.
+    device.is_damaged = False
+    await remove(volume, "last")
+    assert not volume.orphans
+    assert_clean(await merged(volume), tmp_path / "merged")
+
+
+async def test_who_finds_no_space_does_not_wait_for_a_corrupt_orphan(tmp_path: Path, autojump_clock: MockClock) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("broken", "last"):
+        (tmp_path / "tree" / name).write_bytes(b"x")
+    editor = Editor(make_image(tmp_path / "image", tree=tmp_path / "tree").read_bytes())
+    volume = await Volume.open(MemoryDevice(editor.data), 64 << 10)
+    broken = await volume.lookup(ROOT, b"broken")
+    assert broken is not None
+    editor.put("<I", editor.pointer(broken.ino, 0), 0xFFFFFFFF)
+    volume = await Volume.open(MemoryDevice(editor.data), 64 << 10)
+    new = await volume.create(ROOT, b"new", 0o100644, Caller(0, 0, frozenset))
+    waits: list[float] = []
+
+    async def fill() -> None:
+        for number in range(1024):
+            started = trio.current_time()
+            try:
+                await volume.write(new.ino, 1024 * number, b"y" * 1024, Caller(0, 0, frozenset))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                waits.append(trio.current_time() - started)
+                return
+
+    await volume.remove(ROOT, b"broken", is_rmdir=False)
+    await fill()
+    await volume.release(broken.ino)
+    await fill()
+    assert volume.orphans == {broken.ino}
+    # The first could still hope.
+    assert waits[0] > 0 and waits[1:] == [0]
+    # Nor does it count twice.
+    await volume.remove(ROOT, b"last", is_rmdir=False)
+    await volume.release(broken.ino)
+    await fill()
+    assert waits[2] > 0

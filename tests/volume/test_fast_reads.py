@@ -1,0 +1,482 @@
+"""What makes reading fast must not make it wrong: maps that are remembered, buffers used again, work beside
+the loop, small files handed to the kernel, reading ahead. Judges: the bytes that were written, and the kernel."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from removal import mounts_in
+
+from mystfuse.devices.buffers import LONG, Buffers
+from mystfuse.devices.device import Complete, Extent
+from mystfuse.devices.source import FileSource
+from mystfuse.errors import CorruptFilesystem, IntegrityError
+from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.attributes import AttributeChanges
+from mystfuse.fuse.operations import SMALL_FILE
+from mystfuse.mounting.mount_table import find_mount
+from mystfuse.mounting.read_ahead import READ_AHEAD
+from mystfuse.system.workers import INLINE_BYTES, Workers
+from mystfuse.volume.file_maps import WINDOW
+from mystfuse.volume.read_ahead import DEPTH, MAX_STREAMS, Stream
+from mystfuse.volume.volume import Volume
+from tests.conftest import caches_kept, mounted, mystfuse, run, wait_until
+from tests.mounting.test_mount_life import daemon_pid
+from tests.support.ext2_editor import Editor, MemoryDevice, make_image
+
+ROOT = Caller(0, 0)
+
+
+# Buffers
+
+
+def test_a_buffer_is_used_again_only_when_nothing_refers_to_any_part_of_it() -> None:
+    buffers = Buffers()
+    first = buffers.take(LONG)
+    first[:5] = b"first"
+    part = first[2:4]
+    address = id(first.obj)
+    del first
+    for _ in range(40):
+        other = buffers.take(LONG)
+        assert id(other.obj) != address
+        other[:5] = b"other"
+    assert bytes(part) == b"rs"
+    del part, other
+    again = [buffers.take(LONG) for _ in range(3)]
+    assert any(id(view.obj) == address for view in again)
+    assert len({id(view.obj) for view in again}) == 3
+
+
+@pytest.mark.parametrize("length", [0, 1, LONG - 1, LONG, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_buffers_of_every_length_are_writable_and_no_longer_than_asked(length: int) -> None:
+    view = Buffers().take(length)
+    assert len(view) == length and not view.readonly
+
+
+# Workers
+
+
+async def test_work_is_done_in_other_threads_and_several_at_once() -> None:
+    workers = Workers(2)
+    meet = threading.Barrier(2)
+    threads: set[int] = set()
+
+    def work() -> None:
+        meet.wait(10)
+        threads.add(threading.get_native_id())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(workers.run, work)
+        nursery.start_soon(workers.run, work)
+    assert len(threads) == 2 and threading.get_native_id() not in threads
+    workers.close()
+    with trio.fail_after(10):
+        while any(Path(f"/proc/self/task/{thread}").exists() for thread in threads):
+            await trio.sleep(0.01)
+
+
+async def test_errors_of_work_reach_who_asked_for_it() -> None:
+    workers = Workers(2)
+
+    def work() -> None:
+        raise ZeroDivisionError("work")
+
+    with pytest.raises(ZeroDivisionError, match="work"):
+        await workers.run(work)
+    await workers.run(lambda: None)
+    workers.close()
+
+
+async def test_cancelled_work_is_waited_for_since_it_uses_our_buffers() -> None:
+    workers = Workers(2)
+    is_done = threading.Event()
+
+    def work() -> None:
+        time.sleep(0.2)
+        is_done.set()
+
+    with trio.move_on_after(0.01):
+        await workers.run(work)
+    assert is_done.is_set()
+    workers.close()
+
+
+# Maps
+
+
+class FastDevice(MemoryDevice):
+    """A device that never has to be waited for."""
+
+    def begin(self, extents: list[Extent]) -> Complete:  # type: ignore[override]
+        return Complete([memoryview(self._data)[extent.offset : extent.end] for extent in extents])
+
+
+def file_with_holes(path: Path, seed: int, block_size: int) -> bytes:
+    """A file of over four windows, some of it holes; returns what is in it."""
+    dice = random.Random(seed)
+    size = 4 * WINDOW * block_size + 12 * block_size + 77
+    content = bytearray(size)
+    with path.open("wb") as file:
+        for _ in range(60):
+            start = dice.randrange(size // block_size) * block_size
+            piece = dice.randbytes(dice.choice([1, block_size, 40 * block_size, 300 * block_size + 5]))[: size - start]
+            content[start : start + len(piece)] = piece
+            file.seek(start)
+            file.write(piece)
+        file.truncate(size)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("block_size", [1024, 4096])
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_reads_through_remembered_maps_give_what_is_in_the_file(
+    block_size: int, seed: int, tmp_path: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    content = file_with_holes(tmp_path / "tree/file", seed, block_size)
+    image = make_image(tmp_path / "image", "-b", str(block_size), size="64M", tree=tmp_path / "tree")
+    data = image.read_bytes()
+    for device in (MemoryDevice(data), FastDevice(data)):
+        volume = await Volume.open(device)
+        inode = await volume.lookup(2, b"file")
+        assert inode is not None
+        dice = random.Random(seed)
+        for _ in range(200):
+            offset = dice.choice([dice.randrange(len(content) + 10), dice.randrange(6) * WINDOW * block_size])
+            length = dice.choice([1, 4096, block_size, INLINE_BYTES + 1, 1 << 20])
+            assert bytes(await volume.read(inode.ino, offset, length)) == content[offset : offset + length]
+
+
+async def test_what_is_remembered_of_a_file_is_forgotten_when_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    content = bytearray(file_with_holes(tmp_path / "tree/file", 3, 1024))
+    image = make_image(tmp_path / "image", "-b", "1024", size="64M", tree=tmp_path / "tree")
+    volume = await Volume.open(FastDevice(image.read_bytes()), 64 << 20)
+    inode = await volume.lookup(2, b"file")
+    assert inode is not None
+    dice = random.Random(3)
+    for _ in range(150):
+        offset, length = dice.randrange(len(content)), dice.choice([1, 5000, 300_000])
+        assert bytes(await volume.read(inode.ino, offset, length)) == content[offset : offset + length]
+        piece = dice.randbytes(dice.choice([1, 1024, 7000]))
+        start = dice.randrange(len(content) + 5000)
+        if start > len(content):
+            content += bytes(start - len(content))
+        content[start : start + len(piece)] = piece
+        assert await volume.write(inode.ino, start, piece, ROOT) == len(piece)
+        assert bytes(await volume.read(inode.ino, offset, length)) == content[offset : offset + length]
+
+
+async def test_a_broken_pointer_costs_its_own_block_and_not_its_window(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    content = os.urandom(11 * 4096)
+    (tmp_path / "tree/file").write_bytes(content)
+    editor = Editor(make_image(tmp_path / "image", "-b", "4096", size="8M", tree=tmp_path / "tree").read_bytes())
+    ino = 12
+    editor.put("<I", editor.pointer(ino, 5), 0xFFFFFFF0)
+    volume = await Volume.open(FastDevice(editor.data))
+    for block in range(11):
+        if block == 5:
+            with pytest.raises(CorruptFilesystem):
+                await volume.read(ino, block * 4096, 4096)
+        else:
+            assert bytes(await volume.read(ino, block * 4096, 4096)) == content[block * 4096 :][:4096]
+
+
+# Reading ahead
+
+
+async def sequential(volume: Volume, ino: int, size: int, step: int, content: bytes | bytearray) -> None:
+    """Read a file from front to back as one reader, and compare."""
+    stream = Stream()
+    for offset in range(0, size + step, step):
+        assert bytes(await volume.read(ino, offset, step, stream)) == content[offset : offset + step]
+    volume.close_stream(stream)
+
+
+@pytest.fixture(params=[0, 2], ids=["inline", "threads"])
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    workers = Workers(request.param)
+    yield workers
+    workers.close()
+
+
+@pytest.mark.parametrize("step", [4096, 100_000, 128 << 10, 1 << 20, 3 << 20])
+async def test_readers_from_front_to_back_get_what_is_in_the_file(step: int, workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    content = file_with_holes(tmp_path / "tree/file", 7, 1024)
+    image = make_image(tmp_path / "image", "-b", "1024", size="64M", tree=tmp_path / "tree")
+    volume = await Volume.open(FastDevice(image.read_bytes()), None, workers)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(sequential, volume, 12, len(content), step, content)
+
+
+async def test_what_was_read_ahead_is_dropped_when_something_is_written(workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    content = bytearray(file_with_holes(tmp_path / "tree/file", 8, 1024))
+    image = make_image(tmp_path / "image", "-b", "1024", size="64M", tree=tmp_path / "tree")
+    volume = await Volume.open(FastDevice(image.read_bytes()), 64 << 20, workers)
+    stream, step, dice = Stream(), 128 << 10, random.Random(8)
+    for offset in range(0, len(content), step):
+        assert bytes(await volume.read(12, offset, step, stream)) == content[offset : offset + step]
+        start = min(offset + step + dice.randrange(300_000), len(content) - 100)
+        content[start : start + 100] = piece = dice.randbytes(100)
+        await volume.write(12, start, piece, ROOT)
+    await volume.set_attributes(12, AttributeChanges(size=1_000_000), ROOT)
+    await sequential(volume, 12, 1_000_000, step, content[:1_000_000])
+
+
+class DamagedDevice(FastDevice):
+    """The same, and the bytes at ``damaged`` are not what they were; counts who met them."""
+
+    met = 0
+
+    def begin(self, extents: list[Extent]) -> Complete:  # type: ignore[override]
+        if any(offset < bad.stop and bad.start < offset + length for offset, length in extents for bad in self.damaged):
+            return Damaged([])
+        return super().begin(extents)
+
+    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
+        try:
+            return await super().read(extents)
+        except IntegrityError:
+            self.met += 1
+            raise
+
+
+class Damaged(Complete):
+    def parts(self) -> None:  # type: ignore[override]
+        return None
+
+    def result(self) -> None:  # type: ignore[override]
+        return None
+
+
+async def test_damage_ahead_of_a_reader_is_met_by_who_reads_it_and_by_nobody_else(
+    workers: Workers, tmp_path: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    content = os.urandom(4 << 20)
+    (tmp_path / "tree/file").write_bytes(content)
+    editor = Editor(make_image(tmp_path / "image", "-b", "4096", size="32M", tree=tmp_path / "tree").read_bytes())
+    start = bytes(editor.data).index(content[2 << 20 :][:4096])
+    device = DamagedDevice(editor.data, [range(start, start + 4096)])
+    volume = await Volume.open(device, None, workers)
+    stream, step = Stream(), 128 << 10
+    for offset in range(0, len(content), step):
+        if offset <= 2 << 20 < offset + step:
+            assert not device.met
+            with pytest.raises(IntegrityError):
+                await volume.read(12, offset, step, stream)
+            assert device.met == 1
+        else:
+            assert bytes(await volume.read(12, offset, step, stream)) == content[offset : offset + step]
+    assert device.met == 1
+
+
+async def test_what_is_ready_for_readers_who_do_not_come_back_is_bounded(workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_bytes(os.urandom(6 << 20))
+    data = make_image(tmp_path / "image", "-b", "4096", size="32M", tree=tmp_path / "tree").read_bytes()
+    volume = await Volume.open(FastDevice(data), None, workers)
+    streams = [Stream() for _ in range(3 * MAX_STREAMS)]
+    for stream in streams:
+        await volume.read(12, 0, 128 << 10, stream)
+        await volume.read(12, 128 << 10, 128 << 10, stream)
+    assert sum(bool(stream.chunks) for stream in streams) <= MAX_STREAMS
+    assert all(len(stream.chunks) <= DEPTH + 1 for stream in streams)
+    # Nor is anything fetched for who reads here and there.
+    stream = Stream()
+    for offset in (0, 5 << 20, 1 << 20, 3 << 20):
+        await volume.read(12, offset, 4096, stream)
+    assert not stream.chunks
+
+
+# Files that are in memory
+
+
+def test_an_image_on_tmpfs_is_read_at_once(tmp_path: Path) -> None:
+    path = Path(f"/dev/shm/mystfuse-test-{os.getpid()}")  # noqa: S108
+    path.write_bytes(bytes(range(256)) * 256)
+    try:
+        source = FileSource(path)
+        part = source.read_cached(1000, 5000)
+        assert part is not None and bytes(part) == (bytes(range(256)) * 256)[1000:6000]
+        path.write_bytes(b"short")
+        assert source.read_cached(1000, 5000) is None
+        source.close()
+    finally:
+        path.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_any_name_can_be_mounted_on_by_others(tmp_path: Path) -> None:
+    """What ends a line for Python does not in the mount table: anybody could keep everybody from mounting."""
+    target = tmp_path / "with\rtwo\rends of lines"
+    target.mkdir()
+    run("mount", "--bind", tmp_path, target)
+    try:
+        # Where another of its lines is looked for, too.
+        assert find_mount(str(target)) is None
+        assert mounts_in(tmp_path) == [str(target)]
+    finally:
+        run("umount", target)
+
+
+# Handed to the kernel
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The daemon does not answer anything for the time of the block, which must not need it: it is let go after three
+    seconds, and the test fails then."""
+    os.kill(pid, signal.SIGSTOP)
+    late = threading.Event()
+
+    def let_go() -> None:
+        late.set()
+        os.kill(pid, signal.SIGCONT)
+
+    timer = threading.Timer(3, let_go)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        os.kill(pid, signal.SIGCONT)
+    assert not late.is_set(), "the kernel asked"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of sizes around what is handed over, and an image of them beside."""
+    directory = tmp_path_factory.mktemp("files")
+    tree = directory / "tree"
+    tree.mkdir()
+    for size in (0, 1, 4095, 4096, 4097, 20_000, SMALL_FILE, SMALL_FILE + 1):
+        (tree / f"f{size}").write_bytes(os.urandom(size))
+    result = mystfuse("mkext2", "--free=8M", tree, directory / "image")
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+def test_a_small_file_is_with_the_kernel_when_it_is_open(files: Path, mountpoint: Path) -> None:
+    with caches_kept(), mounted(files / "image", mountpoint):
+        pid = daemon_pid(mountpoint)
+        for source in sorted((files / "tree").iterdir()):
+            size = source.stat().st_size
+            if size <= SMALL_FILE:
+                with (mountpoint / source.name).open("rb", buffering=0) as file, stopped(pid):
+                    assert file.read(size + 10) == source.read_bytes()
+                    assert file.read(10) == b""
+            assert (mountpoint / source.name).read_bytes() == source.read_bytes()
+            assert (mountpoint / source.name).stat().st_size == size
+
+
+def test_what_is_handed_over_is_what_was_written_last(files: Path, mountpoint: Path) -> None:
+    with mounted(files / "image", mountpoint):
+        path = mountpoint / "f20000"
+        with path.open("rb") as reader, path.open("r+b", buffering=0) as writer:
+            writer.write(b"written")
+            assert reader.read(7) == b"written"
+        assert path.read_bytes()[:9] == b"written" + (files / "tree/f20000").read_bytes()[7:9]
+        os.truncate(path, 3)
+        assert path.read_bytes() == b"wri"
+        os.truncate(path, 5000)
+        assert path.read_bytes() == b"wri" + bytes(4997)
+        path.unlink()
+        path.write_bytes(b"new")
+        assert path.read_bytes() == b"new"
+
+
+def test_many_readers_and_writers_of_small_files_never_see_what_was_not_written(files: Path, mountpoint: Path) -> None:
+    """Every version of a file is one byte over and over; handing over must not bring back an older one after it has
+    been seen to be gone, at any place of the file. Two versions side by side are in order, whichever comes first: no
+    file system promises that a read and a write of several pages exclude each other."""
+    with mounted(files / "image", mountpoint):
+        stop = threading.Event()
+        wrong: list[str] = []
+
+        def reader(number: int) -> None:
+            path, seen = mountpoint / f"g{number % 3}", [(0, 0)] * 3
+            while not stop.is_set():
+                fd = os.open(path, os.O_RDONLY)
+                content = os.pread(fd, 9000, 0)
+                os.close(fd)
+                pages = [content[start : start + 4096] for start in (0, 4096, 8192)]
+                now = [(min(page, default=0), max(page, default=0)) for page in pages]
+                went_back = any(
+                    least < before[0] or most < before[1] for (least, most), before in zip(now, seen, strict=True)
+                )
+                if went_back or max(content) - min(content) > 1 or len(content) != 9000:
+                    wrong.append(f"{path.name}: {now} after {seen}, {len(content)} bytes")
+                seen = now
+
+        for number in range(3):
+            (mountpoint / f"g{number}").write_bytes(bytes(9000))
+        threads = [threading.Thread(target=reader, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for version in range(1, 200):
+            for number in range(3):
+                fd = os.open(mountpoint / f"g{number}", os.O_WRONLY)
+                os.pwrite(fd, bytes([version]) * 9000, 0)
+                os.close(fd)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not wrong, wrong[:5]
+
+
+# The kernel's reading ahead
+
+
+def test_the_kernel_reads_far_ahead_for_root(small_image: Path, mountpoint: Path) -> None:
+    with mounted(small_image, mountpoint):
+        mount = find_mount(str(mountpoint))
+        assert mount is not None
+        setting = Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb")
+        wait_until(lambda: int(setting.read_text()) << 10 == READ_AHEAD, 5)
+
+
+# Names that are looked up again
+
+
+@pytest.mark.parametrize("options", [("-b", "1024"), ("-b", "4096"), ("-b", "1024", "-O", "^filetype")])
+async def test_names_are_found_again_and_again_whatever_becomes_of_them(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    names = [b"name-%d" % number * (1 + number % 5) for number in range(300)]
+    for name in names:
+        (tmp_path / "tree" / os.fsdecode(name)).write_bytes(name)
+    image = make_image(tmp_path / "image", *options, size="16M", tree=tmp_path / "tree")
+    volume = await Volume.open(FastDevice(image.read_bytes()), 16 << 20)
+    present, dice = dict.fromkeys(names), random.Random(4)
+    for _ in range(2000):
+        name = dice.choice(names)
+        for _ in range(dice.randrange(1, 4)):
+            inode = await volume.lookup(2, name)
+            assert (inode is not None) == (name in present)
+            if inode is not None:
+                assert bytes(await volume.read(inode.ino, 0, 100)) == name[:100]
+        if dice.random() < 0.2:
+            if inode is not None:
+                await volume.remove(2, name, False)
+                await volume.release(inode.ino)
+                del present[name]
+            else:
+                made = await volume.create(2, name, 0o100644, ROOT)
+                await volume.write(made.ino, 0, name, ROOT)
+                present[name] = None
