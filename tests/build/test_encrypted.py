@@ -696,7 +696,7 @@ def test_nothing_is_left_when_the_child_is_ended_while_it_cleans_up(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     code = (
-        "import os, sys\nfrom mystfuse.fuse import encrypted_file\nparent, unlink = os.getpid(), os.unlink\n"
+        "import os, sys\nfrom mystfuse.build import encrypted_file\nparent, unlink = os.getpid(), os.unlink\n"
         "def unlink_and_end(path, **kwargs):\n    unlink(path, **kwargs)\n"
         "    if os.getpid() != parent and path.endswith('plaintext'):\n        os._exit(0)\n"
         "os.unlink = unlink_and_end\nfrom mystfuse.cli.main import main\nmain(sys.argv[1:])"
