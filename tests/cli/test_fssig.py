@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GOLDEN_NAMES, mystfuse, run
+from tests.conftest import DATA, GOLDEN_NAMES, mystfuse, run
 from tests.support.cli_in_process import in_process
 
 NAMES = ["magic", "version", "hash_offset", "root_hash", "signer", "signature", "signature_size"]
@@ -71,7 +71,7 @@ def test_json_has_the_same_fields_in_the_same_order(name: str, golden: dict[str,
 
 def test_signed_golden_image_names_its_signer(golden: dict[str, Path]) -> None:
     """The signer of the golden images, by the public key that was used."""
-    public = Path(__file__).parent / "data/public.pem"
+    public = DATA / "public.pem"
     modulus = (
         run("openssl", "rsa", "-pubin", "-in", public, "-noout", "-modulus").stdout.strip().removeprefix("Modulus=")
     )

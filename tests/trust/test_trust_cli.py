@@ -19,7 +19,7 @@ from removal import remove_tree
 
 from mystfuse.errors import MountError
 from mystfuse.mounting.mount_namespace import MountNamespace
-from tests.conftest import OWN_MOUNTS, clear_mount, mounted, mystfuse, run
+from tests.conftest import DATA, OWN_MOUNTS, clear_mount, mounted, mystfuse, run
 from tests.support.cli_in_process import in_process
 
 SIGNER, SIGNATURE, SIGNATURE_SIZE = 56, 88, 1112
@@ -112,7 +112,7 @@ def test_one_trusted_key_of_several_is_enough(
 
 
 def test_golden_images_are_trusted_by_the_golden_key(golden: dict[str, Path], mountpoint: Path) -> None:
-    public = Path(__file__).parent / "data/public.pem"
+    public = DATA / "public.pem"
     for name in ("signed-1024", "signed-4096"):
         assert mystfuse("verify", f"--pubkey={public}", golden[name]).returncode == 0
     assert_refused(golden["plain-4096"], mountpoint, f"--pubkey={public}", status=NOT_TRUSTED, because="unsigned")
