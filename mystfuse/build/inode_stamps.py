@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mystfuse.build.hash_tree import write_all
 from mystfuse.errors import CorruptFilesystem, MystfuseError
+from mystfuse.ext2.block_groups import read_group_descriptor
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_ROOT_INO
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.group import read_group_descriptor
 from mystfuse.ext2.inode import locate_inode
 from mystfuse.ext2.superblock import Superblock
 

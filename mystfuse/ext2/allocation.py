@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from errno import ENOSPC
 from itertools import islice, pairwise
 from operator import attrgetter
 
 from mystfuse.errors import CorruptFilesystem, ImageReadError, IntegrityError
 from mystfuse.ext2.bitmap import Bitmap
-from mystfuse.ext2.blocks import Transaction
-from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT2_TOPDIR_FL
-from mystfuse.ext2.group import (
+from mystfuse.ext2.block_groups import (
     GroupCounts,
     GroupDescriptor,
     change_group_counts,
@@ -30,6 +27,9 @@ from mystfuse.ext2.group import (
     read_group_descriptor,
     read_group_places,
 )
+from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT2_TOPDIR_FL
 from mystfuse.ext2.inode import Inode, is_inode_in_use
 from mystfuse.ext2.superblock import Superblock, change_free_counts, read_free_counts
 
@@ -44,31 +44,6 @@ _MAX_SEARCHED_BYTES = 16 << 20
 """Of their bitmaps: an operation keeps in memory what it has seen."""
 _MAX_MISLEADING = 8
 """Groups whose inode bitmap has been found wrong, before the others are not believed either: each takes a fetch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """On whose behalf an operation is done."""
-
-    uid: int
-    gid: int
-    groups: Callable[[], Collection[int]] = frozenset
-    """Gives the supplementary groups, when they matter."""
-
-    @property
-    def is_root(self) -> bool:
-        return self.uid == 0
-
-    def is_in_group(self, gid: int) -> bool:
-        return gid == self.gid or gid in self.groups()
-
-    def may_use_reserved(self, superblock: Superblock) -> bool:
-        """Whether the reserved blocks are for them too (fs/ext2/balloc.c, ext2_has_free_blocks)."""
-        return (
-            self.is_root
-            or self.uid == superblock.s_def_resuid
-            or (superblock.s_def_resgid != 0 and self.is_in_group(superblock.s_def_resgid))
-        )
 
 
 class Allocator:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from errno import EACCES, ENODATA, EPERM
 
 from mystfuse.ext2.acl import Acl, acl_to_xattr
-from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.contents import mode_after_write, truncate, without_sgid
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode, read_back, write_inode

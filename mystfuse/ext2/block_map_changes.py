@@ -7,11 +7,12 @@ from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.allocation import Allocator, Caller
+from mystfuse.ext2.allocation import Allocator
+from mystfuse.ext2.block_groups import group_first_block
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
-from mystfuse.ext2.group import group_first_block
 from mystfuse.ext2.inode import Inode, blocks_after
 from mystfuse.ext2.superblock import Superblock
 

@@ -6,10 +6,11 @@ import stat
 from collections.abc import Set
 from errno import EFBIG, EINVAL, EISDIR, ENOSPC
 
-from mystfuse.ext2.allocation import Caller, runs_of
+from mystfuse.ext2.allocation import runs_of
 from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.block_map_changes import map_for_writing, trim_blocks
 from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode, write_inode
 from mystfuse.ext2.superblock import note_large_file

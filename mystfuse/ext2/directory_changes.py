@@ -13,10 +13,11 @@ from errno import ENOSPC
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.allocation import Allocator, Caller
+from mystfuse.ext2.allocation import Allocator
 from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_INDEX_FL
 from mystfuse.ext2.directory import (
     MAX_DIRECTORY_SIZE,

@@ -15,11 +15,11 @@ from errno import EINVAL, EISDIR, ENOTDIR
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.allocation import Allocator
+from mystfuse.ext2.block_groups import descriptor_block, read_group_places
 from mystfuse.ext2.block_map import Run, Stretch, map_runs, map_stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory import Entry, list_entries, read_parent
-from mystfuse.ext2.group import descriptor_block, read_group_places
 from mystfuse.ext2.inode import Inode, is_inode_in_use, locate_inode, read_inode_at
 from mystfuse.ext2.name_index import NameIndexes
 from mystfuse.ext2.superblock import Superblock, read_free_counts

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
+from mystfuse.ext2.block_groups import read_group_places
 from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.constants import (
     EXT2_APPEND_FL,
@@ -21,7 +22,6 @@ from mystfuse.ext2.constants import (
     EXT4_EXTENTS_FL,
     EXT4_INLINE_DATA_FL,
 )
-from mystfuse.ext2.group import read_group_places
 from mystfuse.ext2.superblock import Superblock
 
 INODE_TABLE_AHEAD = 32 * 1024

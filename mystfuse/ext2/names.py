@@ -24,9 +24,9 @@ from errno import (
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import Acl, acl_to_xattr
-from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import (
     EXT2_FL_INHERITED,
     EXT2_GOOD_OLD_INODE_SIZE,

@@ -31,7 +31,7 @@ from mystfuse.ext2.constants import (
 from mystfuse.ext2.features import check_supported, feature_names
 
 if TYPE_CHECKING:
-    from mystfuse.ext2.group import GroupDescriptor
+    from mystfuse.ext2.block_groups import GroupDescriptor
 
 GROUP_DESCRIPTOR_SIZE = 32
 

@@ -10,10 +10,11 @@ import struct
 from collections.abc import Sequence
 from errno import ENODATA, ENOSPC, ERANGE
 
-from mystfuse.ext2.allocation import Allocator, Caller
+from mystfuse.ext2.allocation import Allocator
+from mystfuse.ext2.block_groups import group_first_block
 from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_XATTR_MAGIC
-from mystfuse.ext2.group import group_first_block
 from mystfuse.ext2.inode import Inode, with_blocks
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.xattr import (

@@ -12,9 +12,9 @@ from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import MystfuseError, StorageTimeout
 from mystfuse.ext2 import contents
+from mystfuse.ext2.block_groups import read_group_descriptor
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.group import read_group_descriptor
 from mystfuse.overlay.overlay import Overlay, Snapshot
 from mystfuse.volume.runner import Runner
 

@@ -19,10 +19,10 @@ from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Batch, Device, Extent, read_now
 from mystfuse.errors import CorruptFilesystem, FormatError, IntegrityError, MystfuseError, StorageTimeout
 from mystfuse.ext2 import attributes, contents, names
-from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.block_map import Run, Stretch
 from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.directory import Entry
 from mystfuse.ext2.filesystem import FileSystem, Statistics

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from mystfuse.errors import CorruptFilesystem, FormatError, IntegrityError, MystfuseError, UnsupportedFeature
+from mystfuse.ext2.block_groups import read_all_counts
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.group import read_all_counts
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume.volume import Volume
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, at, listed, listing, make_image, walk

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
-from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
+from mystfuse.ext2.caller import Caller
 from mystfuse.volume.volume import Volume
 from tests.conftest import run
 from tests.fuzz.images import SparseDevice, load

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.block_map import map_runs
 from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.volume.volume import Volume
 from tests.conftest import run

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
-from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.inode import Inode
 from mystfuse.volume.volume import Volume
 from tests.conftest import mounted

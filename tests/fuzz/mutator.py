@@ -6,9 +6,9 @@ import struct
 from functools import cache
 from typing import NamedTuple
 
+from mystfuse.ext2.block_groups import read_group_descriptor
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks
-from mystfuse.ext2.group import read_group_descriptor
 from mystfuse.ext2.inode import read_inode
 from mystfuse.ext2.superblock import Superblock
 from tests.fuzz.harness import Choices

@@ -12,15 +12,15 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2.acl import ACL_GROUP, ACL_USER, Acl, acl_to_text, acl_to_xattr
-from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import remove_xattr, set_xattr
 from mystfuse.ext2.bitmap import Bitmap
+from mystfuse.ext2.block_groups import group_first_block, group_size, read_all_counts, read_group_descriptor
 from mystfuse.ext2.block_map import map_block, map_blocks, map_runs, map_stretch
 from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.contents import release
 from mystfuse.ext2.directory import list_entries
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.group import group_first_block, group_size, read_all_counts, read_group_descriptor
 from mystfuse.ext2.inode import Inode, is_inode_in_use, read_inode
 from mystfuse.ext2.names import create, remove, rename
 from mystfuse.ext2.superblock import Superblock

@@ -17,9 +17,9 @@ import pytest
 import trio
 
 from mystfuse.errors import MystfuseError
-from mystfuse.ext2.allocation import Caller
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.names import RENAME_EXCHANGE
 from mystfuse.overlay.overlay import Overlay, Snapshot

@@ -20,7 +20,7 @@ import trio
 
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
 from mystfuse.ext2 import name_index
-from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.overlay import spill
 from mystfuse.overlay.overlay import MAX_SNAPSHOTS, Overlay, Snapshot

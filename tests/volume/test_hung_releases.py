@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent
 from mystfuse.errors import StorageTimeout
-from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.caller import Caller
 from mystfuse.fuse.operations import Operations
 from mystfuse.fuse.options import MountOptions
 from mystfuse.volume.volume import Volume

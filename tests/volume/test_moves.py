@@ -12,7 +12,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent
-from mystfuse.ext2.allocation import Caller
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.inode import Inode
 from mystfuse.volume.volume import Volume
 from tests.support.ext2_editor import ROOT, MemoryDevice, make_image
