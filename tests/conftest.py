@@ -28,8 +28,8 @@ import _pytest.pathlib
 import pytest
 from removal import mounts_in, temporary_directory
 
-from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import unmount
 from tests.support.machine import FUSE, Lack, explanation, lacking, table, unable
 

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Literal
 from weakref import finalize
 
-from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.errors import MountError, UsageError
 from mystfuse.mounting.mount_table import Mount, find_mount, is_covered
+from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import BusyError, unmount_and_wait
 from mystfuse.system.blocking import Operation
 from mystfuse.system.own_command import OwnCommand

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from mystfuse.cli.commands.mount import _open_mountpoint
-from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.errors import MountError, MystfuseError
 from mystfuse.mounting.mount_table import Mount, find_mount
+from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import GoneError, unmount
 from mystfuse.system.atomic_file import AtomicFile
 from tests.conftest import clear_mount, mounted, mystfuse, run

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.errors import MountError
 from mystfuse.mounting.mount_table import find_mount
+from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.system.output_paths import LinkOfAnother, open_directory, open_for_appending
 from tests.conftest import GROUP, USER, assert_one_line, clear_mount, mounted, mystfuse, run
 from tests.mounting.test_races import ATTEMPTS, exchanging

@@ -12,11 +12,11 @@ from mystfuse.build.commit import commit
 from mystfuse.cli.commands.status import read_status
 from mystfuse.cli.ending import end_like_interrupt
 from mystfuse.cli.keys import encryption_options, load_encryption
-from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import GivenPath, io_timeout_option, read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.errors import UsageError
 from mystfuse.fuse.control_names import CONTROL_NAME, IMAGE_NAME
+from mystfuse.mounting.mountpoint import resolve_mountpoint
 
 
 @click.command("commit", short_help="Make a new image of a mount's present state.")

@@ -19,7 +19,6 @@ import click
 
 from mystfuse.cli.keys import key_options, load_keys, parse_kdf_limit
 from mystfuse.cli.mount_job import MountJob, tell_foreground
-from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import (
     TREE_PARAMETERS,
     GivenPath,
@@ -41,6 +40,7 @@ from mystfuse.fuse.binding import require_fuse
 from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.mounting.daemon import close_descriptors, run_in_background
 from mystfuse.mounting.mount_table import find_daemon, find_mount, find_mount_of
+from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.notify import Notifier
 from mystfuse.overlay.store import open_store_file
 from mystfuse.system.memory import available_memory

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from mystfuse.cli.mountpoint import resolve_mountpoint
 from mystfuse.cli.options import GivenPath, parse_seconds
+from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import unmount_and_wait, unmount_stale
 
 
