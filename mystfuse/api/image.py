@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import trio
@@ -12,18 +12,39 @@ import trio
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
 from mystfuse.devices.patience import IO_TIMEOUT, Opening, timed_out
-from mystfuse.devices.source import FileSource, Source
-from mystfuse.errors import UsageError, innermost
+from mystfuse.devices.source import FileSource
+from mystfuse.errors import UsageError
 from mystfuse.image.keys import Keys
-from mystfuse.image.pipeline import open_trusted, run_pipeline
-from mystfuse.image.progress import Progress
 from mystfuse.system.threads import call_in_thread
+from mystfuse.tree.extract import extract
 from mystfuse.tree.image_tree import ImageTree
+from mystfuse.tree.open import open_tree
 from mystfuse.trust.signature import PublicKey
 from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_keys
-from mystfuse.volume.volume import Volume
 
 StrPath = str | os.PathLike[str]
+
+
+class Image(ImageTree):
+    """An image that is open for reading. Use ``mystfuse.open_image``."""
+
+    async def extract(self, path: str | bytes, destination: str | os.PathLike[str]) -> dict[str, int]:
+        """Copy a file, or a directory and all below it, out of the image, as ``cp -a`` would.
+
+        Args:
+            path: a symbolic link is copied itself.
+            destination: must not exist. It appears when it is complete, or not at all.
+
+        Returns:
+            What could not be kept for want of permission, and how many times: names of extended attributes, ``owner``,
+            ``device``.
+
+        Raises:
+            OSError: as ``stat``, or ``destination`` cannot be written; EEXIST if it exists.
+            CorruptFilesystem: also when names or blocks are used twice, as in no sound file system.
+            IntegrityError, ImageReadError
+        """
+        return await extract(self, path, destination)
 
 
 @asynccontextmanager
@@ -39,7 +60,7 @@ async def open_image(
     passphrase: str | bytes | None = None,
     kdf_limit: tuple[float, int] | None = None,
     io_timeout: float = IO_TIMEOUT,
-) -> AsyncIterator[ImageTree]:
+) -> AsyncIterator[Image]:
     """Open an image for reading, without a mount and without FUSE, for the time of the block. Needs trio.
 
     Every block is verified before anything of it is seen, as on a mount.
@@ -71,7 +92,7 @@ async def open_image(
         source = await _open_source(os.fspath(image), io_timeout)
         try:
             async with open_tree(source, options, keys, io_timeout) as tree:
-                yield tree
+                yield Image(tree.volume, tree.trust)
         finally:
             source.close()
     finally:
@@ -89,42 +110,6 @@ async def _open_source(path: str, io_timeout: float) -> FileSource:
         if isinstance(error, trio.TooSlowError):
             raise timed_out(path, io_timeout) from None
         raise
-
-
-@contextmanager
-def _no_progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    yield lambda count: None
-
-
-@asynccontextmanager
-async def open_tree(
-    source: Source, trust: TrustOptions, keys: Keys, io_timeout: float, progress: Progress = _no_progress
-) -> AsyncIterator[ImageTree]:
-    """Open an image and read its superblock; raises as ``open_image``, and what the block raises, as it is.
-
-    Args:
-        keys: wiped when the block begins.
-        progress: shown while a passphrase is tried.
-    """
-    image = await open_trusted(source, trust, io_timeout)
-    of_block: BaseException | None = None
-    of_pipeline: BaseException | None = None
-    try:
-        async with run_pipeline(image, keys, io_timeout, progress) as pipeline:
-            tree = ImageTree(await Volume.open(pipeline.device, io_timeout=io_timeout), image.trust)
-            try:
-                yield tree
-            except BaseException as error:
-                # Kept out of the pipeline's nursery, which would put it into a group, or take its own one apart.
-                of_block = error
-    except BaseExceptionGroup as group:
-        of_pipeline = innermost(group)
-    if of_block is not None and not isinstance(of_block, trio.Cancelled):
-        raise of_block
-    # That the block was cancelled may be for what happened to the pipeline.
-    cause = of_pipeline or of_block
-    if cause is not None:
-        raise cause
 
 
 def _load_trust(

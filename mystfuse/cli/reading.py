@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import click
 import trio
 
-from mystfuse.api.image import open_tree
 from mystfuse.cli.keys import key_options, load_keys
 from mystfuse.cli.logs import log_to_stderr
 from mystfuse.cli.options import GivenPath, io_timeout_option, load_trust, trust_options
@@ -20,6 +19,7 @@ from mystfuse.cli.verity_options import open_source
 from mystfuse.devices.patience import PatientSource
 from mystfuse.errors import MystfuseError, innermost
 from mystfuse.tree.image_tree import ImageTree
+from mystfuse.tree.open import open_tree
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

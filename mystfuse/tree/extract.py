@@ -50,7 +50,7 @@ async def extract(
     destination: str | os.PathLike[str],
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, int]:
-    """Copy a file, or a directory and all below it, to ``destination``; see ``ImageTree.extract``.
+    """Copy a file, or a directory and all below it, to ``destination``.
 
     It is made under a hidden name beside ``destination``, written to disk, and then renamed; when it fails or is
     cancelled, everything is removed again. The limit of open files is raised as far as it goes: each level of

@@ -1,5 +1,5 @@
-"""An image's tree read by paths, without a mount: what the API's ``open_image`` gives, and ``ls``, ``cat``, ``extract``
-and ``tar`` stand on.
+"""An image's tree, read by paths and without a mount: the base of ``open_image`` in Python and of the commands ``ls``,
+``cat``, ``extract`` and ``tar``.
 
 Paths are resolved as by a process whose root the image is (chroot(2)), and nobody's permissions are looked at.
 
@@ -13,7 +13,6 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from errno import EISDIR, ELOOP, ENAMETOOLONG, ENODATA, ENOENT, ENOTDIR
-from types import TracebackType
 from typing import AnyStr, Generic, NamedTuple
 from uuid import UUID
 
@@ -23,13 +22,12 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO, PATH_MAX
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import split_name
+from mystfuse.tree.image_file import ImageFile
 from mystfuse.trust.policy import Trust
 from mystfuse.volume.volume import Volume
 
 MAX_SYMLINKS = 40
 """Symbolic links that one path may lead through (kernel, include/linux/namei.h, MAXSYMLINKS)."""
-CHUNK = 1 << 20
-"""Bytes of a file that are read at once."""
 _ENTRIES_AT_ONCE = 1000
 
 
@@ -130,115 +128,6 @@ class DirEntry(Generic[AnyStr]):
 
     def __repr__(self) -> str:
         return f"<DirEntry {self.name!r}>"
-
-
-class ImageFile:
-    """A regular file of an image that is open for reading. Use ``ImageTree.open``.
-
-    It can be read by chunks (``async for``), all at once, or anywhere (``pread``); ``async with`` closes it.
-    """
-
-    def __init__(self, volume: Volume, inode: Inode, name: str | bytes) -> None:
-        self.name = name
-        """The path that it was opened by."""
-        self.size = inode.size
-        """Bytes."""
-        self._volume = volume
-        self._ino = inode.ino
-        self._position = 0
-        self._is_closed = False
-
-    async def pread(self, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes from byte ``offset`` on, fewer only at the end; the position stays where it is.
-
-        Raises:
-            ValueError: a negative offset or length, or the file is closed.
-            CorruptFilesystem, IntegrityError, ImageReadError
-        """
-        self._check_open()
-        if offset < 0 or length < 0:
-            raise ValueError("offset and length cannot be negative")
-        await trio.lowlevel.checkpoint()
-        end = min(offset + length, self.size)
-        parts: list[bytes | memoryview] = []
-        for start in range(offset, end, CHUNK):
-            if start > offset:
-                await trio.lowlevel.checkpoint()
-            parts.append(await self._volume.read(self._ino, start, min(CHUNK, end - start)))
-        return b"".join(parts)
-
-    async def read(self, size: int = -1) -> bytes:
-        """Up to ``size`` bytes from the position on, all there are if it is negative; empty at the end."""
-        data = await self.pread(self._position, self.size if size < 0 else size)
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position, which may lie behind the end; returns the new one.
-
-        Raises:
-            ValueError: it would be negative, ``whence`` is none, or the file is closed.
-        """
-        self._check_open()
-        bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}
-        if whence not in bases or bases[whence] + offset < 0:
-            raise ValueError(f"cannot seek to {offset} from {whence}")
-        self._position = bases[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
-        """The position, in bytes from the beginning."""
-        self._check_open()
-        return self._position
-
-    async def data_ranges(self) -> AsyncIterator[tuple[int, int]]:
-        """Where there is data: (byte offset, length of up to 1 MiB), in order. What lies between is holes.
-
-        Raises:
-            CorruptFilesystem, IntegrityError, ImageReadError
-        """
-        self._check_open()
-        # Of a sound file each table of pointers can begin and end a hole, and each block be data for itself.
-        steps_left = 4 * self._volume.superblock.s_blocks_count
-        start = position = 0
-        while True:
-            await trio.lowlevel.checkpoint()
-            is_data, length = await self._volume.stretch(self._ino, position)
-            if not is_data or position - start >= CHUNK:
-                while start < position:
-                    yield start, min(CHUNK, position - start)
-                    start += min(CHUNK, position - start)
-            position += length
-            if not is_data:
-                start = position
-            if not length:
-                return
-            steps_left -= 1
-            if steps_left < 0:
-                raise CorruptFilesystem(f"inode {self._ino}: its map has more tables than the file system has blocks")
-
-    async def aclose(self) -> None:
-        """Close it; reading raises ValueError from then on."""
-        self._is_closed = True
-
-    async def __aenter__(self) -> ImageFile:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self.read(CHUNK):
-            yield data
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ValueError("the file is closed")
-
-    def __repr__(self) -> str:
-        return f"<ImageFile {self.name!r}>"
 
 
 class ImageTree:
@@ -389,26 +278,6 @@ class ImageTree:
         if value is None:
             raise OSError(ENODATA, os.strerror(ENODATA), path)
         return value
-
-    async def extract(self, path: str | bytes, destination: str | os.PathLike[str]) -> dict[str, int]:
-        """Copy a file, or a directory and all below it, out of the image, as ``cp -a`` would; see ``extract.extract``.
-
-        Args:
-            path: a symbolic link is copied itself.
-            destination: must not exist. It appears when it is complete, or not at all.
-
-        Returns:
-            What could not be kept for want of permission, and how many times: names of extended attributes, ``owner``,
-            ``device``.
-
-        Raises:
-            OSError: as ``stat``, or ``destination`` cannot be written; EEXIST if it exists.
-            CorruptFilesystem: also when names or blocks are used twice, as in no sound file system.
-            IntegrityError, ImageReadError
-        """
-        from mystfuse.tree.extract import extract
-
-        return await extract(self, path, destination)
 
     async def resolve(self, path: str | bytes, follow_symlinks: bool = True) -> Inode:
         """The inode that a path leads to (path_resolution(7)); raises as ``stat``."""

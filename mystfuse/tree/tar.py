@@ -19,7 +19,8 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.acl import acl_to_text
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
-from mystfuse.tree.image_tree import CHUNK, Child, ImageTree, check_first_visit
+from mystfuse.tree.image_file import CHUNK
+from mystfuse.tree.image_tree import Child, ImageTree, check_first_visit
 
 BLOCK = 512
 RECORD = 20 * BLOCK

@@ -21,6 +21,7 @@ import pytest
 import trio
 
 import mystfuse as api
+from mystfuse.tree.extract import extract
 from mystfuse.tree.image_tree import ImageTree
 from mystfuse.tree.tar import write_tar
 from mystfuse.trust.policy import trust_without_tree
@@ -588,6 +589,6 @@ async def test_long_jobs_on_what_is_in_memory_let_others_run(kind: str, tmp_path
         if kind == "tar":
             await write_tar(tree, "/", write)
         else:
-            await tree.extract("/", tmp_path / "copy")
+            await extract(tree, "/", tmp_path / "copy")
         nursery.cancel_scope.cancel()
     assert turns > 300
