@@ -17,9 +17,9 @@ from types import TracebackType
 from mystfuse.crypto.sectors import XtsCipher
 from mystfuse.devices.patience import wait_for_storage
 from mystfuse.errors import ExitStatus, MountError, MystfuseError
-from mystfuse.fuse.binding import require_fuse
-from mystfuse.fuse.options import MountOptions
-from mystfuse.mounting.daemon import Report, end_child, run_in_background
+from mystfuse.fuse.mount_options import MountOptions
+from mystfuse.fuse.requirements import require_fuse
+from mystfuse.mounting.daemonize import Report, end_child, run_in_background
 from mystfuse.mounting.keeper import Keeper
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.unmount import unmount

@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 from mystfuse.cli.commands.mount import make_job, parse_mount_options
-from mystfuse.cli.mount_job import MountJob
 from mystfuse.cli.text import complain, warn
 from mystfuse.cli.verity_options import open_source
 from mystfuse.container.bubblewrap import bubblewrap_options, find_bubblewrap
@@ -38,7 +37,8 @@ from mystfuse.container.shared_files import pass_positions_on, protect_shared_fi
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
 from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
 from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
-from mystfuse.mounting.daemon import run_in_background
+from mystfuse.mounting.daemonize import run_in_background
+from mystfuse.mounting.mount_job import MountJob
 from mystfuse.system.landlock import leave_abstract_sockets
 from mystfuse.system.output_paths import open_directory, read_trusted_link
 

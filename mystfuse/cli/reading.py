@@ -11,13 +11,13 @@ import click
 import trio
 
 from mystfuse.cli.keys import key_options, load_keys
-from mystfuse.cli.logs import log_to_stderr
 from mystfuse.cli.options import GivenPath, io_timeout_option, load_trust, trust_options
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import warn
 from mystfuse.cli.verity_options import open_source
 from mystfuse.devices.patience import PatientSource
 from mystfuse.errors import MystfuseError, innermost
+from mystfuse.mounting.daemon_logs import log_to_stderr
 from mystfuse.tree.image_tree import ImageTree
 from mystfuse.tree.open import open_tree
 

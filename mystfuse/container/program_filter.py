@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 
-from mystfuse.system.seccomp import ALLOW, Argument, Rule, Rules, can_filter, make_program, refuse
-from mystfuse.system.syscalls import known_syscalls
+from mystfuse.system.seccomp_bpf import ALLOW, Argument, Rule, Rules, can_filter, make_program, refuse
+from mystfuse.system.syscall_numbers import known_syscalls
 
 _REFUSED_WITHOUT: Mapping[str, str] = {
     "CAP_SYS_ADMIN": """

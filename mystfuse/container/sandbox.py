@@ -18,7 +18,7 @@ from mystfuse.errors import MountError, MystfuseError
 from mystfuse.mounting.mount_table import own_mountpoints
 from mystfuse.mounting.unmount import unmount
 from mystfuse.system.openat2 import RESOLVE_IN_ROOT, openat2
-from mystfuse.system.syscalls import syscall_numbers
+from mystfuse.system.syscall_numbers import syscall_numbers
 
 # <linux/sched.h>, <sys/mount.h>
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000

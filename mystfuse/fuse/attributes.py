@@ -7,7 +7,7 @@ import stat
 from pyfuse3 import EntryAttributes
 
 from mystfuse.ext2.inode import Inode
-from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.mount_options import MountOptions
 
 CACHE_SECONDS = 86400
 """What the kernel is told it may keep: nobody changes the file system but through it."""

@@ -34,10 +34,10 @@ from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import split_name
 from mystfuse.fuse.attributes import CACHE_SECONDS, ShownAttributes, absent, broken, dot
-from mystfuse.fuse.control import ControlDirectory
-from mystfuse.fuse.control_names import CONTROL_INO, CONTROL_NAME, IMAGE_INO
-from mystfuse.fuse.options import MountOptions
-from mystfuse.fuse.references import References
+from mystfuse.fuse.control_directory import ControlDirectory
+from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME, IMAGE_INO
+from mystfuse.fuse.lookup_counts import References
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.volume.merged_image import MergedImage
 from mystfuse.volume.read_ahead import Stream
 from mystfuse.volume.volume import Volume

@@ -25,11 +25,11 @@ from enum import IntEnum
 from typing import Any, NoReturn
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.options import MountOptions
-from mystfuse.mounting.daemon import close_descriptors, end_child
+from mystfuse.fuse.mount_options import MountOptions
+from mystfuse.mounting.daemonize import close_descriptors, end_child
 from mystfuse.mounting.fusermount import run_fusermount
+from mystfuse.mounting.kernel_read_ahead import allow_background, raise_read_ahead
 from mystfuse.mounting.mount_table import FSTYPE, Mount, find_mount, find_mount_of, find_mounts, set_process_name
-from mystfuse.mounting.read_ahead import allow_background, raise_read_ahead
 from mystfuse.mounting.unmount import BusyError, GoneError, unmount
 from mystfuse.system.confinement import confine_keeper
 

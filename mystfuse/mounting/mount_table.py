@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mystfuse.system.users import is_own_user
+from mystfuse.system.daemon_users import is_own_user
 
 FSTYPE = "fuse.mystfuse"
 _PR_SET_NAME = 15

@@ -20,15 +20,15 @@ from mystfuse import __version__
 from mystfuse.crypto.secret import lock_memory
 from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.fuse.handshake import Handshake
+from mystfuse.fuse.init_request import Handshake
+from mystfuse.fuse.libfuse_session import mount
+from mystfuse.fuse.mount_options import MountOptions, OnCorruption
 from mystfuse.fuse.operations import Operations
-from mystfuse.fuse.options import MountOptions, OnCorruption
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage
 from mystfuse.image.pipeline import Pipeline, run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.mounting.keeper import PATIENCE, Keeper
-from mystfuse.mounting.mount import mount
 from mystfuse.mounting.mount_table import Mount, name_this_process
 from mystfuse.mounting.unmount import BusyError
 from mystfuse.system.confinement import Confinement

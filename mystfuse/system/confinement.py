@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from mystfuse.system import seccomp
-from mystfuse.system.filters import daemon_filter, keeper_filter
+from mystfuse.system import seccomp_bpf
+from mystfuse.system.daemon_users import own_user
 from mystfuse.system.landlock import restrict_file_access
-from mystfuse.system.users import own_user
+from mystfuse.system.seccomp_filters import daemon_filter, keeper_filter
 
 log = logging.getLogger(__name__)
 
@@ -232,11 +232,11 @@ def _call(number: int, *arguments: object) -> int:
 
 
 def _filter_calls(make: Callable[[], bytes]) -> bool:
-    if not seccomp.can_filter():
+    if not seccomp_bpf.can_filter():
         log.info("system calls are not filtered: not known on this machine")
         return False
     try:
-        seccomp.install(make())
+        seccomp_bpf.install(make())
     except OSError as error:
         log.info("system calls are not filtered: %s", error.strerror)
         return False

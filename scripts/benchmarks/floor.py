@@ -30,7 +30,7 @@ from pyfuse3 import (
 )
 
 from mystfuse.fuse import operations as ours
-from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting.session import MAX_TASKS
 
 CACHE_SECONDS = 86400

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting.keeper import Keeper
 from mystfuse.mounting.mount_table import find_mount, find_other_server
 from tests.conftest import wait_until

@@ -19,8 +19,8 @@ import pytest
 from mystfuse.cli.container import make_filter
 from mystfuse.container.bubblewrap import MASKED, READ_ONLY
 from mystfuse.container.program_filter import program_filter, program_policy
-from mystfuse.system.seccomp import ALLOW, can_filter, make_program, refuse
-from mystfuse.system.syscalls import known_syscalls, syscall_numbers
+from mystfuse.system.seccomp_bpf import ALLOW, can_filter, make_program, refuse
+from mystfuse.system.syscall_numbers import known_syscalls, syscall_numbers
 from tests.conftest import assert_one_line, mystfuse, run
 from tests.support.attacks import NUMBERS, calls, image, needs_filter, needs_root, said
 from tests.system.test_seccomp import MACHINES, decide

@@ -25,7 +25,7 @@ from mystfuse.errors import FormatError, MystfuseError, UsageError
 from mystfuse.formats.luks import Argon2, LuksHeader, Pbkdf2
 from mystfuse.image.keys import Keys
 from mystfuse.image.unlock import unlock
-from mystfuse.system.users import FIRST_OWN_USER
+from mystfuse.system.daemon_users import FIRST_OWN_USER
 from tests.conftest import mounted, run
 from tests.formats.test_luks_formats import KEY, PASSPHRASE, locked, open_with
 from tests.support.cli_in_process import in_process

@@ -26,7 +26,7 @@ from mystfuse.devices.verity import VerityDevice
 from mystfuse.errors import ImageReadError, StorageTimeout
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.formats.verity import TreeGeometry
-from mystfuse.mounting.read_ahead import BACKGROUND
+from mystfuse.mounting.kernel_read_ahead import BACKGROUND
 from mystfuse.mounting.session import MAX_TASKS
 from mystfuse.volume.runner import FEW_PINNED_BYTES, MAX_LARGE, Runner
 from tests.conftest import caches_kept, mounted, mystfuse, run

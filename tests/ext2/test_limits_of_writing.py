@@ -20,7 +20,7 @@ from mystfuse.ext2 import name_index
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.fuse.references import References
+from mystfuse.fuse.lookup_counts import References
 from mystfuse.volume import runner
 from mystfuse.volume.volume import Volume
 from tests.conftest import run

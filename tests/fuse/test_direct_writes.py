@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.handshake import Handshake
+from mystfuse.fuse.init_request import Handshake
 from tests.conftest import mounted, mystfuse, run
 
 SOURCE = Path(__file__).parents[1] / "support/direct_writes.c"

@@ -31,7 +31,7 @@ from mystfuse.formats.luks1 import keyslot_offset, pack_luks1, parse_luks1
 from mystfuse.formats.luks2 import BINARY_HEADER_SIZE, HeaderCopy, pack_luks2, parse_luks2
 from mystfuse.formats.package import PackageContents, PackageFile
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
-from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.trust.directory import hex_digest
 from mystfuse.trust.package import open_package, sign_package
 from mystfuse.trust.policy import TrustPolicy, TrustReason, decide

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.guards.guard import Guard
 
 _CONFINEMENT = "mystfuse/system/confinement.py"
-_FILTERS = "mystfuse/system/filters.py"
+_FILTERS = "mystfuse/system/seccomp_filters.py"
 _KEEPER = "mystfuse/mounting/keeper.py"
 _ATOMIC_FILE = "mystfuse/system/atomic_file.py"
 _CONTAINER = "mystfuse/cli/container.py"
@@ -22,7 +22,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     Guard(
         "system calls are filtered",
         _CONFINEMENT,
-        "seccomp.install(make())",
+        "seccomp_bpf.install(make())",
         "make()",
         (
             "mounting/test_confinement.py::test_calls_that_no_daemon_makes_end_it",
@@ -167,7 +167,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "a daemon holds no descriptors of its caller",
-        "mystfuse/mounting/daemon.py",
+        "mystfuse/mounting/daemonize.py",
         "close_descriptors(keep | {sender, null})",
         "pass",
         ("mounting/test_privileges.py::test_the_callers_descriptors_are_not_kept",),
@@ -343,7 +343,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "asynchronous direct writes are declined",
-        "mystfuse/fuse/handshake.py",
+        "mystfuse/fuse/init_request.py",
         "flags & ~_DECLINED",
         "flags",
         ("fuse/test_direct_writes.py::test_asynchronous_direct_writes_are_declined_and_nothing_else",),

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.system.filters import daemon_filter, keeper_filter
-from mystfuse.system.users import FIRST_OWN_USER
+from mystfuse.system.daemon_users import FIRST_OWN_USER
+from mystfuse.system.seccomp_filters import daemon_filter, keeper_filter
 from tests.conftest import GROUP, USER, clear_mount, mounted, mystfuse, run
 from tests.mounting.test_privileges import NO_CAPABILITIES, daemon_pid, has_landlock, keeper_of, status_of
 
@@ -24,7 +24,7 @@ needs_landlock = pytest.mark.skipif(not has_landlock(), reason="the kernel has n
 PREPARED = r"""
 import ctypes, errno, mmap, os, platform, signal, socket, sys, threading
 from mystfuse.system import confinement
-from mystfuse.system.syscalls import syscall_numbers
+from mystfuse.system.syscall_numbers import syscall_numbers
 NUMBERS = syscall_numbers(platform.machine())
 libc = ctypes.CDLL(None, use_errno=True)
 where, outsider = sys.argv[1], int(sys.argv[2])

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.cli import log_thread
-from mystfuse.cli.log_thread import MAX_WAITING, DescriptorHandler, LogThread
-from mystfuse.cli.logs import DaemonLogs
+from mystfuse.mounting import log_thread
+from mystfuse.mounting.daemon_logs import DaemonLogs
+from mystfuse.mounting.log_thread import MAX_WAITING, DescriptorHandler, LogThread
 from mystfuse.mounting.mount_table import find_mount
 from tests.conftest import clear_mount, mystfuse, wait_until
 from tests.mounting.test_mount_life import daemon_pid, is_running
@@ -151,7 +151,7 @@ def test_a_line_is_written_whole_to_a_slow_reader() -> None:
 LOGGING = """
 import sys
 from pathlib import Path
-import mystfuse.cli.logs as logs
+import mystfuse.mounting.daemon_logs as logs
 logs._SYSLOG = Path(sys.argv.pop(1))
 from mystfuse.cli.main import main
 sys.exit(main(sys.argv[1:]))

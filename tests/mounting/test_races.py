@@ -153,7 +153,7 @@ def test_no_command_writes_through_a_link(
 MOUNT_LATER = r"""
 import os, sys
 from mystfuse.cli.commands.mount import prepare
-from mystfuse.mounting.daemon import run_in_background
+from mystfuse.mounting.daemonize import run_in_background
 image, mountpoint, moved, victim = sys.argv[1:]
 job = prepare({}, frozenset(), image, mountpoint)
 os.rename(mountpoint, moved)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mystfuse.cli import start
-from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting.keeper import _MAGIC, _REQUEST, _Office, _Order, _understand
 from mystfuse.mounting.keeper import _run as run_keeper
 from mystfuse.mounting.mount_table import find_mount

@@ -10,7 +10,7 @@ import pytest
 
 import mystfuse as api
 from mystfuse.errors import MountError
-from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting import keeper as keeping
 from mystfuse.mounting.keeper import Keeper
 from mystfuse.mounting.mount_table import find_mount, find_mount_of, find_mounts

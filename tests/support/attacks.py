@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.system.syscalls import syscall_numbers
+from mystfuse.system.syscall_numbers import syscall_numbers
 from tests.conftest import mystfuse, run
 
 NUMBERS = syscall_numbers(platform.machine())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.system.seccomp import (
+from mystfuse.system.seccomp_bpf import (
     ALL_BITS,
     ALLOW,
     KILL_PROCESS,
@@ -26,7 +26,7 @@ from mystfuse.system.seccomp import (
     make_program,
     refuse,
 )
-from mystfuse.system.syscalls import syscall_numbers
+from mystfuse.system.syscall_numbers import syscall_numbers
 
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 MACHINES = sorted(ARCHES)
@@ -171,8 +171,8 @@ def test_the_numbers_are_those_of_the_kernels_headers(header: str, machine: str)
 
 INSTALL = """
 import ctypes, os, sys, threading
-from mystfuse.system.seccomp import *
-from mystfuse.system.syscalls import syscall_numbers
+from mystfuse.system.seccomp_bpf import *
+from mystfuse.system.syscall_numbers import syscall_numbers
 import platform
 numbers = syscall_numbers(platform.machine())
 libc = ctypes.CDLL(None, use_errno=True)

@@ -23,8 +23,8 @@ from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.fuse.operations import SMALL_FILE
+from mystfuse.mounting.kernel_read_ahead import READ_AHEAD
 from mystfuse.mounting.mount_table import find_mount
-from mystfuse.mounting.read_ahead import READ_AHEAD
 from mystfuse.system.workers import INLINE_BYTES, Workers
 from mystfuse.volume.file_maps import WINDOW
 from mystfuse.volume.read_ahead import DEPTH, MAX_STREAMS, Stream

@@ -14,8 +14,8 @@ from trio.testing import MockClock
 from mystfuse.devices.device import Extent
 from mystfuse.errors import StorageTimeout
 from mystfuse.ext2.caller import Caller
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.fuse.operations import Operations
-from mystfuse.fuse.options import MountOptions
 from mystfuse.volume.volume import Volume
 from tests.support.ext2_editor import ROOT, MemoryDevice, assert_clean, make_image, merged
 

@@ -31,8 +31,8 @@ from mystfuse.devices.source import FileSource
 from mystfuse.errors import ImageReadError, MountError, StorageTimeout
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
-from mystfuse.fuse.options import MountOptions
-from mystfuse.fuse.references import References
+from mystfuse.fuse.lookup_counts import References
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting import session
 from mystfuse.mounting.mount_table import find_daemon, find_mount
 from mystfuse.system import threads

@@ -15,7 +15,7 @@ from mystfuse.cli.keys import encryption_options, load_encryption
 from mystfuse.cli.options import GivenPath, io_timeout_option, read_signing_key
 from mystfuse.cli.progress import progress
 from mystfuse.errors import UsageError
-from mystfuse.fuse.control_names import CONTROL_NAME, IMAGE_NAME
+from mystfuse.fuse.control_directory_names import CONTROL_NAME, IMAGE_NAME
 from mystfuse.mounting.mountpoint import resolve_mountpoint
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import click
 
 from mystfuse.cli.keys import key_options, load_keys, parse_kdf_limit
-from mystfuse.cli.mount_job import MountJob, tell_foreground
 from mystfuse.cli.options import (
     TREE_PARAMETERS,
     GivenPath,
@@ -36,12 +35,13 @@ from mystfuse.devices.joined_source import JoinedSource
 from mystfuse.devices.patience import IO_TIMEOUT, PatientSource
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
-from mystfuse.fuse.binding import require_fuse
-from mystfuse.fuse.options import MountOptions, OnCorruption
-from mystfuse.mounting.daemon import close_descriptors, run_in_background
+from mystfuse.fuse.mount_options import MountOptions, OnCorruption
+from mystfuse.fuse.requirements import require_fuse
+from mystfuse.mounting.daemonize import close_descriptors, run_in_background
+from mystfuse.mounting.mount_job import MountJob, tell_foreground
 from mystfuse.mounting.mount_table import find_daemon, find_mount, find_mount_of
 from mystfuse.mounting.mountpoint import resolve_mountpoint
-from mystfuse.mounting.notify import Notifier
+from mystfuse.mounting.systemd_notify import Notifier
 from mystfuse.overlay.store import open_store_file
 from mystfuse.system.memory import available_memory
 from mystfuse.system.openat2 import RESOLVE_NO_SYMLINKS, openat2

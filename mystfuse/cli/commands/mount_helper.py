@@ -18,7 +18,7 @@ from mystfuse.cli.commands.mount import OPTION_NAMES, parse_mount_options, prepa
 from mystfuse.cli.text import complain, leave, say, warn
 from mystfuse.devices.patience import IO_TIMEOUT, open_file
 from mystfuse.errors import ExitStatus, MystfuseError, UsageError, explain
-from mystfuse.mounting.daemon import Report, run_in_background
+from mystfuse.mounting.daemonize import Report, run_in_background
 from mystfuse.mounting.mount_namespace import MountNamespace
 
 USAGE = "usage: mount.mystfuse IMAGE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTION[,OPTION]...] [-t TYPE]"

@@ -7,8 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from mystfuse.cli.log_thread import PATIENCE, DescriptorHandler, LogThread
 from mystfuse.cli.text import one_line
+from mystfuse.mounting.log_thread import PATIENCE, DescriptorHandler, LogThread
 
 _SYSLOG = Path("/dev/log")
 

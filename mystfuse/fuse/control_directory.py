@@ -14,7 +14,7 @@ from typing import Any
 
 from pyfuse3 import EntryAttributes
 
-from mystfuse.fuse.control_names import CONTROL_INO, IMAGE_INO, IMAGE_NAME, STATUS_INO, STATUS_NAME
+from mystfuse.fuse.control_directory_names import CONTROL_INO, IMAGE_INO, IMAGE_NAME, STATUS_INO, STATUS_NAME
 
 _FILES = {STATUS_NAME: STATUS_INO, IMAGE_NAME: IMAGE_INO}
 

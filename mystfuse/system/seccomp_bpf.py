@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mystfuse.system.syscalls import known_syscalls, syscall_numbers
+from mystfuse.system.syscall_numbers import known_syscalls, syscall_numbers
 
 # SECCOMP_RET_*
 ALLOW = 0x7FFF0000

@@ -8,17 +8,17 @@ import os
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from mystfuse.cli.logs import DaemonLogs
 from mystfuse.cli.progress import prepare_progress, progress
 from mystfuse.cli.text import complain, one_line, say
 from mystfuse.devices.joined_source import JoinedSource
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, explain, innermost
-from mystfuse.fuse.options import MountOptions
+from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.image.keys import Keys
-from mystfuse.mounting.daemon import Report
+from mystfuse.mounting.daemon_logs import DaemonLogs
+from mystfuse.mounting.daemonize import Report
 from mystfuse.mounting.keeper import Keeper
-from mystfuse.mounting.notify import Notifier
+from mystfuse.mounting.systemd_notify import Notifier
 from mystfuse.overlay.store import prepare_store
 from mystfuse.system.confinement import Confinement, confine
 from mystfuse.system.imports import importing

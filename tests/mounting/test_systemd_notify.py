@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mystfuse.mounting.mount_table import find_mount
-from mystfuse.mounting.notify import Notifier
+from mystfuse.mounting.systemd_notify import Notifier
 from tests.conftest import clear_mount, mystfuse, run, wait_until
 
 SERVICE = Path(__file__).parents[2] / "systemd/mystfuse@.service"

@@ -1,4 +1,4 @@
-"""Which system calls a daemon makes, and its keeper: policies for ``seccomp``.
+"""Which system calls a daemon makes, and its keeper: policies for ``seccomp_bpf``.
 
 What is not listed is refused: a call that libraries try and can do without says that there is no such call, or that it
 is not permitted; one that nobody makes but who has taken over the process ends it. Where a call's arguments tell what
@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 
-from mystfuse.system.seccomp import ALL_BITS, ALLOW, KILL_PROCESS, Argument, Rule, Rules, make_program, refuse
+from mystfuse.system.seccomp_bpf import ALL_BITS, ALLOW, KILL_PROCESS, Argument, Rule, Rules, make_program, refuse
 
 _NOT_PERMITTED, _NO_SUCH_CALL = refuse(errno.EPERM), refuse(errno.ENOSYS)
 
