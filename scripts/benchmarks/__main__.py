@@ -19,8 +19,7 @@ from benchmarks import machine
 from benchmarks.bench import Bench, alone_in, open_scratch
 from benchmarks.data import FULL, QUICK, TINY, Store, clean, recipes
 from benchmarks.jobs import JOBS, Job, choose
-from benchmarks.picture import draw
-from benchmarks.plots import draw_plots
+from benchmarks.plots import save_bars, save_scaling
 from benchmarks.results import SUBJECT, Outcome, number, print_table
 from benchmarks.scaling import Plot, Scaling
 from benchmarks.tools import BenchmarkError, LeftOut, WrongResult
@@ -111,7 +110,7 @@ def _run(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
         }
         options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if options.svg:
-        options.svg.write_text(draw(outcomes, _subtitle(facts)))
+        save_bars(options.svg, outcomes, _subtitle(facts))
     return 0
 
 
@@ -125,7 +124,7 @@ def _report_scaling(options: argparse.Namespace, facts: dict[str, str], console:
         document = {"machine": facts, "plots": [asdict(plot) for plot in plots]}
         options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if options.scaling_svg:
-        options.scaling_svg.write_text(draw_plots(plots, _subtitle(facts)))
+        save_scaling(options.scaling_svg, plots, _subtitle(facts))
     return 0
 
 

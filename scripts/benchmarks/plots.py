@@ -1,82 +1,71 @@
-"""Line plots in SVG: five on a sheet, x logarithmic where it spans decades, y from zero."""
+"""The figures as SVG, drawn by matplotlib: bars against the marks, and how figures grow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from benchmarks.picture import FAINT, TEXT, document, line, text
-from benchmarks.results import number
-from benchmarks.scaling import Plot, Point
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-WIDTH, HEIGHT = 470, 290
-"""Of one plot."""
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 56, 48
-"""Its margins."""
+from benchmarks.results import SUBJECT, Outcome, Verdict, number
+from benchmarks.scaling import Plot
+
 COLUMNS = 2
-COLORS = {"mystfuse": "#1f5fa8", "fuse2fs": "#b5482f", "kernel": "#2f7d4f", "floor": "#7a7f87"}
+COLORS = {"mystfuse": "tab:blue", "fuse2fs": "tab:red", "kernel": "tab:green", "floor": "tab:gray"}
+REACHED, MISSED = "tab:green", "tab:red"
+MOST = 2.5
+"""Times its mark that the longest bar stands for; longer ones are cut off there."""
+NUMBERS = FuncFormatter(lambda value, _: number(value))
 
 
-def draw_plots(plots: Sequence[Plot], subtitle: str) -> str:
-    """All plots on one sheet."""
-    parts = [text(16, 28, "How it scales", 18), text(16, 48, subtitle, 12)]
-    for index, plot in enumerate(plots):
-        x, y = index % COLUMNS * WIDTH, 64 + index // COLUMNS * HEIGHT
-        parts += [f"<g transform='translate({x} {y})'>", *_plot(plot), "</g>"]
+def save(figure: Figure, path: Path) -> None:
+    """As SVG, in which text is text and can be searched."""
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(path, format="svg")
+
+
+def save_bars(path: Path, outcomes: Iterable[Outcome], subtitle: str) -> None:
+    """How mystfuse's figures stand to their marks: a bar that passes the line has reached its mark."""
+    rows = [(outcome, verdict) for outcome in outcomes for verdict in outcome.verdicts() if not verdict.mark.aim]
+    figure = Figure(figsize=(10, 1.2 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(
+        range(len(rows)),
+        [min(verdict.score, MOST) for _, verdict in rows],
+        color=[REACHED if verdict.is_reached else MISSED for _, verdict in rows],
+    )
+    axes.bar_label(bars, [_figure_of(outcome, verdict) for outcome, verdict in rows], padding=4, fontsize=8)
+    axes.axvline(1, color="black", linestyle="--")
+    axes.set_yticks(range(len(rows)), [outcome.job.title for outcome, _ in rows], fontsize=8)
+    axes.set_xlim(0, MOST * 1.5)
+    axes.invert_yaxis()
+    axes.set_title(f"mystfuse against its marks (dashes)\n{subtitle}", fontsize=10)
+    save(figure, path)
+
+
+def _figure_of(outcome: Outcome, verdict: Verdict) -> str:
+    if verdict.mark.against:
+        return f"{verdict.value:.2f} of {verdict.mark.against} (mark {verdict.mark.limit:g})"
+    return f"{number(outcome.median(SUBJECT) or 0)} {outcome.job.unit} (mark {verdict.mark.limit:g})"
+
+
+def save_scaling(path: Path, plots: Sequence[Plot], subtitle: str) -> None:
+    """All plots on one sheet; x is logarithmic where it spans decades."""
     rows = math.ceil(len(plots) / COLUMNS)
-    return document(COLUMNS * WIDTH, 64 + rows * HEIGHT, parts)
-
-
-def _plot(plot: Plot) -> list[str]:
-    points = [point for line_points in plot.lines.values() for point in line_points]
-    xs = sorted({x for x, _ in points})
-    top = _round_up(max(y for _, y in points))
-    place = _Place(xs, top)
-    parts = [text(16, 18, plot.title, 14)]
-    for step in range(5):
-        value = top * step / 4
-        y = place.y(value)
-        parts += [line(LEFT, y, WIDTH - RIGHT, y, FAINT, 0.7), text(LEFT - 6, y + 4, number(value), 11, "end")]
-    parts += [text(place.x(x), HEIGHT - BOTTOM + 18, number(x), 11, "middle") for x in xs]
-    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 36, plot.x_label, 12, "middle"))
-    parts.append(text(LEFT - 6, TOP - 10, plot.y_label, 12, "end"))
-    legend = LEFT + 4.0
-    for name, line_points in plot.lines.items():
-        color = COLORS.get(name, TEXT)
-        parts += _polyline([(place.x(x), place.y(y)) for x, y in line_points], color)
-        parts += [line(legend, TOP - 14, legend + 16, TOP - 14, color, 2.5), text(legend + 20, TOP - 10, name, 11)]
-        legend += 34 + 7 * len(name)
-    return parts
-
-
-class _Place:
-    """Where values are on a plot."""
-
-    def __init__(self, xs: Sequence[float], top: float) -> None:
-        self._is_logarithmic = xs[0] > 0 and xs[-1] / xs[0] > 10
-        self._first, self._last = self._transform(xs[0]), self._transform(xs[-1])
-        self._top = top
-
-    def _transform(self, x: float) -> float:
-        return math.log(x) if self._is_logarithmic else x
-
-    def x(self, value: float) -> float:
-        part = (self._transform(value) - self._first) / ((self._last - self._first) or 1)
-        return LEFT + part * (WIDTH - RIGHT - LEFT)
-
-    def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - value / self._top * (HEIGHT - BOTTOM - TOP)
-
-
-def _polyline(points: Sequence[Point], color: str) -> list[str]:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = [f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{color}'/>" for x, y in points]
-    return [f"<polyline points='{path}' fill='none' stroke='{color}' stroke-width='2'/>", *dots]
-
-
-def _round_up(value: float) -> float:
-    """The next of 1, 2, 4, 5, 8 times a power of ten."""
-    if value <= 0:
-        return 1
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(factor * power for factor in (1, 2, 4, 5, 8, 10) if factor * power >= value)
+    figure = Figure(figsize=(5 * COLUMNS, 3.2 * rows), layout="constrained")
+    figure.suptitle(f"How it scales\n{subtitle}", fontsize=10)
+    for plot, axes in zip(plots, figure.subplots(rows, COLUMNS, squeeze=False).flat, strict=False):
+        for name, points in plot.lines.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=name, color=COLORS.get(name))
+        xs = sorted({x for points in plot.lines.values() for x, _ in points})
+        if xs[0] > 0 and xs[-1] / xs[0] > 10:
+            axes.set_xscale("log")
+        axes.set_xticks(xs, [number(x) for x in xs])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(NUMBERS)
+        axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, ylim=(0, None))
+        axes.legend(fontsize=8)
+    save(figure, path)

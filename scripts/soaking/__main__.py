@@ -32,7 +32,7 @@ from soaking.crew import Crew, Stopped
 from soaking.daemon import Daemon, adopt_orphans
 from soaking.image import Manifest, make_image
 from soaking.meter import Meter, Phase
-from soaking.report import MIB, Verdict, draw, judge_memory, print_table
+from soaking.report import MIB, Verdict, judge_memory, print_table, save_plots
 from soaking.share import Task
 
 DEFAULT_WORK = Path("/var/tmp/mystfuse-soak")
@@ -427,7 +427,7 @@ class Soak:
         if options.svg:
             subtitle = f"{facts['CPU']}, {facts['cores']} cores, Linux {facts['kernel']}, {facts['date']}"
             marks = [point["second"] for point in self._points]
-            options.svg.write_text(draw(samples, marks, f"A soak: {load}; dashes: checks", subtitle))
+            save_plots(options.svg, samples, marks, f"A soak: {load}; dots: checks\n{subtitle}")
 
 
 def _fsck(image: Path) -> str:
