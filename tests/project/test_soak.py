@@ -88,7 +88,7 @@ def test_a_byte_changed_behind_a_workers_back_is_told(work: Path) -> None:
     result = soak(work, "--minutes=0.05", "--processes=2", "--spoil")
     assert result.returncode == 1
     assert re.fullmatch(
-        r"scripts/soak: workers: worker 0: \S+mount/own/000/\S+: offset 0: .*, instead of (worker 0|zeros|the bytes).*\n",
+        r"scripts/soak: workers: worker 0: \S+/own/000/\S+: offset 0: .*, instead of (worker 0|zeros|the bytes).*\n",
         result.stderr,
     )
     assert "WRONG  workers: worker 0: " in result.stdout
