@@ -18,7 +18,7 @@ from mystfuse.system.imports import importing
 
 COMMANDS = (
     "mount", "umount", "status", "commit", "exec", "package", "run", "mkext2", "fssig", "verify",
-    "ls", "cat", "extract", "tar", "speed",
+    "ls", "cat", "extract", "tar",
 )  # fmt: skip
 ALIASES = {"exec-sgx": "exec", "exec-linux": "exec", "package-sgx": "package"}
 """The names that the original's documentation uses."""

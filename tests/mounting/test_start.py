@@ -123,7 +123,6 @@ def words(
         "umount": ["umount", tmp_path / "mount"],
         "exec": ["exec", tmp_path / "root.img", "/bin/true"],
         "run": ["run", "--rootfs", tmp_path / "signed.img", tmp_path / "package"],
-        "speed": ["speed", "--help"],
         "--version": ["--version"],
     }  # fmt: skip
 

@@ -96,6 +96,6 @@ def test_every_example_is_run_or_named_as_an_exception() -> None:
     documented = {path for path in ("README.md", *(f"docs/{file.name}" for file in (PROJECT / "docs").glob("*.md")))
                   if blocks_of(path)}  # fmt: skip
     run = {document for documents in DOCUMENTS for document in documents}
-    # Each is a script that has tests of its own, and mystfuse speed.
+    # Each is a script that has tests of its own.
     assert documented - run == {"docs/performance.md"}
     assert run <= documented
