@@ -7,20 +7,17 @@ Nothing stands in for the kernel, mke2fs, veritysetup, e2fsck or openssl.
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import json
 import lzma
 import os
-import pwd
 import shutil
 import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +25,14 @@ import _pytest.pathlib
 import pytest
 from removal import mounts_in, temporary_directory
 
-from mystfuse.mounting.mount_table import find_daemon, find_mount
-from mystfuse.mounting.mountpoint import resolve_mountpoint
-from mystfuse.mounting.unmount import unmount
+from tests.support import commands
+from tests.support.commands import GROUP, USER, mystfuse, run
+from tests.support.images import DATA, GOLDEN_NAMES, PROJECT
 from tests.support.machine import FUSE, Lack, explanation, lacking, table, unable
-
-PROJECT = Path(__file__).parents[1]
-DATA = PROJECT / "tests/data"
-GOLDEN_NAMES = ("plain-1024", "plain-4096", "signed-1024", "signed-4096")
-USER, GROUP = pwd.getpwnam("nobody")[2:4]
-"""An ordinary user; fusermount3 wants one that has a name."""
-SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-
+from tests.support.mounts import clear_mount
 
 _fuse_mode: int | None = None
 _lacks: list[Lack] = []
-_said: list[str] = []
-"""By the commands of a test, on stderr."""
 
 
 def _remove_what_pytest_kept(path: Path) -> None:
@@ -115,131 +103,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             report.longrepr = _printable(report.longreprtext)
         report.sections = [(name, _printable(text)) for name, text in report.sections]
     if report.failed and _lacks:
-        reason = explanation(_lacks, "\n".join([report.longreprtext, report.capstderr, *_said]))
+        reason = explanation(_lacks, "\n".join([report.longreprtext, report.capstderr, *commands.said]))
         if reason is not None:
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.reportinfo()[1] or 0, f"Skipped: {reason}")
     if report.when == "teardown":
-        _said.clear()
+        commands.said.clear()
     return report
-
-
-def run(*command: str | os.PathLike[str], check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run a tool and return what it said; fails the test with its output if ``check`` and it failed."""
-    environment = {**os.environ, "PATH": SBIN, **kwargs.pop("env", {})}
-    result = subprocess.run(
-        [os.fspath(part) for part in command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        timeout=kwargs.pop("timeout", 120),
-        check=False,
-        **kwargs,
-    )
-    if _lacks:
-        _said.append(result.stderr)
-    if check and result.returncode:
-        pytest.fail(f"{' '.join(map(str, command))} exited {result.returncode}:\n{result.stdout}{result.stderr}")
-    return result
-
-
-def mystfuse(*arguments: str | os.PathLike[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run the ``mystfuse`` command; does not check the exit status."""
-    return run(sys.executable, "-m", "mystfuse", *arguments, check=False, **kwargs)
-
-
-def assert_one_line(result: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
-    """It ended with this status and one line on stderr, with these parts."""
-    assert result.returncode == status, result.stderr
-    assert result.stderr.startswith("mystfuse: ") and result.stderr.count("\n") == 1, result.stderr
-    for part in parts:
-        assert part in result.stderr
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for something that is to happen; fails the test when it does not."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
-OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"', "sh")
-"""To be run by unshare --mount: lets go of the copies of other tests' mounts, whose daemons would wait for us."""
-
-
-@contextmanager
-def _page_cache_lock(how: int) -> Iterator[None]:
-    # The machine's, as the caches are.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.makedirs("/run/lock", exist_ok=True)
-    descriptor = os.open("/run/lock/mystfuse-test-page-cache", flags, 0o600)
-    try:
-        fcntl.flock(descriptor, how)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def drop_caches(what: int = 3) -> None:
-    """Drop clean pages (1), dentries and inodes (2), or both (3), of the whole machine: not while a test beside this
-    one needs them."""
-    os.sync()
-    with _page_cache_lock(fcntl.LOCK_EX):
-        Path("/proc/sys/vm/drop_caches").write_text(str(what))
-
-
-def caches_dropped() -> AbstractContextManager[None]:
-    """What runs in the block drops the machine's caches by itself."""
-    return _page_cache_lock(fcntl.LOCK_EX)
-
-
-def caches_kept() -> AbstractContextManager[None]:
-    """No test drops the machine's caches for the time of the block."""
-    return _page_cache_lock(fcntl.LOCK_SH)
-
-
-@contextmanager
-def mounted(image: Path, mountpoint: Path, *options: str, **kwargs: Any) -> Iterator[Path]:
-    """Mount ``image`` and yield the mountpoint; unmounts and waits for the daemon, also when the test fails."""
-    mountpoint.mkdir(exist_ok=True)
-    result = mystfuse("mount", *options, image, mountpoint, **kwargs)
-    try:
-        assert result.returncode == 0, result.stderr
-        yield mountpoint
-    finally:
-        clear_mount(mountpoint)
-
-
-def logged(mountpoint: Path, log: Path) -> str:
-    """What a daemon has logged by now, whole: it writes its lines in their order, but a moment later."""
-    pid = json.loads((mountpoint / ".mystfuse/status.json").read_text())["pid"]
-    count = log.read_text().count(" status: {")
-    os.kill(pid, signal.SIGUSR1)
-    wait_until(lambda: log.read_text().count(" status: {") > count)
-    return "".join(line for line in log.read_text().splitlines(True) if " status: {" not in line)
-
-
-def clear_mount(mountpoint: Path) -> None:
-    """Take away whatever of ours is mounted there, and wait for its daemon."""
-    path = resolve_mountpoint(str(mountpoint))
-    mount = find_mount(path)
-    if mount is None:
-        return
-    daemon = find_daemon(mount)
-    unmount(path, lazy=True)
-    if daemon is not None:
-        try:
-            import select
-
-            poll = select.poll()
-            poll.register(daemon, select.POLLIN)
-            if not poll.poll(60_000):
-                signal.pidfd_send_signal(daemon, signal.SIGKILL)
-                pytest.fail(f"the daemon of {mountpoint} did not end within 60 s after unmounting")
-        finally:
-            os.close(daemon)
 
 
 @pytest.fixture(scope="session")
@@ -363,6 +233,6 @@ def ordinary_user() -> Iterator[list[str]]:
         os.chmod(code, 0o755)
         site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
         run("cp", "-a", f"{site_packages}/.", code)
-        run("cp", "-a", Path(__file__).parents[1] / "mystfuse", code)
+        run("cp", "-a", PROJECT / "mystfuse", code)
         yield ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", "env", f"PYTHONPATH={code}",
                "PYTHONDONTWRITEBYTECODE=1", f"HOME={code}", "/usr/bin/python3", "-m", "mystfuse"]  # fmt: skip

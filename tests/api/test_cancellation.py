@@ -29,7 +29,8 @@ from mystfuse.api import mount as mounting
 from mystfuse.errors import MountError, MystfuseError
 from mystfuse.mounting.mount_table import Mount, find_mount
 from mystfuse.mounting.unmount import BusyError
-from tests.conftest import clear_mount, wait_until
+from tests.support.commands import wait_until
+from tests.support.mounts import clear_mount
 
 MOUNT = Mount("/m", "0:99", "image", 0)
 Block = Callable[[], Coroutine[Any, Any, None]]

@@ -16,7 +16,8 @@ import trio
 
 import mystfuse
 from mystfuse.mounting.mount_table import find_mount
-from tests.conftest import clear_mount, run
+from tests.support.commands import run
+from tests.support.mounts import clear_mount
 
 MakeKeys = Callable[..., tuple[Path, Path]]
 

@@ -26,8 +26,9 @@ from pathlib import Path
 import pytest
 
 from mystfuse.mounting.mount_table import find_mount
-from tests.conftest import GROUP, USER, clear_mount, mounted, mystfuse, run, wait_until
-from tests.mounting.test_privileges import keeper_of
+from tests.support.commands import GROUP, USER, mystfuse, run, wait_until
+from tests.support.mounts import clear_mount, daemon_pid, mounted, status_of
+from tests.support.processes import keeper_of
 
 USAGE, NOT_TRUSTED, INTEGRITY, KEY, FORMAT = 2, 3, 4, 5, 6
 PASSPHRASE = "open sesame, käse"
@@ -72,11 +73,6 @@ def refused(status: int, *arguments: str | Path, **kwargs: object) -> str:
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("mystfuse: ")
     return lines[0]
-
-
-def status_of(mountpoint: Path) -> dict[str, object]:
-    document: dict[str, object] = json.loads(mystfuse("status", "--json", mountpoint).stdout)
-    return document
 
 
 # Opening
@@ -569,12 +565,6 @@ def test_a_terminal_is_asked_twice_for_a_new_passphrase(
 
 def forms_of(secret: bytes) -> list[bytes]:
     return [secret, secret.hex().encode(), secret.hex().upper().encode(), base64.b64encode(secret).rstrip(b"=")]
-
-
-def daemon_pid(mountpoint: Path) -> int:
-    pid = status_of(mountpoint)["pid"]
-    assert isinstance(pid, int)
-    return pid
 
 
 def test_no_plaintext_and_no_key_touches_a_disk(keys: Path, tmp_path: Path, mountpoint: Path) -> None:

@@ -39,9 +39,11 @@ from mystfuse.image.open import open_image
 from mystfuse.image.pipeline import Pipeline, run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.trust.policy import TrustPolicy
-from tests.conftest import DATA, clear_mount, mounted, mystfuse, run
 from tests.fuse.test_mount_contents import COMPARE, describe
+from tests.support.commands import mystfuse, run
 from tests.support.ext2_editor import kernel_mount
+from tests.support.images import DATA
+from tests.support.mounts import clear_mount, mounted
 
 MIB = 1 << 20
 EPOCH = {"SOURCE_DATE_EPOCH": "1600000000"}

@@ -26,8 +26,9 @@ from mystfuse.errors import MystfuseError
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.system.atomic_file import AtomicFile
-from tests.conftest import GROUP, SBIN, USER, mounted, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import GROUP, SBIN, USER, mystfuse, run
+from tests.support.mounts import mounted
 
 MIB = 1 << 20
 EPOCH = 1_600_000_000

@@ -16,7 +16,7 @@ from mystfuse.build import tree_limits
 from mystfuse.build.source_tree import scan
 from mystfuse.build.tree_limits import MAX_TIME, MIN_TIME, choose_block_size, max_file_size
 from mystfuse.errors import MystfuseError
-from tests.conftest import assert_one_line, mystfuse, run
+from tests.support.commands import assert_one_line, mystfuse, run
 
 
 @pytest.fixture

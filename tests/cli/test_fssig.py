@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DATA, GOLDEN_NAMES, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import mystfuse, run
+from tests.support.images import DATA, GOLDEN_NAMES
 
 NAMES = ["magic", "version", "hash_offset", "root_hash", "signer", "signature", "signature_size"]
 

@@ -22,7 +22,9 @@ from mystfuse.devices.patience import Opening, wait_for_storage
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import StorageTimeout
 from mystfuse.mounting.mount_table import find_mount
-from tests.conftest import PROJECT, clear_mount, wait_until
+from tests.support.commands import wait_until
+from tests.support.images import PROJECT
+from tests.support.mounts import clear_mount
 
 
 class Storage:

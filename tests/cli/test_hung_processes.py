@@ -17,9 +17,8 @@ from mystfuse.errors import MountError
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting.keeper import Keeper
 from mystfuse.mounting.mount_table import find_mount, find_other_server
-from tests.conftest import wait_until
-from tests.mounting.test_mount_life import is_running
-from tests.mounting.test_privileges import descriptors_of, keeper_of
+from tests.support.commands import wait_until
+from tests.support.processes import descriptors_of, is_running, keeper_of
 
 PATIENT = """
 import os, signal, sys

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import mystfuse
+from tests.support.commands import mystfuse
 from tests.support.kill_matrix import CASES, HIDDEN, Matrix, Place, moments
 
 ROUNDS = int(os.environ.get("MYSTFUSE_KILL_ROUNDS", "2"))

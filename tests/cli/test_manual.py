@@ -11,7 +11,7 @@ import pytest
 
 from mystfuse.cli.commands.mount import OPTION_NAMES
 from mystfuse.cli.main import COMMANDS, cli
-from tests.conftest import run
+from tests.support.commands import run
 
 PROJECT = Path(__file__).parents[2]
 PAGES = {page.name: page for page in (PROJECT / "man").iterdir()}

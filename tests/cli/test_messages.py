@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mystfuse.mounting.mount_table import find_daemon, find_mount
-from tests.conftest import assert_one_line, mounted, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import assert_one_line, mystfuse, run
+from tests.support.mounts import mounted
 
 DIGITS = "0123456789abcdef" * 4
 

@@ -15,8 +15,9 @@ import pytest
 
 from mystfuse.errors import MystfuseError
 from mystfuse.system.atomic_file import AtomicFile
-from tests.conftest import GROUP, USER, mounted, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import GROUP, USER, mystfuse, run
+from tests.support.mounts import mounted
 
 ACL = "system.posix_acl_access"
 MASKS = (0, 0o022, 0o077, 0o777)

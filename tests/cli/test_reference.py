@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GROUP, USER, run
+from tests.support.commands import GROUP, USER, run
 
 SCRIPT = r"""
 set -eux

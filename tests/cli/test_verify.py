@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import mounted, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import mystfuse, run
+from tests.support.mounts import mounted
 
 SALT = "5a" * 32
 

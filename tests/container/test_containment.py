@@ -21,8 +21,8 @@ from mystfuse.container.bubblewrap import MASKED, READ_ONLY
 from mystfuse.container.program_filter import program_filter, program_policy
 from mystfuse.system.seccomp_bpf import ALLOW, can_filter, make_program, refuse
 from mystfuse.system.syscall_numbers import known_syscalls, syscall_numbers
-from tests.conftest import assert_one_line, mystfuse, run
 from tests.support.attacks import NUMBERS, calls, image, needs_filter, needs_root, said
+from tests.support.commands import assert_one_line, mystfuse, run
 from tests.system.test_seccomp import MACHINES, decide
 
 __all__ = ["image"]

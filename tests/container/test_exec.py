@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GROUP, USER, mystfuse, run, wait_until
+from tests.support.commands import GROUP, USER, mystfuse, run, wait_until
 
 APPLETS = (
     "sh", "ls", "cat", "sleep", "echo", "ps", "env", "pwd", "touch", "wc", "true", "stty", "ifconfig", "rm", "id",

@@ -21,8 +21,8 @@ from mystfuse.formats.configuration import Configuration
 from mystfuse.formats.package import PACKAGE_HEADER, PackageContents, PackageFile
 from mystfuse.trust.package import open_package, sign_package
 from mystfuse.trust.signature import PublicKey, SigningKey
-from tests.conftest import mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import mystfuse, run
 
 FAILED, USAGE, NOT_TRUSTED, KEY, FORMAT = 1, 2, 3, 5, 6
 KILLED = 128 + 9

@@ -12,7 +12,7 @@ import pytest
 
 from mystfuse.cli.container import RESOLVER
 from mystfuse.container.sandbox import Root
-from tests.conftest import mystfuse, run
+from tests.support.commands import mystfuse, run
 
 HAD_RESOLVER = Path(RESOLVER).exists()
 

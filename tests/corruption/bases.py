@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from struct import unpack_from
 
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, debugfs, kernel_mount
 
 OPTIONS = {

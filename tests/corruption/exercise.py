@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import SBIN
+from tests.support.commands import SBIN
 
 MAX_PATHS = 600
 """A loop of directories could go on for ever; the kernel lets none through, but this is not the place to trust it."""

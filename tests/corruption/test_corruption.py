@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import OWN_MOUNTS
 from tests.corruption.driver import Report
 from tests.corruption.named import CASES
+from tests.support.mounts import OWN_MOUNTS
 
 SEEDS = range(7000, 7012)
 DRIVE = """

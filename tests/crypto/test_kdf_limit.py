@@ -26,10 +26,11 @@ from mystfuse.formats.luks import Argon2, LuksHeader, Pbkdf2
 from mystfuse.image.keys import Keys
 from mystfuse.image.unlock import unlock
 from mystfuse.system.daemon_users import FIRST_OWN_USER
-from tests.conftest import mounted, run
 from tests.formats.test_luks_formats import KEY, PASSPHRASE, locked, open_with
 from tests.support.cli_in_process import in_process
+from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice
+from tests.support.mounts import mounted
 
 GIB = 1 << 30
 ENDLESS = {"hash_name": "sha256", "salt": "00" * 32, "iterations": (1 << 31) - 1}

@@ -14,8 +14,9 @@ from mystfuse.devices.joined_source import JoinedSource
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ImageReadError
 from mystfuse.formats.verity import MAX_BLOCK_SIZE
-from tests.conftest import assert_one_line, clear_mount, mounted, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import assert_one_line, mystfuse, run
+from tests.support.mounts import clear_mount, mounted
 
 SALT = "00112233445566778899aabbccddeeff"
 

@@ -15,7 +15,7 @@ from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import (
     ROOT,
     Editor,

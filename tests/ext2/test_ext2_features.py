@@ -10,7 +10,7 @@ import pytest
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, at, debugfs, listing, make_image, open_image, walk
 
 CONTENT = bytes(range(251)) * 600

@@ -17,9 +17,9 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
 from tests.fuzz.images import SparseDevice, load
 from tests.fuzz.mutator import layout
+from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, make_image, merged
 
 ADMIN = Caller(0, 0)

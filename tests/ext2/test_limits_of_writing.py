@@ -23,7 +23,7 @@ from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.fuse.lookup_counts import References
 from mystfuse.volume import runner
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import Editor, MemoryDevice, assert_clean, kernel_mount, merged
 
 ROOT = Caller(0, 0)

@@ -16,7 +16,7 @@ from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice, assert_clean, kernel_mount, merged
 
 ROOT = Caller(0, 0)

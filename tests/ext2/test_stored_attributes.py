@@ -18,8 +18,8 @@ from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.inode import Inode
 from mystfuse.volume.volume import Volume
-from tests.conftest import mounted
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, at, kernel_mount, make_image
+from tests.support.mounts import mounted
 
 CALLER = Caller(70_000, 80_000)
 NOW = 1_800_000_000_123_456_789

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.errno_pairs import (
     CONTENTS,
     FLAGS,

@@ -23,8 +23,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SBIN, caches_kept, clear_mount, drop_caches, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import SBIN, mystfuse, run
+from tests.support.mounts import caches_kept, clear_mount, drop_caches
 
 BLOCK = 4096
 PER_BLOCK = 128

@@ -16,7 +16,8 @@ import pytest
 
 from mystfuse.errors import MountError
 from mystfuse.fuse.init_request import Handshake
-from tests.conftest import mounted, mystfuse, run
+from tests.support.commands import mystfuse, run
+from tests.support.mounts import mounted
 
 SOURCE = Path(__file__).parents[1] / "support/direct_writes.c"
 CYCLES = 40

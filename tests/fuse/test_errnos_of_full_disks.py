@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import mounted
 from tests.support.errno_pairs import (
     ACCESS_ACL,
     CREATE,
@@ -39,6 +38,7 @@ from tests.support.errno_pairs import (
     touch_open,
     write_at,
 )
+from tests.support.mounts import mounted
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GROUP, USER
+from tests.support.commands import GROUP, USER
 from tests.support.errno_pairs import (
     ACCESS_ACL,
     CREATE,

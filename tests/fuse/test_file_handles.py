@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import drop_caches, logged, mounted, mystfuse, wait_until
+from tests.support.commands import mystfuse, wait_until
+from tests.support.mounts import drop_caches, logged, mounted
 
 _FILEID_INO64_GEN = 0x81
 """include/linux/exportfs.h: inode number, high half first, and generation."""

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from removal import remove_tree, temporary_directory
 
-from tests.conftest import mounted, mystfuse, run
+from tests.support.commands import mystfuse, run
 from tests.support.model_ops import (
     ACCESS_ACL,
     ACLS,
@@ -89,6 +89,7 @@ from tests.support.model_ops import (
     shorten,
     spell,
 )
+from tests.support.mounts import mounted
 
 EXAMPLES = os.environ.get("MYSTFUSE_MODEL_EXAMPLES")
 SEED = os.environ.get("MYSTFUSE_MODEL_SEED")

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import GOLDEN_NAMES, mounted, mystfuse, run
+from tests.support.commands import mystfuse, run
+from tests.support.images import GOLDEN_NAMES
+from tests.support.mounts import mounted
 
 COMPARE = Path(__file__).parents[2] / "scripts/compare-trees"
 

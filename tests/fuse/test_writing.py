@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GROUP, USER, clear_mount, mounted, mystfuse, run, wait_until
+from tests.support.commands import GROUP, USER, mystfuse, run, wait_until
+from tests.support.mounts import clear_mount, mounted, status_of
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,6 @@ def assert_clean(mountpoint: Path, tmp_path: Path) -> None:
     result = run("e2fsck", "-fn", copy, check=False)
     assert result.returncode == 0, result.stdout
     copy.unlink()
-
-
-def status_of(mountpoint: Path) -> dict[str, int]:
-    status: dict[str, int] = json.loads((mountpoint / ".mystfuse/status.json").read_text())
-    return status
 
 
 def names(directory: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mystfuse import __version__, kernels
-from tests.conftest import mystfuse
+from tests.support.commands import mystfuse
 
 
 def test_the_version_names_the_kernel() -> None:

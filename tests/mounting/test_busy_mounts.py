@@ -16,7 +16,8 @@ import mystfuse as api
 from mystfuse.mounting import unmount as unmounting
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.unmount import BusyError, unmount_and_wait
-from tests.conftest import assert_one_line, mounted, mystfuse
+from tests.support.commands import assert_one_line, mystfuse
+from tests.support.mounts import mounted
 
 STAY = 0.3
 """Seconds."""

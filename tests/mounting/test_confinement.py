@@ -16,10 +16,9 @@ import pytest
 
 from mystfuse.system.daemon_users import FIRST_OWN_USER
 from mystfuse.system.seccomp_filters import daemon_filter, keeper_filter
-from tests.conftest import GROUP, USER, clear_mount, mounted, mystfuse, run
-from tests.mounting.test_privileges import NO_CAPABILITIES, daemon_pid, has_landlock, keeper_of, status_of
-
-needs_landlock = pytest.mark.skipif(not has_landlock(), reason="the kernel has no Landlock")
+from tests.support.commands import GROUP, USER, mystfuse, run
+from tests.support.mounts import clear_mount, daemon_pid, mounted
+from tests.support.processes import NO_CAPABILITIES, keeper_of, needs_landlock, proc_status
 
 PREPARED = r"""
 import ctypes, errno, mmap, os, platform, signal, socket, sys, threading
@@ -247,7 +246,7 @@ def encrypted(small_tree: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def tasks_of(pid: int) -> list[dict[str, str]]:
-    return [status_of(task) for task in Path(f"/proc/{pid}/task").iterdir()]
+    return [proc_status(task) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def test_the_daemon_of_root_is_a_user_of_its_own_in_an_empty_directory(small_image: Path, mountpoint: Path) -> None:
@@ -280,7 +279,7 @@ def test_the_daemon_of_an_ordinary_user_is_filtered(
         assert (status["seccomp"], status["empty_root"], status["own_user"]) == (True, False, None)
         assert all(task["Seccomp"] == "2" for task in tasks_of(status["pid"]))
         # Its keeper runs fusermount3, which is set-user-ID.
-        keeper = status_of(Path(f"/proc/{keeper_of(status['pid'])}"))
+        keeper = proc_status(Path(f"/proc/{keeper_of(status['pid'])}"))
         assert (keeper["NoNewPrivs"], keeper["Seccomp"], keeper["CapEff"]) == ("0", "0", NO_CAPABILITIES)
     finally:
         clear_mount(mountpoint)
@@ -292,7 +291,7 @@ CAPABILITIES_OF_THE_KEEPER = f"{1 << 21 | 1 << 2:016x}"
 
 def test_the_keeper_of_root_may_do_nothing_but_mount(small_image: Path, mountpoint: Path) -> None:
     with mounted(small_image, mountpoint):
-        keeper = status_of(Path(f"/proc/{keeper_of(daemon_pid(mountpoint))}"))
+        keeper = proc_status(Path(f"/proc/{keeper_of(daemon_pid(mountpoint))}"))
         for name in "CapPrm", "CapEff", "CapBnd":
             assert keeper[name] == CAPABILITIES_OF_THE_KEEPER, name
         assert keeper["CapInh"] == keeper["CapAmb"] == NO_CAPABILITIES

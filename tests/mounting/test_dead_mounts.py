@@ -18,7 +18,8 @@ import mystfuse as api
 from mystfuse.build import plaintext_file
 from mystfuse.mounting import unmount
 from mystfuse.mounting.mount_table import find_mount
-from tests.conftest import assert_one_line, clear_mount, mystfuse, run, wait_until
+from tests.support.commands import assert_one_line, mystfuse, run, wait_until
+from tests.support.mounts import clear_mount
 
 SERVICE = Path(__file__).parents[2] / "systemd/mystfuse@.service"
 

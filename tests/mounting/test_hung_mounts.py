@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import mounted
-from tests.mounting.test_mount_life import daemon_pid
+from tests.support.mounts import daemon_pid, mounted
 
 HANGING = """
 import os, signal, sys

@@ -20,8 +20,9 @@ from mystfuse.mounting import log_thread
 from mystfuse.mounting.daemon_logs import DaemonLogs
 from mystfuse.mounting.log_thread import MAX_WAITING, DescriptorHandler, LogThread
 from mystfuse.mounting.mount_table import find_mount
-from tests.conftest import clear_mount, mystfuse, wait_until
-from tests.mounting.test_mount_life import daemon_pid, is_running
+from tests.support.commands import mystfuse, wait_until
+from tests.support.mounts import clear_mount, daemon_pid
+from tests.support.processes import is_running
 
 
 class Sink(logging.Handler):

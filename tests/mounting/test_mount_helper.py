@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GROUP, OWN_MOUNTS, USER, assert_one_line, mystfuse, run, wait_until
+from tests.support.commands import GROUP, USER, assert_one_line, mystfuse, run, wait_until
+from tests.support.mounts import OWN_MOUNTS
 
 PROJECT = Path(__file__).parents[2]
 USER_WORDS = ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups"]

@@ -17,20 +17,9 @@ from typing import Any
 import pytest
 
 from mystfuse.mounting.mount_table import find_mount
-from tests.conftest import GROUP, USER, assert_one_line, caches_kept, clear_mount, mounted, mystfuse, run, wait_until
-
-
-def daemon_pid(mountpoint: Path) -> int:
-    return int(json.loads(mystfuse("status", "--json", mountpoint).stdout)["pid"])
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process is there and not just waiting to be reaped by whatever is init here."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
+from tests.support.commands import GROUP, USER, assert_one_line, mystfuse, run, wait_until
+from tests.support.mounts import caches_kept, clear_mount, daemon_pid, mounted
+from tests.support.processes import is_running
 
 # Beginnings
 

@@ -17,46 +17,9 @@ import pytest
 
 from mystfuse.mounting.mount_table import find_daemon, find_mount
 from mystfuse.system.landlock import restrict_file_access
-from tests.conftest import GROUP, USER, assert_one_line, clear_mount, mounted, mystfuse, run, wait_until
-
-KEEPER = "mystfuse:keeper"
-NO_CAPABILITIES = "0" * 16
-
-
-def has_landlock() -> bool:
-    """Whether the kernel has it, by its own list: not by the code that is tested."""
-    code = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))"
-    return int(run(sys.executable, "-c", code).stdout) > 0
-
-
-needs_landlock = pytest.mark.skipif(not has_landlock(), reason="the kernel has no Landlock")
-
-
-def daemon_pid(mountpoint: Path) -> int:
-    return int(json.loads(mystfuse("status", "--json", mountpoint).stdout)["pid"])
-
-
-def keeper_of(pid: int) -> int:
-    (keeper,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    assert Path(f"/proc/{keeper}/comm").read_text() == f"{KEEPER}\n"
-    return int(keeper)
-
-
-def status_of(task: Path) -> dict[str, str]:
-    return dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
-
-
-def descriptors_of(pid: int) -> set[str]:
-    """What a process has open above 2, sockets and the like by their kind alone."""
-    found = (Path(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd") if int(name) > 2)
-    return {re.sub(r":\[\d+\]$", "", os.readlink(path)) for path in found}
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+from tests.support.commands import GROUP, USER, assert_one_line, mystfuse, run, wait_until
+from tests.support.mounts import clear_mount, daemon_pid, mounted
+from tests.support.processes import NO_CAPABILITIES, descriptors_of, is_running, keeper_of, needs_landlock, proc_status
 
 
 def test_every_thread_of_the_daemon_is_without_privileges(small_image: Path, mountpoint: Path) -> None:
@@ -67,11 +30,11 @@ def test_every_thread_of_the_daemon_is_without_privileges(small_image: Path, mou
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         assert tasks
         for task in tasks:
-            status = status_of(task)
+            status = proc_status(task)
             for name in "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb":
                 assert status[name] == NO_CAPABILITIES, (task, name)
             assert status["NoNewPrivs"] == "1"
-        assert status_of(Path(f"/proc/{pid}"))["Umask"] == "0077"
+        assert proc_status(Path(f"/proc/{pid}"))["Umask"] == "0077"
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
 
 
@@ -102,7 +65,7 @@ def test_a_kernel_without_landlock_mounts_all_the_same(small_image: Path, mountp
         with mounted(small_image, mountpoint, env={"PYTHONPATH": str(tmp_path)}):
             status = json.loads(mystfuse("status", "--json", mountpoint).stdout)
             assert status["landlock"] is None
-            assert status_of(Path(f"/proc/{status['pid']}"))["NoNewPrivs"] == "1"
+            assert proc_status(Path(f"/proc/{status['pid']}"))["NoNewPrivs"] == "1"
 
 
 def test_without_landlock_the_log_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,7 +84,7 @@ def test_the_keeper_holds_nothing_but_its_end_of_the_talk(small_image: Path, mou
         keeper = keeper_of(daemon_pid(mountpoint))
         assert descriptors_of(keeper) <= {"socket", str(mountpoint)}
         assert os.readlink(f"/proc/{keeper}/cwd") == "/"
-    wait_until(lambda: is_gone(keeper))
+    wait_until(lambda: not is_running(keeper))
 
 
 def test_signals_to_all_processes_of_a_service_end_it_in_order(small_image: Path, mountpoint: Path) -> None:
@@ -132,7 +95,7 @@ def test_signals_to_all_processes_of_a_service_end_it_in_order(small_image: Path
         keeper = keeper_of(pid)
         for each in keeper, pid:
             os.kill(each, number)
-        wait_until(lambda pid=pid, keeper=keeper: is_gone(pid) and is_gone(keeper))  # type: ignore[misc]
+        wait_until(lambda pid=pid, keeper=keeper: not is_running(pid) and not is_running(keeper))  # type: ignore[misc]
         assert find_mount(str(mountpoint)) is None
 
 
@@ -142,7 +105,7 @@ def test_a_killed_keeper_leaves_a_mount_that_works_and_can_be_unmounted(small_im
         os.kill(keeper_of(pid), signal.SIGKILL)
         assert (path / "hello.txt").read_text() == "hello\n"
         assert mystfuse("umount", mountpoint).returncode == 0
-        assert is_gone(pid)
+        assert not is_running(pid)
 
 
 def test_a_killed_daemon_takes_its_keeper_with_it(small_image: Path, mountpoint: Path) -> None:
@@ -150,7 +113,7 @@ def test_a_killed_daemon_takes_its_keeper_with_it(small_image: Path, mountpoint:
         pid = daemon_pid(mountpoint)
         keeper = keeper_of(pid)
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: is_gone(pid) and is_gone(keeper))
+        wait_until(lambda: not is_running(pid) and not is_running(keeper))
         # What is below must not come to light by itself (docs/adr/0019).
         assert find_mount(str(mountpoint)) is not None
         assert mystfuse("umount", mountpoint).returncode == 0
@@ -172,12 +135,12 @@ def test_an_ordinary_users_daemon_is_confined_and_unmounts_by_itself(
         assert pidfd is not None
         try:
             pid = int(re.findall(r"^Pid:\s*(\d+)", Path(f"/proc/self/fdinfo/{pidfd}").read_text(), re.M)[0])
-            assert status_of(Path(f"/proc/{pid}"))["NoNewPrivs"] == "1"
+            assert proc_status(Path(f"/proc/{pid}"))["NoNewPrivs"] == "1"
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         finally:
             os.close(pidfd)
         # By fusermount3, which is setuid root: the daemon itself could not run it.
-        wait_until(lambda: find_mount(str(mountpoint)) is None and is_gone(pid))
+        wait_until(lambda: find_mount(str(mountpoint)) is None and not is_running(pid))
     finally:
         clear_mount(mountpoint)
 

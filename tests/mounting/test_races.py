@@ -19,7 +19,8 @@ from mystfuse.mounting.mount_table import Mount, find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import GoneError, unmount
 from mystfuse.system.atomic_file import AtomicFile
-from tests.conftest import clear_mount, mounted, mystfuse, run
+from tests.support.commands import mystfuse, run
+from tests.support.mounts import clear_mount, mounted
 
 ATTEMPTS = 100
 RACER = r"""

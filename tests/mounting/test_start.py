@@ -21,8 +21,9 @@ from mystfuse.mounting.keeper import _MAGIC, _REQUEST, _Office, _Order, _underst
 from mystfuse.mounting.keeper import _run as run_keeper
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.system.memory import group_limit
-from tests.conftest import assert_one_line, clear_mount, mystfuse, run, wait_until
-from tests.mounting.test_privileges import daemon_pid, keeper_of
+from tests.support.commands import assert_one_line, mystfuse, run, wait_until
+from tests.support.mounts import clear_mount, daemon_pid
+from tests.support.processes import keeper_of
 
 SCRIPT = Path(sys.executable).with_name("mystfuse")
 PROGRAMS = Path(__file__).parents[2] / "bin"

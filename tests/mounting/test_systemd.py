@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import OWN_MOUNTS, mystfuse
+from tests.support.commands import mystfuse
+from tests.support.mounts import OWN_MOUNTS
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT = 100

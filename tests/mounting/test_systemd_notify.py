@@ -16,7 +16,8 @@ import pytest
 
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.systemd_notify import Notifier
-from tests.conftest import clear_mount, mystfuse, run, wait_until
+from tests.support.commands import mystfuse, run, wait_until
+from tests.support.mounts import clear_mount
 
 SERVICE = Path(__file__).parents[2] / "systemd/mystfuse@.service"
 

@@ -15,7 +15,8 @@ from mystfuse.mounting import keeper as keeping
 from mystfuse.mounting.keeper import Keeper
 from mystfuse.mounting.mount_table import find_mount, find_mount_of, find_mounts
 from mystfuse.mounting.unmount import unmount
-from tests.conftest import clear_mount, mounted, mystfuse
+from tests.support.commands import mystfuse
+from tests.support.mounts import clear_mount, mounted
 
 
 def test_the_later_of_two_mounters_is_refused(small_image: Path, mountpoint: Path) -> None:

@@ -27,7 +27,7 @@ from mystfuse.overlay.spill import SpillingArenas
 from mystfuse.overlay.store import OverlayStore, open_store_file
 from mystfuse.volume.runner import Runner
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.commit_failures import Failure, audit, failing_allocation, failing_store
 from tests.support.ext2_editor import MemoryDevice, assert_clean, at, listing, merged
 

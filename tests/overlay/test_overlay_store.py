@@ -28,7 +28,7 @@ from mystfuse.overlay.spill import OverlayBusy, OverlayFull, SpillingArenas
 from mystfuse.overlay.store import OverlayStore, Sealed, Slots, open_store_file, runs_of
 from mystfuse.system import threads
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice, assert_clean, merged
 
 BLOCK = 1024

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import random
 import signal
@@ -18,8 +17,9 @@ from typing import Any
 import pytest
 
 import mystfuse as api
-from tests.conftest import USER, assert_one_line, clear_mount, drop_caches, logged, mounted, mystfuse, run, wait_until
 from tests.overlay.test_overlay_store import flip, replay, truncate
+from tests.support.commands import USER, assert_one_line, mystfuse, run, wait_until
+from tests.support.mounts import clear_mount, drop_caches, logged, mounted, status_of
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,6 @@ def store(tmp_path: Path) -> Path:
     directory = tmp_path / "store"
     directory.mkdir()
     return directory
-
-
-def status_of(mountpoint: Path) -> dict[str, Any]:
-    status: dict[str, Any] = json.loads((mountpoint / ".mystfuse/status.json").read_text())
-    return status
 
 
 def memory_of(pid: int, name: str) -> int:

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.conftest import SBIN, caches_dropped
+from tests.support.commands import SBIN
+from tests.support.mounts import caches_dropped
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GROUP, OWN_MOUNTS, SBIN, USER
+from tests.support.commands import GROUP, SBIN, USER
+from tests.support.mounts import OWN_MOUNTS
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = [

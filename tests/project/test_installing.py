@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_one_line, run
+from tests.support.commands import assert_one_line, run
 
 PROJECT = Path(__file__).parents[2]
 LOCKS = sorted((PROJECT / "scripts/requirements").glob("*.txt"))

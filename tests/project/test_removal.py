@@ -11,7 +11,7 @@ import _pytest.pathlib
 import pytest
 from removal import mounts_in, remove_tree, temporary_directory
 
-from tests.conftest import run
+from tests.support.commands import run
 
 PREPARE = Path(__file__).parents[2] / "scripts/prepare.sh"
 

@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.conftest import SBIN, caches_dropped, clear_mount, wait_until
+from tests.support.commands import SBIN, wait_until
+from tests.support.mounts import caches_dropped, clear_mount
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))

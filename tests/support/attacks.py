@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mystfuse.system.syscall_numbers import syscall_numbers
-from tests.conftest import mystfuse, run
+from tests.support.commands import mystfuse, run
 
 NUMBERS = syscall_numbers(platform.machine())
 

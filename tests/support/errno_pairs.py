@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 from removal import temporary_directory
 
-from tests.conftest import GROUP, USER, mounted, run
+from tests.support.commands import GROUP, USER, run
+from tests.support.mounts import mounted
 
 DONE = "done"
 """The answer of a call that works and has nothing to say."""

@@ -14,7 +14,7 @@ from mystfuse.devices.device import Extent
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError
 from mystfuse.ext2.inode import Inode
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 
 ROOT = 2
 

@@ -35,7 +35,7 @@ from mystfuse.tree.image_tree import ImageTree
 from mystfuse.trust.policy import TrustPolicy
 from mystfuse.volume.read_ahead import Stream
 from mystfuse.volume.volume import Volume
-from tests.conftest import mystfuse, run
+from tests.support.commands import mystfuse, run
 from tests.support.ext2_editor import assert_clean, listed, merged
 from tests.support.faulty_source import FaultySource, Liar
 

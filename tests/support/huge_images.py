@@ -6,7 +6,7 @@ import os
 import struct
 from pathlib import Path
 
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import ROOT
 
 BLOCK = 4096

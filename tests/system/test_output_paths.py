@@ -15,9 +15,10 @@ from mystfuse.errors import MountError
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.system.output_paths import LinkOfAnother, open_directory, open_for_appending
-from tests.conftest import GROUP, USER, assert_one_line, clear_mount, mounted, mystfuse, run
 from tests.mounting.test_races import ATTEMPTS, exchanging
 from tests.support.cli_in_process import in_process
+from tests.support.commands import GROUP, USER, assert_one_line, mystfuse, run
+from tests.support.mounts import clear_mount, mounted
 
 # The log file
 

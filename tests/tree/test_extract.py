@@ -22,9 +22,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import USER, mounted, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import USER, mystfuse, run
 from tests.support.ext2_editor import ROOT, Editor, debugfs, kernel_mount, make_image
+from tests.support.mounts import mounted
 
 COMPARE = Path(__file__).parents[2] / "scripts/compare-trees"
 COPY = "--ignore=st_ino,st_ctime_ns,st_blocks,st_blksize,st_atime_ns"

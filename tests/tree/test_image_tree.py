@@ -26,8 +26,10 @@ from mystfuse.tree.image_tree import ImageTree
 from mystfuse.tree.tar import write_tar
 from mystfuse.trust.policy import trust_without_tree
 from mystfuse.volume.volume import Volume
-from tests.conftest import GOLDEN_NAMES, mounted, mystfuse, run
+from tests.support.commands import mystfuse, run
 from tests.support.ext2_editor import Editor, MemoryDevice, kernel_mount, make_image
+from tests.support.images import GOLDEN_NAMES
+from tests.support.mounts import mounted
 
 STAT_FIELDS = (
     "st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_rdev", "st_size", "st_blksize", "st_blocks",

@@ -17,8 +17,9 @@ import pytest
 from mystfuse.errors import FormatError, UnsupportedFeature
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig
 from mystfuse.formats.verity import VERITY_SUPERBLOCK_SIZE, TreeGeometry, VeritySuperblock
-from tests.conftest import clear_mount, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import mystfuse, run
+from tests.support.mounts import clear_mount
 
 BLOCK = 4096
 OLD_SALT = "--salt=" + "5a" * 32

@@ -21,7 +21,7 @@ from mystfuse.trust.directory import MAX_SMALL_FILE, read_trust_directory
 from mystfuse.trust.policy import TrustPolicy, TrustReason, decide, trust_root_hash, trust_without_tree
 from mystfuse.trust.signature import PublicKey, SigningKey, modulus_hash
 from mystfuse.trust.sources import collect_trust, parse_root_hash
-from tests.conftest import run
+from tests.support.commands import run
 
 ROOT = hashlib.sha256(b"root").digest()
 OTHER_ROOT = hashlib.sha256(b"another root").digest()

@@ -19,8 +19,10 @@ from removal import remove_tree
 
 from mystfuse.errors import MountError
 from mystfuse.mounting.mount_namespace import MountNamespace
-from tests.conftest import DATA, OWN_MOUNTS, clear_mount, mounted, mystfuse, run
 from tests.support.cli_in_process import in_process
+from tests.support.commands import mystfuse, run
+from tests.support.images import DATA
+from tests.support.mounts import OWN_MOUNTS, clear_mount, mounted
 
 SIGNER, SIGNATURE, SIGNATURE_SIZE = 56, 88, 1112
 """Offsets in an fssig."""

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from mystfuse.devices.device import Extent
 from mystfuse.ext2.caller import Caller
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, assert_clean, make_image, merged
 
 FILES = 100

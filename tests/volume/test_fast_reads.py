@@ -29,9 +29,9 @@ from mystfuse.system.workers import INLINE_BYTES, Workers
 from mystfuse.volume.file_maps import WINDOW
 from mystfuse.volume.read_ahead import DEPTH, MAX_STREAMS, Stream
 from mystfuse.volume.volume import Volume
-from tests.conftest import caches_kept, mounted, mystfuse, run, wait_until
-from tests.mounting.test_mount_life import daemon_pid
+from tests.support.commands import mystfuse, run, wait_until
 from tests.support.ext2_editor import Editor, MemoryDevice, make_image
+from tests.support.mounts import caches_kept, daemon_pid, mounted
 
 ROOT = Caller(0, 0)
 

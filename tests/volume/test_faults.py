@@ -31,10 +31,12 @@ from mystfuse.devices import crypt
 from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.mounting.mount_table import find_daemon, find_mount
 from mystfuse.volume.volume import Volume
-from tests.conftest import PROJECT, SBIN, clear_mount, mystfuse, run
+from tests.support.commands import SBIN, mystfuse, run
 from tests.support.ext2_editor import Editor, MemoryDevice, make_image
 from tests.support.fault_schedules import KINDS, ROOT_INO, Schedule, Subject, Tally, make_subject
 from tests.support.faulty_source import GRAIN, Liar
+from tests.support.images import PROJECT
+from tests.support.mounts import clear_mount
 
 SCHEDULES = int(os.environ.get("MYSTFUSE_FAULT_SCHEDULES", "240"))
 MOUNTS = int(os.environ.get("MYSTFUSE_FAULT_MOUNTS", "8"))

@@ -38,10 +38,11 @@ from mystfuse.mounting.mount_table import find_daemon, find_mount
 from mystfuse.system import threads
 from mystfuse.system.workers import Workers
 from mystfuse.volume.volume import Volume
-from tests.conftest import clear_mount, mystfuse, run, wait_until
-from tests.mounting.test_mount_life import is_running
+from tests.support.commands import mystfuse, run, wait_until
 from tests.support.ext2_editor import ROOT, FileDevice, make_image
 from tests.support.huge_images import FIRST_INO, make_crowded_image, name_of
+from tests.support.mounts import clear_mount
+from tests.support.processes import is_running
 
 NAMES = int(os.environ.get("MYSTFUSE_LIMIT_NAMES", "60000"))
 HANDLES = int(os.environ.get("MYSTFUSE_LIMIT_HANDLES", "300"))

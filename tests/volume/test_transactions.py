@@ -20,7 +20,7 @@ from mystfuse.ext2.constants import EXT2_INDEX_FL, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.names import RENAME_EXCHANGE
 from mystfuse.volume.volume import Volume
-from tests.conftest import run
+from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice, assert_clean, merged
 
 ROOT = Caller(0, 0)

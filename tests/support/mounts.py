@@ -1,0 +1,104 @@
+"""Mounts that are cleaned up whatever happens, their daemons, and the kernel's caches."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.mountpoint import resolve_mountpoint
+from mystfuse.mounting.unmount import unmount
+from tests.support.commands import mystfuse, wait_until
+
+OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"', "sh")
+"""To be run by unshare --mount: lets go of the copies of other tests' mounts, whose daemons would wait for us."""
+
+
+@contextmanager
+def _page_cache_lock(how: int) -> Iterator[None]:
+    # The machine's, as the caches are.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.makedirs("/run/lock", exist_ok=True)
+    descriptor = os.open("/run/lock/mystfuse-test-page-cache", flags, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def drop_caches(what: int = 3) -> None:
+    """Drop clean pages (1), dentries and inodes (2), or both (3), of the whole machine: not while a test beside this
+    one needs them."""
+    os.sync()
+    with _page_cache_lock(fcntl.LOCK_EX):
+        Path("/proc/sys/vm/drop_caches").write_text(str(what))
+
+
+def caches_dropped() -> AbstractContextManager[None]:
+    """What runs in the block drops the machine's caches by itself."""
+    return _page_cache_lock(fcntl.LOCK_EX)
+
+
+def caches_kept() -> AbstractContextManager[None]:
+    """No test drops the machine's caches for the time of the block."""
+    return _page_cache_lock(fcntl.LOCK_SH)
+
+
+@contextmanager
+def mounted(image: Path, mountpoint: Path, *options: str, **kwargs: Any) -> Iterator[Path]:
+    """Mount ``image`` and yield the mountpoint; unmounts and waits for the daemon, also when the test fails."""
+    mountpoint.mkdir(exist_ok=True)
+    result = mystfuse("mount", *options, image, mountpoint, **kwargs)
+    try:
+        assert result.returncode == 0, result.stderr
+        yield mountpoint
+    finally:
+        clear_mount(mountpoint)
+
+
+def status_of(mountpoint: Path) -> dict[str, Any]:
+    """The mount's status.json."""
+    status: dict[str, Any] = json.loads((mountpoint / ".mystfuse/status.json").read_text())
+    return status
+
+
+def daemon_pid(mountpoint: Path) -> int:
+    return int(status_of(mountpoint)["pid"])
+
+
+def logged(mountpoint: Path, log: Path) -> str:
+    """What a daemon has logged by now, whole: it writes its lines in their order, but a moment later."""
+    pid = daemon_pid(mountpoint)
+    count = log.read_text().count(" status: {")
+    os.kill(pid, signal.SIGUSR1)
+    wait_until(lambda: log.read_text().count(" status: {") > count)
+    return "".join(line for line in log.read_text().splitlines(True) if " status: {" not in line)
+
+
+def clear_mount(mountpoint: Path) -> None:
+    """Take away whatever of ours is mounted there, and wait for its daemon."""
+    path = resolve_mountpoint(str(mountpoint))
+    mount = find_mount(path)
+    if mount is None:
+        return
+    daemon = find_daemon(mount)
+    unmount(path, lazy=True)
+    if daemon is not None:
+        try:
+            poll = select.poll()
+            poll.register(daemon, select.POLLIN)
+            if not poll.poll(60_000):
+                signal.pidfd_send_signal(daemon, signal.SIGKILL)
+                pytest.fail(f"the daemon of {mountpoint} did not end within 60 s after unmounting")
+        finally:
+            os.close(daemon)
