@@ -59,6 +59,14 @@ def test_every_mount_option_is_in_the_manual_page() -> None:
     assert listed | long >= OPTION_NAMES, OPTION_NAMES - listed - long
 
 
+def test_the_reference_of_commands_is_what_they_say_of_themselves() -> None:
+    reference = (PROJECT / "docs/commands.md").read_text()
+    for name in ("", *COMMANDS):
+        said = run(sys.executable, "-m", "mystfuse", *name.split(), "--help", env={"COLUMNS": "80"}).stdout
+        assert f"## mystfuse {name}".rstrip() + f"\n\n```text\n{said}```" in reference, "scripts/docs writes it anew"
+    assert reference.count("\n## ") == len(COMMANDS) + 1
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_pages_are_well_formed(page: str) -> None:
     result = run("groff", "-ww", "-mdoc", "-Tutf8", "-z", PAGES[page])
