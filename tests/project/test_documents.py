@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from documents import session
 
 from tests.support.commands import GROUP, SBIN, USER
 from tests.support.mounts import OWN_MOUNTS
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = [
-    # What one begins, the next goes on with.
-    ["README.md", "docs/package-format.md"],
+    ["README.md"],
     ["docs/tour.md"],
     ["docs/trust.md"],
+    ["docs/encryption.md"],
+    ["docs/writing.md"],
+    # The second goes on where the first ends.
+    ["docs/running.md", "docs/package-format.md"],
+    ["docs/system.md"],
+    ["docs/python.md"],
     ["docs/formats.md"],
     ["docs/troubleshooting.md"],
 ]
@@ -97,6 +105,33 @@ def test_every_example_is_run_or_named_as_an_exception() -> None:
     documented = {path for path in ("README.md", *(f"docs/{file.name}" for file in (PROJECT / "docs").glob("*.md")))
                   if blocks_of(path)}  # fmt: skip
     run = {document for documents in DOCUMENTS for document in documents}
-    # Each is a script that has tests of its own.
-    assert documented - run == {"docs/performance.md"}
+    # Their examples are scripts, which have tests of their own.
+    assert documented - run == {"docs/install.md", "docs/performance.md"}
     assert run <= documented
+
+
+def test_the_recorded_session_is_what_its_commands_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{SBIN}")
+    printed = "".join(f"$ {command}{output}" for command, output in session.run_commands(tmp_path))
+    lines = re.findall(r"<text [^>]*clip-path[^>]*>([^<]*)</text>", (PROJECT / "docs/session.svg").read_text())
+    assert _alike(html.unescape("".join(lines))) == _alike(printed)
+
+
+def _alike(text: str) -> str:
+    """The text without what differs from run to run, and without blanks: the picture breaks lines."""
+    return re.sub(r"\s", "", re.sub(r"/tmp/\S+/mnt|\d+", "N", re.sub(r"\s+", " ", text.replace("\xa0", " "))))
+
+
+DECISIONS = sorted((PROJECT / "docs/adr").glob("0*.md"))
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda decision: decision.stem[:4])
+def test_every_decision_has_the_four_headings(decision: Path) -> None:
+    text = decision.read_text()
+    assert re.findall(r"^## (.*)", text, re.MULTILINE) == ["Status", "Context", "Decision", "Consequences"]
+    assert text.startswith(f"# {int(decision.name[:4])}. ")
+
+
+def test_the_index_lists_every_decision_under_its_title() -> None:
+    listed = re.findall(r"^- \[(.*)\]\((.*)\)$", (PROJECT / "docs/adr/index.md").read_text(), re.MULTILINE)
+    assert listed == [(file.read_text().splitlines()[0].removeprefix("# "), file.name) for file in DECISIONS]
