@@ -153,6 +153,12 @@ def explain(error: BaseException) -> str | None:
     return reason
 
 
+def one_line(message: str) -> str:
+    """The message with every character that could end the line or drive a terminal escaped."""
+    # Not by a codec: Python imports one when it is first used, and a daemon cannot.
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+
+
 def _has_current_directory() -> bool:
     try:
         os.getcwd()

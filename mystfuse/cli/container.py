@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,6 +38,7 @@ from mystfuse.container.shared_files import pass_positions_on, protect_shared_fi
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
 from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
 from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
+from mystfuse.mounting.daemon import serve_mount
 from mystfuse.mounting.daemonize import run_in_background
 from mystfuse.mounting.mount_job import MountJob
 from mystfuse.system.landlock import leave_abstract_sockets
@@ -130,7 +132,7 @@ class _Daemons:
 
     def start(self, job: MountJob) -> None:
         """Mount; raises the error that the daemon reports."""
-        started = run_in_background(job.serve, job.descriptors, dies_with_parent=True)
+        started = run_in_background(partial(serve_mount, job), job.descriptors, dies_with_parent=True)
         job.close()
         if started.status is not ExitStatus.DONE:
             raise error_of(started.status, started.message)

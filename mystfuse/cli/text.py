@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from mystfuse.errors import ExitStatus
+from mystfuse.errors import ExitStatus, one_line
 
 
 def complain(message: str, status: ExitStatus) -> ExitStatus:
@@ -49,9 +49,3 @@ def leave(status: int) -> NoReturn:
         # Profilers write what they have found at exit.
         sys.exit(status)
     os._exit(status)
-
-
-def one_line(message: str) -> str:
-    """The message with every character that could end the line or drive a terminal escaped."""
-    # Not by a codec: Python imports one when it is first used, and a daemon cannot.
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)

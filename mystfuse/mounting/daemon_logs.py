@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from mystfuse.cli.text import one_line
+from mystfuse.errors import one_line
 from mystfuse.mounting.log_thread import PATIENCE, DescriptorHandler, LogThread
 
 _SYSLOG = Path("/dev/log")

@@ -22,8 +22,7 @@ from mystfuse.cli.commands.mount import OPTION_NAMES, parse_mount_options
 from mystfuse.cli.commands.mount_helper import _Call, _options_for_us
 from mystfuse.cli.container import ContainerMount
 from mystfuse.cli.options import parse_id, parse_seconds, parse_size
-from mystfuse.cli.text import one_line
-from mystfuse.errors import FormatError, MountError, MystfuseError, NotTrusted, UsageError
+from mystfuse.errors import FormatError, MountError, MystfuseError, NotTrusted, UsageError, one_line
 from mystfuse.formats.configuration import Configuration, parse_json_object
 from mystfuse.formats.fssig import Fssig
 from mystfuse.formats.luks import MAX_ITERATIONS, Argon2, CipherSpec, KeyDigest, Keyslot, LuksHeader, Pbkdf2

@@ -13,8 +13,8 @@ import trio
 
 from mystfuse.cli.options import given_text
 from mystfuse.cli.reading import image_options, read_image
-from mystfuse.cli.text import complain, one_line
-from mystfuse.errors import ExitStatus, MystfuseError
+from mystfuse.cli.text import complain
+from mystfuse.errors import ExitStatus, MystfuseError, one_line
 from mystfuse.ext2.inode import Inode
 from mystfuse.tree.image_tree import Child, ImageTree, check_first_visit
 

@@ -12,6 +12,7 @@ import select
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,19 @@ from mystfuse.cli.options import (
     parse_size,
     trust_options,
 )
-from mystfuse.cli.text import complain, one_line, say
+from mystfuse.cli.progress import prepare_progress, progress
+from mystfuse.cli.text import complain, say
 from mystfuse.cli.verity_options import open_source
 from mystfuse.crypto.secret import harden_process
 from mystfuse.devices.joined_source import JoinedSource
 from mystfuse.devices.patience import IO_TIMEOUT, PatientSource
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError
+from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, one_line
 from mystfuse.fuse.mount_options import MountOptions, OnCorruption
 from mystfuse.fuse.requirements import require_fuse
+from mystfuse.mounting.daemon import serve_mount
 from mystfuse.mounting.daemonize import close_descriptors, run_in_background
-from mystfuse.mounting.mount_job import MountJob, tell_foreground
+from mystfuse.mounting.mount_job import MountJob
 from mystfuse.mounting.mount_table import find_daemon, find_mount, find_mount_of
 from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.systemd_notify import Notifier
@@ -116,12 +119,19 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
         raise
     if job.foreground:
         close_descriptors(job.descriptors)
-        return ExitStatus(job.serve(tell_foreground))
-    started = run_in_background(job.serve, job.descriptors)
+        return ExitStatus(serve_mount(job, _report_in_foreground))
+    started = run_in_background(partial(serve_mount, job), job.descriptors)
     if started.status is not ExitStatus.DONE:
         return complain(started.message, started.status)
     say(started.message)
     return started.status
+
+
+def _report_in_foreground(status: ExitStatus, message: str) -> None:
+    if status is ExitStatus.DONE:
+        say(message)
+    else:
+        complain(message, status)
 
 
 _FLAGS = frozenset({"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol", "default_permissions"})
@@ -291,7 +301,7 @@ def make_job(
         PatientSource(source, options.io_timeout),
         may_ask=True,
     )
-    return MountJob(source, trust, keys, options)
+    return MountJob(source, trust, keys, options, progress, prepare_progress)
 
 
 def _refuse_second(path: str, name: str) -> None:

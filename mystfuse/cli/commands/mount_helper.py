@@ -18,6 +18,7 @@ from mystfuse.cli.commands.mount import OPTION_NAMES, parse_mount_options, prepa
 from mystfuse.cli.text import complain, leave, say, warn
 from mystfuse.devices.patience import IO_TIMEOUT, open_file
 from mystfuse.errors import ExitStatus, MystfuseError, UsageError, explain
+from mystfuse.mounting.daemon import serve_mount
 from mystfuse.mounting.daemonize import Report, run_in_background
 from mystfuse.mounting.mount_namespace import MountNamespace
 
@@ -145,7 +146,7 @@ def _mount(call: _Call) -> MountExit:
             for module in "mystfuse.mounting.session", "mystfuse.image.unlock", "logging.handlers":
                 importlib.import_module(module)
             namespace.enter()
-        return job.serve(report)
+        return serve_mount(job, report)
 
     keep = job.descriptors | ({namespace.descriptor} if namespace is not None else set())
     started = run_in_background(serve, keep)

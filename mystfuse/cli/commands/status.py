@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from mystfuse.cli.options import GivenPath
-from mystfuse.cli.text import one_line
 from mystfuse.devices.patience import wait_for_storage
-from mystfuse.errors import MountError, StorageTimeout
+from mystfuse.errors import MountError, StorageTimeout, one_line
 from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME, STATUS_NAME
 from mystfuse.mounting.mount_table import describe_absence, find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
