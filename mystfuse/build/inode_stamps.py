@@ -10,11 +10,9 @@ from pathlib import Path
 
 from mystfuse.build.hash_tree import write_all
 from mystfuse.errors import CorruptFilesystem, MystfuseError
-from mystfuse.ext2.block_groups import read_group_descriptor
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_ROOT_INO
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.inode import locate_inode
 from mystfuse.ext2.superblock import Superblock
 
 # Offsets in an inode: kernel, fs/ext4/ext4.h, struct ext4_inode.
@@ -42,7 +40,7 @@ def stamp_inodes(
             if found is None:
                 raise MystfuseError(f"{os.fsdecode(path)}: vanished while the image was made")
             ino = found.ino
-        number, offset = locate_inode(superblock, blocks, ino)
+        number, offset = filesystem.inode_table.locate(blocks, ino)
         position = number * block_size + offset
         inode = bytearray(os.pread(fd, inode_size, position))
         if ino == EXT2_ROOT_INO:
@@ -62,7 +60,7 @@ def stamp_inodes(
     if epoch is None:
         return
     for group in range(superblock.groups_count):
-        start = read_group_descriptor(superblock, blocks, group).bg_inode_table * block_size
+        start = filesystem.groups.places(blocks, group).bg_inode_table * block_size
         table = bytearray(os.pread(fd, superblock.s_inodes_per_group * inode_size, start))
         if len(table) != superblock.s_inodes_per_group * inode_size:
             raise CorruptFilesystem(f"group {group}: its inode table is cut short")

@@ -15,29 +15,18 @@ from operator import attrgetter
 
 from mystfuse.errors import CorruptFilesystem, ImageReadError, IntegrityError
 from mystfuse.ext2.bitmap import Bitmap
-from mystfuse.ext2.block_groups import (
-    GroupCounts,
-    GroupDescriptor,
-    change_group_counts,
-    descriptor_block,
-    group_first_block,
-    group_size,
-    metadata_runs,
-    read_all_counts,
-    read_group_descriptor,
-    read_group_places,
-)
+from mystfuse.ext2.block_groups import GroupCounts, GroupDescriptor, GroupTable
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT2_TOPDIR_FL
-from mystfuse.ext2.inode import Inode, is_inode_in_use
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.inode_table import InodeTable
 from mystfuse.ext2.superblock import Superblock, change_free_counts, read_free_counts
 
 log = logging.getLogger(__name__)
 
 _NEAR_GROUPS = 8
 """Groups whose bitmaps are looked at before the whole descriptor table is."""
-_MAX_REMEMBERED = 65536
 _MAX_GROUPS_SEARCHED = 4096
 """Groups to look for room in one by one, when those that should have it have none."""
 _MAX_SEARCHED_BYTES = 16 << 20
@@ -52,10 +41,11 @@ class Allocator:
     A group whose bitmaps contradict its own metadata is left alone and logged, as the kernel does.
     """
 
-    def __init__(self, superblock: Superblock) -> None:
-        self._superblock = superblock
+    def __init__(self, groups: GroupTable, inode_table: InodeTable) -> None:
+        self.groups = groups
+        self._superblock = groups.superblock
+        self._inode_table = inode_table
         self._sound: set[int] = set()
-        self._runs_of_metadata: dict[int, list[tuple[int, int]]] = {}
         self._broken: set[int] = set()
         self._misleading: set[int] = set()
         """Groups whose inode bitmap has been found wrong."""
@@ -76,7 +66,7 @@ class Allocator:
             return []
         if not superblock.is_data_block(goal):
             goal = superblock.s_first_data_block + 1
-        home, bit = divmod(goal - superblock.s_first_data_block, superblock.s_blocks_per_group)
+        home, bit = self.groups.locate_block(goal)
         taken = self._take_in_group(transaction, home, bit, count) if home in self._sound else []
         if len(taken) < count:
             for group in self._groups_with_blocks(transaction, home, count - len(taken)):
@@ -96,20 +86,19 @@ class Allocator:
 
     def _groups_with_blocks(self, transaction: Transaction, home: int, count: int) -> Iterator[int]:
         """Groups to look for ``count`` free blocks in, ``home`` first; their bitmaps are in memory by then."""
-        superblock = self._superblock
-        groups = superblock.groups_count
+        groups = self._superblock.groups_count
         near = [(home + step) % groups for step in range(min(_NEAR_GROUPS, groups))]
         chosen: list[int] = []
         found = 0
         for group in near:
-            free = read_group_descriptor(superblock, transaction, group).bg_free_blocks_count
+            free = self.groups.descriptor(transaction, group).bg_free_blocks_count
             if free and group not in self._broken:
                 chosen.append(group)
                 found += free
                 if found >= count:
                     break
         if found < count and groups > len(near):
-            counts = read_all_counts(superblock, transaction)
+            counts = self.groups.counts(transaction)
             for step in range(len(near), groups):
                 group = (home + step) % groups
                 if counts[group].free_blocks and group not in self._broken:
@@ -117,7 +106,7 @@ class Allocator:
                     found += counts[group].free_blocks
                     if found >= count:
                         break
-        transaction.want(read_group_places(superblock, transaction, group).bg_block_bitmap for group in chosen)
+        transaction.want(self.groups.places(transaction, group).bg_block_bitmap for group in chosen)
         yield from chosen
         # Reached only if a group had less than its count says, or cannot be used.
         if count:
@@ -132,19 +121,18 @@ class Allocator:
         remaining, step = islice(groups, most), 1
         while chunk := list(islice(remaining, step)):
             if step > 1:
-                transaction.want(descriptor_block(self._superblock, group) for group in chunk)
-                transaction.want(bitmap(read_group_places(self._superblock, transaction, group)) for group in chunk)
+                self.groups.want_descriptors(transaction, chunk)
+                transaction.want(bitmap(self.groups.places(transaction, group)) for group in chunk)
             yield from chunk
             step *= 4
 
     def _take_in_group(self, transaction: Transaction, group: int, start: int, count: int) -> list[int]:
-        superblock = self._superblock
-        descriptor = read_group_descriptor(superblock, transaction, group)
+        descriptor = self.groups.descriptor(transaction, group)
         count = min(count, descriptor.bg_free_blocks_count)
         if not count or not (group in self._sound or self._is_usable(transaction, group)):
             return []
-        first_block = group_first_block(superblock, group)
-        bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
+        first_block = self.groups.first_block(group)
+        bitmap = self._block_bitmap(transaction, group)
         taken: list[int] = []
         for position in (start, 0) if start else (0,):
             while len(taken) < count:
@@ -156,7 +144,7 @@ class Allocator:
                 position = first + length
         if taken:
             transaction.put(descriptor.bg_block_bitmap, bitmap.pack())
-            change_group_counts(superblock, transaction, group, blocks=-len(taken))
+            self.groups.change_counts(transaction, group, blocks=-len(taken))
         return taken
 
     def free_blocks(self, transaction: Transaction, numbers: Iterable[int]) -> None:
@@ -170,25 +158,23 @@ class Allocator:
         for number in sorted(numbers):
             if not superblock.is_data_block(number):
                 raise CorruptFilesystem(f"block {number} cannot be freed: it is outside the file system")
-            by_group.setdefault((number - superblock.s_first_data_block) // superblock.s_blocks_per_group, []).append(
-                number
-            )
-        transaction.want(descriptor_block(superblock, group) for group in by_group)
-        transaction.want(read_group_descriptor(superblock, transaction, group).bg_block_bitmap for group in by_group)
+            by_group.setdefault(self.groups.locate_block(number)[0], []).append(number)
+        self.groups.want_descriptors(transaction, by_group)
+        transaction.want(self.groups.descriptor(transaction, group).bg_block_bitmap for group in by_group)
         freed = 0
         for group, members in by_group.items():
-            descriptor = read_group_places(superblock, transaction, group)
+            descriptor = self.groups.places(transaction, group)
             if not self._is_sound(transaction, group):
                 raise CorruptFilesystem(f"group {group}: its bitmap contradicts its metadata")
-            first_block = group_first_block(superblock, group)
+            first_block = self.groups.first_block(group)
             runs = runs_of([number - first_block for number in members])
-            if _overlap(runs, self._metadata_runs(transaction, group)):
+            if _overlap(runs, self.groups.metadata_runs(transaction, group)):
                 raise CorruptFilesystem(f"group {group}: a block of a file is the file system's own")
-            bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
+            bitmap = self._block_bitmap(transaction, group)
             if not bitmap.clear(runs):
                 raise CorruptFilesystem(f"group {group}: a block of a file is free, or belongs to it twice")
             transaction.put(descriptor.bg_block_bitmap, bitmap.pack())
-            change_group_counts(superblock, transaction, group, blocks=len(members))
+            self.groups.change_counts(transaction, group, blocks=len(members))
             freed += len(members)
             for number in members:
                 transaction.discard(number)
@@ -197,30 +183,18 @@ class Allocator:
 
     def check_writable(self, transaction: Transaction, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
-        superblock = self._superblock
+        groups = self.groups
         by_group: list[tuple[int, int, int]] = []
         for start, length in runs_of(numbers):
-            low = (start - superblock.s_first_data_block) // superblock.s_blocks_per_group
-            high = (start + length - 1 - superblock.s_first_data_block) // superblock.s_blocks_per_group
+            low, high = groups.locate_block(start)[0], groups.locate_block(start + length - 1)[0]
             by_group += [(group, start, length) for group in range(low, high + 1)]
         if len(by_group) > 1:
             # Blocks that are scattered over the groups must not be a miss each.
-            unknown = {group for group, _, _ in by_group if group not in self._runs_of_metadata}
-            transaction.want({descriptor_block(superblock, group) for group in unknown})
+            groups.want_places(transaction, {group for group, _, _ in by_group})
         for group, start, length in by_group:
-            first = group_first_block(superblock, group)
-            if _overlap([(start - first, length)], self._metadata_runs(transaction, group)):
+            first = groups.first_block(group)
+            if _overlap([(start - first, length)], groups.metadata_runs(transaction, group)):
                 raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
-
-    def _metadata_runs(self, transaction: Transaction, group: int) -> list[tuple[int, int]]:
-        """See ``group.metadata_runs``; remembered, for a while, since nothing about them changes."""
-        runs = self._runs_of_metadata.get(group)
-        if runs is None:
-            if len(self._runs_of_metadata) >= _MAX_REMEMBERED:
-                self._runs_of_metadata.clear()
-            places = read_group_places(self._superblock, transaction, group)
-            runs = self._runs_of_metadata[group] = metadata_runs(self._superblock, group, places)
-        return runs
 
     def take_inode(self, transaction: Transaction, directory: Inode, mode: int) -> int:
         """Take an inode number for something new in ``directory``.
@@ -243,10 +217,9 @@ class Allocator:
 
     def _take_any_inode(self, transaction: Transaction, directory: Inode, is_directory: bool) -> int:
         """Take an inode of the best group that has one; 0 if none has."""
-        superblock = self._superblock
         if not is_directory:
-            parent = (directory.ino - 1) // superblock.s_inodes_per_group
-            if read_group_descriptor(superblock, transaction, parent).bg_free_blocks_count:
+            parent = self.groups.locate_inode(directory.ino)[0]
+            if self.groups.descriptor(transaction, parent).bg_free_blocks_count:
                 ino = self._take_inode_in_group(transaction, parent, is_directory)
                 if ino:
                     return ino
@@ -260,7 +233,7 @@ class Allocator:
     def _take_inode_in_group(self, transaction: Transaction, group: int, is_directory: bool) -> int:
         """Take an inode of a group; 0 if there is none free, or the group's bitmap is of no use."""
         superblock = self._superblock
-        descriptor = read_group_descriptor(superblock, transaction, group)
+        descriptor = self.groups.descriptor(transaction, group)
         if not descriptor.bg_free_inodes_count or group in self._misleading:
             return 0
         if len(self._misleading) >= _MAX_MISLEADING:
@@ -276,13 +249,13 @@ class Allocator:
         if not length:
             return 0
         ino = group * superblock.s_inodes_per_group + index + 1
-        if is_inode_in_use(superblock, transaction, ino):
+        if self._inode_table.is_in_use(transaction, ino):
             log.warning("group %d: its inode bitmap has an inode in use for free: no inode is taken there", group)
             self._misleading.add(group)
             return 0
         bitmap.set(index, 1)
         transaction.put(descriptor.bg_inode_bitmap, bitmap.pack())
-        change_group_counts(superblock, transaction, group, inodes=-1, directories=int(is_directory))
+        self.groups.change_counts(transaction, group, inodes=-1, directories=int(is_directory))
         return ino
 
     def free_inode(self, transaction: Transaction, inode: Inode) -> None:
@@ -292,13 +265,13 @@ class Allocator:
             CorruptFilesystem: it is free already, or reserved.
         """
         superblock = self._superblock
-        group, index = divmod(inode.ino - 1, superblock.s_inodes_per_group)
-        descriptor = read_group_descriptor(superblock, transaction, group)
+        group, index = self.groups.locate_inode(inode.ino)
+        descriptor = self.groups.descriptor(transaction, group)
         bitmap = Bitmap(transaction.block(descriptor.bg_inode_bitmap), superblock.s_inodes_per_group)
         if inode.ino < superblock.s_first_ino or not bitmap.clear([(index, 1)]):
             raise CorruptFilesystem(f"inode {inode.ino} cannot be freed: it is reserved, or free already")
         transaction.put(descriptor.bg_inode_bitmap, bitmap.pack())
-        change_group_counts(superblock, transaction, group, inodes=1, directories=-int(inode.is_directory))
+        self.groups.change_counts(transaction, group, inodes=1, directories=-int(inode.is_directory))
         change_free_counts(superblock, transaction, 0, 1)
 
     def _groups_for_inode(self, transaction: Transaction, directory: Inode, is_directory: bool) -> Iterator[int]:
@@ -306,8 +279,8 @@ class Allocator:
         parent's own group is better still."""
         superblock = self._superblock
         groups = superblock.groups_count
-        parent = (directory.ino - 1) // superblock.s_inodes_per_group
-        counts = read_all_counts(superblock, transaction)
+        parent = self.groups.locate_inode(directory.ino)[0]
+        counts = self.groups.counts(transaction)
         if is_directory:
             top = directory.ino == EXT2_ROOT_INO or bool(directory.i_flags & EXT2_TOPDIR_FL)
             best = _least_used(counts) if top else _not_too_full(superblock, counts, parent)
@@ -337,11 +310,9 @@ class Allocator:
             return True
         if group in self._broken:
             return False
-        superblock = self._superblock
-        descriptor = read_group_descriptor(superblock, transaction, group)
-        bitmap = Bitmap(transaction.block(descriptor.bg_block_bitmap), group_size(superblock, group))
-        runs = metadata_runs(superblock, group, descriptor)
-        if descriptor.bg_block_bitmap != descriptor.bg_inode_bitmap and all(
+        places, bitmap = self.groups.places(transaction, group), self._block_bitmap(transaction, group)
+        runs = self.groups.metadata_runs(transaction, group)
+        if places.bg_block_bitmap != places.bg_inode_bitmap and all(
             bitmap.are_set(first, count) for first, count in runs
         ):
             self._sound.add(group)
@@ -349,6 +320,10 @@ class Allocator:
         log.warning("group %d: its bitmap contradicts its metadata: nothing will be written there", group)
         self._broken.add(group)
         return False
+
+    def _block_bitmap(self, transaction: Transaction, group: int) -> Bitmap:
+        number = self.groups.places(transaction, group).bg_block_bitmap
+        return Bitmap(transaction.block(number), self.groups.size(group))
 
 
 def _once_each(groups: Iterable[int]) -> Iterator[int]:

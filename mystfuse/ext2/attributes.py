@@ -11,7 +11,7 @@ from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.contents import mode_after_write, truncate, without_sgid
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.inode import Inode, read_back, write_inode
+from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import (
     INDEX_ACL_ACCESS,
     POSIX_ACL_ACCESS,
@@ -47,7 +47,6 @@ def set_attributes(
         OSError: EPERM (immutable or append-only), EFBIG, EISDIR, ENOSPC.
         BlocksMissing, MystfuseError
     """
-    superblock = filesystem.superblock
     inode = filesystem.inode(transaction, ino)
     if inode.is_immutable or (inode.is_append_only and changes != AttributeChanges()):
         raise OSError(EPERM, f"inode {ino} is immutable or append-only")
@@ -69,8 +68,8 @@ def set_attributes(
     if changes.mtime_ns is not None:
         inode = inode._replace(mtime_ns=changes.mtime_ns)
     inode = inode._replace(ctime_ns=transaction.now_ns)
-    write_inode(superblock, transaction, inode)
-    return read_back(superblock, transaction, ino), is_reached
+    filesystem.inode_table.write(transaction, inode)
+    return filesystem.inode_table.read_back(transaction, ino), is_reached
 
 
 def set_xattr(
@@ -106,7 +105,7 @@ def set_xattr(
                 raise
     else:
         inode = set_attribute(superblock, allocator, transaction, inode, name, stored, caller)
-    write_inode(superblock, transaction, inode._replace(ctime_ns=transaction.now_ns))
+    filesystem.inode_table.write(transaction, inode._replace(ctime_ns=transaction.now_ns))
 
 
 def remove_xattr(filesystem: FileSystem, transaction: Transaction, ino: int, name: bytes, caller: Caller) -> None:
@@ -123,7 +122,7 @@ def remove_xattr(filesystem: FileSystem, transaction: Transaction, ino: int, nam
     except OSError as error:
         if error.errno != ENODATA or name not in (POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT):
             raise
-    write_inode(superblock, transaction, inode._replace(ctime_ns=transaction.now_ns))
+    filesystem.inode_table.write(transaction, inode._replace(ctime_ns=transaction.now_ns))
 
 
 def _changeable(filesystem: FileSystem, transaction: Transaction, ino: int) -> Inode:

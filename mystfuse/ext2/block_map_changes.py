@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import Allocator
-from mystfuse.ext2.block_groups import group_first_block
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
-from mystfuse.ext2.inode import Inode, blocks_after
+from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
@@ -69,7 +68,7 @@ def map_for_writing(
             if any(nodes):
                 allocator.check_writable(transaction, [node for node in nodes if node])
             missing_nodes = nodes.count(0)
-            near = _goal(superblock, inode, pointers, nodes, goal)
+            near = _goal(allocator, inode, pointers, nodes, goal)
             taken = allocator.take_blocks(transaction, caller, near, holes + missing_nodes)
             if len(taken) <= missing_nodes:
                 # Not even one block of data: give back what would be indirect blocks of nothing.
@@ -93,7 +92,7 @@ def map_for_writing(
             new.intersection_update(pointers)
             break
         pointers += present
-    inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=blocks_after(superblock, inode, added))
+    inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=inode.i_blocks_after(added, superblock.block_size))
     return Mapped(inode, pointers, new)
 
 
@@ -169,7 +168,7 @@ def _store(transaction: Transaction, roots: list[int], nodes: list[int], leaf: _
         roots[leaf.slot : leaf.slot + len(pointers)] = pointers
 
 
-def _goal(superblock: Superblock, inode: Inode, pointers: list[int], nodes: list[int], goal: int) -> int:
+def _goal(allocator: Allocator, inode: Inode, pointers: list[int], nodes: list[int], goal: int) -> int:
     """Where the next block should be: behind the one before, else behind its indirect block, else in its group
     (fs/ext2/inode.c, ext2_find_goal and ext2_find_near)."""
     if pointers:
@@ -178,7 +177,7 @@ def _goal(superblock: Superblock, inode: Inode, pointers: list[int], nodes: list
         return goal
     if nodes and nodes[-1]:
         return nodes[-1] + 1
-    return group_first_block(superblock, (inode.ino - 1) // superblock.s_inodes_per_group)
+    return allocator.groups.block_near_inode(inode.ino)
 
 
 class Trimmed(NamedTuple):
@@ -216,7 +215,7 @@ def trim_blocks(
     if len(set(trimmer.freed)) != len(trimmer.freed):
         raise CorruptFilesystem(f"inode {inode.ino} has a block twice")
     allocator.free_blocks(transaction, trimmer.freed)
-    i_blocks = blocks_after(superblock, inode, -len(trimmer.freed))
+    i_blocks = inode.i_blocks_after(-len(trimmer.freed), superblock.block_size)
     inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=i_blocks)
     return Trimmed(inode, end)
 

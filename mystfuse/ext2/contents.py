@@ -12,7 +12,7 @@ from mystfuse.ext2.block_map_changes import map_for_writing, trim_blocks
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.inode import Inode, write_inode
+from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_large_file
 from mystfuse.ext2.symlink import is_fast
 from mystfuse.ext2.xattr_changes import drop_block
@@ -77,7 +77,7 @@ def write(
     now = transaction.now_ns
     mode = mode_after_write(inode, caller)
     inode = inode._replace(mtime_ns=now, ctime_ns=now, i_mode=mode, size=max(inode.size, end))
-    write_inode(superblock, transaction, inode)
+    filesystem.inode_table.write(transaction, inode)
     _fill(transaction, block_size, pointers, new, offset - first * block_size, data[:length])
     if new:
         transaction.on_commit.append(lambda: filesystem.set_goal(ino, first + len(pointers), pointers[-1] + 1))
@@ -176,13 +176,13 @@ def release(filesystem: FileSystem, transaction: Transaction, ino: int) -> bool:
         inode, end = trim_blocks(superblock, filesystem.allocator, transaction, inode, 0, MAX_TRIMMED)
         if end:
             size = min(inode.size, end * superblock.block_size)
-            write_inode(superblock, transaction, inode._replace(size=size))
+            filesystem.inode_table.write(transaction, inode._replace(size=size))
             return False
     inode = drop_block(superblock, filesystem.allocator, transaction, inode)
     filesystem.allocator.free_inode(transaction, inode)
     seconds = transaction.now_ns // 1_000_000_000
     inode = inode._replace(size=0, i_blocks=0, i_dtime=seconds & 0x7FFFFFFF)
-    write_inode(superblock, transaction, inode)
+    filesystem.inode_table.write(transaction, inode)
     transaction.released.add(ino)
     transaction.on_commit.append(lambda: filesystem.forget(ino))
     return True

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
 from errno import EINVAL, EISDIR, ENOTDIR
 
-from mystfuse.errors import CorruptFilesystem, MystfuseError
+from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import Allocator
-from mystfuse.ext2.block_groups import descriptor_block, read_group_places
+from mystfuse.ext2.block_groups import GroupTable
 from mystfuse.ext2.block_map import Run, Stretch, map_runs, map_stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory import Entry, list_entries, read_parent
-from mystfuse.ext2.inode import Inode, is_inode_in_use, locate_inode, read_inode_at
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.inode_table import InodeTable
 from mystfuse.ext2.name_index import NameIndexes
 from mystfuse.ext2.superblock import Superblock, read_free_counts
 from mystfuse.ext2.symlink import read_target
@@ -41,9 +41,6 @@ class Statistics:
 
 
 _MAX_GOALS = 1024
-_MAX_PARSED = 4096
-_PARSED_BYTES = 2 << 20
-"""Bounds on inodes that are remembered, and on their bytes: one may have 32 KiB."""
 
 
 class FileSystem:
@@ -54,21 +51,21 @@ class FileSystem:
 
     def __init__(self, superblock: Superblock) -> None:
         self.superblock = superblock
-        self.allocator = Allocator(superblock)
-        self.name_indexes = NameIndexes()
         self.orphans: set[int] = set()
         """Inodes without a name that are still in use, because they are open or the kernel knows them."""
+        self.groups = GroupTable(superblock)
+        self.inode_table = InodeTable(self.groups, self.orphans)
+        self.allocator = Allocator(self.groups, self.inode_table)
+        self.name_indexes = NameIndexes()
         self._next_generation = secrets.randbits(32)
         self._goals: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        self._parsed: dict[int, tuple[bytes, Inode]] = {}
-        """Inodes as they were in the inode table, and parsed."""
         self._overhead = self._count_overhead()
 
     def fork(self) -> FileSystem:
         """The same file system for a snapshot of its blocks."""
-        twin = FileSystem(self.superblock)
-        twin.orphans = set(self.orphans)
-        return twin
+        fork = FileSystem(self.superblock)
+        fork.orphans.update(self.orphans)
+        return fork
 
     def next_generation(self) -> int:
         """An i_generation for a new inode, so that a number that is used again is not taken for the old file."""
@@ -96,7 +93,7 @@ class FileSystem:
         """Whatever is known besides the blocks and the orphans is to be found out again. Takes no memory."""
         self.name_indexes.forget_all()
         self._goals.clear()
-        self._parsed.clear()
+        self.inode_table.forget_all()
 
     def inode(self, blocks: Blocks, ino: int) -> Inode:
         """The inode with number ``ino``.
@@ -104,19 +101,7 @@ class FileSystem:
         Raises:
             CorruptFilesystem: there is none, or it is broken.
         """
-        superblock = self.superblock
-        number, offset = locate_inode(superblock, blocks, ino)
-        block = blocks.find(number)
-        if block is not None:
-            known, inode = self._parsed.get(ino, (b"", None))
-            if inode is not None and known == block[offset : offset + superblock.s_inode_size]:
-                return inode
-        inode = read_inode_at(superblock, blocks, ino, number, offset, self.orphans)
-        if block is not None and inode.i_links_count:
-            if len(self._parsed) >= min(_MAX_PARSED, _PARSED_BYTES // superblock.s_inode_size):
-                self._parsed.clear()
-            self._parsed[ino] = block[offset : offset + superblock.s_inode_size], inode
-        return inode
+        return self.inode_table.read(blocks, ino)
 
     def find_inode(self, blocks: Blocks, ino: int) -> Inode | None:
         """The same for a number that nothing in the file system refers to: it comes from a file handle, which its
@@ -128,7 +113,7 @@ class FileSystem:
         superblock = self.superblock
         if ino != EXT2_ROOT_INO and not superblock.s_first_ino <= ino <= superblock.s_inodes_count:
             return None
-        return self.inode(blocks, ino) if is_inode_in_use(superblock, blocks, ino) else None
+        return self.inode(blocks, ino) if self.inode_table.is_in_use(blocks, ino) else None
 
     def find_parent(self, blocks: Blocks, ino: int) -> Inode | None:
         """The directory above a directory, as ``find_inode`` finds both.
@@ -142,43 +127,8 @@ class FileSystem:
         return self.find_inode(blocks, self.parent(blocks, self.directory(blocks, ino)))
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
-        """What the entries of a directory refer to; None for what cannot be had or cannot be: a damaged or
-        broken inode, or the root. Who lists names has not asked for inodes: damage is for who looks one up."""
-        with blocks.speculating():
-            return self._inodes(blocks, numbers)
-
-    def _inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
-        superblock = self.superblock
-        possible = [ino for ino in numbers if 0 < ino <= superblock.s_inodes_count]
-        groups = {(ino - 1) // superblock.s_inodes_per_group for ino in possible}
-        # Name all the descriptors, then all the inodes' blocks, rather than meet them one by one.
-        blocks.want(sorted({descriptor_block(superblock, group) for group in groups}))
-        tables: dict[int, int] = {}
-        for group in groups:
-            with suppress(MystfuseError):
-                tables[group] = read_group_places(superblock, blocks, group).bg_inode_table
-        per_group, inode_size, block_size = (
-            superblock.s_inodes_per_group,
-            superblock.s_inode_size,
-            superblock.block_size,
-        )
-        located: dict[int, tuple[int, int]] = {}
-        for ino in possible:
-            group, index = divmod(ino - 1, per_group)
-            if group in tables:
-                position, within = divmod(index * inode_size, block_size)
-                located[ino] = tables[group] + position, within
-        blocks.want(sorted({number for number, _ in located.values()}))
-        found: list[Inode | None] = []
-        for ino in numbers:
-            inode = None
-            if ino in located and ino != EXT2_ROOT_INO:
-                try:
-                    inode = read_inode_at(superblock, blocks, ino, *located[ino], self.orphans)
-                except MystfuseError:
-                    inode = None
-            found.append(inode)
-        return found
+        """What the entries of a directory refer to; see ``InodeTable.read_all``."""
+        return self.inode_table.read_all(blocks, numbers)
 
     def lookup(self, blocks: Blocks, parent: int, name: bytes) -> Inode | None:
         """What ``name`` in directory ``parent`` refers to; None if there is no such name.
@@ -224,7 +174,7 @@ class FileSystem:
 
     def regular_file(self, blocks: Blocks, ino: int) -> Inode:
         """The inode with number ``ino``, which has to be a regular file; IsADirectoryError if it is not."""
-        inode = self.inode(blocks, ino)
+        inode = self.inode_table.read(blocks, ino)
         if not inode.is_regular:
             raise IsADirectoryError(EISDIR, f"inode {ino} is not a regular file")
         return inode
@@ -277,7 +227,7 @@ class FileSystem:
 
     def directory(self, blocks: Blocks, ino: int) -> Inode:
         """The inode with number ``ino``, which has to be a directory; NotADirectoryError if it is not."""
-        inode = self.inode(blocks, ino)
+        inode = self.inode_table.read(blocks, ino)
         if not inode.is_directory:
             raise NotADirectoryError(ENOTDIR, f"inode {ino} is not a directory")
         return inode

@@ -5,27 +5,19 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Container
 from functools import lru_cache
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
-from mystfuse.ext2.block_groups import read_group_places
-from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.constants import (
     EXT2_APPEND_FL,
     EXT2_GOOD_OLD_INODE_SIZE,
     EXT2_IMMUTABLE_FL,
-    EXT2_ROOT_INO,
     EXT4_EA_INODE_FL,
     EXT4_ENCRYPT_FL,
     EXT4_EXTENTS_FL,
     EXT4_INLINE_DATA_FL,
 )
-from mystfuse.ext2.superblock import Superblock
-
-INODE_TABLE_AHEAD = 32 * 1024
-"""Bytes of inode table that are fetched together: inodes made together are used together."""
 
 _LAYOUT = struct.Struct(
     "<HHIiiiI"  # i_mode i_uid i_size i_atime i_ctime i_mtime i_dtime
@@ -38,7 +30,6 @@ _BODY = struct.Struct("<60sIII")  # i_block i_generation i_file_acl i_size_high
 _BODY_OFFSET = 40
 _HIGH_IDS = struct.Struct("<HH")  # l_i_uid_high l_i_gid_high
 _HIGH_IDS_OFFSET = 120
-_LINKS_COUNT_OFFSET = 26
 _EXTRA_ISIZE_OFFSET = 128
 _EXTRAS = struct.Struct("<H2xIII")  # i_extra_isize (i_checksum_hi) i_ctime_extra i_mtime_extra i_atime_extra
 _EXTRA_TIMES = struct.Struct("<III")  # i_ctime_extra i_mtime_extra i_atime_extra
@@ -234,6 +225,27 @@ class Inode(NamedTuple):
             start = offset + EXT2_GOOD_OLD_INODE_SIZE + self.i_extra_isize
             block[start : start + len(self.extra)] = self.extra
 
+    def pack_new_into(self, block: bytearray, offset: int, size: int) -> None:
+        """Write a new inode of ``size`` bytes, with i_crtime if there is room; nothing of the inode before it is
+        left."""
+        block[offset : offset + size] = bytes(size)
+        if size > EXT2_GOOD_OLD_INODE_SIZE:
+            struct.pack_into("<H", block, offset + _EXTRA_ISIZE_OFFSET, self.i_extra_isize)
+            if self.i_extra_isize >= _CRTIME_OFFSET + _CRTIME.size - EXT2_GOOD_OLD_INODE_SIZE:
+                _CRTIME.pack_into(block, offset + _CRTIME_OFFSET, *_pack_time(self.ctime_ns, True))
+        self.pack_into(block, offset)
+
+    def i_blocks_after(self, count: int, block_size: int) -> int:
+        """i_blocks when the inode has ``count`` blocks more (negative: fewer), indirect and attribute blocks included.
+
+        Raises:
+            CorruptFilesystem: i_blocks cannot count them.
+        """
+        i_blocks = max(self.i_blocks + count * (block_size // 512), 0)
+        if i_blocks >> 32:
+            raise CorruptFilesystem(f"inode {self.ino}: its i_blocks {self.i_blocks} leaves no room for more")
+        return i_blocks
+
 
 @lru_cache(maxsize=64)  # most inodes are written with the same time thrice
 def _pack_time(time_ns: int, has_extra: bool) -> tuple[int, int]:
@@ -253,121 +265,3 @@ def _time_ns(seconds: int, extra: int) -> int:
     """Decode a time: the extra field's low 2 bits extend the seconds past 2038, the other 30 are nanoseconds
     (fs/ext4/ext4.h, ext4_decode_extra_time)."""
     return (seconds + ((extra & 3) << 32)) * 1_000_000_000 + (extra >> 2)
-
-
-def locate_inode(superblock: Superblock, blocks: Blocks, ino: int) -> tuple[int, int]:
-    """Where inode ``ino`` is: (block number, byte offset in the block).
-
-    Raises:
-        BlocksMissing: its group's descriptor is not in memory.
-        CorruptFilesystem: no such inode number.
-    """
-    if not 0 < ino <= superblock.s_inodes_count:
-        raise CorruptFilesystem(f"inode number {ino} is not between 1 and {superblock.s_inodes_count}")
-    group, index = divmod(ino - 1, superblock.s_inodes_per_group)
-    position, offset = divmod(index * superblock.s_inode_size, superblock.block_size)
-    places = superblock.group_places.get(group) or read_group_places(superblock, blocks, group)
-    return places.bg_inode_table + position, offset
-
-
-def read_inode(superblock: Superblock, blocks: Blocks, ino: int, orphans: Container[int] = ()) -> Inode:
-    """Read an inode that something refers to.
-
-    Args:
-        orphans: inode numbers that are in use though no name is left.
-
-    Raises:
-        BlocksMissing: naming its block, and its neighbours in the inode table.
-        CorruptFilesystem: no such inode number, one that nothing may refer to, a free one, or a broken one.
-        UnsupportedFeature: see ``Inode.parse``.
-    """
-    return read_inode_at(superblock, blocks, ino, *locate_inode(superblock, blocks, ino), orphans)
-
-
-def read_inode_at(
-    superblock: Superblock, blocks: Blocks, ino: int, number: int, offset: int, orphans: Container[int] = ()
-) -> Inode:
-    """The same for an inode that has been located: at byte ``offset`` of block ``number``."""
-    if ino != EXT2_ROOT_INO and ino < superblock.s_first_ino:
-        raise CorruptFilesystem(f"inode {ino} is reserved, no entry may refer to it")
-    block = blocks.find(number)
-    if block is None:
-        block = blocks.block(number, _ahead(superblock, number))
-    inode = Inode.parse(block, ino, offset, superblock.s_inode_size)
-    if not inode.i_links_count and ino not in orphans:
-        raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
-    return inode
-
-
-def with_blocks(superblock: Superblock, inode: Inode, count: int) -> Inode:
-    """The inode having ``count`` blocks more (negative: fewer), indirect and attribute blocks included, in i_blocks.
-
-    Raises:
-        CorruptFilesystem: i_blocks cannot count them.
-    """
-    return inode._replace(i_blocks=blocks_after(superblock, inode, count))
-
-
-def blocks_after(superblock: Superblock, inode: Inode, count: int) -> int:
-    """Its i_blocks then; raises CorruptFilesystem as ``with_blocks``."""
-    i_blocks = max(inode.i_blocks + count * (superblock.block_size // 512), 0)
-    if i_blocks >> 32:
-        raise CorruptFilesystem(f"inode {inode.ino}: its i_blocks {inode.i_blocks} leaves no room for more")
-    return i_blocks
-
-
-def is_inode_in_use(superblock: Superblock, blocks: Blocks, ino: int) -> bool:
-    """Whether the inode table has links for an inode, whatever the bitmap says.
-
-    Raises:
-        BlocksMissing, MystfuseError: the inode's block cannot be had.
-    """
-    number, offset = locate_inode(superblock, blocks, ino)
-    block = blocks.find(number) or blocks.block(number, _ahead(superblock, number))
-    return block[offset + _LINKS_COUNT_OFFSET : offset + _LINKS_COUNT_OFFSET + 2] != b"\0\0"
-
-
-def write_inode(superblock: Superblock, transaction: Transaction, inode: Inode) -> None:
-    """Write an inode that was read before.
-
-    Raises:
-        BlocksMissing, CorruptFilesystem: as ``locate_inode``.
-    """
-    number, offset = locate_inode(superblock, transaction, inode.ino)
-    inode.pack_into(transaction.change(number), offset)
-
-
-def write_new_inode(superblock: Superblock, transaction: Transaction, inode: Inode) -> None:
-    """Write an inode whose number was free so far; nothing of what was there before is left.
-
-    Raises:
-        BlocksMissing: the inode's block is not in memory.
-        CorruptFilesystem: as ``locate_inode``.
-    """
-    number, offset = locate_inode(superblock, transaction, inode.ino)
-    block = transaction.change(number)
-    size = superblock.s_inode_size
-    block[offset : offset + size] = bytes(size)
-    if size > EXT2_GOOD_OLD_INODE_SIZE:
-        struct.pack_into("<H", block, offset + _EXTRA_ISIZE_OFFSET, inode.i_extra_isize)
-        if inode.i_extra_isize >= _CRTIME_OFFSET + _CRTIME.size - EXT2_GOOD_OLD_INODE_SIZE:
-            _CRTIME.pack_into(block, offset + _CRTIME_OFFSET, *_pack_time(inode.ctime_ns, True))
-    inode.pack_into(block, offset)
-
-
-def read_back(superblock: Superblock, transaction: Transaction, ino: int) -> Inode:
-    """An inode that the transaction has written, as everybody will read it from now on: its times are cut to what it
-    can hold. What an operation returns comes from here, since the kernel keeps it for a day.
-
-    Raises:
-        BlocksMissing, CorruptFilesystem: as ``locate_inode``.
-    """
-    number, offset = locate_inode(superblock, transaction, ino)
-    return Inode.parse(transaction.block(number), ino, offset, superblock.s_inode_size)
-
-
-def _ahead(superblock: Superblock, number: int) -> range:
-    """The aligned run of blocks around an inode-table block that is worth fetching with it."""
-    count = max(INODE_TABLE_AHEAD // superblock.block_size, 1)
-    first = number // count * count
-    return range(max(first, superblock.s_first_data_block + 1), min(first + count, superblock.s_blocks_count))

@@ -50,7 +50,7 @@ from mystfuse.ext2.directory_changes import (
     set_parent,
 )
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.inode import EXTRA_ISIZE, Inode, read_back, write_inode, write_new_inode
+from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
 from mystfuse.ext2.xattr import (
     INDEX_ACL_DEFAULT,
     POSIX_ACL_ACCESS,
@@ -134,12 +134,12 @@ def create(
     elif stat.S_ISLNK(mode):
         inode = _with_target(filesystem, transaction, inode, target, caller)
     inode = _inherit_acl(filesystem, transaction, directory, inode, caller)
-    write_new_inode(superblock, transaction, inode)
+    filesystem.inode_table.write_new(transaction, inode)
     directory = _enter(filesystem, transaction, directory, name, inode, caller)
     _write_directory(filesystem, transaction, directory, links=int(is_directory))
     transaction.released.add(ino)
     transaction.on_commit.append(lambda: filesystem.forget(ino))
-    return read_back(superblock, transaction, ino)
+    return filesystem.inode_table.read_back(transaction, ino)
 
 
 def link(filesystem: FileSystem, transaction: Transaction, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
@@ -163,10 +163,10 @@ def link(filesystem: FileSystem, transaction: Transaction, ino: int, parent: int
     if inode.i_links_count >= EXT2_LINK_MAX:
         raise OSError(EMLINK, f"inode {ino} has {inode.i_links_count} links")
     inode = inode._replace(i_links_count=inode.i_links_count + 1, ctime_ns=transaction.now_ns)
-    write_inode(superblock, transaction, inode)
+    filesystem.inode_table.write(transaction, inode)
     directory = _enter(filesystem, transaction, directory, name, inode, caller)
     _write_directory(filesystem, transaction, directory)
-    return read_back(superblock, transaction, ino)
+    return filesystem.inode_table.read_back(transaction, ino)
 
 
 def remove(filesystem: FileSystem, transaction: Transaction, parent: int, name: bytes, is_rmdir: bool) -> Inode:
@@ -189,7 +189,7 @@ def remove(filesystem: FileSystem, transaction: Transaction, parent: int, name: 
     remove_entry(superblock, filesystem.name_indexes, transaction, directory, name, place)
     _drop_link(filesystem, transaction, inode)
     _write_directory(filesystem, transaction, directory, links=-int(is_rmdir))
-    return read_back(superblock, transaction, inode.ino)
+    return filesystem.inode_table.read_back(transaction, inode.ino)
 
 
 def rename(
@@ -263,7 +263,7 @@ def rename(
     # The new entry may have been put between the old one and the one in front of it.
     old_place = find_place_again(superblock, transaction, old_directory, old_name, old_place)
     remove_entry(superblock, filesystem.name_indexes, transaction, old_directory, old_name, old_place)
-    write_inode(superblock, transaction, inode._replace(ctime_ns=transaction.now_ns))
+    filesystem.inode_table.write(transaction, inode._replace(ctime_ns=transaction.now_ns))
     if moves:
         set_parent(superblock, transaction, inode, new_parent)
     lost = int(replaced is not None and replaced.is_directory)
@@ -272,7 +272,7 @@ def rename(
     else:
         _write_directory(filesystem, transaction, old_directory, links=-int(moves))
         _write_directory(filesystem, transaction, new_directory, links=int(moves) - lost)
-    return None if replaced is None else read_back(superblock, transaction, replaced.ino)
+    return None if replaced is None else filesystem.inode_table.read_back(transaction, replaced.ino)
 
 
 def _exchange(
@@ -303,7 +303,7 @@ def _exchange(
     point_entry(superblock, transaction, old_place, other.ino, other.i_mode)
     point_entry(superblock, transaction, new_place, inode.ino, inode.i_mode)
     for moved in (inode, other):
-        write_inode(superblock, transaction, moved._replace(ctime_ns=transaction.now_ns))
+        filesystem.inode_table.write(transaction, moved._replace(ctime_ns=transaction.now_ns))
     _write_directory(filesystem, transaction, old_directory, links=-links)
     if not same_directory:
         _write_directory(filesystem, transaction, new_directory, links=links)
@@ -379,7 +379,7 @@ def _drop_link(filesystem: FileSystem, transaction: Transaction, inode: Inode) -
         raise CorruptFilesystem(f"inode {inode.ino} had no links, but a name")
     links = 0 if inode.is_directory else inode.i_links_count - 1
     inode = inode._replace(i_links_count=links, ctime_ns=transaction.now_ns)
-    write_inode(filesystem.superblock, transaction, inode)
+    filesystem.inode_table.write(transaction, inode)
     if not links:
         transaction.orphaned.add(inode.ino)
 
@@ -390,7 +390,7 @@ def _write_directory(filesystem: FileSystem, transaction: Transaction, directory
     count = directory.i_links_count + links
     if count < 0:
         raise CorruptFilesystem(f"directory inode {directory.ino} would have {count} links")
-    write_inode(filesystem.superblock, transaction, directory._replace(i_links_count=count, mtime_ns=now, ctime_ns=now))
+    filesystem.inode_table.write(transaction, directory._replace(i_links_count=count, mtime_ns=now, ctime_ns=now))
 
 
 def _first_block(

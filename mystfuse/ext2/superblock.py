@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
@@ -29,9 +28,6 @@ from mystfuse.ext2.constants import (
     SUPERBLOCK_SIZE,
 )
 from mystfuse.ext2.features import check_supported, feature_names
-
-if TYPE_CHECKING:
-    from mystfuse.ext2.block_groups import GroupDescriptor
 
 GROUP_DESCRIPTOR_SIZE = 32
 
@@ -84,8 +80,6 @@ class Superblock:
     block_size: int
     """Bytes: 1024 << s_log_block_size."""
     features: frozenset[str]
-    group_places: dict[int, GroupDescriptor] = field(default_factory=dict, repr=False, compare=False)
-    """Descriptors as they were when they were found sound: for where bitmaps and inode table are; see ``group``."""
 
     @cached_property
     def location(self) -> tuple[int, int]:

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from errno import ENODATA, ENOSPC, ERANGE
 
 from mystfuse.ext2.allocation import Allocator
-from mystfuse.ext2.block_groups import group_first_block
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_XATTR_MAGIC
-from mystfuse.ext2.inode import Inode, with_blocks
+from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.xattr import (
     BLOCK_HEADER,
@@ -101,7 +100,7 @@ def drop_block(superblock: Superblock, allocator: Allocator, transaction: Transa
         struct.pack_into("<I", transaction.change(number), _REFCOUNT_OFFSET, refcount - 1)
     else:
         allocator.free_blocks(transaction, [number])
-    return with_blocks(superblock, inode._replace(i_file_acl=0), -1)
+    return inode._replace(i_file_acl=0, i_blocks=inode.i_blocks_after(-1, superblock.block_size))
 
 
 def _split(name: bytes) -> tuple[int, bytes]:
@@ -137,10 +136,10 @@ def _store_block(
             transaction.put(inode.i_file_acl, packed)
             return inode
         inode = drop_block(superblock, allocator, transaction, inode)
-    goal = group_first_block(superblock, (inode.ino - 1) // superblock.s_inodes_per_group)
+    goal = allocator.groups.block_near_inode(inode.ino)
     number = allocator.take_block(transaction, caller, goal)
     transaction.put(number, packed)
-    return with_blocks(superblock, inode._replace(i_file_acl=number), 1)
+    return inode._replace(i_file_acl=number, i_blocks=inode.i_blocks_after(1, superblock.block_size))
 
 
 def _pack_body(inode: Inode, attributes: list[Attribute]) -> bytes | None:

@@ -12,7 +12,6 @@ from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import MystfuseError, StorageTimeout
 from mystfuse.ext2 import contents
-from mystfuse.ext2.block_groups import read_group_descriptor
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.overlay.overlay import Overlay, Snapshot
@@ -113,7 +112,7 @@ class MergedImage:
         return bool(bitmap[bit // 8] >> bit % 8 & 1)
 
     def _read_bitmap(self, blocks: Blocks, group: int) -> bytes:
-        return blocks.block(read_group_descriptor(self._filesystem.superblock, blocks, group).bg_block_bitmap)
+        return blocks.block(self._filesystem.groups.places(blocks, group).bg_block_bitmap)
 
     async def _release_orphans(self) -> None:
         for ino in sorted(self._filesystem.orphans):

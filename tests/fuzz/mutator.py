@@ -6,10 +6,9 @@ import struct
 from functools import cache
 from typing import NamedTuple
 
-from mystfuse.ext2.block_groups import read_group_descriptor
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks
-from mystfuse.ext2.inode import read_inode
+from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.superblock import Superblock
 from tests.fuzz.harness import Choices
 from tests.fuzz.images import SparseImage, load
@@ -65,7 +64,8 @@ def layout(name: str) -> Layout:
         return image.get(number * size, size)
 
     blocks = Blocks(read)
-    groups = [read_group_descriptor(superblock, blocks, group) for group in range(superblock.groups_count)]
+    filesystem = FileSystem(superblock)
+    groups = [filesystem.groups.descriptor(blocks, group) for group in range(superblock.groups_count)]
     found = Layout(superblock, (superblock.s_first_data_block + 1) * size, len(groups), [], [0, 1], {}, {}, [], [], [])
     for group, descriptor in enumerate(groups):
         found.bitmaps.extend([descriptor.bg_block_bitmap, descriptor.bg_inode_bitmap])
@@ -76,7 +76,7 @@ def layout(name: str) -> Layout:
             if (ino != ROOT and ino < superblock.s_first_ino) or not image.number(at + 26, 2):
                 continue
             found.inodes[ino] = at
-            inode = read_inode(superblock, blocks, ino)
+            inode = filesystem.inode(blocks, ino)
             if inode.i_file_acl:
                 found.xattr_blocks.append(inode.i_file_acl)
             pointers = struct.unpack("<15I", inode.i_block)

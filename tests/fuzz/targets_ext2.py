@@ -14,14 +14,13 @@ from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2.acl import ACL_GROUP, ACL_USER, Acl, acl_to_text, acl_to_xattr
 from mystfuse.ext2.attributes import remove_xattr, set_xattr
 from mystfuse.ext2.bitmap import Bitmap
-from mystfuse.ext2.block_groups import group_first_block, group_size, read_all_counts, read_group_descriptor
 from mystfuse.ext2.block_map import map_block, map_blocks, map_runs, map_stretch
 from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.contents import release
 from mystfuse.ext2.directory import list_entries
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.inode import Inode, is_inode_in_use, read_inode
+from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.names import create, remove, rename
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.symlink import is_fast, read_target
@@ -78,7 +77,7 @@ class Memory:
     def inode_offset(self, ino: int) -> int:
         superblock = self.superblock
         group, index = divmod(ino - 1, superblock.s_inodes_per_group)
-        table = read_group_descriptor(superblock, self.blocks(), group).bg_inode_table
+        table = self.filesystem.groups.descriptor(self.blocks(), group).bg_inode_table
         return table * superblock.block_size + index * superblock.s_inode_size
 
 
@@ -96,7 +95,7 @@ class _Nothing:
 def numbers(name: str) -> dict[bytes, int]:
     """Inode numbers by name, of the root directory of an image."""
     memory = Memory(load(name).copy())
-    root = read_inode(memory.superblock, memory.blocks(), ROOT)
+    root = memory.filesystem.inode(memory.blocks(), ROOT)
     entries, _ = list_entries(memory.superblock, memory.blocks(), root, 0, 100)
     return {entry.name: entry.ino for entry in entries}
 
@@ -131,7 +130,7 @@ def superblock(data: bytes) -> None:
         # A descriptor table of zeros.
         for group in {0, parsed.groups_count // 2, parsed.groups_count - 1}:
             with suppress(CorruptFilesystem):
-                descriptor = read_group_descriptor(parsed, Blocks(lambda number: zeros), group)
+                descriptor = filesystem.groups.descriptor(Blocks(lambda number: zeros), group)
                 ensure(False, f"{descriptor} in group {group}")
 
 
@@ -155,21 +154,21 @@ def groups(data: bytes) -> None:
             for field in range(3):
                 old = memory.image.number(table + 32 * group + 4 * field, 4)
                 if choices.below(2):
-                    others = (group_first_block(superblock, group), superblock.s_blocks_count)
+                    others = (memory.filesystem.groups.first_block(group), superblock.s_blocks_count)
                     memory.image.put_number(table + 32 * group + 4 * field, 4, choices.nasty(4, old, others))
             for field in range(3):
                 if choices.below(2):
                     old = memory.image.number(table + 32 * group + 12 + 2 * field, 2)
                     memory.image.put_number(table + 32 * group + 12 + 2 * field, 2, choices.nasty(2, old))
     for group in range(count):
-        first, size = group_first_block(superblock, group), group_size(superblock, group)
+        first, size = memory.filesystem.groups.first_block(group), memory.filesystem.groups.size(group)
         try:
-            descriptor = read_group_descriptor(superblock, memory.blocks(), group)
+            descriptor = memory.filesystem.groups.descriptor(memory.blocks(), group)
         except CorruptFilesystem:
             continue
         for number, length in zip(descriptor[:3], (1, 1, superblock.table_blocks), strict=True):
             ensure(first <= number and number + length <= first + size, f"group {group}: {descriptor}")
-    read_all_counts(superblock, memory.blocks())
+    memory.filesystem.groups.counts(memory.blocks())
     for _ in range(4):
         name = b"new%d" % choices.below(4)
         mode = choices.pick((0o100644, 0o040755, 0o120777))
@@ -177,7 +176,8 @@ def groups(data: bytes) -> None:
             inode = memory.change(create, ROOT, name, mode, ADMIN, 0, b"t" * 80)
         except (CorruptFilesystem, OSError):
             continue
-        ensure(is_inode_in_use(superblock, memory.blocks(), inode.ino), "an inode that was made is not in use")
+        in_use = memory.filesystem.inode_table.is_in_use(memory.blocks(), inode.ino)
+        ensure(in_use, "an inode that was made is not in use")
         ensure(superblock.s_first_ino <= inode.ino <= superblock.s_inodes_count, f"inode {inode.ino} was made")
 
 
@@ -234,7 +234,7 @@ def block_map(data: bytes) -> None:
         at, struct.pack("<HHI", 0o100644, 0, 1 << 20) + bytes(18) + b"\1\0" + struct.pack("<I", 64) + bytes(8)
     )
     memory.image.put(at + 40, struct.pack("<15I", *pointers))
-    file = read_inode(superblock, memory.blocks(), ino)
+    file = memory.filesystem.inode(memory.blocks(), ino)
     per_block = size // 4
     ends = [12 + per_block, 12 + per_block + per_block**2, 12 + per_block + per_block**2 + per_block**3]
     for _ in range(3):
@@ -290,7 +290,7 @@ def directory(data: bytes) -> None:
     superblock = memory.superblock
     ino = numbers(name)[b"many" if choices.below(2) else b"dir"]
     at = memory.inode_offset(ino)
-    inode = read_inode(superblock, memory.blocks(), ino)
+    inode = memory.filesystem.inode(memory.blocks(), ino)
     used = [number for number in map_blocks(superblock, memory.blocks(), inode, 0, inode.size // 1024) if number]
     for number in used:
         if choices.below(2):
@@ -367,7 +367,7 @@ def directory_seeds() -> list[bytes]:
     for name, first in (("small", 0), ("old", 2)):
         memory = Memory(load(name))
         for which, directory_name in enumerate((b"dir", b"many")):
-            inode = read_inode(memory.superblock, memory.blocks(), numbers(name)[directory_name])
+            inode = memory.filesystem.inode(memory.blocks(), numbers(name)[directory_name])
             parts = [bytes([first, which])]
             for number in map_blocks(memory.superblock, memory.blocks(), inode, 0, min(inode.size // 1024, 3)):
                 parts.append(b"\1\0\0\xff" + memory.image.get(number * 1024, 255))
@@ -386,7 +386,7 @@ def xattr(data: bytes) -> None:
     superblock = memory.superblock
     ino = numbers(image)[b"large" if choices.below(2) else b"file"]
     at = memory.inode_offset(ino)
-    inode = read_inode(superblock, memory.blocks(), ino)
+    inode = memory.filesystem.inode(memory.blocks(), ino)
     if choices.below(2) and superblock.s_inode_size > 128:
         # Behind the usual extra fields: where the magic number is.
         memory.image.put(at + 160 + choices.pick((0, 4, 20)), choices.take(choices.below(96)))
@@ -469,7 +469,7 @@ def symlink(data: bytes) -> None:
             memory.image.put_number(at + offset, size, choices.nasty(size, old, others))
     memory.image.put(at + 44, choices.take(choices.below(50)))
     try:
-        inode = read_inode(memory.superblock, memory.blocks(), ino)
+        inode = memory.filesystem.inode(memory.blocks(), ino)
         is_fast(memory.superblock, inode)
         target = read_target(memory.superblock, memory.blocks(), inode)
     except CorruptFilesystem:

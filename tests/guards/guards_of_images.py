@@ -274,14 +274,14 @@ OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "no file's write goes to metadata",
         _ALLOCATION,
-        "if _overlap([(start - first, length)], self._metadata_runs(transaction, group)):",
+        "if _overlap([(start - first, length)], groups.metadata_runs(transaction, group)):",
         "if False:",
         ("ext2/test_ext2_hostile_writes.py::test_a_pointer_into_metadata_is_neither_written_through_nor_freed",),
     ),
     Guard(
         "no metadata is freed with a file",
         _ALLOCATION,
-        "if _overlap(runs, self._metadata_runs(transaction, group)):",
+        "if _overlap(runs, self.groups.metadata_runs(transaction, group)):",
         "if False:",
         ("ext2/test_ext2_hostile_writes.py::test_a_pointer_into_metadata_is_neither_written_through_nor_freed",),
     ),
@@ -295,7 +295,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "no inode in use is given away",
         _ALLOCATION,
-        "if is_inode_in_use(superblock, transaction, ino):",
+        "if self._inode_table.is_in_use(transaction, ino):",
         "if False:",
         ("ext2/test_ext2_hostile_writes.py::test_no_inode_in_use_is_given_away",),
     ),

@@ -1,0 +1,149 @@
+"""The inode table: where an inode is, reading it, and writing it."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from contextlib import suppress
+
+from mystfuse.errors import CorruptFilesystem, MystfuseError
+from mystfuse.ext2.block_groups import GroupTable
+from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.ext2.inode import Inode
+
+READ_AHEAD = 32 * 1024
+"""Bytes of inode table that are fetched together: inodes made together are used together."""
+_LINKS_COUNT_OFFSET = 26
+_MAX_PARSED = 4096
+_PARSED_BYTES = 2 << 20
+"""Bounds on inodes that are remembered, and on their bytes: one may have 32 KiB."""
+
+
+class InodeTable:
+    """The inodes of a file system.
+
+    Args:
+        orphans: inode numbers that are in use though no name is left.
+    """
+
+    def __init__(self, groups: GroupTable, orphans: Container[int]) -> None:
+        self._groups = groups
+        self._superblock = groups.superblock
+        self._orphans = orphans
+        self._parsed: dict[int, tuple[bytes, Inode]] = {}
+        """Inodes as they were in the inode table, and parsed."""
+
+    def forget_all(self) -> None:
+        """Parse every inode again. Takes no memory."""
+        self._parsed.clear()
+
+    def locate(self, blocks: Blocks, ino: int) -> tuple[int, int]:
+        """Where inode ``ino`` is: (block number, byte offset in the block).
+
+        Raises:
+            BlocksMissing: its group's descriptor is not in memory.
+            CorruptFilesystem: no such inode number.
+        """
+        superblock = self._superblock
+        if not 0 < ino <= superblock.s_inodes_count:
+            raise CorruptFilesystem(f"inode number {ino} is not between 1 and {superblock.s_inodes_count}")
+        group, index = divmod(ino - 1, superblock.s_inodes_per_group)
+        position, offset = divmod(index * superblock.s_inode_size, superblock.block_size)
+        return self._groups.places(blocks, group).bg_inode_table + position, offset
+
+    def read(self, blocks: Blocks, ino: int) -> Inode:
+        """An inode that something refers to.
+
+        Raises:
+            BlocksMissing: naming its block, and its neighbours in the inode table.
+            CorruptFilesystem: no such inode number, one that nothing may refer to, a free one, or a broken one.
+            UnsupportedFeature: see ``Inode.parse``.
+        """
+        number, offset = self.locate(blocks, ino)
+        block = blocks.find(number)
+        if block is None:
+            return self._parse(blocks, ino, number, offset)
+        content = block[offset : offset + self._superblock.s_inode_size]
+        known, inode = self._parsed.get(ino, (b"", None))
+        if inode is not None and known == content:
+            return inode
+        inode = self._parse(blocks, ino, number, offset)
+        if inode.i_links_count:
+            if len(self._parsed) >= min(_MAX_PARSED, _PARSED_BYTES // self._superblock.s_inode_size):
+                self._parsed.clear()
+            self._parsed[ino] = content, inode
+        return inode
+
+    def read_all(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
+        """What the entries of a directory refer to; None for a damaged or broken inode, or the root. A listing needs
+        the names alone, so damage is reported to a look-up."""
+        with blocks.speculating():
+            possible = [ino for ino in numbers if 0 < ino <= self._superblock.s_inodes_count and ino != EXT2_ROOT_INO]
+            # Name all the descriptors, then all the inodes' blocks, rather than miss them one by one.
+            self._groups.want_places(blocks, {self._groups.locate_inode(ino)[0] for ino in possible})
+            located: dict[int, tuple[int, int]] = {}
+            for ino in possible:
+                with suppress(MystfuseError):
+                    located[ino] = self.locate(blocks, ino)
+            blocks.want({number for number, _ in located.values()})
+            found: dict[int, Inode] = {}
+            for ino, place in located.items():
+                with suppress(MystfuseError):
+                    found[ino] = self._parse(blocks, ino, *place)
+            return [found.get(ino) for ino in numbers]
+
+    def is_in_use(self, blocks: Blocks, ino: int) -> bool:
+        """Whether the inode table has links for an inode, whatever the bitmap says.
+
+        Raises:
+            BlocksMissing, MystfuseError: the inode's block is not in memory, or damaged.
+        """
+        number, offset = self.locate(blocks, ino)
+        block = blocks.find(number) or blocks.block(number, self._ahead(number))
+        return block[offset + _LINKS_COUNT_OFFSET : offset + _LINKS_COUNT_OFFSET + 2] != b"\0\0"
+
+    def _parse(self, blocks: Blocks, ino: int, number: int, offset: int) -> Inode:
+        """The inode that is at byte ``offset`` of block ``number``; raises as ``read``."""
+        if ino != EXT2_ROOT_INO and ino < self._superblock.s_first_ino:
+            raise CorruptFilesystem(f"inode {ino} is reserved, no entry may refer to it")
+        block = blocks.find(number) or blocks.block(number, self._ahead(number))
+        inode = Inode.parse(block, ino, offset, self._superblock.s_inode_size)
+        if not inode.i_links_count and ino not in self._orphans:
+            raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
+        return inode
+
+    def _ahead(self, number: int) -> range:
+        """The aligned run of blocks around an inode-table block that is worth fetching with it."""
+        count = max(READ_AHEAD // self._superblock.block_size, 1)
+        first = number // count * count
+        end = min(first + count, self._superblock.s_blocks_count)
+        return range(max(first, self._superblock.s_first_data_block + 1), end)
+
+    def write(self, transaction: Transaction, inode: Inode) -> None:
+        """Write an inode that was read before.
+
+        Raises:
+            BlocksMissing, CorruptFilesystem: as ``locate``.
+        """
+        number, offset = self.locate(transaction, inode.ino)
+        inode.pack_into(transaction.change(number), offset)
+
+    def write_new(self, transaction: Transaction, inode: Inode) -> None:
+        """Write an inode whose number was free so far; nothing of the inode before it is left.
+
+        Raises:
+            BlocksMissing: the inode's block is not in memory.
+            CorruptFilesystem: as ``locate``.
+        """
+        number, offset = self.locate(transaction, inode.ino)
+        inode.pack_new_into(transaction.change(number), offset, self._superblock.s_inode_size)
+
+    def read_back(self, transaction: Transaction, ino: int) -> Inode:
+        """An inode that the transaction has written, as later operations read it: with its times cut to what it can
+        hold. What an operation returns comes from here, since the kernel keeps it for a day.
+
+        Raises:
+            BlocksMissing, CorruptFilesystem: as ``locate``.
+        """
+        number, offset = self.locate(transaction, ino)
+        return Inode.parse(transaction.block(number), ino, offset, self._superblock.s_inode_size)
