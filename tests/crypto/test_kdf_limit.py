@@ -26,7 +26,7 @@ from mystfuse.formats.luks import Argon2, LuksHeader, Pbkdf2
 from mystfuse.image.keys import Keys
 from mystfuse.image.unlock import unlock
 from mystfuse.system.daemon_users import FIRST_OWN_USER
-from tests.formats.test_luks_formats import KEY, PASSPHRASE, locked, open_with
+from tests.image.test_unlock import KEY, PASSPHRASE, locked, open_with
 from tests.support.cli_in_process import in_process
 from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice

@@ -33,7 +33,7 @@ from mystfuse.kernels.interface import NOT_FOUND, UNUSUAL
 from mystfuse.kernels.pure import directory as pure_directory
 from mystfuse.kernels.pure import hashing as pure_hashing
 from mystfuse.kernels.pure import sectors as pure_sectors
-from tests.crypto.test_crypto import encrypt_by_sector
+from tests.support.dm_crypt import encrypt_sectors
 
 native: ModuleType | None
 try:
@@ -272,7 +272,7 @@ def test_threads_may_share_a_hasher(make: Hasher, busy_threads: ThreadPoolExecut
     assert list(got) == expected * 4
 
 
-# -- sectors (vectors and modes are in test_crypto.py, on both twins)
+# -- sectors (vectors and modes are in tests/crypto)
 
 
 def ciphers(twin: ModuleType, sector_size: int = 512) -> dict[str, pure_sectors.XtsCipher]:
@@ -313,7 +313,7 @@ def test_any_sectors_are_openssls(twin: ModuleType, data: st.DataObject) -> None
     chain_mode = data.draw(st.sampled_from(["xts", "cbc"]))
     iv_mode = data.draw(st.sampled_from(["plain64", "plain"] + ["essiv:sha256"] * (chain_mode == "cbc")))
     key = randbytes(data.draw(st.sampled_from([32, 64] if chain_mode == "xts" else [16, 24, 32])), "key")
-    encrypted = encrypt_by_sector(chain_mode, iv_mode, key, plain, sector, sector_size, iv_tweak)
+    encrypted = encrypt_sectors(f"aes-{chain_mode}-{iv_mode}", key, plain, sector, sector_size, iv_tweak)
     cipher = (twin.XtsCipher if chain_mode == "xts" else twin.CbcCipher)(key, sector_size, iv_tweak, iv_mode)
     assert cipher.decrypt(encrypted, sector) == plain
     assert cipher.encrypt(plain, sector) == encrypted

@@ -1,0 +1,18 @@
+"""Sector ciphers to test, and what they are tested with."""
+
+from __future__ import annotations
+
+import pytest
+
+from mystfuse.crypto.sectors import SectorCipher, make_sector_cipher
+
+SECTOR_SIZES = (512, 1024, 2048, 4096)
+FIRST_SECTORS = (0, 8, 0xFFFFFFF8, 0xFFFFFFFF, 0x100000000, 1 << 40)
+"""The first of consecutive sectors, some on either side of where 32 bits end."""
+
+
+def cipher_of(chain_mode: str, iv_mode: str, key: bytes, sector_size: int = 512, iv_tweak: int = 0) -> SectorCipher:
+    return make_sector_cipher(chain_mode, iv_mode, memoryview(key), sector_size, iv_tweak)
+
+
+on_both_kernels = pytest.mark.usefixtures("kernel")
