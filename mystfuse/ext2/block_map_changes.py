@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Set
+from errno import ENOSPC
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.allocation import Allocator
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Transaction
-from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.superblock import Superblock
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
 _LEAST_AHEAD = 8
@@ -30,16 +29,7 @@ class Mapped(NamedTuple):
     """Which of them were free so far."""
 
 
-def map_for_writing(
-    superblock: Superblock,
-    allocator: Allocator,
-    transaction: Transaction,
-    inode: Inode,
-    first: int,
-    count: int,
-    caller: Caller,
-    goal: int = 0,
-) -> Mapped:
+def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: int = 0) -> Mapped:
     """Block pointers for ``count`` blocks of a file from block ``first`` on; holes get blocks.
 
     Fewer pointers come back when the file system, or ``transaction.budget``, has room for fewer.
@@ -50,6 +40,7 @@ def map_for_writing(
     Raises:
         BlocksMissing, CorruptFilesystem
     """
+    superblock, allocator, transaction = change.superblock, change.allocator, change.transaction
     mapped = map_blocks(superblock, transaction, inode, first, count)
     if any(mapped):
         allocator.check_writable(transaction, [pointer for pointer in mapped if pointer])
@@ -68,8 +59,8 @@ def map_for_writing(
             if any(nodes):
                 allocator.check_writable(transaction, [node for node in nodes if node])
             missing_nodes = nodes.count(0)
-            near = _goal(allocator, inode, pointers, nodes, goal)
-            taken = allocator.take_blocks(transaction, caller, near, holes + missing_nodes)
+            near = _goal(change, inode, pointers, nodes, goal)
+            taken = allocator.take_blocks(transaction, change.caller, near, holes + missing_nodes)
             if len(taken) <= missing_nodes:
                 # Not even one block of data: give back what would be indirect blocks of nothing.
                 allocator.free_blocks(transaction, taken)
@@ -94,6 +85,24 @@ def map_for_writing(
         pointers += present
     inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=inode.i_blocks_after(added, superblock.block_size))
     return Mapped(inode, pointers, new)
+
+
+def add_block(change: Change, inode: Inode, logical: int) -> tuple[Inode, bytearray]:
+    """Give a directory or a symbolic link its block ``logical``, whatever room the overlay has for file data.
+
+    Returns:
+        The inode, not written, and the block: zeros, to be filled in place.
+
+    Raises:
+        OSError: ENOSPC, there is no free block.
+        BlocksMissing, CorruptFilesystem
+    """
+    transaction = change.transaction
+    transaction.budget = max(transaction.budget, 1)
+    inode, pointers, _ = map_for_writing(change, inode, logical, 1)
+    if not pointers:
+        raise OSError(ENOSPC, "no free block")
+    return inode, transaction.create(pointers[0])
 
 
 class _Leaf(NamedTuple):
@@ -168,7 +177,7 @@ def _store(transaction: Transaction, roots: list[int], nodes: list[int], leaf: _
         roots[leaf.slot : leaf.slot + len(pointers)] = pointers
 
 
-def _goal(allocator: Allocator, inode: Inode, pointers: list[int], nodes: list[int], goal: int) -> int:
+def _goal(change: Change, inode: Inode, pointers: list[int], nodes: list[int], goal: int) -> int:
     """Where the next block should be: behind the one before, else behind its indirect block, else in its group
     (fs/ext2/inode.c, ext2_find_goal and ext2_find_near)."""
     if pointers:
@@ -177,7 +186,7 @@ def _goal(allocator: Allocator, inode: Inode, pointers: list[int], nodes: list[i
         return goal
     if nodes and nodes[-1]:
         return nodes[-1] + 1
-    return allocator.groups.block_near_inode(inode.ino)
+    return change.filesystem.groups.block_near_inode(inode.ino)
 
 
 class Trimmed(NamedTuple):
@@ -188,17 +197,16 @@ class Trimmed(NamedTuple):
     """Every block of the file from here on is a hole now."""
 
 
-def trim_blocks(
-    superblock: Superblock, allocator: Allocator, transaction: Transaction, inode: Inode, keep: int, most: int
-) -> Trimmed:
+def trim_blocks(change: Change, inode: Inode, keep: int, most: int) -> Trimmed:
     """Free blocks of a file from its end, down to its first ``keep`` blocks or until about ``most`` are freed.
 
     Raises:
         BlocksMissing, CorruptFilesystem
     """
-    per_block = superblock.block_size // 4
+    block_size = change.superblock.block_size
+    per_block = block_size // 4
     roots = list(_ROOTS.unpack(inode.i_block))
-    trimmer = _Trimmer(superblock, allocator, transaction, inode, most)
+    trimmer = _Trimmer(change, inode, most)
     end = keep
     for depth in (3, 2, 1):
         base = EXT2_NDIR_BLOCKS + sum(per_block**level for level in range(1, depth))
@@ -214,8 +222,8 @@ def trim_blocks(
                 roots[index] = 0
     if len(set(trimmer.freed)) != len(trimmer.freed):
         raise CorruptFilesystem(f"inode {inode.ino} has a block twice")
-    allocator.free_blocks(transaction, trimmer.freed)
-    i_blocks = inode.i_blocks_after(-len(trimmer.freed), superblock.block_size)
+    change.allocator.free_blocks(change.transaction, trimmer.freed)
+    i_blocks = inode.i_blocks_after(-len(trimmer.freed), block_size)
     inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=i_blocks)
     return Trimmed(inode, end)
 
@@ -223,17 +231,15 @@ def trim_blocks(
 class _Trimmer:
     """Walks subtrees of a block map from their end, collecting what is to be freed."""
 
-    def __init__(
-        self, superblock: Superblock, allocator: Allocator, transaction: Transaction, inode: Inode, most: int
-    ) -> None:
+    def __init__(self, change: Change, inode: Inode, most: int) -> None:
         self.freed: list[int] = []
         self._is_stopped = False
-        self._superblock = superblock
-        self._allocator = allocator
-        self._transaction = transaction
+        self._superblock = change.superblock
+        self._allocator = change.allocator
+        self._transaction = change.transaction
         self._inode = inode
         self._most = most
-        self._per_block = superblock.block_size // 4
+        self._per_block = self._superblock.block_size // 4
 
     @property
     def is_full(self) -> bool:

@@ -174,12 +174,9 @@ class Transaction(Blocks):
         cached: Callable[[int], bytes | None],
         written: WrittenBlocks,
         room: Callable[[], int],
-        now_ns: int,
     ) -> None:
         super().__init__(cached, written.get)
         self._holds = written.holds
-        self.now_ns = now_ns
-        """The time of the operation, in nanoseconds since the epoch."""
         self.changed: dict[int, bytes | bytearray | memoryview] = {}
         """None of them is among the blocks that have been seen, or is freed."""
         self.runs: list[tuple[int, memoryview]] = []

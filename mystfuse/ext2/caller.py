@@ -31,3 +31,7 @@ class Caller:
             or self.uid == superblock.s_def_resuid
             or (superblock.s_def_resgid != 0 and self.is_in_group(superblock.s_def_resgid))
         )
+
+
+ROOT = Caller(0, 0)
+"""For operations that take nothing and ask for no permission: freeing what has been removed."""

@@ -9,16 +9,14 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterator
-from errno import ENOSPC
+from errno import EEXIST, EINVAL, ENAMETOOLONG, ENOENT, ENOSPC, EPERM
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.allocation import Allocator
 from mystfuse.ext2.block_map import map_block
-from mystfuse.ext2.block_map_changes import map_for_writing
-from mystfuse.ext2.blocks import Transaction
-from mystfuse.ext2.caller import Caller
-from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_INDEX_FL
+from mystfuse.ext2.block_map_changes import add_block
+from mystfuse.ext2.change import Change
+from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_INDEX_FL, EXT2_NAME_LEN
 from mystfuse.ext2.directory import (
     MAX_DIRECTORY_SIZE,
     block_count,
@@ -27,7 +25,6 @@ from mystfuse.ext2.directory import (
     rec_lengths,
 )
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.name_index import NameIndexes
 from mystfuse.ext2.superblock import Superblock
 
 _HEADER = struct.Struct("<IHBB")
@@ -43,6 +40,54 @@ _FILE_TYPES = {
 _DOTDOT_OFFSET = 12
 
 
+def changeable_directory(change: Change, ino: int) -> Inode:
+    """A directory in which names are to come, go or change.
+
+    Raises:
+        OSError: ENOTDIR; ENOENT, it has been removed; EPERM, it is immutable.
+        BlocksMissing, MystfuseError
+    """
+    directory = change.filesystem.directory(change.transaction, ino)
+    if not directory.i_links_count:
+        raise OSError(ENOENT, f"directory inode {ino} has been removed")
+    if directory.is_immutable:
+        raise OSError(EPERM, f"directory inode {ino} is immutable")
+    return directory
+
+
+def directory_for_new_name(change: Change, ino: int, name: bytes) -> Inode:
+    """A directory that ``name`` is to be added to; raises as ``changeable_directory`` and ``check_name``, and OSError
+    (EEXIST) if it has that name."""
+    directory = changeable_directory(change, ino)
+    check_name(name)
+    if change.filesystem.name_indexes.find(change.transaction, directory, name):
+        raise OSError(EEXIST, f"{name!r} exists already")
+    return directory
+
+
+def check_name(name: bytes) -> None:
+    """OSError if nothing can have such a name: ENAMETOOLONG or EINVAL."""
+    if len(name) > EXT2_NAME_LEN:
+        raise OSError(ENAMETOOLONG, f"a name of {len(name)} bytes")
+    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+        raise OSError(EINVAL, f"{name!r} is no valid name")
+
+
+def write_directory(change: Change, directory: Inode, links: int = 0) -> None:
+    """Write the inode of a directory in which a name has come, gone or changed.
+
+    Args:
+        links: how many subdirectories it has more (negative: fewer).
+
+    Raises:
+        BlocksMissing, CorruptFilesystem
+    """
+    now, count = change.now_ns, directory.i_links_count + links
+    if count < 0:
+        raise CorruptFilesystem(f"directory inode {directory.ino} would have {count} links")
+    change.write_inode(directory._replace(i_links_count=count, mtime_ns=now, ctime_ns=now))
+
+
 class Place(NamedTuple):
     """Where a name is in a directory."""
 
@@ -55,31 +100,27 @@ class Place(NamedTuple):
     """Offset of the entry in front of it; -1 for the first of a block."""
 
 
-def find_place(
-    superblock: Superblock, indexes: NameIndexes, transaction: Transaction, directory: Inode, name: bytes
-) -> Place | None:
+def find_place(change: Change, directory: Inode, name: bytes) -> Place | None:
     """Where ``name`` is in ``directory``, which the transaction has not changed yet; None if it is not there.
 
     Raises:
         BlocksMissing, MystfuseError: as ``NameIndexes.find``.
     """
-    found = indexes.find(superblock, transaction, directory, name)
+    found = change.filesystem.name_indexes.find(change.transaction, directory, name)
     if found is None:
         return None
     (ino, offset, previous), logical = found
-    number = map_block(superblock, transaction, directory, logical)
+    number = map_block(change.superblock, change.transaction, directory, logical)
     return Place(ino, logical, number, offset, previous)
 
 
-def find_place_again(
-    superblock: Superblock, transaction: Transaction, directory: Inode, name: bytes, place: Place
-) -> Place:
+def find_place_again(change: Change, directory: Inode, name: bytes, place: Place) -> Place:
     """Where a name is that was at ``place`` before the transaction changed the directory: in the same block still.
 
     The name indexes know committed directories alone, and must not be asked about one that has been changed.
     """
-    block = directory_block(directory, transaction, place.logical, place.number)
-    found = find_in_block(superblock, directory, block, place.logical, name)
+    block = directory_block(directory, change.transaction, place.logical, place.number)
+    found = find_in_block(change.superblock, directory, block, place.logical, name)
     if found is None:
         raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} was there, and is not")
     return Place(found.ino, place.logical, place.number, found.offset, found.previous)
@@ -92,27 +133,18 @@ def new_directory_block(superblock: Superblock, block: bytearray, ino: int, pare
     _put_entry(block, _DOTDOT_OFFSET, parent, superblock.block_size - 12, b"..", file_type)
 
 
-def insert_entry(
-    superblock: Superblock,
-    allocator: Allocator,
-    indexes: NameIndexes,
-    transaction: Transaction,
-    directory: Inode,
-    name: bytes,
-    ino: int,
-    mode: int,
-    caller: Caller,
-) -> Inode:
-    """Enter ``name`` for inode ``ino`` into ``directory``; returns the directory's inode, perhaps grown, not written.
+def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) -> Inode:
+    """Enter ``name`` for ``inode`` into ``directory``; returns the directory's inode, perhaps grown, not written.
 
     Raises:
         OSError: ENOSPC, no room for another block.
         BlocksMissing, MystfuseError
     """
+    superblock, transaction, indexes = change.superblock, change.transaction, change.filesystem.name_indexes
     needed = _entry_length(name)
-    file_type = _FILE_TYPES[stat.S_IFMT(mode)] if superblock.has_filetype else 0
+    file_type = _FILE_TYPES[stat.S_IFMT(inode.i_mode)] if superblock.has_filetype else 0
     count = block_count(superblock, directory)
-    for logical, number in indexes.blocks_with_room(superblock, transaction, directory, needed):
+    for logical, number in indexes.blocks_with_room(transaction, directory, needed):
         block = directory_block(directory, transaction, logical, number)
         latest = indexes.latest(directory.ino, logical)
         room = _find_room(superblock, directory, block, logical, needed, latest)
@@ -127,30 +159,25 @@ def insert_entry(
         changed = transaction.change(number)
         if used:
             _set_rec_len(changed, offset, used)
-        _put_entry(changed, offset + used, ino, rec_len - used, name, file_type)
-        allocator.check_writable(transaction, [number])
+        _put_entry(changed, offset + used, inode.ino, rec_len - used, name, file_type)
+        change.allocator.check_writable(transaction, [number])
         # Names that are added one behind the other need not be looked through each time.
         left = None if latest else _most_room(superblock, directory, bytes(changed), logical)
         indexes.note_insertion(transaction, directory.ino, logical, offset + used, name, left)
         return directory._replace(i_flags=directory.i_flags & ~EXT2_INDEX_FL)
     if directory.size + superblock.block_size > MAX_DIRECTORY_SIZE:
         raise OSError(ENOSPC, f"directory inode {directory.ino} is full")
-    transaction.budget = max(transaction.budget, 1)
-    grown, pointers, _ = map_for_writing(superblock, allocator, transaction, directory, count, 1, caller)
-    if not pointers:
-        raise OSError(ENOSPC, "no free block")
-    _put_entry(transaction.create(pointers[0]), 0, ino, superblock.block_size, name, file_type)
+    grown, new_block = add_block(change, directory, count)
+    _put_entry(new_block, 0, inode.ino, superblock.block_size, name, file_type)
     left = superblock.block_size - needed
     indexes.note_insertion(transaction, directory.ino, count, 0, name, left, is_new_block=True)
     return grown._replace(size=grown.size + superblock.block_size, i_flags=grown.i_flags & ~EXT2_INDEX_FL)
 
 
-def remove_entry(
-    superblock: Superblock, indexes: NameIndexes, transaction: Transaction, directory: Inode, name: bytes, place: Place
-) -> None:
+def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) -> None:
     """Take an entry out: its room goes to the one in front of it, or, at the front of a block, it becomes free."""
-    block = transaction.change(place.number)
-    _, joined = next(rec_lengths(superblock, directory, block, place.logical, place.offset))
+    block = change.transaction.change(place.number)
+    _, joined = next(rec_lengths(change.superblock, directory, block, place.logical, place.offset))
     if place.previous < 0:
         struct.pack_into("<I", block, place.offset, 0)
     else:
@@ -158,21 +185,21 @@ def remove_entry(
         _set_rec_len(block, place.previous, joined)
         # No stale names for whoever reads the raw block.
         block[place.offset : place.offset + _HEADER.size] = bytes(_HEADER.size)
-    indexes.note_removal(transaction, directory.ino, place.logical, name, joined)
+    change.filesystem.name_indexes.note_removal(change.transaction, directory.ino, place.logical, name, joined)
 
 
-def point_entry(superblock: Superblock, transaction: Transaction, place: Place, ino: int, mode: int) -> None:
+def point_entry(change: Change, place: Place, inode: Inode) -> None:
     """Make an entry refer to another inode."""
-    block = transaction.change(place.number)
-    struct.pack_into("<I", block, place.offset, ino)
-    if superblock.has_filetype:
-        block[place.offset + 7] = _FILE_TYPES[stat.S_IFMT(mode)]
+    block = change.transaction.change(place.number)
+    struct.pack_into("<I", block, place.offset, inode.ino)
+    if change.superblock.has_filetype:
+        block[place.offset + 7] = _FILE_TYPES[stat.S_IFMT(inode.i_mode)]
 
 
-def set_parent(superblock: Superblock, transaction: Transaction, directory: Inode, parent: int) -> None:
+def set_parent(change: Change, directory: Inode, parent: int) -> None:
     """Point ``..`` elsewhere. Whoever calls has read it by ``read_parent``, which checks that it is in its place."""
-    number = map_block(superblock, transaction, directory, 0)
-    struct.pack_into("<I", transaction.change(number), _DOTDOT_OFFSET, parent)
+    number = map_block(change.superblock, change.transaction, directory, 0)
+    struct.pack_into("<I", change.transaction.change(number), _DOTDOT_OFFSET, parent)
 
 
 def _raw_entries(

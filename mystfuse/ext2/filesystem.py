@@ -56,7 +56,7 @@ class FileSystem:
         self.groups = GroupTable(superblock)
         self.inode_table = InodeTable(self.groups, self.orphans)
         self.allocator = Allocator(self.groups, self.inode_table)
-        self.name_indexes = NameIndexes()
+        self.name_indexes = NameIndexes(superblock)
         self._next_generation = secrets.randbits(32)
         self._goals: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self._overhead = self._count_overhead()
@@ -142,7 +142,7 @@ class FileSystem:
             return directory
         if name == b"..":
             return self.directory(blocks, self.parent(blocks, directory))
-        found = self.name_indexes.find(self.superblock, blocks, directory, name)
+        found = self.name_indexes.find(blocks, directory, name)
         if not found:
             return None
         ino = found[0].ino

@@ -205,13 +205,14 @@ def _room_pattern(units: int) -> re.Pattern[bytes]:
 class NameIndexes:
     """The indexes of the directories looked into lately, bounded by the names in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, superblock: Superblock) -> None:
+        self._superblock = superblock
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
         self._weight = 0
         self._latest: OrderedDict[int, tuple[int, int]] = OrderedDict()
         """Where the latest entry of a directory was put: block and offset. The next one fits behind it, most often."""
 
-    def find(self, superblock: Superblock, blocks: Blocks, inode: Inode, name: bytes) -> tuple[Found, int] | None:
+    def find(self, blocks: Blocks, inode: Inode, name: bytes) -> tuple[Found, int] | None:
         """Where ``name`` in directory ``inode`` is: (its place in a block, the number of the block in the directory).
 
         A damaged block does not matter to names in other blocks.
@@ -220,52 +221,46 @@ class NameIndexes:
             BlocksMissing: with ``progress`` while the index of a large directory is being built.
             MystfuseError: the name was not found, and there is damage where it may be.
         """
-        count = block_count(superblock, inode)
+        count = block_count(self._superblock, inode)
         if count == 1:
-            number = map_block(superblock, blocks, inode, 0)
-            found = find_in_block(superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
+            number = map_block(self._superblock, blocks, inode, 0)
+            found = find_in_block(self._superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
             return (found, 0) if found else None
-        index = self._complete_index(superblock, blocks, inode, count)
-        found_in = self._find_indexed(superblock, blocks, inode, index, name)
+        index = self._complete_index(blocks, inode, count)
+        found_in = self._find_indexed(blocks, inode, index, name)
         if found_in is None and (index.unread or index.damage):
-            error = self._read_again(superblock, blocks, inode, index)
-            found_in = self._find_indexed(superblock, blocks, inode, index, name)
+            error = self._read_again(blocks, inode, index)
+            found_in = self._find_indexed(blocks, inode, index, name)
             if found_in is None and error is not None:
                 raise error
         return found_in
 
-    def _find_indexed(
-        self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes
-    ) -> tuple[Found, int] | None:
+    def _find_indexed(self, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes) -> tuple[Found, int] | None:
         candidates = index.candidates(name)
         while some := list(islice(candidates, _MAX_PROBED_TOGETHER)):
-            numbers = [map_block(superblock, blocks, inode, logical) for logical in some]
+            numbers = [map_block(self._superblock, blocks, inode, logical) for logical in some]
             # Together: what has been removed may have left many, each a miss of its own in the overlay's store.
             blocks.want(number for number in numbers if number)
             for logical, number in zip(some, numbers, strict=True):
                 block = directory_block(inode, blocks, logical, number)
-                if found := find_in_block(superblock, inode, block, logical, name):
+                if found := find_in_block(self._superblock, inode, block, logical, name):
                     return found, logical
         return None
 
-    def _read_again(
-        self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex
-    ) -> MystfuseError | None:
+    def _read_again(self, blocks: Blocks, inode: Inode, index: NameIndex) -> MystfuseError | None:
         """Enter the blocks that could not be had when the index was built; why names may be missing still, or None."""
         try:
-            return self._enter_unread(superblock, blocks, inode, index)
+            return self._enter_unread(blocks, inode, index)
         except MemoryError:
             # A block may have been taken for known before all its names were in.
             self.forget_all()
             raise
 
-    def _enter_unread(
-        self, superblock: Superblock, blocks: Blocks, inode: Inode, index: NameIndex
-    ) -> MystfuseError | None:
-        if len(index.unread) > _blocks_at_once(superblock):
+    def _enter_unread(self, blocks: Blocks, inode: Inode, index: NameIndex) -> MystfuseError | None:
+        if len(index.unread) > _blocks_at_once(self._superblock):
             self._drop(inode.ino)
             return ImageReadError(f"directory inode {inode.ino}: {len(index.unread)} blocks could not be read")
-        numbers = {logical: map_block(superblock, blocks, inode, logical) for logical in sorted(index.unread)}
+        numbers = {logical: map_block(self._superblock, blocks, inode, logical) for logical in sorted(index.unread)}
         blocks.want(numbers.values())
         failure: MystfuseError | None = None
         names_before = len(index)
@@ -276,41 +271,39 @@ class NameIndexes:
                 failure = error
             else:
                 index.unread.discard(logical)
-                index.add_names(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
+                index.add_names(logical, (entry.name for entry in parse_block(self._superblock, inode, block, logical)))
         self._weight += len(index) - names_before
         return failure or (CorruptFilesystem(index.damage) if index.damage else None)
 
-    def is_empty(self, superblock: Superblock, blocks: Blocks, inode: Inode) -> bool:
+    def is_empty(self, blocks: Blocks, inode: Inode) -> bool:
         """Whether directory ``inode`` holds nothing but ``.`` and ``..``.
 
         Raises:
             BlocksMissing: with ``progress`` while the index of a large directory is being built.
             MystfuseError: there is damage, so nobody can tell.
         """
-        count = block_count(superblock, inode)
+        count = block_count(self._superblock, inode)
         if count == 1:
             logicals: Iterable[int] = (0,)
         else:
-            index = self._complete_index(superblock, blocks, inode, count)
+            index = self._complete_index(blocks, inode, count)
             if index.unread or index.damage:
-                error = self._read_again(superblock, blocks, inode, index)
+                error = self._read_again(blocks, inode, index)
                 if error is not None:
                     raise error
             logicals = index.blocks_with_names()
         pending = iter(logicals)
         while some := list(islice(pending, _MAX_PROBED_TOGETHER)):
-            numbers = [map_block(superblock, blocks, inode, logical) for logical in some]
+            numbers = [map_block(self._superblock, blocks, inode, logical) for logical in some]
             # Together: each may be a miss of its own when they are in the overlay's store.
             blocks.want(number for number in numbers if number)
             for logical, number in zip(some, numbers, strict=True):
                 block = directory_block(inode, blocks, logical, number)
-                if any(True for _ in parse_block(superblock, inode, block, logical)):
+                if any(True for _ in parse_block(self._superblock, inode, block, logical)):
                     return False
         return True
 
-    def blocks_with_room(
-        self, superblock: Superblock, blocks: Blocks, inode: Inode, length: int
-    ) -> list[tuple[int, int]]:
+    def blocks_with_room(self, blocks: Blocks, inode: Inode, length: int) -> list[tuple[int, int]]:
         """Blocks of a directory to try for an entry of ``length`` bytes, in memory by then: where each is in the
         directory, and its block number.
 
@@ -318,14 +311,14 @@ class NameIndexes:
             OSError: ENOSPC, the directory has as many names as one may have.
             BlocksMissing, MystfuseError
         """
-        count = block_count(superblock, inode)
+        count = block_count(self._superblock, inode)
         if count == 1:
-            return [(0, map_block(superblock, blocks, inode, 0))]
-        index = self._complete_index(superblock, blocks, inode, count)
+            return [(0, map_block(self._superblock, blocks, inode, 0))]
+        index = self._complete_index(blocks, inode, count)
         if len(index) >= MAX_NAMES:
             raise OSError(ENOSPC, f"directory inode {inode.ino} has {MAX_NAMES} names")
         chosen = [
-            (logical, map_block(superblock, blocks, inode, logical)) for logical in index.blocks_with_room(length)
+            (logical, map_block(self._superblock, blocks, inode, logical)) for logical in index.blocks_with_room(length)
         ]
         blocks.want([number for _, number in chosen])
         return chosen
@@ -397,9 +390,9 @@ class NameIndexes:
         if index.is_mostly_stale:
             self._drop(ino)
 
-    def _complete_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
+    def _complete_index(self, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
         try:
-            return self._build_index(superblock, blocks, inode, count)
+            return self._build_index(blocks, inode, count)
         except MemoryError:
             # Half a step may be in: what is taken for known must be.
             self.forget_all()
@@ -411,7 +404,7 @@ class NameIndexes:
         self._latest.clear()
         self._weight = 0
 
-    def _build_index(self, superblock: Superblock, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
+    def _build_index(self, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
         index = self._indexes.get(inode.ino)
         if index is None:
             index = self._indexes[inode.ino] = NameIndex(_ARRAY_BITS if count > _LARGE else 0)
@@ -419,7 +412,9 @@ class NameIndexes:
         self._indexes.move_to_end(inode.ino)
         while index.indexed < count:
             first = index.indexed
-            numbers = map_blocks(superblock, blocks, inode, first, min(_blocks_at_once(superblock), count - first))
+            numbers = map_blocks(
+                self._superblock, blocks, inode, first, min(_blocks_at_once(self._superblock), count - first)
+            )
             index.check_blocks(inode, numbers)
             try:
                 blocks.want(number for number in numbers if number)
@@ -437,11 +432,11 @@ class NameIndexes:
                         index.damage = index.damage or str(error)
                     else:
                         index.unread.add(logical)
-            keys, unusual = block_keys(found, first, superblock.has_filetype, index.bits)
+            keys, unusual = block_keys(found, first, self._superblock.has_filetype, index.bits)
             index.add_blocks(len(found), keys)
             for logical in (first + position for position in unusual if found[position]):
                 block = found[logical - first]
-                index.add_names(logical, (entry.name for entry in parse_block(superblock, inode, block, logical)))
+                index.add_names(logical, (entry.name for entry in parse_block(self._superblock, inode, block, logical)))
             self._weight += len(index) - names_before
             if len(index) > MAX_NAMES:
                 self._drop(inode.ino)

@@ -68,6 +68,16 @@ def read_xattrs(superblock: Superblock, blocks: Blocks, inode: Inode) -> dict[by
     return found
 
 
+def find_attribute(superblock: Superblock, blocks: Blocks, inode: Inode, name_index: int) -> bytes | None:
+    """The value, as it is stored, of the attribute that ``name_index`` alone names (an ACL); None if there is none.
+
+    Raises:
+        BlocksMissing, CorruptFilesystem: as ``read_xattrs``.
+    """
+    attributes = (*read_body(inode), *read_block(superblock, blocks, inode))
+    return next((attribute.value for attribute in attributes if attribute.name_index == name_index), None)
+
+
 def full_name(attribute: Attribute) -> bytes | None:
     """The attribute's name as programs know it; None if it cannot have one."""
     prefix = _NAME_INDEX.get(attribute.name_index)

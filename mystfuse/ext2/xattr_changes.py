@@ -6,19 +6,21 @@ ext4_xattr_hash_entry, ext4_xattr_rehash).
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Sequence
-from errno import ENODATA, ENOSPC, ERANGE
+from errno import EACCES, ENODATA, ENOSPC, EPERM, ERANGE
 
-from mystfuse.ext2.allocation import Allocator
-from mystfuse.ext2.blocks import Transaction
-from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.acl import Acl
+from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_XATTR_MAGIC
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.xattr import (
     BLOCK_HEADER,
     ENTRY,
+    POSIX_ACL_ACCESS,
+    POSIX_ACL_DEFAULT,
     Attribute,
     check_xattr_block,
     read_block,
@@ -29,15 +31,63 @@ from mystfuse.ext2.xattr import (
 _REFCOUNT_OFFSET = 4
 
 
-def set_attribute(
-    superblock: Superblock,
-    allocator: Allocator,
-    transaction: Transaction,
-    inode: Inode,
-    name: bytes,
-    value: bytes,
-    caller: Caller,
-) -> Inode:
+def set_xattr(change: Change, ino: int, name: bytes, value: bytes) -> None:
+    """Set an extended attribute by its full name; an access ACL changes the mode as well.
+
+    Raises:
+        OSError: ENOSPC, ERANGE, EOPNOTSUPP as ``set_attribute``; EINVAL, not a valid ACL; EACCES, a default ACL for
+            something that is not a directory; EPERM, immutable or append-only.
+        BlocksMissing, MystfuseError
+    """
+    inode = _changeable(change, ino)
+    stored: bytes | None = value
+    if name in (POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT):
+        acl = Acl.parse(value) if len(value) > 4 else None
+        stored = acl.stored() if acl else None
+        if name == POSIX_ACL_DEFAULT and not inode.is_directory:
+            raise OSError(EACCES, f"inode {ino} is not a directory and can have no default ACL")
+        if name == POSIX_ACL_ACCESS and acl:
+            mode = inode.i_mode & ~0o777 | acl.mode
+            if not change.caller.is_root and not change.caller.is_in_group(inode.gid):
+                mode &= ~stat.S_ISGID
+            inode = inode._replace(i_mode=mode)
+            if acl.is_minimal:
+                stored = None
+    if stored is None:
+        try:
+            inode = remove_attribute(change, inode, name)
+        except OSError as error:
+            if error.errno != ENODATA:
+                raise
+    else:
+        inode = set_attribute(change, inode, name, stored)
+    change.write_inode(inode._replace(ctime_ns=change.now_ns))
+
+
+def remove_xattr(change: Change, ino: int, name: bytes) -> None:
+    """Remove an extended attribute by its full name.
+
+    Raises:
+        OSError: ENODATA, it is not there (a missing ACL is no error); EOPNOTSUPP; EPERM, immutable or append-only.
+        BlocksMissing, MystfuseError
+    """
+    inode = _changeable(change, ino)
+    try:
+        inode = remove_attribute(change, inode, name)
+    except OSError as error:
+        if error.errno != ENODATA or name not in (POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT):
+            raise
+    change.write_inode(inode._replace(ctime_ns=change.now_ns))
+
+
+def _changeable(change: Change, ino: int) -> Inode:
+    inode = change.inode(ino)
+    if inode.is_immutable or inode.is_append_only:
+        raise OSError(EPERM, f"inode {ino} is immutable or append-only")
+    return inode
+
+
+def set_attribute(change: Change, inode: Inode, name: bytes, value: bytes) -> Inode:
     """Give an inode an extended attribute, as it is to be stored; returns the inode, not written.
 
     Raises:
@@ -47,31 +97,16 @@ def set_attribute(
     index, suffix = _split(name)
     attribute = Attribute(index, suffix, value)
     body = _without(read_body(inode), index, suffix)
-    in_block = read_block(superblock, transaction, inode)
+    in_block = read_block(change.superblock, change.transaction, inode)
     packed = _pack_body(inode, [*body, attribute])
     if packed is not None:
-        return _store_block(
-            superblock,
-            allocator,
-            transaction,
-            inode._replace(extra=packed),
-            in_block,
-            _without(in_block, index, suffix),
-            caller,
-        )
+        return _store_block(change, inode._replace(extra=packed), in_block, _without(in_block, index, suffix))
     without = inode._replace(extra=_pack_body(inode, body) or inode.extra)
     wanted = [*_without(in_block, index, suffix), attribute]
-    return _store_block(superblock, allocator, transaction, without, in_block, wanted, caller)
+    return _store_block(change, without, in_block, wanted)
 
 
-def remove_attribute(
-    superblock: Superblock,
-    allocator: Allocator,
-    transaction: Transaction,
-    inode: Inode,
-    name: bytes,
-    caller: Caller,
-) -> Inode:
+def remove_attribute(change: Change, inode: Inode, name: bytes) -> Inode:
     """Take an extended attribute from an inode; returns the inode, not written.
 
     Raises:
@@ -79,28 +114,29 @@ def remove_attribute(
         BlocksMissing, MystfuseError
     """
     index, suffix = _split(name)
-    body, in_block = read_body(inode), read_block(superblock, transaction, inode)
+    body, in_block = read_body(inode), read_block(change.superblock, change.transaction, inode)
     body_left, block_left = _without(body, index, suffix), _without(in_block, index, suffix)
     if len(body_left) == len(body) and len(block_left) == len(in_block):
         raise OSError(ENODATA, f"inode {inode.ino} has no attribute {name!r}")
     if len(body_left) != len(body):
         inode = inode._replace(extra=_pack_body(inode, body_left) or inode.extra)
-    return _store_block(superblock, allocator, transaction, inode, in_block, block_left, caller)
+    return _store_block(change, inode, in_block, block_left)
 
 
-def drop_block(superblock: Superblock, allocator: Allocator, transaction: Transaction, inode: Inode) -> Inode:
+def drop_block(change: Change, inode: Inode) -> Inode:
     """Let go of the inode's attribute block, which is freed if no other inode shares it."""
     if not inode.i_file_acl:
         return inode
-    number = check_xattr_block(superblock, inode)
-    read_block(superblock, transaction, inode)
+    transaction = change.transaction
+    number = check_xattr_block(change.superblock, inode)
+    read_block(change.superblock, transaction, inode)
     (refcount,) = struct.unpack_from("<I", transaction.block(number), _REFCOUNT_OFFSET)
     if refcount > 1:
-        allocator.check_writable(transaction, [number])
+        change.allocator.check_writable(transaction, [number])
         struct.pack_into("<I", transaction.change(number), _REFCOUNT_OFFSET, refcount - 1)
     else:
-        allocator.free_blocks(transaction, [number])
-    return inode._replace(i_file_acl=0, i_blocks=inode.i_blocks_after(-1, superblock.block_size))
+        change.allocator.free_blocks(transaction, [number])
+    return inode._replace(i_file_acl=0, i_blocks=inode.i_blocks_after(-1, change.superblock.block_size))
 
 
 def _split(name: bytes) -> tuple[int, bytes]:
@@ -114,32 +150,24 @@ def _without(attributes: Sequence[Attribute], index: int, suffix: bytes) -> list
     return [attribute for attribute in attributes if (attribute.name_index, attribute.suffix) != (index, suffix)]
 
 
-def _store_block(
-    superblock: Superblock,
-    allocator: Allocator,
-    transaction: Transaction,
-    inode: Inode,
-    present: list[Attribute],
-    wanted: list[Attribute],
-    caller: Caller,
-) -> Inode:
+def _store_block(change: Change, inode: Inode, present: list[Attribute], wanted: list[Attribute]) -> Inode:
     """Make ``wanted`` what the inode's attribute block holds, if that differs from what it does."""
     if wanted == present:
         return inode
     if not wanted:
-        return drop_block(superblock, allocator, transaction, inode)
-    packed = _pack_block(superblock, wanted)
+        return drop_block(change, inode)
+    transaction, packed = change.transaction, _pack_block(change.superblock, wanted)
     if inode.i_file_acl:
         (refcount,) = struct.unpack_from("<I", transaction.block(inode.i_file_acl), _REFCOUNT_OFFSET)
         if refcount <= 1:
-            allocator.check_writable(transaction, [inode.i_file_acl])
+            change.allocator.check_writable(transaction, [inode.i_file_acl])
             transaction.put(inode.i_file_acl, packed)
             return inode
-        inode = drop_block(superblock, allocator, transaction, inode)
-    goal = allocator.groups.block_near_inode(inode.ino)
-    number = allocator.take_block(transaction, caller, goal)
+        inode = drop_block(change, inode)
+    goal = change.filesystem.groups.block_near_inode(inode.ino)
+    number = change.allocator.take_block(transaction, change.caller, goal)
     transaction.put(number, packed)
-    return inode._replace(i_file_acl=number, i_blocks=inode.i_blocks_after(1, superblock.block_size))
+    return inode._replace(i_file_acl=number, i_blocks=inode.i_blocks_after(1, change.superblock.block_size))
 
 
 def _pack_body(inode: Inode, attributes: list[Attribute]) -> bytes | None:

@@ -28,10 +28,10 @@ from pyfuse3 import (
 )
 
 from mystfuse.errors import IntegrityError, MystfuseError
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.ext2.xattr import split_name
 from mystfuse.fuse.attributes import CACHE_SECONDS, ShownAttributes, absent, broken, dot
 from mystfuse.fuse.control_directory import ControlDirectory

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from functools import partial
 
 import trio
 
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import MystfuseError, StorageTimeout
-from mystfuse.ext2 import contents
+from mystfuse.ext2 import orphans
 from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.caller import ROOT
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.overlay.overlay import Overlay, Snapshot
 from mystfuse.volume.runner import Runner
@@ -119,7 +119,7 @@ class MergedImage:
             # What is in memory needs no waiting: others get their turn all the same.
             await trio.lowlevel.checkpoint()
             try:
-                while not await self._runner.change(ino, partial(contents.release, self._filesystem), ino):
+                while not await self._runner.change(ino, ROOT, orphans.release, ino):
                     await trio.lowlevel.checkpoint()
             except StorageTimeout:
                 # The next one would wait as long.

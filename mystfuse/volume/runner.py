@@ -14,6 +14,8 @@ import trio
 from mystfuse.devices.cache import BlockCache
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
+from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.change import Change
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.overlay.spill import OverlayBusy, OverlayFull
 from mystfuse.system.reserve import insist
@@ -139,14 +141,16 @@ class Runner:
     async def change(
         self,
         ino: int,
-        operation: Callable[Concatenate[Transaction, P], T],
+        caller: Caller,
+        operation: Callable[Concatenate[Change, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
         """Run an operation that changes something, and commit what it changed: all of it or nothing.
 
         Args:
-            ino: whose contents it changes, 0 for nobody's; it waits while somebody holds them.
+            ino: the inode whose contents it changes, 0 for none; it waits while somebody holds them.
+            caller: the user on whose behalf it is done.
 
         Cancellation, like any error, comes before the commit or not at all.
 
@@ -156,10 +160,11 @@ class Runner:
         """
         assert self._written is not None
         cache = self._cache
-        transaction = Transaction(cache.block_size, cache.get, self._written, self._room, time.time_ns())
+        transaction = Transaction(cache.block_size, cache.get, self._written, self._room)
+        change = Change(self._filesystem, transaction, caller, time.time_ns())
         misses = _Misses(cache, self._written, transaction, self._large)
         try:
-            return await self._change(ino, transaction, misses, partial(operation, transaction, *args, **kwargs))
+            return await self._change(ino, transaction, misses, partial(operation, change, *args, **kwargs))
         finally:
             misses.close()
 

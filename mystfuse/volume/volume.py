@@ -9,24 +9,26 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from errno import ENOSPC, EROFS
-from functools import partial
 from itertools import groupby
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import trio
 
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Batch, Device, Extent, read_now
 from mystfuse.errors import CorruptFilesystem, FormatError, IntegrityError, MystfuseError, StorageTimeout
-from mystfuse.ext2 import attributes, contents, names
-from mystfuse.ext2.attributes import AttributeChanges
+from mystfuse.ext2 import file_contents, link_and_unlink, orphans, xattr_changes
 from mystfuse.ext2.block_map import Run, Stretch
-from mystfuse.ext2.blocks import Blocks, Transaction
-from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.caller import ROOT, Caller
+from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
+from mystfuse.ext2.create import create
 from mystfuse.ext2.directory import Entry
 from mystfuse.ext2.filesystem import FileSystem, Statistics
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.rename import DirectoryName, rename
+from mystfuse.ext2.setattr import AttributeChanges, set_attributes
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.overlay.overlay import Overlay
 from mystfuse.overlay.store import OverlayStore
@@ -287,49 +289,45 @@ class Volume:
     async def create(
         self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
     ) -> Inode:
-        """Make a file, directory, symbolic link or special file; see ``ext2.names.create``."""
-        return await self._change(0, names.create, parent, name, mode, caller, rdev, target)
+        """Make a file, directory, symbolic link or special file; see ``ext2.create``."""
+        return await self._change(0, caller, create, parent, name, mode, rdev, target)
 
     async def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
-        """Give an inode another name; see ``ext2.names.link``."""
-        return await self._change(0, names.link, ino, parent, name, caller)
+        """Give an inode another name; see ``ext2.link_and_unlink``."""
+        return await self._change(0, caller, link_and_unlink.link, ino, parent, name)
 
     async def remove(self, parent: int, name: bytes, is_rmdir: bool) -> Inode:
-        """Remove a name; see ``ext2.names.remove``. The inode may be in ``orphans`` then."""
-        return await self._change(0, names.remove, parent, name, is_rmdir)
+        """Remove a name; see ``ext2.link_and_unlink``. The inode may be in ``orphans`` then."""
+        return await self._change(0, ROOT, link_and_unlink.remove, parent, name, is_rmdir)
 
     async def rename(
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
     ) -> Inode | None:
-        """Rename; see ``ext2.names.rename``. The inode that was replaced may be in ``orphans`` then."""
+        """Rename; see ``ext2.rename``. The inode that was replaced may be in ``orphans`` then."""
+        old, new = DirectoryName(old_parent, old_name), DirectoryName(new_parent, new_name)
         if old_parent == new_parent:
-            nothing: frozenset[int] = frozenset()
-            return await self._change(
-                0, names.rename, old_parent, old_name, new_parent, new_name, flags, caller, nothing, nothing
-            )
+            return await self._change(0, caller, rename, old, new, flags)
         while True:
             moves = self._moves
-            old_ancestors, new_ancestors = await self._ancestors(old_parent), await self._ancestors(new_parent)
+            old = old._replace(ancestors=await self._ancestors(old_parent))
+            new = new._replace(ancestors=await self._ancestors(new_parent))
             try:
-                replaced = await self._change(
-                    0, self._move, moves, old_parent, old_name, new_parent, new_name, flags, caller,
-                    old_ancestors, new_ancestors,
-                )  # fmt: skip
+                replaced = await self._change(0, caller, self._move, moves, old, new, flags)
             except _Moved:
                 continue
             # Nothing has been awaited since the commit.
             self._moves += 1
             return replaced
 
-    def _move(self, filesystem: FileSystem, transaction: Transaction, moves: int, *args: Any) -> Inode | None:
+    def _move(self, change: Change, moves: int, old: DirectoryName, new: DirectoryName, flags: int) -> Inode | None:
         # What is above a directory must stay so between looking and moving. Not by a lock: while storage hangs for one,
         # others go on.
         if moves != self._moves:
             raise _Moved
-        return names.rename(filesystem, transaction, *args)
+        return rename(change, old, new, flags)
 
     async def write(self, ino: int, offset: int, data: bytes, caller: Caller, whole: bool = False) -> int:
-        """Write to a regular file; see ``ext2.contents.write``. Returns how many bytes were written.
+        """Write to a regular file; see ``ext2.file_contents.write``. Returns how many bytes were written.
 
         Args:
             whole: nothing is written where there is no room for all of it; with a store, for all of a piece of
@@ -338,12 +336,12 @@ class Volume:
         view = memoryview(data)
         step = None if self.overlay is None else self.overlay.most_at_once
         if step is None:
-            return await self._change(ino, contents.write, ino, offset, view, caller, whole)
+            return await self._change(ino, caller, file_contents.write, ino, offset, view, whole)
         written, step = 0, min(step, len(view))
         while written < len(view):
             piece = view[written : written + step]
             try:
-                count = await self._change(ino, contents.write, ino, offset + written, piece, caller, whole)
+                count = await self._change(ino, caller, file_contents.write, ino, offset + written, piece, whole)
             except (MystfuseError, OSError) as error:
                 if error.errno == ENOSPC and step > self.superblock.block_size and not whole:
                     # Little by little, what is in a full store can be replaced.
@@ -358,21 +356,21 @@ class Volume:
         return written
 
     async def set_attributes(self, ino: int, changes: AttributeChanges, caller: Caller) -> Inode:
-        """Change mode, owner, times or size; see ``ext2.attributes.set_attributes``."""
-        inode, is_done = await self._change(ino, attributes.set_attributes, ino, changes, caller)
+        """Change mode, owner, times or size; see ``ext2.setattr``."""
+        inode, is_done = await self._change(ino, caller, set_attributes, ino, changes)
         while not is_done:
             await trio.lowlevel.checkpoint()
             rest = AttributeChanges(size=changes.size)
-            inode, is_done = await self._change(ino, attributes.set_attributes, ino, rest, caller)
+            inode, is_done = await self._change(ino, caller, set_attributes, ino, rest)
         return inode
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
-        """Set an extended attribute; see ``ext2.attributes.set_xattr``."""
-        await self._change(0, attributes.set_xattr, ino, name, value, caller)
+        """Set an extended attribute; see ``ext2.xattr_changes.set_xattr``."""
+        await self._change(0, caller, xattr_changes.set_xattr, ino, name, value)
 
     async def remove_xattr(self, ino: int, name: bytes, caller: Caller) -> None:
-        """Remove an extended attribute; see ``ext2.attributes.remove_xattr``."""
-        await self._change(0, attributes.remove_xattr, ino, name, caller)
+        """Remove an extended attribute; see ``ext2.xattr_changes.remove_xattr``."""
+        await self._change(0, caller, xattr_changes.remove_xattr, ino, name)
 
     async def release(self, *inos: int) -> None:
         """Free orphans that nobody uses any more, and all they hold.
@@ -417,7 +415,7 @@ class Volume:
             StorageTimeout: it is deferred, as others should be.
         """
         try:
-            while not await self._runner.change(ino, partial(contents.release, self._filesystem), ino):
+            while not await self._runner.change(ino, ROOT, orphans.release, ino):
                 self._tell_released()
                 await trio.lowlevel.checkpoint()
             return True
@@ -448,7 +446,8 @@ class Volume:
     async def _change(
         self,
         ino: int,
-        operation: Callable[Concatenate[FileSystem, Transaction, P], T],
+        caller: Caller,
+        operation: Callable[Concatenate[Change, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
@@ -458,7 +457,7 @@ class Volume:
         began: float | None = None
         while True:
             try:
-                return await self._runner.change(ino, partial(operation, self._filesystem), *args, **kwargs)
+                return await self._runner.change(ino, caller, operation, *args, **kwargs)
             except OSError as error:
                 # Nothing is to be expected of those that could not be released.
                 if error.errno != ENOSPC or len(self.orphans) <= len(self._deferred) + len(self._corrupt):

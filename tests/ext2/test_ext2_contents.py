@@ -11,8 +11,8 @@ from stat import S_IFREG
 
 import pytest
 
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.volume.volume import Volume
 from tests.fuzz.images import SparseDevice, load
 from tests.fuzz.mutator import layout

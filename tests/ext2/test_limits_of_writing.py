@@ -17,9 +17,9 @@ import trio
 from mystfuse.devices.device import Extent
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2 import name_index
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.fuse.lookup_counts import References
 from mystfuse.volume import runner
 from mystfuse.volume.volume import Volume

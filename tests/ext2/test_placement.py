@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.block_map import map_runs
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice, assert_clean, kernel_mount, merged

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.volume.volume import Volume
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, at, kernel_mount, make_image
 from tests.support.mounts import mounted

@@ -12,19 +12,22 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2.acl import ACL_GROUP, ACL_USER, Acl, acl_to_text, acl_to_xattr
-from mystfuse.ext2.attributes import remove_xattr, set_xattr
 from mystfuse.ext2.bitmap import Bitmap
 from mystfuse.ext2.block_map import map_block, map_blocks, map_runs, map_stretch
 from mystfuse.ext2.blocks import Blocks, Transaction
 from mystfuse.ext2.caller import Caller
-from mystfuse.ext2.contents import release
+from mystfuse.ext2.change import Change
+from mystfuse.ext2.create import create
 from mystfuse.ext2.directory import list_entries
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.names import create, remove, rename
+from mystfuse.ext2.link_and_unlink import remove
+from mystfuse.ext2.orphans import release
+from mystfuse.ext2.rename import DirectoryName, rename
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.symlink import is_fast, read_target
 from mystfuse.ext2.xattr import read_xattrs
+from mystfuse.ext2.xattr_changes import remove_xattr, set_xattr
 from tests.fuzz.harness import Choices, Target, bounded, ensure
 from tests.fuzz.images import SparseImage, load
 
@@ -54,15 +57,11 @@ class Memory:
     def blocks(self) -> Blocks:
         return Blocks(self.get)
 
-    def change(
-        self, operation: Callable[Concatenate[FileSystem, Transaction, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    def change(self, operation: Callable[Concatenate[Change, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation, and commit what it changes; nothing is changed if it raises."""
-        transaction = Transaction(
-            self.superblock.block_size, self.get, _Nothing(), lambda: NO_ROOM, 1_700_000_000 * 10**9
-        )
+        transaction = Transaction(self.superblock.block_size, self.get, _Nothing(), lambda: NO_ROOM)
         transaction.restart()
-        result = operation(self.filesystem, transaction, *args, **kwargs)
+        result = operation(Change(self.filesystem, transaction, ADMIN, 1_700_000_000 * 10**9), *args, **kwargs)
         size = self.superblock.block_size
         for number, content in transaction.changed.items():
             self.image.put(number * size, bytes(content))
@@ -173,7 +172,7 @@ def groups(data: bytes) -> None:
         name = b"new%d" % choices.below(4)
         mode = choices.pick((0o100644, 0o040755, 0o120777))
         try:
-            inode = memory.change(create, ROOT, name, mode, ADMIN, 0, b"t" * 80)
+            inode = memory.change(create, ROOT, name, mode, 0, b"t" * 80)
         except (CorruptFilesystem, OSError):
             continue
         in_use = memory.filesystem.inode_table.is_in_use(memory.blocks(), inode.ino)
@@ -314,14 +313,14 @@ def directory(data: bytes) -> None:
     with suppress(CorruptFilesystem):
         ensure(memory.filesystem.lookup(memory.blocks(), ino, b"no such name") is None, "what is not there is found")
     new = choices.pick((b"n", b"new name", b"n" * 255, *list(found)[:2]))
-    is_new = change(memory, create, ino, new, 0o100644, ADMIN)
+    is_new = change(memory, create, ino, new, 0o100644)
     ensure(not is_new or new not in found, f"{new!r} is there twice")
     if is_new and names is not None:
         after = listing(memory, ino, 1000)
         ensure(after is not None and {entry for entry, _ in after} == {*found, new}, f"{new!r} was added to {found}")
     if is_new:
         second = choices.pick((b"m", b"m" * 254, b"n"))
-        if change(memory, rename, ino, new, ino, second, 0, ADMIN, frozenset(), frozenset()):
+        if change(memory, rename, DirectoryName(ino, new), DirectoryName(ino, second), 0):
             new = second
         gone = change(memory, remove, ino, new, False)
         if names is not None and not any(entry == second for entry in found):
@@ -350,7 +349,7 @@ def listing(memory: Memory, ino: int, step: int) -> list[tuple[bytes, int]] | No
 
 def change(
     memory: Memory,
-    operation: Callable[Concatenate[FileSystem, Transaction, P], object],
+    operation: Callable[Concatenate[Change, P], object],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> bool:
@@ -399,14 +398,14 @@ def xattr(data: bytes) -> None:
                              b"user.", b"system.posix_acl_access", b"nothing.x"))  # fmt: skip
         if choices.below(3):
             value = choices.take(choices.below(64)) * (1 + choices.below(12))
-            is_done = change(memory, set_xattr, ino, name, value, ADMIN)
+            is_done = change(memory, set_xattr, ino, name, value)
             after = xattrs(memory, ino)
             if not is_done:
                 ensure(after == before, "a change that failed has changed something")
             elif before is not None and not name.startswith(b"system."):
                 ensure(after == {**before, name: value}, f"{name!r} was set to {value!r}")
         else:
-            is_done = change(memory, remove_xattr, ino, name, ADMIN)
+            is_done = change(memory, remove_xattr, ino, name)
             after = xattrs(memory, ino)
             if not is_done:
                 ensure(after == before, "a change that failed has changed something")

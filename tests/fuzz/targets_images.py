@@ -11,8 +11,8 @@ from typing import TypeVar
 import trio
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.volume.volume import Volume
 from tests.fuzz.harness import Choices, Target, bounded, ensure
 from tests.fuzz.images import SparseDevice, SparseImage, load

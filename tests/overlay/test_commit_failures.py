@@ -17,11 +17,11 @@ import pytest
 import trio
 
 from mystfuse.errors import MystfuseError
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.names import RENAME_EXCHANGE
+from mystfuse.ext2.rename import RENAME_EXCHANGE
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.overlay.overlay import Overlay, Snapshot
 from mystfuse.overlay.spill import SpillingArenas
 from mystfuse.overlay.store import OverlayStore, open_store_file

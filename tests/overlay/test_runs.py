@@ -19,7 +19,7 @@ BLOCK = 1024
 
 
 def transaction(written: Overlay, budget: int = 100) -> Transaction:
-    return Transaction(BLOCK, {7: b"i" * BLOCK}.get, written, lambda: budget, 0)
+    return Transaction(BLOCK, {7: b"i" * BLOCK}.get, written, lambda: budget)
 
 
 def test_bitmaps_are_what_single_bits_are() -> None:

@@ -25,8 +25,8 @@ import trio.testing
 
 from mystfuse.crypto.secret import Secret
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError, WrongKey, innermost
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage, open_image
 from mystfuse.image.pipeline import Pipeline, run_pipeline

@@ -29,8 +29,8 @@ from mystfuse.devices.device import Extent
 from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, ImageReader
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ImageReadError, MountError, StorageTimeout
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.fuse.lookup_counts import References
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting import session

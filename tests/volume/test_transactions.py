@@ -14,11 +14,11 @@ import trio
 
 from mystfuse.devices.device import Extent
 from mystfuse.errors import CorruptFilesystem, IntegrityError, MystfuseError
-from mystfuse.ext2.attributes import AttributeChanges
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_INDEX_FL, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.names import RENAME_EXCHANGE
+from mystfuse.ext2.rename import RENAME_EXCHANGE
+from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice, assert_clean, merged

@@ -1,4 +1,4 @@
-"""Changing what is in regular files: writing, truncating, and giving back what a removed inode held."""
+"""Changing what is in regular files: write(2) and truncate(2)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,20 @@ from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.block_map_changes import map_for_writing, trim_blocks
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
-from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.change import Change
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_large_file
-from mystfuse.ext2.symlink import is_fast
-from mystfuse.ext2.xattr_changes import drop_block
 
 MAX_TRIMMED = 4096
 """Blocks freed in one transaction: more are freed in several, each of which leaves the file system consistent."""
 _LARGE_FILE_SIZE = 0x7FFFFFFF
 
 
-def write(
-    filesystem: FileSystem,
-    transaction: Transaction,
-    ino: int,
-    offset: int,
-    data: memoryview,
-    caller: Caller,
-    whole: bool = False,
-) -> int:
-    """Write ``data`` to a regular file from byte ``offset`` on.
+def write(change: Change, ino: int, offset: int, data: memoryview, whole: bool = False) -> int:
+    """Write ``data`` to a regular file from byte ``offset`` on. The caller is the one who opened the file: the reserved
+    blocks, and keeping set-user-ID on a write, are for root.
 
     Args:
-        caller: who opened the file; the reserved blocks, and keeping set-user-ID on a write, are for root.
         whole: write all of it or nothing.
 
     Returns:
@@ -44,7 +34,7 @@ def write(
         OSError: ENOSPC, there is room for none (for less, if ``whole``); EFBIG, past the largest file size.
         BlocksMissing, MystfuseError
     """
-    superblock = filesystem.superblock
+    filesystem, transaction, superblock = change.filesystem, change.transaction, change.superblock
     transaction.is_divisible = not whole
     inode = filesystem.regular_file(transaction, ino)
     length = min(len(data), superblock.max_file_size - offset)
@@ -56,28 +46,20 @@ def write(
         )
     block_size = superblock.block_size
     if offset > inode.size:
-        _zero_tail(filesystem, transaction, inode)
+        _zero_tail(change, inode)
     first, last = offset // block_size, (offset + length - 1) // block_size
-    inode, pointers, new = map_for_writing(
-        superblock,
-        filesystem.allocator,
-        transaction,
-        inode,
-        first,
-        last + 1 - first,
-        caller,
-        filesystem.goal(ino, first),
-    )
+    goal = filesystem.goal(ino, first)
+    inode, pointers, new = map_for_writing(change, inode, first, last + 1 - first, goal)
     length = min(length, (first + len(pointers)) * block_size - offset)
     if length <= 0 or (whole and length < len(data)):
         raise OSError(ENOSPC, "no free block, or the overlay is full")
     end = offset + length
     if end > max(inode.size, _LARGE_FILE_SIZE):
         note_large_file(superblock, transaction)
-    now = transaction.now_ns
-    mode = mode_after_write(inode, caller)
+    now = change.now_ns
+    mode = mode_after_write(inode, change.caller)
     inode = inode._replace(mtime_ns=now, ctime_ns=now, i_mode=mode, size=max(inode.size, end))
-    filesystem.inode_table.write(transaction, inode)
+    change.write_inode(inode)
     _fill(transaction, block_size, pointers, new, offset - first * block_size, data[:length])
     if new:
         transaction.on_commit.append(lambda: filesystem.set_goal(ino, first + len(pointers), pointers[-1] + 1))
@@ -125,7 +107,7 @@ def without_sgid(inode: Inode, mode: int, caller: Caller) -> int:
     return mode
 
 
-def truncate(filesystem: FileSystem, transaction: Transaction, inode: Inode, size: int) -> tuple[Inode, bool]:
+def truncate(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:
     """Change the size of a regular file.
 
     Returns:
@@ -135,66 +117,37 @@ def truncate(filesystem: FileSystem, transaction: Transaction, inode: Inode, siz
         OSError: EFBIG, past the largest file size; EISDIR or EINVAL, not a regular file.
         BlocksMissing, MystfuseError
     """
-    superblock = filesystem.superblock
+    transaction, superblock = change.transaction, change.superblock
     if not inode.is_regular:
         raise OSError(EISDIR if inode.is_directory else EINVAL, f"inode {inode.ino} is not a regular file")
     if size > superblock.max_file_size:
         raise OSError(EFBIG, f"{size} bytes are more than the largest file size {superblock.max_file_size}")
-    now = transaction.now_ns
+    now = change.now_ns
     is_reached = True
     if size >= inode.size:
-        _zero_tail(filesystem, transaction, inode)
+        _zero_tail(change, inode)
         if size > _LARGE_FILE_SIZE:
             note_large_file(superblock, transaction)
         reached = size
     else:
         transaction.gives_back = True
         keep = -(-size // superblock.block_size)
-        inode, end = trim_blocks(superblock, filesystem.allocator, transaction, inode, keep, MAX_TRIMMED)
+        inode, end = trim_blocks(change, inode, keep, MAX_TRIMMED)
         is_reached = end <= keep
         reached = size if is_reached else min(end * superblock.block_size, inode.size)
     inode = inode._replace(size=reached, mtime_ns=now, ctime_ns=now)
     if is_reached:
-        _zero_tail(filesystem, transaction, inode)
+        _zero_tail(change, inode)
     return inode, is_reached
 
 
-def release(filesystem: FileSystem, transaction: Transaction, ino: int) -> bool:
-    """Give back what an orphan holds; True when all of it, the inode included, is free.
-
-    Raises:
-        BlocksMissing, MystfuseError
-    """
-    superblock = filesystem.superblock
-    transaction.gives_back = True
-    inode = filesystem.inode(transaction, ino)
-    if inode.i_links_count:
-        transaction.released.add(ino)
-        return True
-    has_map = inode.is_regular or inode.is_directory or (inode.is_symlink and not is_fast(superblock, inode))
-    if has_map:
-        inode, end = trim_blocks(superblock, filesystem.allocator, transaction, inode, 0, MAX_TRIMMED)
-        if end:
-            size = min(inode.size, end * superblock.block_size)
-            filesystem.inode_table.write(transaction, inode._replace(size=size))
-            return False
-    inode = drop_block(superblock, filesystem.allocator, transaction, inode)
-    filesystem.allocator.free_inode(transaction, inode)
-    seconds = transaction.now_ns // 1_000_000_000
-    inode = inode._replace(size=0, i_blocks=0, i_dtime=seconds & 0x7FFFFFFF)
-    filesystem.inode_table.write(transaction, inode)
-    transaction.released.add(ino)
-    transaction.on_commit.append(lambda: filesystem.forget(ino))
-    return True
-
-
-def _zero_tail(filesystem: FileSystem, transaction: Transaction, inode: Inode) -> None:
+def _zero_tail(change: Change, inode: Inode) -> None:
     """Make what is behind the end of the file in its last block zeros, so that a file that grows shows no old bytes."""
-    block_size = filesystem.superblock.block_size
+    transaction, block_size = change.transaction, change.superblock.block_size
     logical, used = divmod(inode.size, block_size)
     if not used:
         return
-    number = map_block(filesystem.superblock, transaction, inode, logical)
+    number = map_block(change.superblock, transaction, inode, logical)
     if number and any(transaction.block(number)[used:]):
-        filesystem.allocator.check_writable(transaction, [number])
+        change.allocator.check_writable(transaction, [number])
         transaction.change(number)[used:] = bytes(block_size - used)

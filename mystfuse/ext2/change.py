@@ -1,0 +1,44 @@
+"""What every step of an operation that changes a file system needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mystfuse.ext2.allocation import Allocator
+from mystfuse.ext2.blocks import Transaction
+from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The context of one operation that changes ``filesystem``: it happens whole, when ``transaction`` is committed, or
+    not at all."""
+
+    filesystem: FileSystem
+    transaction: Transaction
+    caller: Caller
+    now_ns: int
+    """The time of the operation, in nanoseconds since the epoch."""
+
+    @property
+    def superblock(self) -> Superblock:
+        return self.filesystem.superblock
+
+    @property
+    def allocator(self) -> Allocator:
+        return self.filesystem.allocator
+
+    def inode(self, ino: int) -> Inode:
+        """See ``FileSystem.inode``."""
+        return self.filesystem.inode_table.read(self.transaction, ino)
+
+    def write_inode(self, inode: Inode) -> None:
+        """See ``InodeTable.write``."""
+        self.filesystem.inode_table.write(self.transaction, inode)
+
+    def read_back(self, ino: int) -> Inode:
+        """See ``InodeTable.read_back``."""
+        return self.filesystem.inode_table.read_back(self.transaction, ino)

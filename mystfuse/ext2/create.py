@@ -1,0 +1,139 @@
+"""Making files, directories, symbolic links, devices, FIFOs and sockets. Sources: fs/namei.c, fs/ext4/ialloc.c."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from errno import EMLINK, ENAMETOOLONG, ENOENT
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.acl import Acl, acl_to_xattr
+from mystfuse.ext2.block_map_changes import add_block
+from mystfuse.ext2.change import Change
+from mystfuse.ext2.constants import (
+    EXT2_FL_INHERITED,
+    EXT2_GOOD_OLD_INODE_SIZE,
+    EXT2_LINK_MAX,
+    EXT2_N_BLOCKS,
+    EXT2_OTHER_FLMASK,
+    EXT2_REG_FLMASK,
+    PATH_MAX,
+)
+from mystfuse.ext2.directory_changes import (
+    directory_for_new_name,
+    insert_entry,
+    new_directory_block,
+    write_directory,
+)
+from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
+from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT, find_attribute
+from mystfuse.ext2.xattr_changes import set_attribute
+
+
+def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes = b"") -> Inode:
+    """Make something new: a regular file, directory, symbolic link, device, FIFO or socket, as ``mode`` says.
+
+    Args:
+        mode: type and permissions, the caller's umask already applied.
+        rdev: for devices, their number (``os.makedev``).
+        target: for symbolic links, where to.
+
+    Returns:
+        The new inode.
+
+    Raises:
+        OSError: EEXIST, ENOENT (the directory has been removed), ENAMETOOLONG, EMLINK, ENOSPC, EPERM (immutable).
+        BlocksMissing, MystfuseError
+    """
+    filesystem, transaction, superblock, now = change.filesystem, change.transaction, change.superblock, change.now_ns
+    directory = directory_for_new_name(change, parent, name)
+    is_directory = stat.S_ISDIR(mode)
+    if is_directory and directory.i_links_count >= EXT2_LINK_MAX:
+        raise OSError(EMLINK, f"directory inode {parent} has {directory.i_links_count} links")
+    gid = change.caller.gid
+    if directory.i_mode & stat.S_ISGID:
+        gid = directory.gid
+        if is_directory:
+            mode |= stat.S_ISGID
+    flags = directory.i_flags & EXT2_FL_INHERITED
+    if stat.S_ISREG(mode):
+        flags &= EXT2_REG_FLMASK
+    elif not is_directory:
+        flags &= EXT2_OTHER_FLMASK
+    ino = filesystem.allocator.take_inode(transaction, directory, mode)
+    extra_isize = min(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, EXTRA_ISIZE)
+    inode = Inode(
+        ino=ino,
+        i_mode=mode,
+        uid=change.caller.uid,
+        gid=gid,
+        size=0,
+        atime_ns=now,
+        mtime_ns=now,
+        ctime_ns=now,
+        i_links_count=2 if is_directory else 1,
+        i_blocks=0,
+        i_flags=flags,
+        i_block=_device_block(rdev) if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else bytes(4 * EXT2_N_BLOCKS),
+        i_generation=filesystem.next_generation(),
+        i_file_acl=0,
+        extra=bytes(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE - extra_isize),
+        i_extra_isize=extra_isize,
+    )
+    if is_directory:
+        inode, block = add_block(change, inode, 0)
+        new_directory_block(superblock, block, ino, parent)
+        inode = inode._replace(size=superblock.block_size)
+    elif stat.S_ISLNK(mode):
+        inode = _with_target(change, inode, target)
+    inode = _inherit_acl(change, directory, inode)
+    filesystem.inode_table.write_new(transaction, inode)
+    directory = insert_entry(change, directory, name, inode)
+    write_directory(change, directory, links=int(is_directory))
+    transaction.released.add(ino)
+    transaction.on_commit.append(lambda: filesystem.forget(ino))
+    return change.read_back(ino)
+
+
+def _with_target(change: Change, inode: Inode, target: bytes) -> Inode:
+    """Put a symbolic link's target into i_block, or if it is too long into a block (fs/ext4/namei.c, ext4_symlink)."""
+    if not target:
+        raise OSError(ENOENT, "a symbolic link needs a target")
+    if len(target) >= min(change.superblock.block_size, PATH_MAX):
+        raise OSError(ENAMETOOLONG, f"a symbolic link's target of {len(target)} bytes")
+    if len(target) < len(inode.i_block):
+        return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target))
+    inode, block = add_block(change, inode, 0)
+    block[: len(target)] = target
+    return inode._replace(size=len(target))
+
+
+def _device_block(rdev: int) -> bytes:
+    """i_block of a device: the old 8:8 encoding where it fits, else the new one (include/linux/kdev_t.h)."""
+    major, minor = os.major(rdev), os.minor(rdev)
+    if major < 256 and minor < 256:
+        old, new = major << 8 | minor, 0
+    else:
+        old, new = 0, minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+    return struct.pack("<II", old, new & 0xFFFFFFFF).ljust(4 * EXT2_N_BLOCKS, b"\0")
+
+
+def _inherit_acl(change: Change, directory: Inode, inode: Inode) -> Inode:
+    """Give a new inode what its directory's default ACL says (fs/posix_acl.c, posix_acl_create)."""
+    if inode.is_symlink:
+        return inode
+    stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)
+    if stored is None:
+        return inode
+    try:
+        default = Acl.parse(acl_to_xattr(stored, directory.ino))
+    except OSError as error:
+        raise CorruptFilesystem(f"directory inode {directory.ino}: its default ACL is not valid") from error
+    access = default.inherited(inode.i_mode)
+    inode = inode._replace(i_mode=inode.i_mode & ~0o777 | access.mode)
+    if inode.is_directory:
+        inode = set_attribute(change, inode, POSIX_ACL_DEFAULT, default.stored())
+    if not access.is_minimal:
+        inode = set_attribute(change, inode, POSIX_ACL_ACCESS, access.stored())
+    return inode

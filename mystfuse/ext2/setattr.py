@@ -1,0 +1,81 @@
+"""Changing mode, owner, size and times of an inode: chmod(2), chown(2), truncate(2), utimensat(2)."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from errno import EPERM
+
+from mystfuse.ext2.acl import Acl, acl_to_xattr
+from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.change import Change
+from mystfuse.ext2.file_contents import mode_after_write, truncate, without_sgid
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.xattr import INDEX_ACL_ACCESS, POSIX_ACL_ACCESS, find_attribute
+from mystfuse.ext2.xattr_changes import set_attribute
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChanges:
+    """What chmod(2), chown(2), truncate(2) and utimensat(2) ask for; None leaves a thing as it is."""
+
+    mode: int | None = None
+    """Permission bits, set-user-ID, set-group-ID and sticky; a file type in it is ignored."""
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+def set_attributes(change: Change, ino: int, changes: AttributeChanges) -> tuple[Inode, bool]:
+    """Change an inode as asked.
+
+    Returns:
+        The inode, and whether ``changes.size`` is reached; if not, call again with the size alone.
+
+    Raises:
+        OSError: EPERM (immutable or append-only), EFBIG, EISDIR, ENOSPC.
+        BlocksMissing, MystfuseError
+    """
+    inode = change.inode(ino)
+    if inode.is_immutable or (inode.is_append_only and changes != AttributeChanges()):
+        raise OSError(EPERM, f"inode {ino} is immutable or append-only")
+    is_reached = True
+    if changes.size is not None:
+        inode, is_reached = truncate(change, inode, changes.size)
+        inode = inode._replace(i_mode=mode_after_write(inode, change.caller))
+    if changes.uid is not None or changes.gid is not None:
+        inode = inode._replace(
+            uid=inode.uid if changes.uid is None else changes.uid,
+            gid=inode.gid if changes.gid is None else changes.gid,
+            i_mode=_mode_after_chown(inode, change.caller),
+        )
+    if changes.mode is not None:
+        inode = inode._replace(i_mode=stat.S_IFMT(inode.i_mode) | stat.S_IMODE(changes.mode))
+        inode = _chmod_acl(change, inode)
+    if changes.atime_ns is not None:
+        inode = inode._replace(atime_ns=changes.atime_ns)
+    if changes.mtime_ns is not None:
+        inode = inode._replace(mtime_ns=changes.mtime_ns)
+    inode = inode._replace(ctime_ns=change.now_ns)
+    change.write_inode(inode)
+    return change.read_back(ino), is_reached
+
+
+def _mode_after_chown(inode: Inode, caller: Caller) -> int:
+    """i_mode after the owner was changed: set-user-ID is lost, and set-group-ID of a file that the group may execute,
+    whoever does it (chown(2); fs/open.c, chown_common)."""
+    mode = inode.i_mode
+    if stat.S_ISDIR(mode):
+        return mode
+    return without_sgid(inode, mode & ~stat.S_ISUID, caller)
+
+
+def _chmod_acl(change: Change, inode: Inode) -> Inode:
+    """Make the access ACL, if there is one, say what the mode says."""
+    stored = find_attribute(change.superblock, change.transaction, inode, INDEX_ACL_ACCESS)
+    if stored is None:
+        return inode
+    acl = Acl.parse(acl_to_xattr(stored, inode.ino)).after_chmod(inode.i_mode)
+    return set_attribute(change, inode, POSIX_ACL_ACCESS, acl.stored())
