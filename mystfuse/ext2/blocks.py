@@ -1,7 +1,7 @@
 """How the core gets at blocks: from memory, or by saying which ones it needs.
 
-An operation that needs a block that is not in memory raises ``BlocksMissing``; whoever runs it (``volume``) fetches the
-blocks through the pipeline, pins them to the operation, and runs it again from the start.
+An operation that needs a block that is not in memory raises ``BlocksMissing``; ``volume.runner`` fetches the blocks
+through the pipeline, pins them to the operation, and runs it again from the start.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 
 
 class BlocksMissing(Exception):
-    """Raised by an operation to name blocks it cannot go on without, all that can be known at once.
+    """Raised by an operation to name the blocks that it needs, all that can be known at once.
 
     Args:
         numbers: block numbers, each inside the file system.
@@ -35,11 +35,11 @@ class BlocksMissing(Exception):
 
 
 class WrittenBlocks(Protocol):
-    """The blocks that have been written since the mount."""
+    """The blocks that have been written since the mount, as operations see them: an ``Overlay`` or a ``Snapshot``."""
 
     def get(self, number: int) -> bytes | int | None:
-        """The block, or None if it is as in the image; a number that stands for what is in it, a ticket, if it has to
-        be fetched."""
+        """The block; its version, if the content has to be fetched from the overlay's store; or None if it is as in the
+        image."""
         ...
 
     def holds(self, number: int) -> bool:
@@ -55,21 +55,20 @@ class Blocks:
 
     Args:
         cached: gives a block of the image, if it is in memory.
-        written: gives a block that was written since the mount, or its ticket.
+        written: None if nothing can be written.
     """
 
-    def __init__(
-        self, cached: Callable[[int], bytes | None], written: Callable[[int], bytes | int | None] = lambda number: None
-    ) -> None:
+    def __init__(self, cached: Callable[[int], bytes | None], written: WrittenBlocks | None = None) -> None:
         self.pinned: dict[int, bytes] = {}
         self.damaged: dict[int, MystfuseError] = {}
-        """Blocks that cannot be had, and why. An operation meets the error when it looks at the block, not before."""
+        """Blocks that are damaged or unreadable, and why. An operation meets the error when it looks at the block, not
+        before."""
         self.suspect: dict[int, MystfuseError] = {}
-        """The same of blocks that nobody needed so far: who does has to see, and is told."""
+        """The same of blocks that were read ahead: an operation that needs one reads it again, and reports damage."""
         self.recalled: dict[int, bytes | MystfuseError] = {}
-        """By their tickets, written blocks that have been fetched, or why they cannot be."""
+        """By version, written blocks that have been fetched from the overlay's store, or why that failed."""
         self._cached = cached
-        self._written = written
+        self._get_written = (lambda number: None) if written is None else written.get
         self._seen: dict[int, bytes] = {}
         """Blocks as this run has seen them: nothing else happens while it runs."""
         self._is_speculative = False
@@ -80,8 +79,8 @@ class Blocks:
 
     @contextmanager
     def speculating(self) -> Iterator[None]:
-        """What is looked at in the block has not been asked for by anybody, and errors in it fail nothing: damage is
-        neither counted nor logged. Whoever needs the same block later meets it anew."""
+        """Blocks that are looked at in the context are read ahead, and errors fail nothing: damage is neither counted
+        nor logged. An operation that needs the same block later meets it anew."""
         before, self._is_speculative = self._is_speculative, True
         try:
             yield
@@ -92,11 +91,11 @@ class Blocks:
         """The block, or None if it is not in memory.
 
         Raises:
-            MystfuseError: the block cannot be had.
+            MystfuseError: the block is damaged or unreadable.
         """
         block = self._seen.get(number)
         if block is None:
-            written = self._written(number)
+            written = self._get_written(number)
             if isinstance(written, int):
                 block = self._recalled(written)
                 if block is None:
@@ -115,8 +114,8 @@ class Blocks:
             self._seen[number] = block
         return block
 
-    def _recalled(self, ticket: int) -> bytes | None:
-        block = self.recalled.get(ticket)
+    def _recalled(self, version: int) -> bytes | None:
+        block = self.recalled.get(version)
         if isinstance(block, MystfuseError):
             raise block
         return block
@@ -126,7 +125,7 @@ class Blocks:
 
         Raises:
             BlocksMissing: it is not in memory.
-            MystfuseError: it cannot be had.
+            MystfuseError: it is damaged or unreadable.
         """
         block = self._seen.get(number) or self.find(number)
         if block is None:
@@ -139,13 +138,13 @@ class Blocks:
 
         Raises:
             BlocksMissing: naming every one that is not in memory.
-            MystfuseError: one of them cannot be had.
+            MystfuseError: one of them is damaged or unreadable.
         """
         self.want(numbers)
         return [self.block(number) for number in numbers]
 
     def want(self, numbers: Iterable[int]) -> None:
-        """Have the blocks in memory, as far as they can be had.
+        """Have the blocks in memory, but those known to be damaged.
 
         Raises:
             BlocksMissing: naming every one that is neither in memory nor known to be damaged.
@@ -164,8 +163,8 @@ class Blocks:
 class Transaction(Blocks):
     """The blocks of an operation that changes the file system. Nothing is changed until all of it is committed.
 
-    Whoever runs the operation starts each run with ``restart``, and takes ``changed``, ``freed`` and the rest when
-    it has come to its end.
+    ``volume.runner`` starts each run with ``restart``. When the operation has come to its end, it commits ``changed``,
+    ``freed`` and the rest.
     """
 
     def __init__(
@@ -175,7 +174,7 @@ class Transaction(Blocks):
         written: WrittenBlocks,
         room: Callable[[], int],
     ) -> None:
-        super().__init__(cached, written.get)
+        super().__init__(cached, written)
         self._holds = written.holds
         self.changed: dict[int, bytes | bytearray | memoryview] = {}
         """None of them is among the blocks that have been seen, or is freed."""
@@ -188,8 +187,8 @@ class Transaction(Blocks):
         self.released: set[int] = set()
         """Inodes that are no orphans any more."""
         self.on_commit: list[Callable[[], None]] = []
-        """What is known besides the blocks, brought up to date when they have been committed. Where there is no memory
-        for that, all of it is forgotten (``FileSystem.forget_all``), and found out from the blocks again."""
+        """Bring what is known besides the blocks up to date when they have been committed. Where there is no memory for
+        that, all of it is forgotten (``FileSystem.forget_all``), and found out from the blocks again."""
         self.gives_back = False
         """Whether the operation frees more than it takes: it may then use the reserve of a full overlay."""
         self.budget = 0
@@ -270,14 +269,14 @@ class Transaction(Blocks):
         self.freed.difference_update(numbers)
         # A broken file may have a block twice: the last content counts.
         is_apart = all(
-            other + len(there) // self._block_size <= first or numbers.stop <= other for other, there in self.runs
+            other + len(run) // self._block_size <= first or numbers.stop <= other for other, run in self.runs
         )
         self.runs.append((first, content))
         if not is_apart or any(number in numbers for known in (self.changed, self._seen) for number in known):
             self._split_runs()
 
     def _split_runs(self) -> None:
-        """Something else is done with blocks: make single ones of the runs."""
+        """Make single blocks of the runs, since something else is done with blocks."""
         runs, self.runs = self.runs, []
         for first, content in runs:
             for index, start in enumerate(range(0, len(content), self._block_size)):

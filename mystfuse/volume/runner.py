@@ -98,7 +98,7 @@ class Runner:
 
     def blocks(self) -> Blocks:
         """What is in memory, for one run of an operation that changes nothing."""
-        return Blocks(self._cache.get) if self._written is None else Blocks(self._cache.get, self._written.get)
+        return Blocks(self._cache.get, self._written)
 
     async def run(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation that changes nothing. It comes to its end, and this returns, without an await between.
