@@ -117,7 +117,7 @@ def _limit() -> None:
 
 
 def table() -> str:
-    """The guards, as docs/security.md lists them."""
+    """The guards, as docs/guards.md lists them."""
     lines = ["| the guard sees to it that | in | without it these fail |", "|---|---|---|"]
     for guard in GUARDS:
         tests = ", ".join(f"`tests/{test}`" for test in guard.tests)
@@ -128,7 +128,7 @@ def table() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="those alone whose names begin so")
-    parser.add_argument("--table", action="store_true", help="print them as docs/security.md lists them")
+    parser.add_argument("--table", action="store_true", help="print them as docs/guards.md lists them")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     guards = [guard for guard in GUARDS if not arguments.names or guard.name.startswith(tuple(arguments.names))]
