@@ -16,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mystfuse.cli.commands.mount import make_job, parse_mount_options
+from mystfuse.cli.given_image import GivenImage
+from mystfuse.cli.mount_jobs import make_job
+from mystfuse.cli.mount_options import parse_mount_options
 from mystfuse.cli.text import complain, warn
-from mystfuse.cli.verity_options import open_source
 from mystfuse.container.bubblewrap import bubblewrap_options, find_bubblewrap
 from mystfuse.container.program import find_program
 from mystfuse.container.program_filter import program_filter
@@ -172,9 +173,9 @@ def run_container(container: Container) -> int:
     daemons = _Daemons()
     try:
         owner = {"allow_other": True} if is_root else {"map_root": True}
-        image, options = open_source(container.image, {**container.options, **owner})
+        image = GivenImage(container.image, {**container.options, **owner})
         # In our own name space: over whatever the host has mounted there.
-        job = make_job(options, frozenset({"nonempty"}), image, find_place())
+        job = make_job(image, frozenset({"nonempty"}), find_place())
         # Everything is opened before anything can hide it.
         common = {"trust_self": container.options.get("trust_self")}
         if container.options.get("roothashes") or container.options.get("pubkeys"):
@@ -267,8 +268,8 @@ def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mappin
     if mount.source is None:
         return None
     if mount.is_image:
-        image, options = open_source(mount.source, {**common, **mount.options, **owner})
-        return make_job(options, frozenset({"nonempty"}), image, "")
+        image = GivenImage(mount.source, {**common, **mount.options, **owner})
+        return make_job(image, frozenset({"nonempty"}), "")
     if mount.is_guessed:
         # A damaged image is no image: its bytes are not to be taken for verified ones, nor to be changed.
         warn(f"{mount.source} is no image: {mount.target} is the file as it is, read-only (,ro or ,rw if it is meant)")

@@ -1,27 +1,29 @@
-"""Options that several commands share: sizes, and who is trusted."""
+"""What the options of several commands are made of: paths, sizes, times, ids, and groups of options."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from mystfuse.devices.patience import IO_TIMEOUT
-from mystfuse.errors import UsageError
-
-if TYPE_CHECKING:
-    from mystfuse.trust.signature import SigningKey
-    from mystfuse.trust.sources import TrustOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
 
 
-TREE_PARAMETERS = ("hash", "format", "data_block_size", "hash_block_size", "data_blocks", "salt")
-"""What the superblock of a hash tree would say."""
+def option_group(*options: Decorator[Any]) -> Decorator[Any]:
+    """A decorator that adds several options to a command, which ``--help`` shows in this order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 class GivenPath(click.Path):
@@ -67,16 +69,14 @@ def parse_seconds(value: str) -> float:
     return seconds or math.inf
 
 
-def io_timeout_option(command: F) -> F:
-    """Add ``--io-timeout`` to a command."""
-    return click.option(
-        "--io-timeout",
-        type=parse_seconds,
-        metavar="SECONDS",
-        default=f"{IO_TIMEOUT:g}",
-        show_default=True,
-        help="An error if storage hangs for so long; 0: never.",
-    )(command)
+io_timeout_option = click.option(
+    "--io-timeout",
+    type=parse_seconds,
+    metavar="SECONDS",
+    default=f"{IO_TIMEOUT:g}",
+    show_default=True,
+    help="An error if storage hangs for so long; 0: never.",
+)
 
 
 def parse_id(value: str) -> int:
@@ -86,124 +86,24 @@ def parse_id(value: str) -> int:
     return int(value)
 
 
-TRUST_SELF_VARIABLE = "MYSTFUSE_TRUST_SELF"
-"""``no``, or ``yes``, which is the default: what counts without ``--trust-self`` and ``--no-trust-self``."""
+overlay_options = option_group(
+    click.option(
+        "--overlay-limit",
+        type=parse_size,
+        metavar="SIZE",
+        help="Memory for what is written, at most (default: half of what is available).",
+    ),
+    click.option(
+        "--overlay-store", type=GivenPath(), metavar="DIR", help="Where to put, encrypted, what memory has no room for."
+    ),
+)
 
-
-def trust_self_option(command: F) -> F:
-    """Add ``--trust-self`` to a command; None when it is not given."""
-    return click.option(
-        "--trust-self/--no-trust-self",
-        default=None,
-        help="Whether it may vouch for itself when nobody is trusted (default: yes, with a warning, unless "
-        f"{TRUST_SELF_VARIABLE}=no).",
-    )(command)
-
-
-def trust_options(command: F) -> F:
-    """Add the trust options to a command."""
-    command = trust_self_option(command)
-    for option in reversed(
-        (
-            click.option(
-                "--roothash", "roothashes", multiple=True, metavar="FILE|HEX", help="Trust this root hash (repeatable)."
-            ),
-            click.option(
-                "--pubkey",
-                "pubkeys",
-                multiple=True,
-                metavar="PEM",
-                help="Trust images signed by this key (repeatable).",
-            ),
-            click.option("--insecure", is_flag=True, help="Load anything, even a bare EXT2 file system."),
-            click.option(
-                "--hash-offset",
-                type=parse_size,
-                metavar="BYTES",
-                help="Where the verity superblock is, for an image without an fssig; needs one --roothash.",
-            ),
-            click.option(
-                "--hash-device",
-                type=GivenPath(),
-                metavar="FILE",
-                help="Where the hash tree is, if not in IMAGE; needs one --roothash.",
-            ),
-            click.option(
-                "--no-superblock",
-                is_flag=True,
-                help="The tree has no superblock: --hash, --format, --data-block-size, --hash-block-size, "
-                "--data-blocks and --salt say what it would, as for veritysetup.",
-            ),
-            *(click.option(f"--{name.replace('_', '-')}", name, hidden=True) for name in TREE_PARAMETERS),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def confinement_options(command: F) -> F:
-    """Add the options of what a program may do."""
-    for option in reversed(
-        (
-            click.option("--privileged", is_flag=True, help="Let it do what you may, as root above all: unconfined."),
-            click.option(
-                "--pids-limit",
-                type=click.IntRange(0, 1 << 22),
-                metavar="N",
-                help="How many processes and threads it may have (default: 2048; 0: any number).",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def may_trust_self(given: bool | None) -> bool:
-    """Whether an image, or a package, may vouch for itself when nobody is trusted.
-
-    Args:
-        given: what the command line says; if it says nothing, the environment does.
-
-    Raises:
-        UsageError: the environment's word is neither ``yes`` nor ``no``.
-    """
-    if given is not None:
-        return given
-    word = os.environ.get(TRUST_SELF_VARIABLE, "yes")
-    if word not in ("yes", "no"):
-        raise UsageError(f"{TRUST_SELF_VARIABLE}={word}: must be yes or no")
-    return word == "yes"
-
-
-def load_trust(
-    roothashes: Sequence[str], pubkeys: Sequence[str], insecure: bool, hash_offset: int | None, trust_self: bool | None
-) -> TrustOptions:
-    """Read what the trust options and ``/etc/mystfuse/trust.d`` name.
-
-    Args:
-        trust_self: whether an image may vouch for itself when nobody is trusted; None: as the environment says.
-
-    Raises:
-        UsageError: something named, or something in the trust directory, is not the hash or key it should be, or
-            options contradict each other.
-    """
-    # Only here: it takes 4 ms to import, and umount and status trust nobody.
-    from mystfuse.trust.sources import collect_trust, parse_root_hash, read_public_keys
-
-    hashes = [parse_root_hash(value) for value in roothashes]
-    keys = [key for path in pubkeys for key in read_public_keys(path)]
-    return collect_trust(hashes, keys, insecure, hash_offset, may_trust_self(trust_self))
-
-
-def read_signing_key(value: str) -> SigningKey:
-    """The key pair that ``--sign PUB:PRIV`` names; raises UsageError if it is none."""
-    public, separator, private = value.partition(":")
-    if not separator or not public or not private:
-        raise UsageError(f"--sign {value}: must be PUBLIC.pem:PRIVATE.pem")
-    # Only here: cryptography takes long to import.
-    from mystfuse.trust.signature import SigningKey
-    from mystfuse.trust.sources import read_small_file
-
-    return SigningKey.from_pem_pair(
-        read_small_file(public, "--sign"), read_small_file(private, "--sign"), public, private
-    )
+confinement_options = option_group(
+    click.option("--privileged", is_flag=True, help="Let it do what you may, as root above all: unconfined."),
+    click.option(
+        "--pids-limit",
+        type=click.IntRange(0, 1 << 22),
+        metavar="N",
+        help="How many processes and threads it may have (default: 2048; 0: any number).",
+    ),
+)

@@ -10,31 +10,25 @@ from typing import Any, TypeVar
 import click
 import trio
 
-from mystfuse.cli.keys import key_options, load_keys
-from mystfuse.cli.options import GivenPath, io_timeout_option, load_trust, trust_options
+from mystfuse.cli.given_image import GivenImage, image_options
+from mystfuse.cli.options import GivenPath, io_timeout_option, option_group
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import warn
-from mystfuse.cli.verity_options import open_source
-from mystfuse.devices.patience import PatientSource
 from mystfuse.errors import MystfuseError, innermost
 from mystfuse.mounting.daemon_logs import log_to_stderr
 from mystfuse.tree.image_tree import ImageTree
 from mystfuse.tree.open import open_tree
 
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 MAX_SHOWN = 10
 """Kinds of things that a warning names."""
 
-
-def image_options(command: F) -> F:
-    """Add what opening an image takes to a command: trust, key, patience, and the image itself."""
-    return trust_options(key_options(io_timeout_option(click.argument("image", type=GivenPath())(command))))
+reading_options = option_group(image_options, io_timeout_option, click.argument("image", type=GivenPath()))
 
 
 def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable[T]]) -> T:
-    """Open the image that ``image_options`` name, and do something with its tree.
+    """Open the image that ``reading_options`` name, and do something with its tree.
 
     ^C, SIGTERM and SIGHUP cancel the action.
 
@@ -43,34 +37,25 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
         OSError: as the action does.
         KeyboardInterrupt: after such a signal, when the action has cleaned up.
     """
-    io_timeout: float = given["io_timeout"]
-    source, given = open_source(given["image"], given)
-    trust = load_trust(
-        given["roothashes"], given["pubkeys"], given["insecure"], given["hash_offset"], given["trust_self"]
-    )
+    image = GivenImage(given["image"], given)
+    trust = image.load_trust()
 
     async def read() -> T:
-        async with open_tree(source, trust, keys, io_timeout, progress) as tree:
+        async with open_tree(image.source, trust, keys, image.io_timeout, progress) as tree:
             if not tree.trust.is_vouched_for:
-                warn(f"{source.name} is {tree.trust_explanation}")
+                warn(f"{image.source.name} is {tree.trust_explanation}")
             return await action(tree)
 
     try:
-        keys = load_keys(
-            given["key_file"],
-            given["passphrase_file"],
-            given["kdf_limit"],
-            PatientSource(source, io_timeout),
-            may_ask=True,
-        )
+        keys = image.load_keys()
         if keys:
             keys.start_deriver()
         log_to_stderr()
         return trio.run(_run_until_signal, read)
     except MystfuseError as error:
-        raise error.about(source.name) from error
+        raise error.about(image.source.name) from error
     finally:
-        source.close()
+        image.source.close()
 
 
 async def _run_until_signal(action: Callable[[], Awaitable[T]]) -> T:

@@ -6,28 +6,52 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mystfuse.cli.options import TREE_PARAMETERS
+import click
+
+from mystfuse.cli.options import GivenPath, option_group, parse_size
 from mystfuse.devices.joined_source import JoinedSource
 from mystfuse.devices.patience import IO_TIMEOUT, open_file
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import FormatError, UsageError
 from mystfuse.formats.verity import DIGEST_SIZES, MAX_SALT_SIZE, VeritySuperblock
 
-OPTIONS = ("hash_offset", "hash_device", "no_superblock", *TREE_PARAMETERS)
+TREE_PARAMETERS = ("hash", "format", "data_block_size", "hash_block_size", "data_blocks", "salt")
+"""What the superblock of a hash tree would say."""
+
+verity_options = option_group(
+    click.option(
+        "--hash-offset",
+        type=parse_size,
+        metavar="BYTES",
+        help="Where the verity superblock is, for an image without an fssig; needs one --roothash.",
+    ),
+    click.option(
+        "--hash-device",
+        type=GivenPath(),
+        metavar="FILE",
+        help="Where the hash tree is, if not in IMAGE; needs one --roothash.",
+    ),
+    click.option(
+        "--no-superblock",
+        is_flag=True,
+        help="The tree has no superblock: --hash, --format, --data-block-size, --hash-block-size, "
+        "--data-blocks and --salt say what it would, as for veritysetup.",
+    ),
+    *(click.option(f"--{name.replace('_', '-')}", name, hidden=True) for name in TREE_PARAMETERS),
+)
 
 
-def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | JoinedSource, dict[str, Any]]:
+def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | JoinedSource, int | None]:
     """Open an image, and the file with its hash tree if that is another.
 
     Returns:
-        The image, and ``given`` with the ``hash_offset`` that counts in it, without the other options of the tree.
+        The image, and the byte in it where the verity superblock is, if the options say that.
 
     Raises:
         UsageError: options that contradict each other, or cannot be.
         FormatError, ImageReadError: a file is neither regular nor a block device, or cannot be opened;
             StorageTimeout when that takes longer than the ``io_timeout`` given.
     """
-    others = {name: value for name, value in given.items() if name not in OPTIONS}
     hash_offset: int | None = given.get("hash_offset")
     hash_device: str | None = given.get("hash_device")
     has_superblock = not given.get("no_superblock")
@@ -39,7 +63,7 @@ def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | Join
     io_timeout: float = given.get("io_timeout", IO_TIMEOUT)
     data = open_file(image, io_timeout)
     if has_superblock and hash_device is None:
-        return data, {**others, "hash_offset": hash_offset}
+        return data, hash_offset
     try:
         tree = open_file(image if hash_device is None else hash_device, io_timeout)
         try:
@@ -54,7 +78,7 @@ def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | Join
     except BaseException:
         data.close()
         raise
-    return joined, {**others, "hash_offset": joined.hash_offset}
+    return joined, joined.hash_offset
 
 
 def _superblock(given: Mapping[str, Any], room: int, hash_offset: int) -> bytes:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from mystfuse.cli.commands.mount import OPTION_NAMES
 from mystfuse.cli.main import COMMANDS, cli
+from mystfuse.cli.mount_options import OPTION_NAMES
 from tests.support.commands import run
 
 PROJECT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 
-from mystfuse.cli.commands.mount import parse_mount_options
+from mystfuse.cli.mount_options import parse_mount_options
 from mystfuse.crypto.deriver import Deriver
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret

@@ -18,9 +18,9 @@ from typing import Any
 
 import click
 
-from mystfuse.cli.commands.mount import OPTION_NAMES, parse_mount_options
 from mystfuse.cli.commands.mount_helper import _Call, _options_for_us
 from mystfuse.cli.container import ContainerMount
+from mystfuse.cli.mount_options import OPTION_NAMES, parse_mount_options
 from mystfuse.cli.options import parse_id, parse_seconds, parse_size
 from mystfuse.errors import FormatError, MountError, MystfuseError, NotTrusted, UsageError, one_line
 from mystfuse.formats.configuration import Configuration, parse_json_object

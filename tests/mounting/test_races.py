@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.cli.commands.mount import _open_mountpoint
 from mystfuse.errors import MountError, MystfuseError
 from mystfuse.mounting.mount_table import Mount, find_mount
-from mystfuse.mounting.mountpoint import resolve_mountpoint
+from mystfuse.mounting.mountpoint import open_mountpoint, resolve_mountpoint
 from mystfuse.mounting.unmount import GoneError, unmount
 from mystfuse.system.atomic_file import AtomicFile
 from tests.support.commands import mystfuse, run
@@ -153,14 +152,16 @@ def test_no_command_writes_through_a_link(
 
 MOUNT_LATER = r"""
 import os, sys
-from mystfuse.cli.commands.mount import prepare
+from functools import partial
+from mystfuse.cli.mount_jobs import prepare
+from mystfuse.mounting.daemon import serve_mount
 from mystfuse.mounting.daemonize import run_in_background
 image, mountpoint, moved, victim = sys.argv[1:]
 job = prepare({}, frozenset(), image, mountpoint)
 os.rename(mountpoint, moved)
 if victim != "nothing":
     os.symlink(victim, mountpoint)
-started = run_in_background(job.serve, job.descriptors)
+started = run_in_background(partial(serve_mount, job), job.descriptors)
 print(int(started.status), started.message)
 """
 
@@ -194,7 +195,7 @@ def test_a_race_at_a_mountpoint_never_opens_what_a_link_leads_to(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     if not has_openat2:
-        monkeypatch.setattr("mystfuse.cli.commands.mount.openat2", unknown)
+        monkeypatch.setattr("mystfuse.mounting.mountpoint.openat2", unknown)
     real, link, victim = tmp_path / "real", tmp_path / "link", tmp_path / "victim"
     (real / "mount").mkdir(parents=True)
     (victim / "mount").mkdir(parents=True)
@@ -205,7 +206,7 @@ def test_a_race_at_a_mountpoint_never_opens_what_a_link_leads_to(
         for _ in range(ATTEMPTS):
             try:
                 path = resolve_mountpoint(str(tmp_path / "real/mount"))
-                descriptor = _open_mountpoint(path, path, False)
+                descriptor = open_mountpoint(path, path, False)
             except (MountError, OSError):
                 outcomes["refused"] += 1
                 continue

@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from mystfuse.cli.options import given_text
-from mystfuse.cli.reading import image_options, read_image, write_stdout
+from mystfuse.cli.reading import read_image, reading_options, write_stdout
 from mystfuse.tree.image_tree import ImageTree
 
 
 @click.command("cat", short_help="Write files of an image to stdout.")
-@image_options
+@reading_options
 @click.argument("paths", type=given_text, metavar="PATH...", nargs=-1, required=True)
 def command(paths: tuple[str, ...], **given: Any) -> None:
     """Write the contents of each PATH in IMAGE to stdout, one after the other, every block verified."""

@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from mystfuse.cli.container import Container, ContainerMount, run_container
-from mystfuse.cli.keys import key_options
-from mystfuse.cli.options import GivenPath, confinement_options, parse_size, trust_options
+from mystfuse.cli.given_image import image_options
+from mystfuse.cli.options import GivenPath, confinement_options, overlay_options
 from mystfuse.container.program import DEFAULT_PATH
-from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.errors import UsageError
 
 _PASSED_ON = ("TERM", "LANG", "TZ")
@@ -23,8 +22,7 @@ _PASSED_ON = ("TERM", "LANG", "TZ")
     short_help="Run a program from an image, with the image as its root.",
     context_settings={"allow_interspersed_args": False},
 )
-@trust_options
-@key_options
+@image_options
 @click.option(
     "--mount",
     "mounts",
@@ -36,36 +34,21 @@ _PASSED_ON = ("TERM", "LANG", "TZ")
 @click.option("--cwd", default="/", metavar="DIR", help="Where the program starts (default: /).")
 @click.option("--no-network", is_flag=True, help="Give it no network.")
 @confinement_options
-@click.option("--overlay-limit", type=parse_size, metavar="SIZE", help="Memory that what it writes may take up.")
-@click.option(
-    "--overlay-store",
-    type=GivenPath(),
-    metavar="DIR",
-    help="Where to put, encrypted, what memory has no room for.",
-)
+@overlay_options
 @click.argument("image", type=GivenPath())
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
-    roothashes: tuple[str, ...],
-    pubkeys: tuple[str, ...],
-    insecure: bool,
-    trust_self: bool | None,
-    key_file: str | None,
-    passphrase_file: str | None,
-    kdf_limit: KdfLimit | None,
     mounts: tuple[str, ...],
     variables: tuple[str, ...],
     cwd: str,
     no_network: bool,
     privileged: bool,
     pids_limit: int | None,
-    overlay_limit: int | None,
-    overlay_store: str | None,
     image: str,
     program: str,
     arguments: tuple[str, ...],
-    **tree: Any,
+    **given: Any,
 ) -> int:
     """Run PROGRAM, a file in IMAGE, with IMAGE as its root directory. What it writes is forgotten when it ends.
 
@@ -89,18 +72,7 @@ def command(
     return run_container(
         Container(
             image=image,
-            options={
-                "roothashes": roothashes,
-                "pubkeys": pubkeys,
-                "insecure": insecure,
-                **tree,
-                "trust_self": trust_self,
-                "key_file": key_file,
-                "passphrase_file": passphrase_file,
-                "kdf_limit": kdf_limit,
-                "overlay_limit": overlay_limit,
-                "overlay_store": overlay_store,
-            },
+            options=given,
             program=program,
             arguments=arguments,
             environment=make_environment(variables),

@@ -8,13 +8,13 @@ import click
 
 from mystfuse.cli.options import GivenPath, given_text
 from mystfuse.cli.progress import progress
-from mystfuse.cli.reading import count_bytes, image_options, read_image, warn_of_omissions
+from mystfuse.cli.reading import count_bytes, read_image, reading_options, warn_of_omissions
 from mystfuse.tree.extract import extract
 from mystfuse.tree.image_tree import ImageTree
 
 
 @click.command("extract", short_help="Copy a file or directory out of an image.")
-@image_options
+@reading_options
 @click.argument("path", metavar="PATH", type=given_text)
 @click.argument("destination", metavar="DEST", type=GivenPath())
 def command(path: str, destination: str, **given: Any) -> None:

@@ -12,7 +12,7 @@ import click
 import trio
 
 from mystfuse.cli.options import given_text
-from mystfuse.cli.reading import image_options, read_image
+from mystfuse.cli.reading import read_image, reading_options
 from mystfuse.cli.text import complain
 from mystfuse.errors import ExitStatus, MystfuseError, one_line
 from mystfuse.ext2.inode import Inode
@@ -44,7 +44,7 @@ class _Item(NamedTuple):
 @click.option("-R", "is_recursive", is_flag=True, help="Directories below as well.")
 @click.option("-a", "shows_hidden", is_flag=True, help="Names that begin with a dot as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, one object a name, with all there is.")
-@image_options
+@reading_options
 @click.argument("path", metavar="[PATH]", type=given_text, default="/")
 def command(
     path: str, is_long: bool, is_recursive: bool, shows_hidden: bool, as_json: bool, **given: Any

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import click
@@ -13,8 +14,8 @@ import click
 from mystfuse.build.encrypted_file import EncryptedFile
 from mystfuse.build.mkext2 import Mkext2Options, mkext2
 from mystfuse.cli.ending import end_like_interrupt
-from mystfuse.cli.keys import encryption_options, load_encryption
-from mystfuse.cli.options import GivenPath, parse_size, read_signing_key
+from mystfuse.cli.new_image_options import load_new_image, new_image_options
+from mystfuse.cli.options import GivenPath, parse_size
 from mystfuse.cli.progress import progress
 from mystfuse.errors import UsageError
 
@@ -31,8 +32,7 @@ from mystfuse.errors import UsageError
 @click.option(
     "--block-size", type=parse_size, metavar="BYTES", help="EXT2 block size, 1024 to 65536 (default: mke2fs's choice)."
 )
-@click.option("--sign", metavar="PUB:PRIV", help="Sign the root hash with this key pair (two PEM files).")
-@encryption_options
+@new_image_options
 @click.option("--salt", metavar="HEX", help="Salt of the hash tree, 0 to 256 bytes (default: 32 random ones).")
 @click.option("--uuid", help="UUID of the file system (default: random).")
 @click.option("--force", is_flag=True, help="Overwrite IMAGE.")
@@ -43,31 +43,28 @@ def command(
     size: int,
     free: int,
     block_size: int | None,
-    sign: str | None,
-    encrypt: str | None,
-    passphrase_file: str | None,
-    passphrase: str | None,
-    luks2: bool,
     salt: str | None,
     uuid: str | None,
     force: bool,
     trace: bool,
     directory: Path,
     image: Path,
+    **given: Any,
 ) -> None:
     """Make IMAGE from DIRECTORY: an EXT2 file system, its hash tree, and a signature block.
 
     With SOURCE_DATE_EPOCH in the environment, the same directory always gives the same bytes.
     """
     end_like_interrupt()
+    signing_key, encryption = load_new_image(**given)
     options = Mkext2Options(
         size=size,
         free=free,
         block_size=block_size,
         salt=_parse_salt(salt) if salt is not None else None,
         uuid=_parse_uuid(uuid) if uuid is not None else None,
-        signing_key=read_signing_key(sign) if sign is not None else None,
-        encryption=load_encryption(encrypt, passphrase_file, passphrase, luks2),
+        signing_key=signing_key,
+        encryption=encryption,
         epoch=_parse_epoch(os.environ.get("SOURCE_DATE_EPOCH", "")),
         trace=(lambda line: print(f"+ {line}", file=sys.stderr)) if trace else None,
     )

@@ -14,7 +14,8 @@ from enum import IntEnum
 from typing import Any, NoReturn
 
 from mystfuse import __version__
-from mystfuse.cli.commands.mount import OPTION_NAMES, parse_mount_options, prepare
+from mystfuse.cli.mount_jobs import prepare
+from mystfuse.cli.mount_options import OPTION_NAMES, parse_mount_options
 from mystfuse.cli.text import complain, leave, say, warn
 from mystfuse.devices.patience import IO_TIMEOUT, open_file
 from mystfuse.errors import ExitStatus, MystfuseError, UsageError, explain

@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from mystfuse.cli.container import Container, ContainerMount, run_container
-from mystfuse.cli.keys import key_options
-from mystfuse.cli.options import GivenPath, confinement_options, may_trust_self, trust_self_option
+from mystfuse.cli.key_options import key_options
+from mystfuse.cli.options import GivenPath, confinement_options
 from mystfuse.cli.text import warn
-from mystfuse.crypto.kdf_limit import KdfLimit
+from mystfuse.cli.trust_options import may_trust_self, trust_self_option
 from mystfuse.errors import MystfuseError, NotTrusted, UsageError
 from mystfuse.formats.configuration import Configuration, MountType
 from mystfuse.formats.package import MAX_PACKAGE_SIZE
@@ -87,13 +87,11 @@ def command(
     mounts: tuple[str, ...],
     signers: tuple[str, ...],
     trust_self: bool | None,
-    key_file: str | None,
-    passphrase_file: str | None,
-    kdf_limit: KdfLimit | None,
     privileged: bool,
     pids_limit: int | None,
     package: str,
     arguments: tuple[str, ...],
+    **keys: Any,
 ) -> int:
     """Run what PACKAGE says, from an image that it trusts. Executing the package does the same.
 
@@ -125,13 +123,7 @@ def command(
     return run_container(
         Container(
             image=image,
-            options={
-                "policy": opened.policy(),
-                "key_file": key_file,
-                "passphrase_file": passphrase_file,
-                "kdf_limit": kdf_limit,
-                "overlay_limit": configuration.memory_size,
-            },
+            options={**keys, "policy": opened.policy(), "overlay_limit": configuration.memory_size},
             program=configuration.application_path,
             arguments=arguments if configuration.takes_host_parameters else configuration.application_parameters,
             environment=_environment(configuration, os.environ),

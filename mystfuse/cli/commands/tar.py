@@ -10,8 +10,8 @@ from mystfuse.cli.options import given_text
 from mystfuse.cli.progress import progress
 from mystfuse.cli.reading import (
     count_bytes,
-    image_options,
     read_image,
+    reading_options,
     refuse_terminal,
     warn_of_omissions,
     write_stdout,
@@ -21,7 +21,7 @@ from mystfuse.tree.tar import write_tar
 
 
 @click.command("tar", short_help="Write a tree of an image to stdout as a tar archive.")
-@image_options
+@reading_options
 @click.argument("path", metavar="[PATH]", type=given_text, default="/")
 def command(path: str, **given: Any) -> None:
     """Write PATH in IMAGE (default: all of it) to stdout as a tar archive (pax), sorted by name.

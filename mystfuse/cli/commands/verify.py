@@ -7,12 +7,10 @@ from typing import Any
 
 import click
 
-from mystfuse.cli.keys import key_options, load_keys
-from mystfuse.cli.options import GivenPath, io_timeout_option, load_trust, may_trust_self, trust_options
+from mystfuse.cli.given_image import GivenImage, image_options
+from mystfuse.cli.options import GivenPath, io_timeout_option
 from mystfuse.cli.progress import progress
-from mystfuse.cli.verity_options import open_source
-from mystfuse.crypto.kdf_limit import KdfLimit
-from mystfuse.devices.patience import PatientSource
+from mystfuse.cli.trust_options import may_trust_self
 from mystfuse.errors import ExitStatus, FormatError, IntegrityError, MystfuseError, NotTrusted, innermost
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage, open_image
@@ -24,24 +22,11 @@ MAX_SHOWN = 1000
 
 
 @click.command("verify", short_help="Check every block of an image.")
-@trust_options
-@key_options
+@image_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @io_timeout_option
 @click.argument("image", type=GivenPath())
-def command(
-    roothashes: tuple[str, ...],
-    pubkeys: tuple[str, ...],
-    insecure: bool,
-    trust_self: bool | None,
-    key_file: str | None,
-    passphrase_file: str | None,
-    kdf_limit: KdfLimit | None,
-    as_json: bool,
-    io_timeout: float,
-    image: str,
-    **tree: Any,
-) -> ExitStatus:
+def command(as_json: bool, image: str, **given: Any) -> ExitStatus:
     """Check IMAGE: who vouches for it, its whole hash tree, every data block, and that a mount would accept them: an
     EXT2 file system, or a LUKS header, of the size that the tree has.
 
@@ -49,12 +34,12 @@ def command(
     over what is encrypted; with one, whether it opens the image is checked too. An image that nobody vouches for is
     compared with its own root hash, and told to be so; with --no-trust-self the status is 3 then.
     """
-    needs_voucher = not may_trust_self(trust_self)
-    file, tree = open_source(image, {**tree, "io_timeout": io_timeout})
-    source = PatientSource(file, io_timeout)
-    trust = load_trust(roothashes, pubkeys, insecure, tree["hash_offset"], trust_self=True)
+    needs_voucher = not may_trust_self(given["trust_self"])
+    named = GivenImage(image, given)
+    source = named.patient_source
+    trust = named.load_trust(trust_self=True)
     try:
-        keys = load_keys(key_file, passphrase_file, kdf_limit, source, may_ask=False)
+        keys = named.load_keys(may_ask=False)
         opened = open_image(source, trust.policy, trust.hash_offset, trust.root_hash)
         if opened.tree is None or opened.trust.root_hash is None:
             raise FormatError(f"{image}: there is no hash tree to check")
@@ -71,7 +56,7 @@ def command(
                 if count <= MAX_SHOWN:
                     shown.append(bad)
         if not count:
-            _check_contents(opened, keys, io_timeout)
+            _check_contents(opened, keys, named.io_timeout)
     finally:
         source.close()
     root_hash = opened.trust.root_hash.hex()

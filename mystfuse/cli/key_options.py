@@ -1,25 +1,25 @@
-"""Keys and passphrases: from files, descriptors, systemd's credentials and the terminal."""
+"""Keys and passphrases of encrypted images: the options that name them, and reading them from files, descriptors,
+systemd's credentials and the terminal."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import stat
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
+from mystfuse.cli.options import option_group
 from mystfuse.cli.text import warn
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret, harden_process
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, UsageError
 from mystfuse.formats.luks_magic import LUKS_MAGIC
-from mystfuse.image.keys import Encryption, Keys
+from mystfuse.image.keys import Keys
 from mystfuse.system.configured_file import open_configured_file
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_KEY_FILE = 64 << 10
 """Bytes."""
@@ -35,94 +35,31 @@ def parse_kdf_limit(value: str) -> KdfLimit:
         raise click.BadParameter(str(error)) from error
 
 
-def key_options(command: F) -> F:
-    """Add the options for the key of an encrypted image to a command."""
-    for option in reversed(
-        (
-            click.option(
-                "--key-file", metavar="FILE|-", help="Master key of an encrypted image: binary, or hex digits."
-            ),
-            click.option("--passphrase-file", metavar="FILE|-", help="Passphrase of an encrypted image."),
-            click.option(
-                "--kdf-limit",
-                type=parse_kdf_limit,
-                metavar="SECONDS[:SIZE]",
-                help=f"What deriving keys for it may cost (default: {KdfLimit()}).",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+key_options = option_group(
+    click.option("--key-file", metavar="FILE|-", help="Master key of an encrypted image: binary, or hex digits."),
+    click.option("--passphrase-file", metavar="FILE|-", help="Passphrase of an encrypted image."),
+    click.option(
+        "--kdf-limit",
+        type=parse_kdf_limit,
+        metavar="SECONDS[:SIZE]",
+        help=f"What deriving keys for it may cost (default: {KdfLimit()}).",
+    ),
+)
 
 
-def encryption_options(command: F) -> F:
-    """Add the options for making an encrypted image to a command."""
-    for option in reversed(
-        (
-            click.option(
-                "--encrypt",
-                metavar="KEYFILE|-",
-                help="Encrypt (LUKS, aes-xts-plain64) with this master key of 64 bytes.",
-            ),
-            click.option(
-                "--passphrase-file",
-                metavar="FILE|-",
-                help="With --encrypt: a passphrase that opens the image too (14 characters or more); "
-                "- asks for it on a terminal, else reads stdin.",
-            ),
-            click.option("--passphrase", metavar="TEXT", help="The same, for everybody on this machine to see."),
-            click.option("--luks2", is_flag=True, help="With --encrypt: LUKS2, argon2id for the passphrase."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def load_encryption(
-    encrypt: str | None, passphrase_file: str | None, passphrase: str | None, luks2: bool
-) -> Encryption | None:
-    """Read what the encryption options name; None without ``--encrypt``.
-
-    Raises:
-        UsageError: options that do not go together, or a file that cannot be read.
-        WrongKey: a key of the wrong size, or a passphrase that is too short.
-    """
-    if encrypt is None:
-        if passphrase_file is not None or passphrase is not None or luks2:
-            raise UsageError("--passphrase-file, --passphrase and --luks2 go with --encrypt KEYFILE")
-        return None
-    if passphrase_file is not None and passphrase is not None:
-        raise UsageError("--passphrase-file and --passphrase exclude each other")
-    if encrypt == passphrase_file == "-":
-        raise UsageError("key and passphrase cannot both come from stdin")
-    key = read_secret(encrypt, "--encrypt")
-    secret = None
-    if passphrase is not None:
-        warn("--passphrase shows the passphrase to everybody who can list processes: use --passphrase-file")
-        secret = Secret.copy_of(os.fsencode(passphrase))
-    elif passphrase_file is not None:
-        secret = read_passphrase(passphrase_file, "Passphrase for the new image: ", repeat=True)
-    encryption = Encryption(key, secret, 2 if luks2 else 1)
-    encryption.check("stdin" if encrypt == "-" else encrypt)
-    return encryption
-
-
-def load_keys(
-    key_file: str | None, passphrase_file: str | None, kdf_limit: KdfLimit | None, source: Source, may_ask: bool
-) -> Keys:
+def load_keys(given: Mapping[str, Any], source: Source, may_ask: bool) -> Keys:
     """Read what the key options name. From then on the process is hardened.
 
     Args:
-        kdf_limit: the default one, if None.
+        given: ``key_options`` by the names of their parameters.
         may_ask: without options, use systemd's credentials; else ask for a passphrase, if ``source`` looks encrypted
             and there is a terminal.
 
     Raises:
         UsageError: a file cannot be read, is empty, or is too large to be a key; or both are given.
     """
-    keys = _load_keys(key_file, passphrase_file, source, may_ask)
-    if kdf_limit is not None:
-        keys.limit = kdf_limit
+    keys = _load_keys(given.get("key_file"), given.get("passphrase_file"), source, may_ask)
+    keys.limit = given.get("kdf_limit") or keys.limit
     return keys
 
 

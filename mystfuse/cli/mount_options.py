@@ -1,0 +1,86 @@
+"""What ``-o`` takes: mount options under the names of the long options, and those that mount(8) passes on."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mystfuse.cli.key_options import parse_kdf_limit
+from mystfuse.cli.options import parse_id, parse_seconds, parse_size
+from mystfuse.cli.verity_options import TREE_PARAMETERS
+from mystfuse.errors import MountError, UsageError
+from mystfuse.fuse.mount_options import OnCorruption
+
+_FLAGS = frozenset({"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol", "default_permissions"})
+_IGNORED = frozenset({"rw", "noatime", "nosuid", "nodev", "exec", "async"})
+_IGNORED_VALUES = frozenset({"fsname", "subtype"})
+"""mount.fuse3 honours them where it mounts; where we mount, the mount table shows the image."""
+_LONG = frozenset({"allow_other", "insecure", "map_root", "foreground", "read_only", "no_superblock"})
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "uid": parse_id,
+    "gid": parse_id,
+    "on_corruption": OnCorruption,
+    "io_timeout": parse_seconds,
+    "idle_timeout": parse_seconds,
+    "log_file": Path,
+    "key_file": str,
+    "keyfile": str,
+    "passphrase_file": str,
+    "kdf_limit": parse_kdf_limit,
+    "hash_offset": parse_size,
+    "hash_device": str,
+    **dict.fromkeys(TREE_PARAMETERS, str),
+    "overlay_limit": parse_size,
+    "overlay_store": str,
+    "ready_fd": int,
+}
+_OTHER_NAMES = {"keyfile": "key_file"}
+"""As crypttab(5) and the users of mount(8) spell it."""
+_LISTS = {"roothash": "roothashes", "pubkey": "pubkeys"}
+_CHOICES = {"ro": ("read_only", True), "trust_self": ("trust_self", True), "no_trust_self": ("trust_self", False)}
+OPTION_NAMES = frozenset({*_FLAGS, *_IGNORED, *_IGNORED_VALUES, *_LONG, *_VALUES, *_LISTS, *_CHOICES})
+"""What -o takes."""
+
+
+def parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
+    """Put what -o says into ``given``, under the long options' names; returns the flags that have no long option.
+
+    A comma inside a value is written ``\\,``.
+
+    Raises:
+        UsageError: not an option, or not a value that it can have.
+        MountError: ``remount``, as mount(8) passes it on.
+    """
+    flags: set[str] = set()
+    for part in re.split(r"(?<!\\),", text):
+        name, equals, value = part.replace("\\,", ",").partition("=")
+        if not name and not equals:
+            continue
+        if equals and not value and name in (*_LISTS, *_VALUES):
+            raise UsageError(f"-o {name}=: it is empty (a variable that is not set?)")
+        if name in _LISTS and equals:
+            given[_LISTS[name]] = (*given[_LISTS[name]], value)
+        elif name in _VALUES and equals:
+            try:
+                given[_OTHER_NAMES.get(name, name)] = _VALUES[name](value)
+            except (click.BadParameter, ValueError) as error:
+                raise UsageError(f"-o {part}: not a value that it can have") from error
+        elif name in _LONG and not equals:
+            given[name] = True
+        elif name in _CHOICES and not equals:
+            parameter, choice = _CHOICES[name]
+            given[parameter] = choice
+        elif name in _FLAGS and not equals:
+            flags.add(name)
+        elif part == "remount":
+            raise MountError("a mystfuse mount cannot be changed while it is there: unmount it and mount it again")
+        elif name not in (_IGNORED_VALUES if equals else _IGNORED):
+            alike = difflib.get_close_matches(name, OPTION_NAMES - {name}, n=1, cutoff=0.75)
+            meant = f"; is {alike[0]} meant?" if alike and name not in OPTION_NAMES else ""
+            raise UsageError(f"-o {part}: no such mount option, or its value is missing or not wanted{meant}")
+    return frozenset(flags)
