@@ -10,7 +10,7 @@ _PAGE = 128
 more than it costs the kernel."""
 
 
-class References:
+class LookupCounts:
     """Look-up counts by inode number, in arrays rather than objects, and open handles."""
 
     def __init__(self) -> None:

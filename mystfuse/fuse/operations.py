@@ -11,9 +11,9 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyfuse3
 import trio
@@ -27,63 +27,26 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from mystfuse.errors import IntegrityError, MystfuseError
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.ext2.xattr import split_name
-from mystfuse.fuse.attributes import CACHE_SECONDS, ShownAttributes, absent, broken, dot
+from mystfuse.fuse.attributes import CACHE_SECONDS, ShownAttributes, absent
 from mystfuse.fuse.control_directory import ControlDirectory
 from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME, IMAGE_INO
-from mystfuse.fuse.lookup_counts import References
+from mystfuse.fuse.errnos import answers_errnos
+from mystfuse.fuse.lookup_counts import LookupCounts
 from mystfuse.fuse.mount_options import MountOptions
+from mystfuse.fuse.prefill import Prefill
+from mystfuse.fuse.readdir import DirectoryReader, OpenDirectory
 from mystfuse.volume.merged_image import MergedImage
 from mystfuse.volume.read_ahead import Stream
 from mystfuse.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
-ENTRIES_AT_ONCE = 512
-"""Directory entries prepared together; what the kernel has no room for is kept for its next request."""
-SMALL_FILE = 64 << 10
-"""Bytes: files up to here are handed to the kernel when they are opened."""
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-_MAX_HANDED_OVER = 65536
-_AFTER_DOT, _AFTER_DOTDOT = 1, 2
-"""Where a listing stands behind ``.`` and ``..``; other positions are byte offsets, all of them larger."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _handler(
-    method: Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]:
-    """The one place where errors become errnos. Anything but FUSEError would take down the whole mount."""
-
-    async def handle(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.last_request = trio.current_time()
-        try:
-            return await method(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except MystfuseError as error:
-            if not isinstance(error, IntegrityError):
-                # Those have been logged where they were found.
-                log.warning("%s: %s", method.__name__, error)
-            raise FUSEError(error.errno) from None
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
-        except MemoryError:
-            log.error("%s: no memory left", method.__name__)
-            raise FUSEError(errno.ENOMEM) from None
-        except Exception:
-            log.exception("%s: internal error", method.__name__)
-            raise FUSEError(errno.EIO) from None
-
-    functools.update_wrapper(handle, method)
-    return handle
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +58,6 @@ class _OpenFile:
     is_direct: bool
     """Opened with O_DIRECT: a write must not be answered short, which the kernel would turn into EIO (fs/fuse/file.c,
     fuse_get_res_by_io)."""
-
-
-@dataclass(slots=True)
-class _OpenDirectory:
-    ino: int
-    position: int = -1
-    """Where ``prepared`` begins."""
-    changes: int = 0
-    """``Volume.changes`` when it was made: what has changed since must not be handed over."""
-    size: int = 0
-    """Bytes of the directory, as of ``changes``; 0 if not known."""
-    prepared: list[tuple[bytes, EntryAttributes, int]] = field(default_factory=list)
-    """Entries with the position behind each, made but not yet handed over."""
 
 
 class Operations(pyfuse3.Operations):
@@ -143,14 +93,13 @@ class Operations(pyfuse3.Operations):
         self._control = ControlDirectory(status, volume.superblock.size, options.owner) if options.control else None
         self._shown = ShownAttributes(options, volume.superblock.block_size)
         self._groups_of = groups_of
-        self._references = References()
+        self._lookup_counts = LookupCounts()
+        self._prefill = Prefill(volume, self._lookup_counts)
+        self._directory_reader = DirectoryReader(volume, self._control, self._shown, self._lookup_counts)
         self._files: dict[int, _OpenFile | MergedImage | bytes] = {}
         """Open files by handle: of the file system, its merged image, or the contents of a control file."""
-        self._directories: dict[int, _OpenDirectory] = {}
+        self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
-        self._handed_over: set[int] = set()
-        """Small files that the kernel was given, and has not forgotten since."""
-        self._has_warned = False
 
     @property
     def open_handles(self) -> int:
@@ -161,7 +110,7 @@ class Operations(pyfuse3.Operations):
         self._on_init()
         self.ready.set()
 
-    @_handler
+    @answers_errnos
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if len(name) > EXT2_NAME_LEN:
             raise FUSEError(errno.ENAMETOOLONG)
@@ -196,21 +145,21 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:
             ino = _ext2_ino(number)
-            if self._references.forgotten(ino, count):
-                self._handed_over.discard(ino)
+            if self._lookup_counts.forgotten(ino, count):
+                self._prefill.forget(ino)
         await self._release_unused(*[_ext2_ino(number) for number, _ in inode_list])
 
-    @_handler
+    @answers_errnos
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         if self._control and self._control.owns(inode):
             return self._control.attributes(inode)
         return self._shown.of(await self._volume.inode(_ext2_ino(inode)))
 
-    @_handler
+    @answers_errnos
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         return await self._volume.target(_ext2_ino(inode))
 
-    @_handler
+    @answers_errnos
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
@@ -225,7 +174,7 @@ class Operations(pyfuse3.Operations):
         )
         return self._shown.of(await self._volume.set_attributes(_ext2_ino(inode), changes, self._caller(ctx)))
 
-    @_handler
+    @answers_errnos
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
@@ -234,35 +183,35 @@ class Operations(pyfuse3.Operations):
         # Not after another await: the kernel counts both or neither.
         return self._open_file(inode.ino, caller, flags), self._entry(inode)
 
-    @_handler
+    @answers_errnos
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         return self._entry(await self._make(parent_inode, name, mode, self._caller(ctx), rdev))
 
-    @_handler
+    @answers_errnos
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         return self._entry(await self._make(parent_inode, name, mode, self._caller(ctx)))
 
-    @_handler
+    @answers_errnos
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         mode = stat.S_IFLNK | 0o777
         return self._entry(await self._make(parent_inode, name, mode, self._caller(ctx), target=target))
 
-    @_handler
+    @answers_errnos
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         self._check_ours(inode)
         self._check_name(new_parent_inode, new_name)
         parent = _ext2_ino(new_parent_inode)
         return self._entry(await self._volume.link(_ext2_ino(inode), parent, new_name, self._caller(ctx)))
 
-    @_handler
+    @answers_errnos
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._remove(parent_inode, name, is_rmdir=False)
 
-    @_handler
+    @answers_errnos
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._remove(parent_inode, name, is_rmdir=True)
 
-    @_handler
+    @answers_errnos
     async def rename(
         self,
         parent_inode_old: int,
@@ -285,7 +234,7 @@ class Operations(pyfuse3.Operations):
         if replaced is not None:
             await self._release_unused(replaced.ino)
 
-    @_handler
+    @answers_errnos
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         is_writing = flags & os.O_ACCMODE != os.O_RDONLY
         if self._control and self._control.owns(inode):
@@ -306,10 +255,10 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             await self._volume.set_attributes(ino, AttributeChanges(size=0), caller)
         if not is_writing:
-            self._hand_over(ino)
+            self._prefill.fill(ino)
         return self._open_file(ino, caller, flags)
 
-    @_handler
+    @answers_errnos
     async def read(self, fh: int, off: int, size: int) -> bytes:
         file = self._files[fh]
         if isinstance(file, bytes):
@@ -321,102 +270,70 @@ class Operations(pyfuse3.Operations):
         is_ahead = size > PAGE_SIZE and not file.is_direct
         return await self._volume.read(file.ino, off, size, file.stream, is_ahead)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
-    @_handler
+    @answers_errnos
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._files[fh]
         assert isinstance(file, _OpenFile)
         return await self._volume.write(file.ino, off, buf, file.caller, file.is_direct)
 
-    @_handler
+    @answers_errnos
     async def release(self, fh: int) -> None:
         file = self._files.pop(fh)
         if isinstance(file, MergedImage):
             file.close()
         elif isinstance(file, _OpenFile):
             self._volume.close_stream(file.stream)
-            self._references.closed(file.ino)
+            self._lookup_counts.closed(file.ino)
             await self._release_unused(file.ino)
 
-    @_handler
+    @answers_errnos
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         if self._control and self._control.owns(inode):
             self._check_control(ctx)
-            return self._add(self._directories, _OpenDirectory(inode))
-        self._references.opened(_ext2_ino(inode))
-        return self._add(self._directories, _OpenDirectory(_ext2_ino(inode)))
+            return self._add(self._directories, OpenDirectory(inode))
+        self._lookup_counts.opened(_ext2_ino(inode))
+        return self._add(self._directories, OpenDirectory(_ext2_ino(inode)))
 
-    @_handler
+    @answers_errnos
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        directory = self._directories[fh]
-        position = start_id
-        replied = False
-        while True:
-            if not directory.prepared or directory.position != position or directory.changes != self._volume.changes:
-                if directory.changes != self._volume.changes:
-                    directory.size = 0
-                try:
-                    directory.prepared = await self._prepare(directory, position)
-                    # No await since they were made: this is the state that they show.
-                    directory.changes = self._volume.changes
-                except MystfuseError:
-                    if replied:
-                        # What was listed so far is handed over; the next request meets the error again.
-                        return
-                    raise
-                directory.position = position
-                if not directory.prepared:
-                    return
-            for index, (name, attributes, next_id) in enumerate(directory.prepared):
-                if not pyfuse3.readdir_reply(token, name, attributes, next_id):
-                    del directory.prepared[:index]
-                    directory.position = position
-                    return
-                # The kernel forgets at once what it is told without a type.
-                if next_id > _AFTER_DOTDOT and attributes.st_mode and not self._is_control(directory.ino):
-                    self._references.known(attributes.st_ino)
-                position, replied = next_id, True
-            directory.prepared = []
+        await self._directory_reader.reply(self._directories[fh], start_id, token)
 
-    @_handler
+    @answers_errnos
     async def releasedir(self, fh: int) -> None:
         directory = self._directories.pop(fh)
         if not self._is_control(directory.ino):
-            self._references.closed(directory.ino)
+            self._lookup_counts.closed(directory.ino)
             await self._release_unused(directory.ino)
 
-    @_handler
+    @answers_errnos
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if not self._options.xattr:
-            raise FUSEError(errno.ENOSYS)
+        self._check_xattr()
         split_name(name)
         value = (await self._xattrs(inode)).get(name)
         if value is None:
             raise FUSEError(pyfuse3.ENOATTR)
         return value
 
-    @_handler
+    @answers_errnos
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        if not self._options.xattr:
-            raise FUSEError(errno.ENOSYS)
+        self._check_xattr()
         names = await self._xattrs(inode)
         # Like the kernel, show trusted.* to root only (fs/ext4/xattr_trusted.c).
         return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
 
-    @_handler
+    @answers_errnos
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        if not self._options.xattr:
-            raise FUSEError(errno.ENOSYS)
+        self._check_xattr()
         self._check_ours(inode)
         await self._volume.set_xattr(_ext2_ino(inode), name, value, self._caller(ctx))
 
-    @_handler
+    @answers_errnos
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        if not self._options.xattr:
-            raise FUSEError(errno.ENOSYS)
+        self._check_xattr()
         self._check_ours(inode)
         await self._volume.remove_xattr(_ext2_ino(inode), name, self._caller(ctx))
 
-    @_handler
+    @answers_errnos
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         statistics = await self._volume.statistics()
         data = StatvfsData()
@@ -428,39 +345,6 @@ class Operations(pyfuse3.Operations):
         data.f_ffree = data.f_favail = statistics.free_inodes
         data.f_namemax = EXT2_NAME_LEN
         return data
-
-    async def _prepare(self, directory: _OpenDirectory, position: int) -> list[tuple[bytes, EntryAttributes, int]]:
-        """The next entries of a directory from ``position`` on, with the position behind each; empty at its end."""
-        ino = directory.ino
-        if self._control and self._control.owns(ino):
-            own: list[tuple[bytes, EntryAttributes]] = [
-                (b".", self._control.attributes(CONTROL_INO)),
-                (b"..", self._shown.of(await self._volume.inode(EXT2_ROOT_INO))),
-                *self._control.entries(),
-            ]
-            return [(name, attributes, index) for index, (name, attributes) in enumerate(own, 1)][position:]
-        if position < _AFTER_DOTDOT:
-            parent, directory.size = await self._volume.dots(ino)
-            dots = [(b".", dot(ino), _AFTER_DOT), (b"..", dot(parent), _AFTER_DOTDOT)]
-            return dots[position:]
-        offset = 0 if position == _AFTER_DOTDOT else position
-        if offset and offset == directory.size and directory.changes == self._volume.changes:
-            # The kernel comes once more to be told that this is the end.
-            return []
-        hidden = CONTROL_NAME if self._control and ino == EXT2_ROOT_INO else None
-        while True:
-            found, next_offset = await self._volume.entries(ino, offset, ENTRIES_AT_ONCE)
-            entries = [
-                (entry.name, self._shown.of(inode) if inode else broken(entry.ino), entry.next_offset)
-                for entry, inode in found
-                if entry.name != hidden
-            ]
-            if hidden and not self._has_warned and len(entries) < len(found):
-                self._has_warned = True
-                log.warning("the image's own .mystfuse is hidden by the control directory (-o nocontrol shows it)")
-            if entries or next_offset <= offset:
-                return entries
-            offset = next_offset
 
     async def _make(
         self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
@@ -475,7 +359,7 @@ class Operations(pyfuse3.Operations):
 
     async def _release_unused(self, *inos: int) -> None:
         """Free those inodes that have no name and that nobody uses any more."""
-        unused = [ino for ino in inos if ino in self._volume.orphans and not self._references.has(ino)]
+        unused = [ino for ino in inos if ino in self._volume.orphans and not self._lookup_counts.has(ino)]
         if unused:
             try:
                 await self._volume.release(*unused)
@@ -494,7 +378,7 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, inode: Inode) -> EntryAttributes:
         """Attributes for an answer by which the kernel comes to know the inode."""
-        self._references.known(inode.ino)
+        self._lookup_counts.known(inode.ino)
         return self._shown.of(inode)
 
     def _caller(self, ctx: RequestContext) -> Caller:
@@ -502,35 +386,13 @@ class Operations(pyfuse3.Operations):
         return Caller(self._shown.stored_uid(ctx.uid), self._shown.stored_gid(ctx.gid), groups)
 
     def _open_file(self, ino: int, caller: Caller, flags: int) -> FileInfo:
-        self._references.opened(ino)
+        self._lookup_counts.opened(ino)
         if not caller.is_root:
             # Whoever opened it may be gone when it is written to.
             groups = caller.groups()
             caller = replace(caller, groups=lambda: groups)
         file = _OpenFile(ino, caller, Stream(), bool(flags & os.O_DIRECT))
         return FileInfo(fh=self._add(self._files, file), keep_cache=True)
-
-    def _hand_over(self, ino: int) -> None:
-        """Put a small file that is being opened into the kernel's page cache: it will not have to ask for it.
-
-        notify_store waits for pages that are locked, and would wait for ever for those that are locked by a READ, which
-        only this thread answers. A READ belongs to a handle (the kernel holds it until the READ has been answered), so
-        there is none while there is no handle; and for want of a writer no page is dirty. Between looking at both and
-        storing there is no await.
-        """
-        if ino in self._handed_over or self._references.is_open(ino):
-            return
-        content = self._volume.read_now(ino, SMALL_FILE)
-        if not content:
-            return
-        if len(self._handed_over) >= _MAX_HANDED_OVER:
-            self._handed_over.clear()
-        self._handed_over.add(ino)
-        try:
-            pyfuse3.notify_store(ino, 0, content)  # type: ignore[arg-type]  # pyfuse3 takes any buffer
-        except OSError as error:
-            # It asks, then.
-            log.debug("inode %d was not handed over: %s", ino, error)
 
     def _is_control(self, ino: int) -> bool:
         return self._control is not None and self._control.owns(ino)
@@ -546,6 +408,10 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENAMETOOLONG)
         if self._control and parent == pyfuse3.ROOT_INODE and name == CONTROL_NAME:
             raise FUSEError(errno.EPERM)
+
+    def _check_xattr(self) -> None:
+        if not self._options.xattr:
+            raise FUSEError(errno.ENOSYS)
 
     def _check_control(self, ctx: RequestContext) -> None:
         if self._control and not self._control.may_use(ctx.uid):

@@ -20,7 +20,7 @@ from mystfuse.ext2 import name_index
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.setattr import AttributeChanges
-from mystfuse.fuse.lookup_counts import References
+from mystfuse.fuse.lookup_counts import LookupCounts
 from mystfuse.volume import runner
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
@@ -215,7 +215,7 @@ async def test_a_rename_between_directories_too_large_to_index_together_ends(
 
 
 def test_references_take_no_more_memory_than_inodes_that_are_known() -> None:
-    references = References()
+    references = LookupCounts()
     for ino in range(1, 200_000, 7):
         references.known(ino)
         references.known(ino)

@@ -31,7 +31,7 @@ from mystfuse.devices.source import FileSource
 from mystfuse.errors import ImageReadError, MountError, StorageTimeout
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.setattr import AttributeChanges
-from mystfuse.fuse.lookup_counts import References
+from mystfuse.fuse.lookup_counts import LookupCounts
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting import session
 from mystfuse.mounting.mount_table import find_daemon, find_mount
@@ -226,7 +226,7 @@ async def test_inodes_as_large_as_blocks_take_no_more_memory_than_others(tmp_pat
 
 
 def test_counts_of_scattered_inodes_cost_no_more_than_the_kernel_pays() -> None:
-    references = References()
+    references = LookupCounts()
     tracemalloc.start()
     try:
         for ino in range(1, 2000 * 100_000, 100_000):
