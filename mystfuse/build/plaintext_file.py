@@ -16,8 +16,8 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, R
 from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher, find_zero_sectors
 from mystfuse.errors import MountError
 from mystfuse.fuse.libfuse_session import mount
+from mystfuse.mounting.find_daemon import name_this_process
 from mystfuse.mounting.keeper import Keeper
-from mystfuse.mounting.mount_table import name_this_process
 
 _MAX_TASKS = 2
 

@@ -6,7 +6,8 @@ import errno
 import os
 
 from mystfuse.errors import MountError
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from mystfuse.system.openat2 import RESOLVE_NO_SYMLINKS, openat2
 from mystfuse.system.output_paths import MAX_LINKS, LinkOfAnother, read_trusted_link
 

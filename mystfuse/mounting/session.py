@@ -28,8 +28,9 @@ from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage
 from mystfuse.image.pipeline import Pipeline, run_pipeline
 from mystfuse.image.progress import Progress
+from mystfuse.mounting.find_daemon import name_this_process
 from mystfuse.mounting.keeper import PATIENCE, Keeper
-from mystfuse.mounting.mount_table import Mount, name_this_process
+from mystfuse.mounting.mount_table import Mount
 from mystfuse.mounting.unmount import BusyError
 from mystfuse.system.confinement import Confinement
 from mystfuse.system.threads import call_in_thread

@@ -14,8 +14,9 @@ from functools import partial
 
 from mystfuse.errors import MountError, StorageTimeout
 from mystfuse.mounting.busy_processes import describe_users
+from mystfuse.mounting.find_daemon import find_daemon, find_other_server
 from mystfuse.mounting.fusermount import run_fusermount
-from mystfuse.mounting.mount_table import Mount, describe_absence, find_daemon, find_mount, find_other_server
+from mystfuse.mounting.mount_table import Mount, describe_absence, find_mount
 from mystfuse.system.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
 BUSY_PATIENCE = 2.0

@@ -26,7 +26,8 @@ from benchmarks.tools import (
     user_ids,
 )
 from mystfuse.errors import MountError
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.unmount import unmount_and_wait
 
 SECONDS_TO_MOUNT = 30

@@ -15,8 +15,9 @@ import pytest
 
 from mystfuse.errors import MountError
 from mystfuse.fuse.mount_options import MountOptions
+from mystfuse.mounting.find_daemon import find_other_server
 from mystfuse.mounting.keeper import Keeper
-from mystfuse.mounting.mount_table import find_mount, find_other_server
+from mystfuse.mounting.mount_table import find_mount
 from tests.support.commands import wait_until
 from tests.support.processes import descriptors_of, is_running, keeper_of
 
@@ -38,7 +39,7 @@ def command(*arguments: str | Path, patch: str = "") -> list[str | Path]:
 def test_a_keeper_that_hangs_does_not_hang_mounting(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     stop = f"os.system(f'echo {{os.getpid()}} >> {pids}'), os.kill(os.getpid(), signal.SIGSTOP)"
-    patch = f"run = keeper._run; keeper._run = lambda *given: ({stop}, run(*given))"
+    patch = f"run = keeper.run_server; keeper.run_server = lambda *given: ({stop}, run(*given))"
     try:
         for options in ([], ["-f"]):
             with (tmp_path / "stderr").open("w+") as stderr:

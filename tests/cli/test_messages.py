@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from tests.support.cli_in_process import in_process
 from tests.support.commands import assert_one_line, mystfuse, run
 from tests.support.mounts import mounted

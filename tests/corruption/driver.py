@@ -26,7 +26,8 @@ from mystfuse.cli import main as command_line
 from mystfuse.errors import ExitStatus, MountError
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.unmount import unmount, unmount_and_wait
 from mystfuse.trust.signature import SigningKey
 from tests.corruption.exercise import Outcomes, exercise, walk

@@ -329,7 +329,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "mounts are nosuid and nodev",
-        "mystfuse/mounting/keeper.py",
+        "mystfuse/mounting/mount.py",
         "(not options.suid, _MS_NOSUID), (not options.dev, _MS_NODEV),",
         "",
         (

@@ -6,7 +6,7 @@ from tests.guards.guard import Guard
 
 _CONFINEMENT = "mystfuse/system/confinement.py"
 _FILTERS = "mystfuse/system/seccomp_filters.py"
-_KEEPER = "mystfuse/mounting/keeper.py"
+_KEEPER = "mystfuse/mounting/keeper_server.py"
 _ATOMIC_FILE = "mystfuse/system/atomic_file.py"
 _CONTAINER = "mystfuse/cli/container.py"
 
@@ -96,12 +96,12 @@ OF_MACHINES: tuple[Guard, ...] = (
         ("mounting/test_races.py::test_a_race_while_unmounting_takes_nobody_elses_mount",),
     ),
     Guard(
-        "an order begins with fixed bytes",
+        "a request of the keeper is a whole message",
         _KEEPER,
-        "return _Order(number) if magic == _MAGIC and number in iter(_Order) else None",
-        "return _Order(number) if number in iter(_Order) else None",
+        "if message == request.value",
+        "if message in request.value",
         (
-            "mounting/test_start.py::test_only_fixed_messages_are_orders",
+            "mounting/test_start.py::test_only_whole_messages_are_requests",
             "mounting/test_start.py::test_the_keeper_answers_no_other_message",
         ),
     ),
@@ -160,7 +160,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "a daemon is who serves the mount",
-        "mystfuse/mounting/mount_table.py",
+        "mystfuse/mounting/find_daemon.py",
         'if fields[0] == b"Z" or _serves(entry, mount) is False:',
         'if fields[0] == b"Z":',
         ("mounting/test_privileges.py::test_no_process_passes_itself_off_as_the_daemon_of_a_mount",),

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from mystfuse.system.landlock import restrict_file_access
 from tests.support.commands import GROUP, USER, assert_one_line, mystfuse, run, wait_until
 from tests.support.mounts import clear_mount, daemon_pid, mounted

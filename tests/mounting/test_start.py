@@ -17,8 +17,7 @@ import pytest
 
 from mystfuse.cli import start
 from mystfuse.fuse.mount_options import MountOptions
-from mystfuse.mounting.keeper import _MAGIC, _REQUEST, _Office, _Order, _understand
-from mystfuse.mounting.keeper import _run as run_keeper
+from mystfuse.mounting.keeper_server import KeeperServer, Request, parse_request, run_server
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.system.memory import group_limit
 from tests.support.commands import assert_one_line, mystfuse, run, wait_until
@@ -164,36 +163,33 @@ def test_the_interface_in_a_program_that_has_closed_them(small_tree: Path, mount
     assert find_mount(str(mountpoint)) is None
 
 
-# What the keeper takes for an order
+# What the keeper takes for a request
 
 
-def test_only_fixed_messages_are_orders() -> None:
-    assert [_understand(_REQUEST.pack(_MAGIC, order)) for order in _Order] == list(_Order)
-    for order in _Order:
-        message = _REQUEST.pack(_MAGIC, order)
-        assert _understand(message[:-1]) is None and _understand(message + b"\n") is None
-        assert _understand(message[1:] + b"\0") is None
-        assert _understand(_REQUEST.pack(b"mystfuse", order)) is None
-    for number in (0, len(_Order) + 1, 2**32 - 1):
-        assert _understand(_REQUEST.pack(_MAGIC, number)) is None
-    for text in (b"unmount", b"unmount lazily", b"mystfuse: ", b"x" * _REQUEST.size):
-        assert _understand(text) is None
+def test_only_whole_messages_are_requests() -> None:
+    assert [parse_request(request.value) for request in Request] == list(Request)
+    for message in (request.value for request in Request):
+        assert parse_request(message[:-1]) is None and parse_request(message + b"\n") is None
+        assert parse_request(message[1:]) is None and parse_request(message[1:] + b"\0") is None
+        assert parse_request(message[1:-1]) is None, "text, as a library writes it to stderr"
+    for text in (b"", b"\0", b"unmount", b"unmount lazily", b"mystfuse: ", b"x" * 1000):
+        assert parse_request(text) is None
 
 
 def test_the_keeper_answers_no_other_message(tmp_path: Path) -> None:
-    """Not even with an error, which would be taken for the answer to the next order."""
+    """Not even with an error, which would be taken for the answer to the next request."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if not pid:
         ours.close()
-        run_keeper(_Office(MountOptions(str(tmp_path), "none")), its)
+        run_server(KeeperServer(MountOptions(str(tmp_path), "none")), its)
     its.close()
     try:
         with ours:
             ours.settimeout(20)
-            for stray in (b"unmount", b"mystfuse: a message\n" * 1000, _REQUEST.pack(b"mystfuse", _Order.MOUNT)):
+            for stray in (b"unmount", b"mystfuse: a message\n" * 1000, Request.MOUNT.value + b"\n"):
                 ours.send(stray)
-            ours.send(_REQUEST.pack(_MAGIC, _Order.UNMOUNT))
+            ours.send(Request.UNMOUNT.value)
             assert ours.recv(1000) == b'{"was_mounted": false}'
             ours.setblocking(False)
             with pytest.raises(BlockingIOError):

@@ -11,8 +11,9 @@ import pytest
 import mystfuse as api
 from mystfuse.errors import MountError
 from mystfuse.fuse.mount_options import MountOptions
-from mystfuse.mounting import keeper as keeping
 from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.keeper_server import KeeperServer
+from mystfuse.mounting.mount import mount
 from mystfuse.mounting.mount_table import find_mount, find_mount_of, find_mounts
 from mystfuse.mounting.unmount import unmount
 from tests.support.commands import mystfuse
@@ -60,18 +61,18 @@ def test_of_two_that_have_mounted_the_lower_one_stays(mountpoint: Path) -> None:
     # By a descriptor: nobody answers who looks into the first.
     directory = os.open(mountpoint, os.O_PATH)
     options = MountOptions(mountpoint=str(mountpoint), fsname="none", directory=directory)
-    office = keeping._Office(options)
+    server = KeeperServer(options)
     descriptors: list[int] = []
     try:
         for _ in range(2):
-            descriptors.append(keeping._mount(replace(options, nonempty=True), may_run_programs=False))
+            descriptors.append(mount(replace(options, nonempty=True), may_run_programs=False))
         lower, upper = descriptors
         if find_mount_of(lower) is None:
             pytest.skip("the kernel does not say which mount a descriptor serves")
         first = find_mounts(str(mountpoint))[0]
-        assert office._find_own(lower) == first
+        assert server._find_own(lower) == first
         with pytest.raises(MountError, match="none is mounted there already"):
-            office._find_own(upper)
+            server._find_own(upper)
         assert find_mounts(str(mountpoint)) == [first]
     finally:
         for descriptor in [directory, *descriptors]:

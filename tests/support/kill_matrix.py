@@ -29,7 +29,8 @@ from pathlib import Path
 
 from removal import remove_tree, temporary_directory
 
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.unmount import unmount
 
 ENVIRONMENT = {

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import unmount
 from tests.support.commands import mystfuse, wait_until

@@ -29,7 +29,8 @@ import pytest
 
 from mystfuse.devices import crypt
 from mystfuse.errors import CorruptFilesystem, IntegrityError
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from mystfuse.volume.volume import Volume
 from tests.support.commands import SBIN, mystfuse, run
 from tests.support.ext2_editor import Editor, MemoryDevice, make_image

@@ -34,7 +34,8 @@ from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.fuse.lookup_counts import LookupCounts
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting import session
-from mystfuse.mounting.mount_table import find_daemon, find_mount
+from mystfuse.mounting.find_daemon import find_daemon
+from mystfuse.mounting.mount_table import find_mount
 from mystfuse.system import threads
 from mystfuse.system.workers import Workers
 from mystfuse.volume.volume import Volume
