@@ -15,7 +15,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, R
 
 from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher, find_zero_sectors
 from mystfuse.errors import MountError
-from mystfuse.fuse.libfuse_session import mount
+from mystfuse.fuse.libfuse_session import open_session
 from mystfuse.mounting.find_daemon import name_this_process
 from mystfuse.mounting.keeper import Keeper
 
@@ -122,7 +122,7 @@ async def _serve(file: PlaintextFile, keeper: Keeper, report: Callable[[], None]
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         descriptor, found = keeper.mount()
         try:
-            mount(file, f"/dev/fd/{descriptor}", set())
+            open_session(file, f"/dev/fd/{descriptor}", set())
             name_this_process(found)
             try:
                 async with trio.open_nursery() as nursery:

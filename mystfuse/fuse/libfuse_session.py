@@ -1,4 +1,4 @@
-"""Mounting by libfuse."""
+"""libfuse's session on a descriptor of /dev/fuse."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import pyfuse3
 from mystfuse.errors import MountError
 
 
-def mount(operations: pyfuse3.Operations, mountpoint: str, options: set[str]) -> None:
-    """Mount; what libfuse or fusermount3 write to stderr becomes the error's message.
+def open_session(operations: pyfuse3.Operations, mountpoint: str, options: set[str]) -> None:
+    """Begin to serve a mount; what libfuse writes to stderr becomes the error's message.
+
+    Args:
+        mountpoint: ``/dev/fd/N``, N being a descriptor of /dev/fuse that is mounted already.
 
     Raises:
-        MountError: it cannot be mounted there.
+        MountError: libfuse refuses it.
     """
     with os.fdopen(os.memfd_create("mystfuse"), "w+b") as said:
         stderr = os.dup(2)

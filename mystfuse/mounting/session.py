@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,21 +15,21 @@ from typing import Any, TypeVar
 import pyfuse3
 import trio
 
-from mystfuse import __version__
 from mystfuse.crypto.secret import lock_memory
 from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.fuse.init_request import Handshake
-from mystfuse.fuse.libfuse_session import mount
+from mystfuse.fuse.libfuse_session import open_session
 from mystfuse.fuse.mount_options import MountOptions, OnCorruption
 from mystfuse.fuse.operations import Operations
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage
-from mystfuse.image.pipeline import Pipeline, run_pipeline
+from mystfuse.image.pipeline import run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.mounting.find_daemon import name_this_process
 from mystfuse.mounting.keeper import PATIENCE, Keeper
 from mystfuse.mounting.mount_table import Mount
+from mystfuse.mounting.status_json import status_source
 from mystfuse.mounting.unmount import BusyError
 from mystfuse.system.confinement import Confinement
 from mystfuse.system.threads import call_in_thread
@@ -41,14 +40,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_TASKS = 64
-"""Requests handled at once, those that wait for storage included: with as many that do, nothing else is answered. Each
-has a buffer that is as large as its request, 1 MiB at most."""
+"""Requests handled at once, those that wait for storage included: when all of them wait, nothing else is answered. Each
+has a buffer as large as its request, 1 MiB at most."""
 _GRACE = 2.0
 """Seconds that requests under way get when the mount ends."""
 _KEEPER_PATIENCE = PATIENCE + 2.0
-"""Seconds for the thread in which the keeper is asked, which has a bound of its own."""
-_BEGINNING = 2.0
-"""Seconds for that thread to begin, which for want of memory it may never do."""
+"""Seconds for the thread that waits for the keeper, whose requests have a bound of their own."""
+_THREAD_START = 2.0
+"""Seconds for that thread to begin, which it may never do without memory."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -57,8 +56,8 @@ class Session:
 
     Args:
         keys: for an encrypted image; wiped as soon as it is open.
-        keeper: what mounts and unmounts for us.
-        confinement: what holds this process; for the status, and to see which groups a caller is in.
+        keeper: mounts and unmounts for us.
+        confinement: for the status, and for the groups of callers.
         progress: shown while a passphrase is tried.
         on_ready: called once, when the kernel's INIT has been answered: from then on the mount answers.
         on_ending: called once, when the mount begins to end.
@@ -88,7 +87,7 @@ class Session:
         self._stop = trio.Event()
         self._was_mounted = self._is_ending = self._has_ended = False
         self._own_mount: Mount | None = None
-        self._asking = trio.Lock()
+        self._keeper_lock = trio.Lock()
         self._serving = trio.CancelScope()
         self._status: Callable[[], dict[str, Any]] = dict
 
@@ -101,7 +100,7 @@ class Session:
         Raises:
             MountError: it could not be mounted.
             WrongKey: the image is encrypted, and the keys do not open it.
-        FormatError, IntegrityError, ImageReadError: the file system cannot be read.
+            FormatError, IntegrityError, ImageReadError: the file system cannot be read.
         """
         with trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGUSR1) as signals:
             async with trio.open_nursery() as nursery:
@@ -121,14 +120,13 @@ class Session:
             volume = await Volume.open(
                 pipeline.device, limit, pipeline.workers, options.overlay_store, options.io_timeout
             )
-            # Here, where the process is our own, and not a program's that opens an image by the API; when all keys are
-            # in memory.
+            # Here, when all keys are in memory: the process is the daemon's own, not a program's that uses the API.
             if (pipeline.unlocked or options.overlay_store is not None) and not lock_memory():
-                log.info(
-                    "keys and what they hide may be swapped out: the limit of locked memory is too low (ulimit -l)"
-                )
+                log.info("keys and plaintext may be swapped out: the limit of locked memory is too low (ulimit -l)")
             await self._check_root(volume)
-            self._status = self._status_of(pipeline, volume)
+            self._status = status_source(
+                self._image.trust, self._options, pipeline, volume, self._confinement, self._started
+            )
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
             descriptor, self._own_mount = await self._ask_keeper(self._keeper.mount, "mount")
@@ -140,9 +138,9 @@ class Session:
                 operations = Operations(
                     volume, self._options, self._status, self._confinement.groups_of, handshake.finish
                 )
-                mount(operations, f"/dev/fd/{handshake.descriptor}", self._options.fuse_options())
+                open_session(operations, f"/dev/fd/{handshake.descriptor}", self._options.fuse_options())
             except BaseException:
-                # Whatever it was (memory, descriptors): nobody would serve what the keeper has mounted.
+                # Whatever it was (memory, descriptors): the mount would have no daemon.
                 with suppress(MountError):
                     self._keeper.unmount(lazy=True)
                 raise
@@ -152,16 +150,16 @@ class Session:
                 with self._serving:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._watch_idleness, operations)
-                        nursery.start_soon(self._tell_ready, operations)
+                        nursery.start_soon(self._announce_ready, operations)
                         await pyfuse3.main(max_tasks=MAX_TASKS)
                         nursery.cancel_scope.cancel()
             finally:
-                # close() ends the session for good: terminate() would crash after it.
+                # terminate() would crash after close().
                 self._has_ended = True
-                self._tell_ending()
+                self._announce_end()
                 with trio.CancelScope(shield=True):
                     await self._unmount()
-                    # Not libfuse's own unmounting: that goes by the path, whatever is mounted there by now.
+                    # Not by libfuse, which unmounts whatever is at the path by now.
                     pyfuse3.close(unmount=False)
 
     async def _check_root(self, volume: Volume) -> None:
@@ -169,15 +167,15 @@ class Session:
         if not root.is_directory:
             raise CorruptFilesystem("the root inode is not a directory: run e2fsck on the image it was made from")
 
-    async def _tell_ready(self, operations: Operations) -> None:
+    async def _announce_ready(self, operations: Operations) -> None:
         await operations.ready.wait()
-        # init() is called while INIT is handled, without an await; that we run again means that it has been answered.
+        # init() runs while INIT is handled, without an await; as we run again, INIT has been answered.
         if self._own_mount is not None:
             with suppress(MountError):
                 await self._ask_keeper(self._keeper.raise_read_ahead, "read ahead")
         self._on_ready()
 
-    def _tell_ending(self) -> None:
+    def _announce_end(self) -> None:
         if not self._is_ending:
             self._is_ending = True
             self._on_ending()
@@ -195,7 +193,7 @@ class Session:
         if not self._was_mounted:
             everything.cancel()
             return
-        self._tell_ending()
+        self._announce_end()
         await self._unmount()
         if not self._has_ended:
             pyfuse3.terminate()
@@ -206,30 +204,35 @@ class Session:
     async def _unmount(self) -> None:
         """Unmount ours, if it is still there, while the loop still serves."""
         try:
-            await self._ask_to_unmount()
+            await self._unmount_by_keeper()
         except BusyError:
             log.warning("%s is in use: unmounted lazily", self._options.mountpoint)
             try:
-                await self._ask_to_unmount(lazy=True)
+                await self._unmount_by_keeper(lazy=True)
             except MountError as error:
                 log.error("%s", error)
         except MountError as error:
             log.info("%s", error)
 
-    async def _ask_to_unmount(self, lazy: bool = False) -> bool:
-        """Have the keeper asked in a thread, one order at a time and each to its end; see ``Keeper.unmount``."""
+    async def _unmount_by_keeper(self, lazy: bool = False) -> bool:
+        """``Keeper.unmount``, in a thread."""
         return await self._ask_keeper(partial(self._keeper.unmount, lazy), "unmount")
 
-    async def _ask_keeper(self, ask: Callable[[], T], what: str) -> T:
+    async def _ask_keeper(self, request: Callable[[], T], what: str) -> T:
+        """Send the keeper a request and wait for the answer in a thread, one request at a time and each to its end.
+
+        Raises:
+            MountError: there is no thread or no memory for it, or what the request raises.
+        """
         token = trio.lowlevel.current_trio_token()
-        async with self._asking:
+        async with self._keeper_lock:
             try:
-                with trio.fail_after(_BEGINNING) as scope:
+                with trio.fail_after(_THREAD_START) as scope:
                     scope.shield = True
 
                     def begin() -> T:
                         token.run_sync_soon(setattr, scope, "deadline", scope.deadline + _KEEPER_PATIENCE)
-                        return ask()
+                        return request()
 
                     return await call_in_thread(begin)
             except trio.TooSlowError as error:
@@ -247,7 +250,7 @@ class Session:
                 await trio.sleep(timeout - idle)
                 continue
             try:
-                if await self._ask_to_unmount():
+                if await self._unmount_by_keeper():
                     log.info("unmounted after %g s without use", timeout)
                 return
             except BusyError:
@@ -262,43 +265,3 @@ class Session:
             log.error("unmounting because of damage: %s", error)
             self._exit_status = ExitStatus.INTEGRITY
             self._stop.set()
-
-    def _status_of(self, pipeline: Pipeline, volume: Volume) -> Callable[[], dict[str, Any]]:
-        trust, verity, reader, cache = self._image.trust, pipeline.verity, pipeline.reader, volume.cache
-        overlay, unlocked, confinement = volume.overlay, pipeline.unlocked, self._confinement
-
-        def status() -> dict[str, Any]:
-            return {
-                "version": __version__,
-                "pid": os.getpid(),
-                "image": self._options.fsname,
-                "mountpoint": self._options.mountpoint,
-                "uptime": round(time.monotonic() - self._started, 3),
-                "read_only": overlay is None,
-                "landlock": confinement.landlock or None,
-                "seccomp": confinement.has_filter,
-                "empty_root": confinement.has_empty_root,
-                "own_user": confinement.own_user,
-                "root_hash": trust.root_hash.hex() if trust.root_hash else None,
-                "trust": trust.reason.value,
-                "trust_explanation": trust.explanation,
-                "signer": trust.signer.hex() if trust.signer else None,
-                "luks_version": unlocked.header.version if unlocked else None,
-                "cipher": str(unlocked.header.cipher) if unlocked else None,
-                "filesystem_uuid": str(volume.superblock.s_uuid),
-                "block_size": volume.superblock.block_size,
-                "bytes_fetched": reader.bytes_read,
-                "read_failures": reader.failures,
-                "blocks_verified": verity.blocks_verified if verity else 0,
-                "hash_blocks_verified": verity.hash_blocks_verified if verity else 0,
-                "blocks_failed": verity.blocks_failed if verity else 0,
-                "bytes_decrypted": unlocked.device.bytes_decrypted if unlocked else 0,
-                "cache_hits": cache.hits,
-                "cache_misses": cache.misses,
-                "overlay_used": 0 if overlay is None else overlay.used,
-                "overlay_limit": 0 if overlay is None else overlay.limit,
-                "overlay_store_used": 0 if overlay is None else overlay.store_used,
-                "unlinked_inodes": len(volume.orphans),
-            }
-
-        return status

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from mystfuse.devices.patience import wait_for_storage
 from mystfuse.errors import MountError, StorageTimeout
 from mystfuse.mounting.busy_processes import describe_users
 from mystfuse.mounting.find_daemon import find_daemon, find_other_server
@@ -160,9 +161,6 @@ def _is_answered(mount: Mount) -> bool:
     """
     if mount.user_id != os.geteuid():
         return False
-    # Only here: nothing else in this module reads images.
-    from mystfuse.devices.patience import wait_for_storage
-
     try:
         wait_for_storage(partial(os.statvfs, mount.mountpoint), mount.mountpoint, _ANSWERING)
     except StorageTimeout:

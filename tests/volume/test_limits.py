@@ -312,13 +312,13 @@ async def test_a_keeper_is_not_waited_for_when_there_is_no_thread_to_ask_it(
     """Found once: a mount without memory took a minute to end, which is what a keeper gets to answer."""
     monkeypatch.setattr(threads._thread, "start_new_thread", lambda work, arguments: None)
     with pytest.raises(MountError, match="cannot unmount: no thread"):
-        await asking_session(lambda: True)._ask_to_unmount()
+        await asking_session(lambda: True)._unmount_by_keeper()
     assert trio.current_time() < 5
 
 
 async def test_a_keeper_that_is_being_asked_gets_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_BEGINNING", 0.5)
-    assert await asking_session(lambda: not time.sleep(0.7))._ask_to_unmount()
+    monkeypatch.setattr(session, "_THREAD_START", 0.5)
+    assert await asking_session(lambda: not time.sleep(0.7))._unmount_by_keeper()
 
 
 async def test_a_thread_without_memory_for_what_came_of_its_work_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

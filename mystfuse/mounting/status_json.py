@@ -1,0 +1,68 @@
+"""The fields of ``.mystfuse/status.json``, which ``mystfuse status`` shows and SIGUSR1 logs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mystfuse import __version__
+from mystfuse.fuse.mount_options import MountOptions
+from mystfuse.image.pipeline import Pipeline
+from mystfuse.system.confinement import Confinement
+from mystfuse.trust.policy import Trust
+from mystfuse.volume.volume import Volume
+
+
+def status_source(
+    trust: Trust,
+    options: MountOptions,
+    pipeline: Pipeline,
+    volume: Volume,
+    confinement: Confinement,
+    started: float,
+) -> Callable[[], dict[str, Any]]:
+    """A function that gives the status as of when it is called.
+
+    Args:
+        started: when the daemon began, by ``time.monotonic``.
+    """
+    verity, reader, cache = pipeline.verity, pipeline.reader, volume.cache
+    overlay, unlocked = volume.overlay, pipeline.unlocked
+
+    def status() -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "image": options.fsname,
+            "mountpoint": options.mountpoint,
+            "uptime": round(time.monotonic() - started, 3),
+            "read_only": overlay is None,
+            "landlock": confinement.landlock or None,
+            "seccomp": confinement.has_filter,
+            "empty_root": confinement.has_empty_root,
+            "own_user": confinement.own_user,
+            "root_hash": trust.root_hash.hex() if trust.root_hash else None,
+            "trust": trust.reason.value,
+            "trust_explanation": trust.explanation,
+            "signer": trust.signer.hex() if trust.signer else None,
+            "luks_version": unlocked.header.version if unlocked else None,
+            "cipher": str(unlocked.header.cipher) if unlocked else None,
+            "filesystem_uuid": str(volume.superblock.s_uuid),
+            "block_size": volume.superblock.block_size,
+            "bytes_fetched": reader.bytes_read,
+            "read_failures": reader.failures,
+            "blocks_verified": verity.blocks_verified if verity else 0,
+            "hash_blocks_verified": verity.hash_blocks_verified if verity else 0,
+            "blocks_failed": verity.blocks_failed if verity else 0,
+            "bytes_decrypted": unlocked.device.bytes_decrypted if unlocked else 0,
+            "cache_hits": cache.hits,
+            "cache_misses": cache.misses,
+            "overlay_used": 0 if overlay is None else overlay.used,
+            "overlay_limit": 0 if overlay is None else overlay.limit,
+            "overlay_store_used": 0 if overlay is None else overlay.store_used,
+            "unlinked_inodes": len(volume.orphans),
+        }
+
+    return status
