@@ -133,7 +133,7 @@ def _passed_descriptor(mountpoint: str, flags: frozenset[str]) -> int | None:
     if not is_fuse or poll.poll(0):
         raise MountError(f"{mountpoint}: not a descriptor of /dev/fuse that is mounted somewhere")
     if "default_permissions" not in flags:
-        raise UsageError(f"{mountpoint}: mount with -o default_permissions, or nobody checks permissions there")
+        raise UsageError(f"{mountpoint}: mount it with -o default_permissions: without it no permissions are checked")
     return descriptor
 
 

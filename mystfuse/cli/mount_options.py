@@ -78,7 +78,7 @@ def parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
         elif name in _FLAGS and not equals:
             flags.add(name)
         elif part == "remount":
-            raise MountError("a mystfuse mount cannot be changed while it is there: unmount it and mount it again")
+            raise MountError("remount is not supported: unmount it and mount it again")
         elif name not in (_IGNORED_VALUES if equals else _IGNORED):
             alike = difflib.get_close_matches(name, OPTION_NAMES - {name}, n=1, cutoff=0.75)
             meant = f"; is {alike[0]} meant?" if alike and name not in OPTION_NAMES else ""

@@ -1,4 +1,4 @@
-"""Where the commands start: before anything is imported, so that what goes wrong meanwhile is one line as well."""
+"""The entry points of the commands. Nothing is imported before them, so that a failed import is one line, too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mount_helper() -> NoReturn:
 
 def _start(module: str, failed: int, interrupted: int) -> NoReturn:
     try:
-        # Some supervisors let it be ignored: then nobody can wait for a child, and a child that fails is not noticed.
+        # Some supervisors let it be ignored: then the kernel reaps children unseen, and one that fails is not noticed.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         open_standard_descriptors()
         too_little = too_little_memory()
@@ -69,7 +69,7 @@ def too_little_memory() -> str | None:
     """What to say when we may have less memory than starting takes; None if it is enough.
 
     C libraries that find no memory while they are loaded, or threads that do while they start, end the process by a
-    signal: nobody can catch that, so nobody gets that far.
+    signal, which no handler catches.
     """
     import resource
 

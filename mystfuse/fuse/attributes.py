@@ -1,4 +1,4 @@
-"""What the kernel is told of an inode."""
+"""Attributes of inodes in replies to the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mystfuse.ext2.inode import Inode
 from mystfuse.fuse.mount_options import MountOptions
 
 CACHE_SECONDS = 86400
-"""What the kernel is told it may keep: nobody changes the file system but through it."""
+"""How long the kernel may keep names and attributes: the file system changes through the kernel alone."""
 
 
 class ShownAttributes:
@@ -55,11 +55,11 @@ class ShownAttributes:
         return uid if options.uid is None else options.uid, gid if options.gid is None else options.gid
 
     def stored_uid(self, uid: int) -> int:
-        """What the image has for a user of the system."""
+        """The image's user ID for a user ID of the system."""
         return 0 if self._options.map_root and uid == self._own[0] else uid
 
     def stored_gid(self, gid: int) -> int:
-        """What the image has for a group of the system."""
+        """The image's group ID for a group ID of the system."""
         return 0 if self._options.map_root and gid == self._own[1] else gid
 
 
@@ -80,8 +80,8 @@ def dot(ino: int) -> EntryAttributes:
 
 
 def broken(ino: int) -> EntryAttributes:
-    """For a name whose inode cannot be had: without a type the kernel lists the name and looks it up when asked
-    (fs/fuse/readdir.c, fuse_direntplus_link), and that look-up tells the error."""
+    """For a name whose inode cannot be read: without a type the kernel lists the name and looks it up when it is used
+    (fs/fuse/readdir.c, fuse_direntplus_link); that look-up gets the error."""
     attributes = EntryAttributes()
     attributes.st_ino = ino
     # pyfuse3 would make it a regular file.

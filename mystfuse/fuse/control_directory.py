@@ -1,8 +1,8 @@
 """The control directory ``.mystfuse`` at the root of the mount: hidden from listings, for the mounting user and root.
 
-``status.json`` tells how the mount is; ``image`` is the whole file system as one file, as of when it was opened.
+``status.json`` is the mount's status; ``image`` is the whole file system as one file, as of when it was opened.
 
-Its inode numbers begin at 2^32, where no inode of the image can be.
+Its inode numbers begin at 2^32: EXT2 has smaller ones alone.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _FILES = {STATUS_NAME: STATUS_INO, IMAGE_NAME: IMAGE_INO}
 
 
 class ControlDirectory:
-    """Attributes and contents of ``.mystfuse`` and what is in it.
+    """Attributes and contents of ``.mystfuse`` and its files.
 
     Args:
         status: gives the present status, to be shown as JSON.
         image_size: bytes of the file system.
-        owner: the user and the group who mount.
+        owner: the mounting user and group.
     """
 
     def __init__(self, status: Callable[[], dict[str, Any]], image_size: int, owner: tuple[int, int]) -> None:
@@ -42,7 +42,8 @@ class ControlDirectory:
         return uid in (0, self._uid)
 
     def lookup(self, ino: int, name: bytes) -> EntryAttributes | None:
-        """What ``name`` in the control directory is, or in what else has a number of ours: ``.``, of a file handle."""
+        """The attributes of ``name`` in the control directory, or of ``.`` in any inode of ours (a file handle);
+        None if there is no such name."""
         if name != b".":
             found = _FILES.get(name) if ino == CONTROL_INO else None
         else:
@@ -62,7 +63,7 @@ class ControlDirectory:
         return attributes
 
     def entries(self) -> list[tuple[bytes, EntryAttributes]]:
-        """What a listing of the control directory shows, without ``.`` and ``..``."""
+        """The entries of the control directory, without ``.`` and ``..``."""
         return [(name, self.attributes(ino)) for name, ino in _FILES.items()]
 
     def status(self) -> bytes:

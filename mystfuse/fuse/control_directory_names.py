@@ -1,4 +1,4 @@
-"""What the control directory is called, for those who look into it from outside, without pyfuse3."""
+"""Names and inode numbers of the control directory, for commands that do without pyfuse3."""
 
 CONTROL_NAME = b".mystfuse"
 CONTROL_INO = 1 << 32

@@ -1,7 +1,7 @@
-"""The first request of a mount, INIT: the kernel offers what it can do, and libfuse takes what it knows.
+"""INIT, the first request of a mount: the kernel offers capabilities, and libfuse accepts those that it knows.
 
-Neither pyfuse3 nor libfuse's mount options can decline what libfuse takes by itself. So we read INIT, strike out what
-must not be, and hand the rest to libfuse.
+Neither pyfuse3 nor libfuse's mount options can decline what libfuse accepts by itself. So we read INIT, clear the flags
+that we decline, and hand the request to libfuse.
 
 Sources: the kernel's include/uapi/linux/fuse.h; libfuse's lib/fuse_lowlevel.c, do_init.
 """
@@ -18,8 +18,8 @@ from mystfuse.errors import MountError
 _FUSE_INIT = 26
 _FUSE_ASYNC_DIO = 1 << 15
 """With it, the kernel sends O_DIRECT writes of libaio and io_uring and does not wait for them: it drops the cached
-pages and attributes of the file before, and not once more when they are done, so that what others read meanwhile
-stays, old (fs/fuse/file.c, fuse_direct_IO; docs/adr/0013)."""
+pages and attributes of the file before, and not again when they are done, so that stale pages read meanwhile stay
+(fs/fuse/file.c, fuse_direct_IO; docs/adr/0013)."""
 _DECLINED = _FUSE_ASYNC_DIO
 _HEADER = struct.Struct("=IIQQIIII")
 """fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, extensions."""
@@ -31,13 +31,13 @@ _MAX_REQUEST = 64 << 10
 
 
 class Handshake:
-    """INIT of a mount that was just made, on its way to libfuse.
+    """INIT of a new mount, on its way to libfuse.
 
     Args:
         device: descriptor of /dev/fuse; it is closed by ``finish``.
 
     Raises:
-        MountError: there is no INIT to be had: it is unmounted already, or not mounted yet.
+        MountError: there is no INIT to read: it is unmounted already, or not mounted yet.
     """
 
     def __init__(self, device: int) -> None:
@@ -51,7 +51,7 @@ class Handshake:
         with sender:
             sender.send(request)
         self.descriptor = offered.detach()
-        """What libfuse gets for /dev/fuse. Its first request is INIT; ``finish`` has to be called before it answers."""
+        """What libfuse gets as /dev/fuse. Its first request is INIT; call ``finish`` before libfuse answers."""
 
     def finish(self) -> None:
         """Put /dev/fuse itself in its place: the answer to INIT goes there, and all that follows."""
@@ -63,7 +63,7 @@ def _read(device: int) -> bytes:
     poll = select.poll()
     poll.register(device, select.POLLIN)
     try:
-        # mount(2) has put it there before it returned.
+        # mount(2) queues INIT before it returns.
         if not poll.poll(0):
             raise MountError(_NO_INIT)
         return os.read(device, _MAX_REQUEST)

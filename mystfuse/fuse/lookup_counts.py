@@ -1,4 +1,4 @@
-"""Which inodes the kernel still knows or has open: an inode without a name lives on until it does not."""
+"""FUSE lookup counts: which inodes the kernel still knows or has open. An unlinked inode lives until it is neither."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from array import array
 from collections import Counter
 
 _PAGE = 128
-"""Inodes: 1 KiB, about what the kernel's own inode takes. So a directory of names scattered over the inodes costs us no
-more than it costs the kernel."""
+"""Inodes: 1 KiB, about the size of the kernel's own inode. So names scattered over the inodes cost us no more than they
+cost the kernel."""
 
 
 class LookupCounts:
@@ -20,7 +20,7 @@ class LookupCounts:
         self._open: Counter[int] = Counter()
 
     def known(self, ino: int) -> None:
-        """The kernel was told of the inode once more (a look-up, a new name, an entry of a listing)."""
+        """A reply has named the inode once more (a look-up, a new name, an entry of a listing)."""
         number, index = divmod(ino, _PAGE)
         page = self._pages.get(number)
         if page is None:
@@ -30,7 +30,7 @@ class LookupCounts:
         page[index] += 1
 
     def forgotten(self, ino: int, count: int) -> bool:
-        """The kernel has forgotten ``count`` of those. True if it does not know the inode any more."""
+        """FORGET: take ``count`` off. True if the kernel does not know the inode any more."""
         number, index = divmod(ino, _PAGE)
         page = self._pages.get(number)
         if page is None or not page[index]:

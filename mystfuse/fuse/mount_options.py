@@ -1,4 +1,4 @@
-"""What a mount can be told."""
+"""The options of a mount."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class OnCorruption(Enum):
-    """What a block that is not what its digest says does, besides failing the request that needed it."""
+    """What a damaged block does, besides failing the request that needed it."""
 
     EIO = "eio"
     UNMOUNT = "unmount"
@@ -24,16 +24,16 @@ class MountOptions:
     fsname: str
     """What the mount table shows as the source."""
     directory: int | None = None
-    """A descriptor (O_PATH) of the directory to mount on: nothing can take its place. None: go by the name."""
+    """A descriptor (O_PATH) of the directory to mount on, which no other can replace. None: mount by the path."""
     descriptor: int | None = None
-    """A /dev/fuse that somebody else has mounted there already."""
+    """A descriptor of /dev/fuse that the caller has mounted there already."""
     nonempty: bool = False
-    """Mount over whatever is there, a mount of ours as well."""
+    """Mount over a directory that is not empty, or over another mount of ours."""
     read_only: bool = False
     overlay_limit: int = 0
-    """Bytes that what is written may take up in memory."""
+    """Bytes of memory for written data."""
     overlay_store: int | None = None
-    """Descriptor of a file for what memory has no room for."""
+    """Descriptor of a file for written data beyond that."""
     allow_other: bool = False
     suid: bool = False
     dev: bool = False
@@ -42,7 +42,7 @@ class MountOptions:
     """Show everything as owned by this user."""
     gid: int | None = None
     map_root: bool = False
-    """Show what user and group 0 of the image own as owned by whoever mounts."""
+    """Show files of user and group 0 of the image as the mounting user's."""
     xattr: bool = True
     acl: bool = True
     """Let the kernel enforce POSIX ACLs."""
@@ -52,7 +52,7 @@ class MountOptions:
     idle_timeout: float = math.inf
     on_corruption: OnCorruption = OnCorruption.EIO
     owner: tuple[int, int] = field(default_factory=lambda: (os.getuid(), os.getgid()))
-    """The user and the group who mount; the daemon may become others."""
+    """The mounting user and group; the daemon may become others."""
 
     @property
     def shown_name(self) -> str:

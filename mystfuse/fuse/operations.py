@@ -1,7 +1,6 @@
-"""pyfuse3's requests, translated into calls to the volume, and errors into errnos.
+"""pyfuse3's handlers: each FUSE request becomes a call to the volume. No file-system logic.
 
-The kernel calls the root inode 1, EXT2 calls it 2; all other inode numbers are the same on both sides. The kernel may
-keep what it is told for a day, since nobody changes the file system but through it.
+The kernel calls the root inode 1, EXT2 calls it 2; all other inode numbers are the same on both sides.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 class _OpenFile:
     ino: int
     caller: Caller
-    """Who opened it: a write does not say who writes."""
+    """The user who opened it: a WRITE does not say who writes."""
     stream: Stream
     is_direct: bool
     """Opened with O_DIRECT: a write must not be answered short, which the kernel would turn into EIO (fs/fuse/file.c,
@@ -63,11 +62,11 @@ class _OpenFile:
 class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
-    There is none for ``flush`` and ``fsync``: nothing is kept back that they could push on. The kernel takes pyfuse3's
-    ENOSYS for success, and does not ask again.
+    There is none for ``flush`` and ``fsync``, which would have nothing to write back: the kernel takes pyfuse3's ENOSYS
+    for success, and does not ask again (docs/adr/0005).
 
     Args:
-        status: gives what ``.mystfuse/status.json`` shows.
+        status: gives the contents of ``.mystfuse/status.json``.
         on_init: called before INIT is answered.
     """
 
@@ -103,7 +102,7 @@ class Operations(pyfuse3.Operations):
 
     @property
     def open_handles(self) -> int:
-        """Files and directories that are open now."""
+        """The number of open files and directories."""
         return len(self._files) + len(self._directories)
 
     def init(self) -> None:
@@ -132,7 +131,7 @@ class Operations(pyfuse3.Operations):
         fuse_get_dentry, fuse_get_parent). It compares the generations, and makes ESTALE of our ENOENT."""
         inode = None
         if number != EXT2_ROOT_INO:
-            # The kernel's name for the root is another.
+            # The root, to which the kernel gives number 1.
             find = self._volume.find_inode if name == b"." else self._volume.find_parent
             inode = await find(_ext2_ino(number))
         if inode is None:
@@ -180,7 +179,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         caller = self._caller(ctx)
         inode = await self._make(parent_inode, name, mode, caller)
-        # Not after another await: the kernel counts both or neither.
+        # No await between the two: the kernel counts both or neither.
         return self._open_file(inode.ino, caller, flags), self._entry(inode)
 
     @answers_errnos
@@ -265,8 +264,8 @@ class Operations(pyfuse3.Operations):
             return file[off : off + size]
         if isinstance(file, MergedImage):
             return await file.read(off, size)
-        # The kernel reads ahead, without saying so, by more than a page; when that fails, it asks page by page for what
-        # somebody reads (mm/filemap.c, filemap_update_page).
+        # The kernel reads ahead by more than a page, without saying so; when that fails, it asks page by page for
+        # what is needed (mm/filemap.c, filemap_update_page).
         is_ahead = size > PAGE_SIZE and not file.is_direct
         return await self._volume.read(file.ino, off, size, file.stream, is_ahead)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
@@ -358,7 +357,7 @@ class Operations(pyfuse3.Operations):
         await self._release_unused(inode.ino)
 
     async def _release_unused(self, *inos: int) -> None:
-        """Free those inodes that have no name and that nobody uses any more."""
+        """Free those inodes that have no name, and that the kernel neither knows nor has open."""
         unused = [ino for ino in inos if ino in self._volume.orphans and not self._lookup_counts.has(ino)]
         if unused:
             try:
@@ -377,7 +376,7 @@ class Operations(pyfuse3.Operations):
         return attributes
 
     def _entry(self, inode: Inode) -> EntryAttributes:
-        """Attributes for an answer by which the kernel comes to know the inode."""
+        """Attributes for a reply that counts as a look-up of the inode."""
         self._lookup_counts.known(inode.ino)
         return self._shown.of(inode)
 
@@ -388,7 +387,7 @@ class Operations(pyfuse3.Operations):
     def _open_file(self, ino: int, caller: Caller, flags: int) -> FileInfo:
         self._lookup_counts.opened(ino)
         if not caller.is_root:
-            # Whoever opened it may be gone when it is written to.
+            # The process that opened it may have ended when it is written to.
             groups = caller.groups()
             caller = replace(caller, groups=lambda: groups)
         file = _OpenFile(ino, caller, Stream(), bool(flags & os.O_DIRECT))
@@ -398,7 +397,7 @@ class Operations(pyfuse3.Operations):
         return self._control is not None and self._control.owns(ino)
 
     def _check_ours(self, ino: int) -> None:
-        """In the control directory nothing can be changed."""
+        """Raise EPERM in the control directory, which is read-only."""
         if self._is_control(ino):
             raise FUSEError(errno.EPERM)
 

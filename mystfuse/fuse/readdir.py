@@ -102,7 +102,7 @@ class DirectoryReader:
             return dots[position:]
         offset = 0 if position == _AFTER_DOTDOT else position
         if offset and offset == directory.size and directory.changes == self._volume.changes:
-            # The kernel comes once more to be told that this is the end.
+            # The kernel asks once more, to learn that this is the end.
             return []
         hidden = CONTROL_NAME if self._control and ino == EXT2_ROOT_INO else None
         while True:

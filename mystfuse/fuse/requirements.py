@@ -1,4 +1,4 @@
-"""What every mount needs of the machine. The commands that need no mount work without it."""
+"""Requirements of a mount: /dev/fuse and pyfuse3. Commands that mount nothing work without them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mystfuse.errors import MountError
 
 
 def require_fuse() -> None:
-    """Refuse what needs a mount where none can be, before anything is asked for or made. Imports nothing.
+    """Raise an error where nothing can be mounted, before a key is asked for or a file is made. Imports nothing.
 
     Raises:
         MountError: there is no /dev/fuse, or pyfuse3 (an extra: it has no wheels) is not installed.

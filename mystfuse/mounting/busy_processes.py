@@ -1,4 +1,4 @@
-"""Who keeps a mount busy, from /proc and the mount table. Never touches the mount itself: it might hang."""
+"""Which processes keep a mount busy, from /proc and the mount table. The mount, which might hang, is not touched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_NAMED = 5
 
 
 def describe_users(mount: Mount) -> str:
-    """What to tell a user whose mount is busy: which processes use it, and what is mounted below it."""
+    """One line about a busy mount: which processes use it, or what is mounted below it."""
     below = [path for path in mountpoints() if _is_inside(path, mount.mountpoint) and path != mount.mountpoint]
     if below:
         return f"{below[-1]} is mounted below it: unmount that first"
@@ -29,12 +29,12 @@ def describe_users(mount: Mount) -> str:
 
 
 def _find_users(mount: Mount) -> Iterator[tuple[int, str, str]]:
-    """Processes that use a mount, as far as we may see them: number, name, and what they use it as."""
+    """Processes that use a mount, as far as we may see them: number, name, and how they use it."""
     ids = mount_ids(mount)
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
         process = Path("/proc", str(pid))
         with suppress(OSError):
-            # A copy of the mount in another name space does not keep ours busy.
+            # A copy of the mount in another namespace does not keep ours busy.
             if os.readlink(process / "ns/mnt") != os.readlink("/proc/self/ns/mnt"):
                 continue
             what = _use_of(process, mount, ids)
@@ -43,7 +43,7 @@ def _find_users(mount: Mount) -> Iterator[tuple[int, str, str]]:
 
 
 def _use_of(process: Path, mount: Mount, ids: frozenset[str]) -> str | None:
-    """What a process uses a mount as. The links are read, and not followed."""
+    """How a process uses a mount, if it does. The links are read, and not followed."""
     for name, what in (("cwd", "its current directory"), ("root", "its root directory"), ("exe", "its program")):
         with suppress(OSError):
             if _is_inside(os.readlink(process / name), mount.mountpoint):

@@ -1,4 +1,4 @@
-"""Where log lines go: stderr while there is one, and for a daemon a file or the system's log."""
+"""Where log lines go: stderr while there is one, and for a daemon a log file or syslog."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SYSLOG = Path("/dev/log")
 
 
 class RateLimit(logging.Filter):
-    """Lets each place in the code log 50 lines in 10 seconds: what reads a hostile image must not fill a disk."""
+    """Lets each place in the code log 50 lines in 10 seconds: a hostile image must not make us fill a disk."""
 
     LINES = 50
     SECONDS = 10.0
@@ -34,7 +34,7 @@ class RateLimit(logging.Filter):
 
 
 class _OneLine(logging.Formatter):
-    """Records as the command line's own lines look: one line each, the level named from warnings up."""
+    """Records in the form of the command line's own messages: one line each, the level named from WARNING up."""
 
     def format(self, record: logging.LogRecord) -> str:
         record.level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -42,8 +42,8 @@ class _OneLine(logging.Formatter):
 
 
 class _StartUp(logging.Filter):
-    """Keeps what the devices log off stderr until the mount stands: until then each of their errors ends the start, and
-    is told in the one line that this ends with."""
+    """Keeps lines of the devices off stderr until the mount is ready: until then each of their errors ends the start,
+    and is in the one line about that."""
 
     is_over = False
 
@@ -52,19 +52,19 @@ class _StartUp(logging.Filter):
 
 
 class DaemonLogs:
-    """Where a daemon logs. Nobody who logs waits for that once the threads run."""
+    """Where a daemon logs. Once the threads run, the code that logs does not wait for the writing."""
 
     def __init__(self, foreground: bool, log_file: int | None) -> None:
-        """Log to stderr (in the background warnings only, until it lets go of the terminal) and to the descriptor
+        """Log to stderr (in the background warnings only, until it is detached from the terminal) and to the descriptor
         ``log_file``, or, in the background, to syslog."""
         self._start_up = _StartUp()
         self._threads: list[LogThread] = []
         self._stderr: logging.Handler
         if foreground:
-            # Not 2 itself, which is another file while libfuse mounts.
+            # Not 2 itself, which is another file while libfuse starts.
             self._stderr = self._in_thread(_stderr_handler(DescriptorHandler(os.dup(2))))
         else:
-            # At once: as long as there is a caller to read this, there is no mount to wait for it.
+            # Without a thread: while there is a caller to read this, there is no mount to be held up.
             self._stderr = _stderr_handler(logging.StreamHandler())
             self._stderr.setLevel(logging.WARNING)
         self._stderr.addFilter(self._start_up)
@@ -74,7 +74,7 @@ class DaemonLogs:
             handler.setFormatter(logging.Formatter("%(asctime)s mystfuse[%(process)d] %(levelname)s: %(message)s"))
             handlers.append(self._in_thread(handler))
         elif not foreground and _SYSLOG.is_socket():
-            # Only here: it takes 3 ms to import, and most commands do not log there.
+            # Imported here: it takes 3 ms, and most commands do not log to syslog.
             from logging.handlers import SysLogHandler
 
             handler = SysLogHandler(str(_SYSLOG), SysLogHandler.LOG_DAEMON)
@@ -89,31 +89,32 @@ class DaemonLogs:
         return thread
 
     def start_threads(self) -> None:
-        """To be called when the process is confined; what was logged before is written now."""
+        """Call this when the process is confined; lines logged before are written now."""
         for thread in self._threads:
             thread.start()
 
     def start_up_is_over(self) -> None:
-        """The mount stands: the caller, if there was one, reads no more."""
+        """The mount is ready: the caller, if there was one, reads no more."""
         self._start_up.is_over = True
         if not self._foreground:
             logging.getLogger("mystfuse").removeHandler(self._stderr)
 
     def catch_up_stderr(self) -> None:
-        """Wait a moment for the lines on stderr: something else is to follow them there."""
+        """Wait a moment for the lines on stderr: other output is to follow them."""
         if isinstance(self._stderr, LogThread):
             self._stderr.written().wait(PATIENCE)
 
     def catch_up(self) -> None:
         """Wait a moment for all lines; at the end."""
         deadline = time.monotonic() + PATIENCE
-        # All of them first: one that hangs takes no time from the others.
+        # First for all of them: one that hangs takes no time from the others.
         for event in [thread.written() for thread in self._threads]:
             event.wait(max(0.0, deadline - time.monotonic()))
 
 
 def log_to_stderr() -> None:
-    """Log there alone, at once, but for what the devices say: an error of theirs is a command's last line."""
+    """Log to stderr alone, without a thread. Lines of the devices are left out: an error of theirs is in the command's
+    last line."""
     handler = _stderr_handler(logging.StreamHandler())
     handler.addFilter(_StartUp())
     _log_to([handler])
@@ -130,7 +131,7 @@ def _log_to(handlers: list[logging.Handler]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for each in handlers:
-        # Not on the logger, whose filters do not see what its children log; and each counts for itself.
+        # Not on the logger, whose filters do not see lines of its children; and each handler counts for itself.
         each.addFilter(RateLimit())
         logger.addHandler(each)
     logging.getLogger("pyfuse3").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""Going into the background, and only then telling the caller how it went.
+"""Forking a daemon into the background.
 
-The parent stays until the child says that the mount answers, or why there is none, and exits with that status.
+The parent waits until the child reports that the mount answers, or why there is none, and exits with that status.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _KILL_PATIENCE = 5.0
 """Seconds from SIGKILL to the end."""
 
 Report = Callable[[ExitStatus, str], None]
-"""Called once by the child: how it went, and one line for the user (may be empty)."""
+"""Called once by the child: the exit status, and one line for the user (may be empty)."""
 
 
 class Started(NamedTuple):
-    """How the start of a daemon went."""
+    """The outcome of starting a daemon."""
 
     status: ExitStatus
     message: str
     pid: int
-    """Gone, unless ``status`` is DONE."""
+    """The process has ended, unless ``status`` is DONE."""
 
 
 def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies_with_parent: bool = False) -> Started:
@@ -47,7 +47,7 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
     """
     receiver, sender = os.pipe()
     parent = os.getpid()
-    # Until each knows what to do then: the child would go on in the parent's place, and the parent leave a child.
+    # Until each has its handlers: the child would go on in the parent's place, and the parent would leave a child.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
     try:
         child = os.fork()
@@ -90,8 +90,8 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
 
 
 def _read_report(receiver: int, child: int) -> bytes:
-    """What a child says before it closes the pipe, or ends: a process that it has started, and that hangs, may hold the
-    pipe as well."""
+    """Read what a child reports until it closes the pipe or ends: a process that it has started, and that hangs, may
+    hold the pipe open."""
     said = b""
     pidfd = os.pidfd_open(child)
     try:
@@ -113,7 +113,7 @@ def end_child(pid: int, patience: float, number: signal.Signals | None = None) -
 
     Args:
         patience: seconds that it gets.
-        number: the signal that tells it to end; without one, it knows already.
+        number: the signal that tells it to end; None: it is ending already.
 
     Returns:
         Its exit status, or minus the signal that ended it; None if it has been reaped, or hangs where we cannot end it.
@@ -135,7 +135,7 @@ def end_child(pid: int, patience: float, number: signal.Signals | None = None) -
     except (ChildProcessError, ProcessLookupError):
         return None
     except PermissionError:
-        # We are confined. What hangs ends when it goes on, and finds nobody to serve.
+        # We are confined. A child that hangs ends when it goes on, and finds its socket closed.
         return None
     finally:
         os.close(pidfd)
@@ -148,7 +148,7 @@ def _run_child(
     try:
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        # What the daemon is confined to has no files any more when it is needed.
+        # Opened now: when it is needed, the daemon is confined.
         null = os.open(os.devnull, os.O_RDWR)
         close_descriptors(keep | {sender, null})
 
@@ -161,17 +161,17 @@ def _run_child(
 
         status = serve(report)
     except Exception as error:
-        # The parent says it, if it can still be told.
+        # The parent prints it, if it still reads.
         with suppress(OSError):
             said = explain(error) or f"internal error: {type(error).__name__}: {error}"
             os.write(sender, json.dumps([ExitStatus.FAILED, said]).encode())
     finally:
-        # Not sys.exit: what the parent has registered with atexit, or buffered, is the parent's.
+        # Not sys.exit: functions registered with atexit, and buffered output, are the parent's.
         os._exit(status)
 
 
 def close_descriptors(keep: frozenset[int]) -> None:
-    """Close all descriptors above 2 but ``keep``: whatever the caller has left open is not ours to hold."""
+    """Close all descriptors above 2 but ``keep``: a daemon must not hold open what its caller has left open."""
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
         if descriptor > 2 and descriptor not in keep:

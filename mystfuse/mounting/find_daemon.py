@@ -18,14 +18,14 @@ _PR_SET_NAME = 15
 
 
 def name_this_process(mount: Mount | None) -> None:
-    """Call this process after the mount it serves, so that ``find_daemon`` finds it and ps(1) tells it apart."""
+    """Name this process after the mount it serves, for ``find_daemon`` and ps(1)."""
     if mount is not None:
         set_process_name(mount.daemon_name)
 
 
 def set_process_name(name: str) -> None:
-    """Call this process ``name``, of which 15 characters count."""
-    # Not through /proc/self/comm, which belongs to root in a process that is not dumpable.
+    """Name this process ``name``, of which the kernel keeps 15 characters."""
+    # Not through /proc/self/comm, which root owns where a process is not dumpable.
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
@@ -33,17 +33,16 @@ def find_daemon(mount: Mount) -> int | None:
     """A pidfd of the process that serves a mount; None when there is none (it was killed).
 
     Only processes of the user who mounted count, and for mounts of root those of the users that daemons of root become:
-    nobody else can pass theirs off as a daemon. Nor do those of them that do not serve the mount, where the kernel says
-    who does (older ones do not) and we may see it. A device number is used again as soon as its mount is gone, while
-    the daemon of that one is still ending: the youngest process counts, and none that has ended and only waits to be
-    reaped.
+    no other user can pass a process off as a daemon. A process is skipped if the kernel shows (newer ones do, where we
+    may look) that it does not serve the mount. The kernel uses a device number again as soon as its mount is gone,
+    while the old daemon may still be ending: the youngest process counts, and no zombie.
     """
     found: list[tuple[int, int]] = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            # Anybody may call a process anything: bytes, not text.
+            # A process may have any name: bytes, not text.
             if (entry / "comm").read_bytes() != f"{mount.daemon_name}\n".encode():
                 continue
             user = entry.stat().st_uid
@@ -62,7 +61,7 @@ def find_daemon(mount: Mount) -> int | None:
 
 
 def find_other_server(mount: Mount) -> str | None:
-    """What serves a mount that looks like ours and is no daemon of ours; None if we can see nothing that does."""
+    """The process that serves a mount that looks like ours and is no daemon of ours; None if we see none."""
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit() and _serves(entry, mount):
@@ -72,7 +71,7 @@ def find_other_server(mount: Mount) -> str | None:
 
 
 def _serves(process: Path, mount: Mount) -> bool | None:
-    """Whether a process has the descriptor of /dev/fuse that serves a mount; None if that cannot be seen."""
+    """Whether a process has the descriptor of /dev/fuse that serves a mount; None if we may not see that."""
     has_seen_any = False
     try:
         for descriptor in (process / "fd").iterdir():

@@ -1,4 +1,4 @@
-"""fusermount3, which mounts and unmounts for those who may not."""
+"""fusermount3, which is set-user-ID root and mounts and unmounts for users who may not."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PATIENCE = 30.0
 
 
 def run_fusermount(arguments: list[str], sender: socket.socket | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it to its end.
+    """Run fusermount3 to its end.
 
     Args:
-        sender: where it sends the descriptor of what it mounts.
+        sender: the socket to which it sends the descriptor of /dev/fuse when it mounts.
 
     Raises:
         MountError: it is not installed, or does not end.

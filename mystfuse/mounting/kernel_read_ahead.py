@@ -1,4 +1,4 @@
-"""How much the kernel asks for at once: how far it reads ahead, and how many reads it sends."""
+"""The kernel's own read-ahead on a mount: how far it reads ahead, and how many reads it sends at once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 log = logging.getLogger(__name__)
 
 READ_AHEAD = 1 << 20
-"""Bytes: as much as one request can have. A request costs about the same whatever it brings."""
+"""Bytes: as much as one request can have. A request costs about the same whatever its size."""
 BACKGROUND = 48
-"""Reads for the page cache at once: fewer than ``session.MAX_TASKS``, so that they never are all that is answered."""
+"""Reads for the page cache at once: fewer than ``session.MAX_TASKS``, which leaves some for other requests."""
 
 
 def raise_read_ahead(device: str, size: int = READ_AHEAD) -> None:
-    """Have the kernel read up to ``size`` bytes ahead on the mount ``device`` (``major:minor``), rather than the
-    128 KiB that it takes by itself, if we may: that is for root.
+    """Have the kernel read up to ``size`` bytes ahead on the mount ``device`` (``major:minor``), rather than its
+    default of 128 KiB; only root may.
 
     Not before INIT has been answered, which lowers it to what was agreed then (fs/fuse/inode.c, process_init_reply).
     """
@@ -27,8 +27,8 @@ def raise_read_ahead(device: str, size: int = READ_AHEAD) -> None:
 
 def allow_background(device: str, requests: int = BACKGROUND) -> None:
     """Have the kernel send up to ``requests`` reads for the page cache at once on the mount ``device``
-    (``major:minor``), rather than 12, if we may. What waits in the kernel for storage that hangs does so longer than
-    one time-out. (fs/fuse/control.c; the number of a connection is the device's minor one.)
+    (``major:minor``), rather than 12, if we may. Requests that wait in the kernel for storage that hangs wait
+    longer than one time-out. (fs/fuse/control.c; the number of a connection is the device's minor one.)
     """
     try:
         _write(f"/sys/fs/fuse/connections/{device.partition(':')[2]}/max_background", requests)
@@ -37,7 +37,7 @@ def allow_background(device: str, requests: int = BACKGROUND) -> None:
 
 
 def _write(path: str, number: int) -> None:
-    # Not created, nor cut off, which is not permitted to the keeper: these are no ordinary files.
+    # Without O_CREAT and O_TRUNC, which the filter refuses to the keeper.
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, f"{number}\n".encode())

@@ -1,7 +1,7 @@
-"""Log lines written in a thread, so that who logs never waits for who reads them.
+"""Log lines are written in a thread, so that the code that logs never waits for a slow reader.
 
-The standard library's ``QueueListener`` starts its thread by ``threading.Thread.start``, which waits for ever for one
-that has no memory to begin; and its ``stop`` waits for ever for a reader that does not read.
+Not by the standard library's ``QueueListener``: it starts its thread by ``threading.Thread.start``, which waits for
+ever if the thread has no memory to begin, and its ``stop`` waits for ever for a reader that does not read.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from queue import SimpleQueue
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 1000
-"""Records that wait to be written; what comes then is dropped, and counted."""
+"""Records that wait to be written; further ones are dropped, and counted."""
 PATIENCE = 1.0
-"""Seconds that the thread gets to begin, and to write what is left at the end."""
+"""Seconds for the thread to begin, and to write the last lines at the end."""
 _STACK = 256 << 10
-"""Bytes: all of it would be locked with what an encrypted mount locks."""
+"""Bytes: an encrypted mount locks all of its memory."""
 
 
 class DescriptorHandler(logging.Handler):
-    """Writes lines to a descriptor; holds nothing meanwhile that the end of the process would wait for, as the
-    buffer of a file does."""
+    """Writes lines to a descriptor, without a buffer whose lock the end of the process would wait for."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it whole, however long that takes; what cannot be written is lost."""
+        """Write the line whole, however long that takes; on an error the rest is lost."""
         line = memoryview(f"{self.format(record)}\n".encode(errors="backslashreplace"))
         with suppress(OSError):
             while line:
@@ -48,18 +47,18 @@ class LogThread(logging.Handler):
         self._sink = sink
         self._waiting: SimpleQueue[logging.LogRecord | threading.Event] = SimpleQueue()
         self._dropped = 0
-        # Whoever takes it decides: the thread that begins, or who gives up waiting for that.
-        self._ticket = [None]
+        # Popped once: by the thread when it begins, or by the caller who has given up waiting for that.
+        self._undecided = [None]
         self._is_direct = False
 
     def start(self) -> None:
-        """Start the thread; the process must be confined by now, and forks no more. Without one, records are written by
-        who logs them."""
+        """Start the thread; the process must be confined by now, and forks no more. If no thread begins, records are
+        written where they are logged."""
         begun = threading.Event()
 
         def serve() -> None:
             try:
-                self._ticket.pop()
+                self._undecided.pop()
             except IndexError:
                 return
             begun.set()
@@ -84,16 +83,16 @@ class LogThread(logging.Handler):
                 self._dropped += 1
             else:
                 self._tell_dropped()
-                # As it is now: what it is about may change until it is written.
+                # Formatted now: its arguments may change until it is written.
                 record.msg, record.args = record.getMessage(), None
                 self._waiting.put(record)
         except Exception:
-            # No memory, say. It must not be the end of who logs.
+            # No memory, say. The code that logs must go on.
             self._dropped += 1
 
     def written(self) -> threading.Event:
-        """An event that is set when all is written that was logged before; ask for one at the end, too: what was
-        dropped is told then."""
+        """An event that is set when all records logged before are written. At the end it also writes the count of
+        dropped lines."""
         self._do_without_unless_begun()
         event = threading.Event()
         self.acquire()
@@ -109,7 +108,7 @@ class LogThread(logging.Handler):
 
     def _do_without_unless_begun(self) -> None:
         try:
-            self._ticket.pop()
+            self._undecided.pop()
         except IndexError:
             return
         self.acquire()
@@ -122,7 +121,7 @@ class LogThread(logging.Handler):
 
     def _tell_dropped(self) -> None:
         if self._dropped:
-            message = f"lines dropped here, for which there was no room: {self._dropped}"
+            message = f"log lines dropped here (the reader is too slow): {self._dropped}"
             self._waiting.put(logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, None, None))
             self._dropped = 0
 
@@ -131,7 +130,7 @@ class LogThread(logging.Handler):
             try:
                 self._write(self._waiting.get())
             except Exception:
-                # No memory, say. There must go on being somebody who writes.
+                # No memory, say. The thread must go on.
                 time.sleep(0.1)
 
     def _write(self, item: logging.LogRecord | threading.Event) -> None:

@@ -38,7 +38,7 @@ def mount(options: MountOptions, may_run_programs: bool) -> int:
     data = f"fd={descriptor},rootmode={_kind_of(options):o},user_id={user},group_id={group},default_permissions"
     if options.allow_other:
         data += ",allow_other"
-    # By the descriptor: whatever has that name by now, it is the directory that was looked at.
+    # By the descriptor: it is the directory that was checked, whatever has its name by now.
     target = options.mountpoint if options.directory is None else f"/proc/self/fd/{options.directory}"
     libc = ctypes.CDLL(None, use_errno=True)
     name, place = options.shown_name.encode(), os.fsencode(target)
@@ -74,7 +74,7 @@ def _mount_by_fusermount(options: MountOptions) -> int:
 
 
 def _refuse_second(options: MountOptions) -> None:
-    """Raise MountError if somebody has mounted an image there since the mountpoint was looked at: the kernel would
+    """Raise MountError if another process has mounted an image there since the mountpoint was opened: the kernel would
     stack them, and the lower one could not be unmounted."""
     if not options.nonempty and (mount := find_mount(options.mountpoint)) is not None:
         raise MountError(f"{options.mountpoint}: {mount.source} is mounted there already")

@@ -1,4 +1,4 @@
-"""Mounting where mount(8) --namespace wants it: in another mount name space, with files from our own."""
+"""mount(8) --namespace: mounting in another mount namespace, with image, keys and code from our own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _CLONE_NEWNS = 0x00020000
 
 
 class MountNamespace:
-    """Another mount name space. ``with`` it, paths mean what they mean there; ``enter`` goes there for good.
+    """Another mount namespace. ``with`` it, paths are resolved there; ``enter`` goes there for good.
 
     The process must have one thread.
 
     Args:
-        name: its file, or the number of a process in it.
+        name: the path of a namespace, or the number of a process in it.
 
     Raises:
-        MountError: there is none.
+        MountError: there is no such namespace.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,7 +30,7 @@ class MountNamespace:
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             self.descriptor = os.open(f"/proc/{name}/ns/mnt" if name.isdecimal() else name, flags)
         except OSError as error:
-            raise MountError(f"mount name space {name}: {error.strerror}") from error
+            raise MountError(f"mount namespace {name}: {error.strerror}") from error
         self._ours = os.open("/proc/self/ns/mnt", os.O_RDONLY)
         self._directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
 
@@ -48,4 +48,4 @@ class MountNamespace:
     def _set(self, descriptor: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.setns(descriptor, _CLONE_NEWNS):
-            raise MountError(f"mount name space {self._name}: {os.strerror(ctypes.get_errno())}")
+            raise MountError(f"mount namespace {self._name}: {os.strerror(ctypes.get_errno())}")

@@ -20,11 +20,11 @@ class Mount:
     """``major:minor``"""
     source: str
     user_id: int
-    """Who mounted it."""
+    """The user who mounted it."""
 
     @property
     def daemon_name(self) -> str:
-        """What the process that serves it calls itself (see ``name_this_process``)."""
+        """The process name of its daemon (see ``find_daemon``)."""
         return f"mystfuse:{self.device}"[:15]
 
 
@@ -43,7 +43,7 @@ def find_mounts(mountpoint: str) -> list[Mount | None]:
 
 
 def is_covered(mount: Mount) -> bool:
-    """Whether a mount is still there, and another on top of it."""
+    """Whether another mount is on top of a mount that is still there."""
     there = find_mounts(mount.mountpoint)
     return mount in there and there[-1] != mount
 
@@ -54,7 +54,7 @@ def own_mountpoints() -> list[str]:
 
 
 def describe_absence(path: str) -> str:
-    """What to say of a path (absolute, without links) at which ``find_mount`` has found nothing."""
+    """One line about a path (absolute, without links) at which ``find_mount`` has found nothing."""
     said = "nothing of mystfuse's is mounted there"
     for mountpoint, mount in [*_mounts()][::-1]:
         if mount is not None and path.startswith(mountpoint + "/"):
@@ -70,7 +70,7 @@ def mountpoints() -> list[str]:
 
 
 def mount_ids(mount: Mount) -> frozenset[str]:
-    """What the kernel calls a mount, as in /proc/PID/fdinfo: one number, or more where it is mounted on itself."""
+    """The kernel's mount IDs of a mount, as in /proc/PID/fdinfo: one, or more where it is mounted on itself."""
     lines = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]
     fields = (line.split(" ", 5) for line in lines)
     return frozenset(each[0] for each in fields if (each[2], _unescape(each[4])) == (mount.device, mount.mountpoint))
@@ -87,7 +87,7 @@ def find_mount_of(descriptor: int) -> Mount | None:
 
 
 def _mounts() -> Iterator[tuple[str, Mount | None]]:
-    """Every mount from the bottom up: its mountpoint, and what it is, if it is one of ours."""
+    """Every mount from the bottom up: its mountpoint, and the mount itself if it is one of ours."""
     for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
         # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
         before, _, after = line.partition(" - ")

@@ -1,4 +1,7 @@
-"""Telling a service manager how things stand: sd_notify(3), without its library."""
+"""sd_notify(3): the state of a mount for the service manager, by NOTIFY_SOCKET.
+
+Not by a library: the socket has to be connected before the daemon is confined, and used after that.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _PATIENCE = 1.0
 
 
 class Notifier:
-    """Sends to the manager's socket; without one, nowhere.
+    """Sends to the service manager's socket; without one, does nothing.
 
     Args:
         address: path of a datagram socket; ``@`` in front means an abstract name.
@@ -26,14 +29,14 @@ class Notifier:
         if not address:
             return
         name = f"\0{address[1:]}" if address.startswith("@") else address
-        # Now: who is confined later reaches no abstract name any more.
+        # Now: a confined process reaches no abstract name any more.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        # Of a manager that hangs.
+        # The manager may hang.
         self._socket.settimeout(_PATIENCE)
         try:
             self._socket.connect(os.fsencode(name))
         except OSError as error:
-            # Told when there is something to tell: the log is not set up yet.
+            # Logged by send: the log is not set up yet.
             self._failure = error
 
     @classmethod
@@ -42,7 +45,7 @@ class Notifier:
         return cls(os.environ.pop("NOTIFY_SOCKET", None))
 
     def send(self, *assignments: str) -> None:
-        """Send assignments such as ``READY=1``, one line each. That nobody listens is logged, and does not matter."""
+        """Send assignments such as ``READY=1``, one line each. A failure is logged, and ends nothing."""
         if self._socket is None:
             return
         try:

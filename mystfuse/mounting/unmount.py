@@ -1,4 +1,4 @@
-"""Unmounting: by the system call who may, through fusermount3 as anybody else."""
+"""Unmounting, with retries while the mount is busy: by umount2(2), or through fusermount3 as a user who may not."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from mystfuse.mounting.mount_table import Mount, describe_absence, find_mount
 from mystfuse.system.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
 BUSY_PATIENCE = 2.0
-"""Seconds that a mount in use is tried again: what looks into new mounts, or was just ended, is out of it soon."""
+"""Seconds that the unmount of a busy mount is tried again: programs that look into new mounts leave them soon."""
 _ANSWERING = 5
-"""Seconds that a mount whose daemon nobody sees may take to answer."""
+"""Seconds that a mount whose daemon we cannot see may take to answer."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 
 class BusyError(MountError):
-    """Somebody still uses the mount."""
+    """The mount is busy."""
 
 
 class GoneError(MountError):
-    """What was to be unmounted is not there any more."""
+    """The mount to be unmounted has gone, or another is on top of it."""
 
 
 def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) -> None:
-    """Unmount whatever is on top at ``mountpoint``. Blocks; never call it from the loop that serves the mount.
+    """Unmount the topmost mount at ``mountpoint``. Blocks; never call it from the loop that serves the mount.
 
     Args:
-        lazy: take it out of the tree at once, whoever still uses it.
-        expected: what has to be there. Somebody may rename the directories above, or put links in their place, between
-            looking and unmounting: then it is this one that is unmounted, or none.
+        lazy: take it out of the tree at once, even if it is in use.
+        expected: the mount that has to be there. Others may rename the directories above, or put links in their place,
+            between looking and unmounting: then this one is unmounted, or none.
 
     Raises:
         BusyError: it is in use.
-        GoneError: it is not what is ``expected``.
+        GoneError: the topmost mount is not the ``expected`` one.
         MountError: it cannot be unmounted for another reason.
     """
     libc = ctypes.CDLL(None, use_errno=True)
@@ -55,7 +55,7 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
         if libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)) == 0:
             return
         code = ctypes.get_errno()
-    # Not whether we are root: in a name space of their own others may unmount too.
+    # Not by asking whether we are root: in a namespace of their own, other users may unmount too.
     if code != errno.EPERM:
         raise (BusyError if code == errno.EBUSY else MountError)(f"{mountpoint}: {os.strerror(code)}")
     result = run_fusermount(["-u", *(["-z"] if lazy else []), "--", mountpoint])
@@ -70,7 +70,7 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
 
 @contextmanager
 def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
-    """A path to what is ``expected`` at a mountpoint that leads nowhere else, whatever is renamed meanwhile."""
+    """A path that leads to the ``expected`` mount at a mountpoint, or to none, whatever is renamed meanwhile."""
     if expected is None:
         yield mountpoint
         return
@@ -81,11 +81,11 @@ def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             is_gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
             raise (GoneError if is_gone else MountError)(f"{mountpoint}: {error.strerror}") from error
-        # An old kernel, or a container that does not know the call.
+        # An old kernel, or a container whose filter does not know the call.
         directory = os.open(parent, os.O_PATH | os.O_DIRECTORY)
     try:
         path = f"/proc/self/fd/{directory}"
-        # From here on it is about what is mounted in this very directory: nobody can move that elsewhere.
+        # From here on the path goes by this very directory: what is mounted in it cannot be moved elsewhere.
         if os.readlink(path) != parent or find_mount(mountpoint) != expected:
             raise GoneError(f"{mountpoint}: another mount, or none, has taken its place")
         yield f"{path}/{name}"
@@ -94,10 +94,11 @@ def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
 
 
 def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
-    """Unmount one of our mounts and return when the process that served it is gone.
+    """Unmount one of our mounts, and wait until its daemon has ended.
 
     Args:
-        timeout: seconds for its daemon to end. A mount that is in use is tried again for as long, or ``BUSY_PATIENCE``.
+        timeout: seconds for its daemon to end. While the mount is busy, the unmount is tried again for as long, but not
+            longer than ``BUSY_PATIENCE``.
 
     Raises:
         BusyError: it is in use.
@@ -126,7 +127,7 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
 
 
 def _unmount_patiently(mountpoint: str, lazy: bool, expected: Mount, patience: float) -> None:
-    """The same as ``unmount``, tried for ``patience`` seconds while the mount is in use."""
+    """``unmount``, tried again for ``patience`` seconds while the mount is busy."""
     deadline, pause = time.monotonic() + patience, _SHORTEST_PAUSE
     while True:
         try:
@@ -139,7 +140,7 @@ def _unmount_patiently(mountpoint: str, lazy: bool, expected: Mount, patience: f
 
 
 def unmount_stale(mountpoint: str) -> None:
-    """Take away a mount of ours whose daemon is gone; if there is none, or it is served, do nothing.
+    """Unmount a dead mount of ours, whose daemon was killed; do nothing if there is none, or if it is served.
 
     Raises:
         MountError: it cannot be unmounted.
@@ -155,9 +156,10 @@ def unmount_stale(mountpoint: str) -> None:
 
 
 def _is_answered(mount: Mount) -> bool:
-    """Whether somebody serves a mount, though we see no process that does (/proc with hidepid, another name space).
+    """Whether a mount is served, though we see no process that serves it (/proc with hidepid, another namespace).
 
-    As root, of a mount that is open to nobody but another user, the kernel answers by itself: then what we see decides.
+    Root is not let into a mount of another user without allow_other: the kernel answers by itself then, and the
+    processes that we see decide.
     """
     if mount.user_id != os.geteuid():
         return False

@@ -1,4 +1,4 @@
-"""Giving up what a process does not need any more, for good: the file system, its user, privileges, system calls.
+"""Confining a process for good: an empty root, a user of its own, no privileges, Landlock, a seccomp allow-list.
 
 The calling process must have one thread: each of these is a property of a thread, which those it starts inherit.
 
@@ -47,7 +47,7 @@ _RDONLY_NOSUID_NODEV_NOEXEC = 0xF
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What holds a process, as far as the system permitted it."""
+    """How a process is confined, as far as the system permitted it."""
 
     landlock: int = 0
     """The version that is in force; 0 for none."""
@@ -55,9 +55,9 @@ class Confinement:
     """Whether its system calls are filtered."""
     has_empty_root: bool = False
     own_user: int | None = None
-    """The user that it has become, and nobody else is; None: still the one that started it."""
+    """The user that it has become, which no other process is; None: still the one that started it."""
     proc: int | None = None
-    """A descriptor of /proc, which is all that it can open files in."""
+    """A descriptor of /proc, the only directory in which it can open files."""
 
     def groups_of(self, pid: int) -> frozenset[int]:
         """The supplementary groups of a process; none if it has ended, or cannot be seen.
@@ -87,7 +87,7 @@ def confine() -> Confinement:
     """Leave this process its open descriptors, ``/proc`` for reading, and the system calls of a daemon. Nothing can be
     imported any more.
 
-    What the system does not permit (an ordinary user, an old kernel, a container) is left out, and logged.
+    A layer that the system does not permit (an ordinary user, an old kernel, a container) is left out, and logged.
 
     Raises:
         OSError: privileges cannot be dropped, which the system has no reason to refuse.
@@ -105,8 +105,8 @@ def confine() -> Confinement:
 
 def confine_keeper(extra_calls: Iterable[str] = ()) -> bool:
     """Leave this process, if it is privileged, what mounting and unmounting takes: a capability for that, one to reach
-    mountpoints in directories of others, and a few system calls. One that has to run fusermount3 keeps what it has:
-    no-new-privileges would take the set-user-ID bit's effect from that.
+    mountpoints in directories of others, and a few system calls. A keeper that has to run fusermount3 is not confined:
+    no-new-privileges would void the set-user-ID bit of fusermount3.
 
     Args:
         extra_calls: system calls that it makes besides.
@@ -126,7 +126,7 @@ def drop_privileges(keep: int = 0, own_user: bool = False) -> int | None:
 
     Args:
         keep: a set of capabilities; those of them that we have.
-        own_user: as root, become a user and a group that nobody else is and that own nothing.
+        own_user: as root, become a user and a group of this process alone, which own nothing.
 
     Returns:
         The user that we have become.
@@ -172,11 +172,11 @@ def _become_own_user(libc: ctypes.CDLL) -> int | None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     except OSError as error:
-        # A name space that has no such user, or a service without the capability.
+        # A namespace that has no such user, or a service without the capability.
         log.info("the daemon stays user %d: %s", os.getuid(), error.strerror)
         return None
     if signal_at_its_end.value:
-        # Who becomes another user is not told any more.
+        # The kernel clears it when a process becomes another user.
         libc.prctl(_PR_SET_PDEATHSIG, signal_at_its_end.value, 0, 0, 0)
         if os.getppid() != parent:
             signal.raise_signal(signal_at_its_end.value)
@@ -186,8 +186,8 @@ def _become_own_user(libc: ctypes.CDLL) -> int | None:
 def _leave_file_system() -> tuple[int | None, bool]:
     """Make an empty directory our root, if we may. Returns a descriptor of /proc, and whether the root is empty.
 
-    Neither is mounted anywhere: nothing leads from them to other directories, not even ``..``, and nobody else sees
-    them. They are gone with us.
+    Neither is mounted anywhere: no path leads from them to other directories, not even ``..``, and no other process
+    sees them. They go with this process.
     """
     if effective_capabilities() >> _CAP_SYS_ADMIN & 1:
         try:

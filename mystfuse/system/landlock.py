@@ -1,7 +1,7 @@
-"""Landlock: a process gives up, for good, what it may do with the file system.
+"""Landlock: a process gives up access to the file system, for good.
 
-Sources: landlock(7), <linux/landlock.h>. It has no functions in the C library; why no library of Python's is used is
-told in docs/adr/0011.
+Sources: landlock(7), <linux/landlock.h>. The C library has no functions for it; why no Python library:
+docs/adr/0011.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""openat2(2), which the C library does not have yet: opening a path under rules for how it is resolved."""
+"""openat2(2), for which older C libraries have no function: opening a path under rules for how it is resolved."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def openat2(path: str, flags: int, resolve: int, directory: int = _AT_FDCWD) -> 
         if fd >= 0:
             return fd
         code = ctypes.get_errno()
-        # EAGAIN: somebody renames or mounts at this moment, anywhere, and ``..`` could not be resolved safely.
+        # EAGAIN: a rename or a mount at this moment, anywhere, and ``..`` could not be resolved safely.
         if code not in (errno.EAGAIN, errno.EINTR):
             raise OSError(code, os.strerror(code), path)

@@ -1,8 +1,7 @@
-"""Filters of system calls: programs for the kernel's seccomp, made from a policy that names calls.
+"""Seccomp filters: BPF programs made from a policy that names system calls.
 
-A policy says for each call whether it is allowed, refused with an errno, or the end of the process, and what happens
-to all others. Calls of another machine's kind (32-bit ones, x32) end the process: they would slip through by other
-numbers.
+A policy says which calls are allowed, which are refused with an errno, which end the process, and what happens to all
+others. Calls of another ABI (32-bit, x32) end the process: they have other numbers.
 
 Sources: seccomp(2), the kernel's Documentation/userspace-api/seccomp_filter.rst, <linux/seccomp.h>, <linux/filter.h>,
 <linux/audit.h>. Why no library: docs/adr/0012.
@@ -45,7 +44,7 @@ _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 
 
 class FilterError(Exception):
-    """A policy that no program can be made of."""
+    """No program can be made of the policy."""
 
 
 def refuse(errno: int) -> int:

@@ -1,8 +1,8 @@
-"""Which system calls a daemon makes, and its keeper: policies for ``seccomp_bpf``.
+"""The seccomp allow-lists of a daemon and of its keeper: policies for ``seccomp_bpf``.
 
-What is not listed is refused: a call that libraries try and can do without says that there is no such call, or that it
-is not permitted; one that nobody makes but who has taken over the process ends it. Where a call's arguments tell what
-it is for, they are looked at. How the lists were made, and how to make them again: docs/adr/0016.
+A call that is not listed is refused: one that libraries try and can do without gets ENOSYS or EPERM; one that only an
+attacker in the process would make ends it. Where a call's arguments tell what it is for, they are checked. How the
+lists were made, and how to make them again: docs/adr/0016.
 
 Sources: the manual pages of section 2; signal(7), futex(2), and what glibc 2.36 to 2.42 and musl call
 (pthread_create, malloc, getrandom, rseq).
@@ -64,7 +64,7 @@ _KEEPER_ALONE = _names("""
 umount2 openat2 readlink readlinkat sendmsg
 """)
 
-# For these, no library has a use that a daemon could meet: who makes them has taken it over.
+# No library makes these in a daemon: an attacker has taken it over.
 _DEADLY = _names("""
 execve execveat ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp mount umount2 pivot_root
 chroot open_tree open_tree_attr move_mount fsopen fsconfig fsmount fspick mount_setattr unshare setns bpf
@@ -75,7 +75,7 @@ setdomainname syslog vhangup modify_ldt lookup_dcookie fanotify_init mknod mknod
 map_shadow_stack
 """)
 
-# What libraries may try, and can do without.
+# Libraries may try these, and can do without.
 _REFUSED = _names("""
 fork vfork kill tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal socket connect bind listen accept
 accept4 sendmsg sendmmsg recvmmsg chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes futimesat
@@ -89,14 +89,14 @@ landlock_create_ruleset landlock_add_rule landlock_restrict_self
 
 
 def daemon_filter() -> bytes:
-    """The program for a daemon; this process and its threads alone are meant by it."""
+    """The program for a daemon; it holds this process's number."""
     policy = _common(_WRITING)
     policy |= dict.fromkeys(_DAEMON_ALONE, ALLOW)
     return make_program(policy, _NO_SUCH_CALL)
 
 
 def keeper_filter(extra_calls: Iterable[str] = ()) -> bytes:
-    """The program for a privileged keeper: what mounts, unmounts, and looks at the mount table.
+    """The program for a privileged keeper, which mounts, unmounts, and reads the mount table.
 
     Args:
         extra_calls: system calls that it makes besides.
@@ -108,7 +108,7 @@ def keeper_filter(extra_calls: Iterable[str] = ()) -> bytes:
 
 
 def _common(forbidden_to_open: int) -> dict[str, Rules]:
-    """What both do.
+    """The part that both have.
 
     Args:
         forbidden_to_open: flags that open(2) must not have.
@@ -127,7 +127,7 @@ def _by_arguments(forbidden_to_open: int) -> Mapping[str, Rules]:
     return {
         "mmap": no_code,
         "mprotect": no_code,
-        # A thread, and no process or name space. glibc asks by clone3 first, whose flags are in memory.
+        # A thread, and no process or namespace. glibc asks by clone3 first, whose flags are in memory.
         "clone": [Rule(ALLOW, [Argument(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW)]), refused],
         "open": [Rule(ALLOW, [Argument(1, 0, forbidden_to_open)]), Rule(refuse(errno.EACCES))],
         "openat": [Rule(ALLOW, [Argument(2, 0, forbidden_to_open)]), Rule(refuse(errno.EACCES))],
@@ -140,7 +140,7 @@ def _by_arguments(forbidden_to_open: int) -> Mapping[str, Rules]:
             refused,
         ],
         "socketpair": [Rule(ALLOW, [Argument(0, socket.AF_UNIX)]), refused],
-        # To whom it is connected, and not to an address.
+        # To the peer that it is connected to, and to no address.
         "sendto": [Rule(ALLOW, [Argument(4, 0, ALL_BITS)]), refused],
         "setsockopt": [
             *(Rule(ALLOW, [Argument(1, _SOL_SOCKET), Argument(2, name)]) for name in (_SO_SNDBUF, _SO_RCVBUF)),

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_dropped_and_counted() -> None:
     log_lines(thread, 0, 1)
     assert thread.written().wait(5)
     assert sink.lines[:-2] == lines(0, MAX_WAITING + 1)
-    assert sink.lines[-2:] == ["lines dropped here, for which there was no room: 7", "line 0"]
+    assert sink.lines[-2:] == ["log lines dropped here (the reader is too slow): 7", "line 0"]
 
 
 def test_a_line_that_there_is_no_memory_for_is_dropped_and_counted() -> None:
@@ -89,7 +89,7 @@ def test_a_line_that_there_is_no_memory_for_is_dropped_and_counted() -> None:
     thread.handle(logging.LogRecord("mystfuse", logging.INFO, __file__, 1, "%s", (Large(),), None))
     log_lines(thread, 0, 1)
     assert thread.written().wait(5)
-    assert sink.lines == ["lines dropped here, for which there was no room: 1", "line 0"]
+    assert sink.lines == ["log lines dropped here (the reader is too slow): 1", "line 0"]
 
 
 def refuse(*_: object) -> None:

@@ -413,7 +413,7 @@ def test_a_fifo_for_a_mount_name_space_hangs_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with not_hanging():
         namespace = MountNamespace(str(tmp_path / "fifo"))
-        with pytest.raises(MountError, match=r"mount name space .*fifo: Invalid argument"):
+        with pytest.raises(MountError, match=r"mount namespace .*fifo: Invalid argument"):
             namespace.enter()
 
 

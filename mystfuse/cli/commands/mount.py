@@ -1,4 +1,4 @@
-"""``mystfuse mount``, the main job: mount an image, in the background unless told otherwise."""
+"""``mystfuse mount``, the main job: mount an image, in the background or, with -f, in the foreground."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MAX_KEY_DIGITS = 512
 
 
 class MountExit(IntEnum):
-    """What mount(8) understands: its manual page, EXIT STATUS."""
+    """Exit statuses of mount(8): its manual page, EXIT STATUS."""
 
     DONE = 0
     USAGE = 1
@@ -52,13 +52,13 @@ _FOR_OTHERS = re.compile(
     r"(no)?iversion",
     re.DOTALL,
 )
-"""Options that are meant for mount(8) and systemd, or change nothing here: reads leave no times, writes no trace."""
+"""Options for mount(8) and systemd, or without a meaning here: reads update no times."""
 _NOT_HERE = {"foreground": "mount(8) mounts in the background", "ready_fd": "mount(8) passes no descriptors on"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The arguments that mount(8) gives."""
+    """The arguments of mount(8)."""
 
     image: str
     mountpoint: str
@@ -143,7 +143,7 @@ def _mount(call: _Call) -> MountExit:
 
     def serve(report: Report) -> int:
         if namespace is not None:
-            # Imported while the files are here, with what else is imported when it is needed.
+            # Imported while its files can be reached; ``serve_mount`` imports the rest only in that namespace.
             for module in "mystfuse.mounting.session", "mystfuse.image.unlock", "logging.handlers":
                 importlib.import_module(module)
             namespace.enter()
@@ -159,7 +159,7 @@ def _mount(call: _Call) -> MountExit:
 
 
 def _options_for_us(call: _Call) -> list[str]:
-    """What is left of -o without what is meant for others, the last of each pair of opposites.
+    """The options of -o that are ours, and the last of each pair of opposites.
 
     Raises:
         UsageError: an option that mount(8) cannot have here.

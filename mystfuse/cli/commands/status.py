@@ -1,4 +1,4 @@
-"""``mystfuse status``: what a mount says about itself."""
+"""``mystfuse status``: shows a mount's status.json."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def command(as_json: bool, mountpoint: str) -> None:
 
 
 def read_status(mountpoint: str) -> str:
-    """The JSON text of the status of a mount of ours that answers.
+    """The text of a mount's status.json.
 
     Raises:
-        MountError: it is none, or no answer comes.
+        MountError: it is no mount of ours, or does not answer.
     """
     path = resolve_mountpoint(mountpoint)
     if find_mount(path) is None:

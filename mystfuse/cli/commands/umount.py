@@ -1,4 +1,4 @@
-"""``mystfuse umount``: unmount, and return when the daemon is gone."""
+"""``mystfuse umount``: unmount, and wait until the daemon has ended."""
 
 from __future__ import annotations
 
