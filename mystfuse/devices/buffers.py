@@ -11,7 +11,7 @@ from sys import getrefcount
 
 LONG = 64 << 10
 """Bytes: shorter buffers are made anew, which costs less than looking for one."""
-_SIZE = 1 << 20
+_SIZE = (1 << 20) + (64 << 10)
 """Bytes of a buffer that is kept: what the kernel asks for at most."""
 _COUNT = 12
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -17,37 +17,10 @@ class Extent(NamedTuple):
         return self.offset + self.length
 
 
-class Batch(Protocol):
-    """Ranges of bytes that are still to be taken from the page cache, checked and decrypted."""
-
-    def run(self) -> None:
-        """Do that work. It may be done in any thread; errors wait for ``result``. Never waits for storage."""
-        ...
-
-    def parts(self) -> list[memoryview] | None:
-        """What ``result`` will return. After ``run``, in any thread."""
-        ...
-
-    def result(self) -> list[memoryview] | None:
-        """The bytes of each extent, when ``run`` has come to its end; on the event loop's thread. None when storage has
-        to be waited for, or the bytes are not what the hash tree says: ``read`` waits, and tells."""
-        ...
-
-
-class Complete:
-    """A ``Batch`` with nothing left to do."""
-
-    def __init__(self, parts: list[memoryview]) -> None:
-        self._parts = parts
-
-    def run(self) -> None:
-        pass
-
-    def parts(self) -> list[memoryview]:
-        return self._parts
-
-    def result(self) -> list[memoryview]:
-        return self._parts
+PendingRead = Callable[[], list[memoryview] | None]
+"""Ranges of bytes that are still to be taken from the page cache, checked and decrypted. Calling it, once and in any
+thread, does that and returns the bytes of each extent; None when they must be waited for, or are not what the hash tree
+says. It never waits for storage."""
 
 
 class Device(Protocol):
@@ -69,9 +42,12 @@ class Device(Protocol):
         """
         ...
 
-    def begin(self, extents: Sequence[Extent]) -> Batch | None:
-        """The same in two steps, if the bytes can be had without waiting for storage, and are what they should be; else
-        None. Never blocks, and says nothing of damage: whoever needs the bytes asks ``read``, which does.
+    def begin(self, extents: Sequence[Extent]) -> PendingRead | None:
+        """The same without waiting for storage, in two steps: here, on the event loop's thread, buffers and hash blocks
+        are made ready; the pending read does the rest in any thread. None if the bytes must be waited for, or a hash
+        block is not what it should be.
+
+        Says nothing of damage: ``read``, which is asked next, does.
 
         Raises:
             ImageReadError: bytes outside the device.
@@ -80,17 +56,10 @@ class Device(Protocol):
 
 
 def read_now(device: Device, extents: Sequence[Extent]) -> list[memoryview] | None:
-    """What ``device.read`` returns, if it can be had without waiting for storage, and is whole; else None. Never
-    blocks, and says nothing of damage.
-
-    Raises:
-        ImageReadError: bytes outside the device.
-    """
-    batch = device.begin(extents)
-    if batch is None:
-        return None
-    batch.run()
-    return batch.result()
+    """What ``device.read`` returns, if that needs no waiting for storage and is undamaged; else None. Raises as
+    ``Device.begin``."""
+    pending = device.begin(extents)
+    return None if pending is None else pending()
 
 
 def coalesce(extents: Iterable[Extent], max_length: int) -> list[Extent]:

@@ -1,6 +1,6 @@
 """The untrusted-reader task: the only code that touches the image while it is mounted.
 
-What the page cache has is read at once (``Reading``): handing it to a task would cost more than reading it. The rest
+What the page cache has is read at once (``begin``): handing it to a task would cost more than reading it. The rest
 reaches the task through a bounded queue. It takes all that are waiting, merges neighbours into long reads, and gives
 them to a few threads, so that a cold or hanging disk never stops the event loop. Nobody believes what either returns
 before ``verity`` has looked at it.
@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
+from threading import Lock
 from typing import NamedTuple
 
 import trio
 
 from mystfuse.devices.buffers import Buffers
-from mystfuse.devices.device import Extent, coalesce
+from mystfuse.devices.device import Extent, PendingRead, coalesce
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, StorageTimeout
 from mystfuse.system.threads import call_in_thread
@@ -77,33 +78,6 @@ class _Read(NamedTuple):
     """When it began to wait for storage."""
 
 
-class Reading:
-    """A ``Batch`` of ranges that the page cache may have."""
-
-    def __init__(self, reader: ImageReader, extents: Sequence[Extent]) -> None:
-        self._reader = reader
-        self._extents = extents
-        # One buffer for all of them: there are not many long ones.
-        buffer, end = reader.buffers.take(sum([extent.length for extent in extents])), 0
-        self._buffers = [buffer[end : (end := end + extent.length)] for extent in extents]
-        self._is_there = False
-
-    def run(self) -> None:
-        read = self._reader.source.read_cached_into
-        self._is_there = all(
-            read(extent.offset, buffer) for extent, buffer in zip(self._extents, self._buffers, strict=True)
-        )
-
-    def parts(self) -> list[memoryview] | None:
-        return self._buffers if self._is_there else None
-
-    def result(self) -> list[memoryview] | None:
-        if not self._is_there:
-            return None
-        self._reader.bytes_read += sum(map(len, self._buffers))
-        return self._buffers
-
-
 class ImageReader:
     """Reads ranges of a ``Source`` on behalf of the layers above. Start ``run`` before calling ``read``.
 
@@ -119,7 +93,9 @@ class ImageReader:
         self.bytes_read = 0
         self.failures = 0
         self.source = source
-        self.buffers = Buffers()
+        self._buffers = Buffers()
+        self._counting = Lock()
+        """Pending reads are counted in their threads."""
         self._io_timeout = io_timeout
         self._send, self._receive = trio.open_memory_channel[list[_Request]](QUEUE_DEPTH)
         self._under_way: set[_Request] = set()
@@ -173,9 +149,23 @@ class ImageReader:
                 # Whoever asked may have been cancelled: nothing is read for him any more.
                 request.done.set()
 
-    def begin(self, extents: Sequence[Extent]) -> Reading:
-        """The *unverified* bytes of each extent, if they are in the page cache when the batch is run."""
-        return Reading(self, extents)
+    def begin(self, extents: Sequence[Extent]) -> PendingRead:
+        """The *unverified* bytes of each extent, if they are in the page cache when the pending read is called."""
+        # One buffer for all of them: there are not many long ones.
+        buffer, end = self._buffers.take(sum([extent.length for extent in extents])), 0
+        parts = [buffer[end : (end := end + extent.length)] for extent in extents]
+        return partial(self._read_cached, extents, parts)
+
+    def _read_cached(self, extents: Sequence[Extent], buffers: list[memoryview]) -> list[memoryview] | None:
+        read = self.source.read_cached_into
+        if not all(read(extent.offset, buffer) for extent, buffer in zip(extents, buffers, strict=True)):
+            return None
+        self._count(sum(map(len, buffers)))
+        return buffers
+
+    def _count(self, length: int) -> None:
+        with self._counting:
+            self.bytes_read += length
 
     async def run(self) -> None:
         """Serve requests until cancelled; those under way fail then."""
@@ -283,7 +273,7 @@ class ImageReader:
         self._threads -= 1
 
     def _deliver(self, extent: Extent, unverified: bytes | bytearray | memoryview, parts: list[_Part]) -> None:
-        self.bytes_read += len(unverified)
+        self._count(len(unverified))
         view = memoryview(unverified)
         for wanted, request, number in parts:
             start = wanted.offset - extent.offset

@@ -13,13 +13,15 @@ import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
+from threading import Lock
 from typing import Protocol
 
 import trio
 
 from mystfuse.crypto.hashing import BlockHasher
-from mystfuse.devices.device import Batch, Device, Extent, coalesce, read_now
+from mystfuse.devices.device import Device, Extent, PendingRead, coalesce, read_now
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError, MystfuseError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 
@@ -102,6 +104,7 @@ class VerityDevice:
         self._max_hash_blocks = max(cache_bytes // superblock.hash_block_size, 2 * len(geometry.levels) + 4)
         self._loading: dict[HashBlockKey, _Load] = {}
         self._logged: set[tuple[int, int]] = set()
+        self._counting = Lock()
 
     async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         """The verified bytes of each extent. Here, and nowhere else, damage is counted, logged, and told to
@@ -134,9 +137,8 @@ class VerityDevice:
             self._logged.update(damage.blocks[:_MAX_LOGGED])
         self.on_damage(damage)
 
-    def begin(self, extents: Sequence[Extent]) -> Check | None:
-        """The same in two steps, if data and the hash blocks on their paths can be had without waiting for storage;
-        else None. Hash blocks have been checked when it returns. Says nothing of damage: ``read`` does."""
+    def begin(self, extents: Sequence[Extent]) -> PendingRead | None:
+        """See ``Device.begin``: the hash blocks on the paths of the data have been checked when it returns."""
         batches = self._batches(extents)
         if len(batches) > 1:
             return None
@@ -154,7 +156,16 @@ class VerityDevice:
             except _Damage:
                 return None
         data = self._unverified.begin(runs)
-        return None if data is None else Check(self, extents, runs, data, held)
+        return None if data is None else partial(self._finish, extents, runs, data, held)
+
+    def _finish(
+        self, extents: Sequence[Extent], runs: list[Extent], data: PendingRead, hash_blocks: dict[HashBlockKey, bytes]
+    ) -> list[memoryview] | None:
+        """Read and check the data of a pending read, in any thread."""
+        unverified = data()
+        if unverified is None or self._find_mismatches(runs, unverified, hash_blocks):
+            return None
+        return _cut(extents, runs, unverified)
 
     def _batches(self, extents: Sequence[Extent]) -> Sequence[tuple[Sequence[Extent], list[Extent]]]:
         """The extents in order, as many at a time as fill MAX_BATCH with the data and hash blocks they lie in; and the
@@ -197,7 +208,6 @@ class VerityDevice:
         """Read and check runs of whole data blocks."""
         hash_blocks, unverified = await self._load(self._parents(runs), runs)
         mismatches = self._find_mismatches(runs, unverified, hash_blocks)
-        self._count(runs, mismatches)
         if mismatches:
             numbers = ", ".join(map(str, mismatches[:8])) + (", ..." if len(mismatches) > 8 else "")
             size = self._superblock.data_block_size
@@ -212,7 +222,7 @@ class VerityDevice:
     ) -> list[int]:
         """Compare runs of data blocks with the *verified* hash blocks that have their digests.
 
-        Touches nothing of ours that changes: it may be done in any thread.
+        In any thread: of what is ours and changes it touches the count alone.
 
         Returns:
             The numbers of the blocks that have another digest.
@@ -234,12 +244,9 @@ class VerityDevice:
             else:
                 expected = self._root_hash
             mismatches += [first + index for index in self._hasher.mismatches(data, block_size, expected)]
+        with self._counting:
+            self.blocks_verified += sum([run.length for run in runs]) // block_size - len(mismatches)
         return mismatches
-
-    def _count(self, runs: list[Extent], mismatches: list[int]) -> None:
-        """Count the blocks that have been checked and found right."""
-        block_size = self._superblock.data_block_size
-        self.blocks_verified += sum([run.length for run in runs]) // block_size - len(mismatches)
 
     async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[HashBlockKey, bytes], list[memoryview]]:
         """*Verified* hash blocks, the level-0 ones ``parents`` among them, and the *unverified* bytes of ``runs``,
@@ -375,43 +382,6 @@ class VerityDevice:
         level, index = key
         size = self._superblock.hash_block_size
         return Extent(self._geometry.levels[level].offset + index * size, size)
-
-
-class Check:
-    """A ``Batch`` of data blocks, and the *verified* hash blocks to compare them with."""
-
-    def __init__(
-        self,
-        device: VerityDevice,
-        extents: Sequence[Extent],
-        runs: list[Extent],
-        unverified: Batch,
-        hash_blocks: dict[HashBlockKey, bytes],
-    ) -> None:
-        self._device = device
-        self._extents = extents
-        self._runs = runs
-        self._unverified = unverified
-        self._hash_blocks = hash_blocks
-        self._mismatches: list[int] | None = None
-
-    def run(self) -> None:
-        self._unverified.run()
-        unverified = self._unverified.parts()
-        if unverified is not None:
-            self._mismatches = self._device._find_mismatches(self._runs, unverified, self._hash_blocks)
-
-    def parts(self) -> list[memoryview] | None:
-        unverified = self._unverified.parts()
-        if unverified is None or self._mismatches is None or self._mismatches:
-            return None
-        return _cut(self._extents, self._runs, unverified)
-
-    def result(self) -> list[memoryview] | None:
-        if self._unverified.result() is None or self._mismatches is None:
-            return None
-        self._device._count(self._runs, self._mismatches)
-        return self.parts()
 
 
 class _Load:

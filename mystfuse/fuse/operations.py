@@ -263,7 +263,7 @@ class Operations(pyfuse3.Operations):
         if isinstance(file, bytes):
             return file[off : off + size]
         if isinstance(file, MergedImage):
-            return await file.read(off, size)
+            return await file.read(off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
         # The kernel reads ahead by more than a page, without saying so; when that fails, it asks page by page for
         # what is needed (mm/filemap.c, filemap_update_page).
         is_ahead = size > PAGE_SIZE and not file.is_direct

@@ -6,6 +6,7 @@ import _thread
 import os
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import outcome
 import trio
@@ -24,7 +25,8 @@ _BEGINNING = 1.0
 """Seconds that the event loop waits for a thread to begin, once: ``threading.Thread.start`` waits for ever for one that
 has no memory left to."""
 
-_Work = tuple[Callable[[], None], Callable[[outcome.Outcome[None]], object], trio.lowlevel.TrioToken]
+T = TypeVar("T")
+_Work = tuple[Callable[[], Any], Callable[[outcome.Outcome[Any]], object], trio.lowlevel.TrioToken]
 
 
 class Workers:
@@ -48,15 +50,15 @@ class Workers:
         """Call ``work`` in a thread, and ``on_end`` on this one when it has come to its end, however that was."""
         self._hand_over(work, lambda _: on_end())
 
-    async def run(self, work: Callable[[], None]) -> None:
-        """Call ``work`` in a thread, if there are any. A cancellation waits until it has come to its end, and is then
-        forgotten."""
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns in a thread, if there are any. A cancellation waits until it has come to its
+        end, and is then forgotten."""
         if not self.threads:
-            work()
-            return
+            return work()
         task = trio.lowlevel.current_task()
         self._hand_over(work, lambda result: trio.lowlevel.reschedule(task, result))
-        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        return result
 
     def close(self) -> None:
         """End the threads, each when it is done with what was handed over, and wait for them."""
@@ -65,7 +67,7 @@ class Workers:
         while self._started:
             self._started.pop().join()
 
-    def _hand_over(self, work: Callable[[], None], on_end: Callable[[outcome.Outcome[None]], object]) -> None:
+    def _hand_over(self, work: Callable[[], Any], on_end: Callable[[outcome.Outcome[Any]], object]) -> None:
         if len(self._started) < self.threads:
             thread = _Thread(self._queue)
             if thread.start():

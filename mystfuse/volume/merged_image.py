@@ -8,13 +8,16 @@ from collections import OrderedDict
 import trio
 
 from mystfuse.devices.cache import BlockCache
-from mystfuse.devices.device import Device, Extent
+from mystfuse.devices.device import Device
 from mystfuse.errors import MystfuseError, StorageTimeout
 from mystfuse.ext2 import orphans
+from mystfuse.ext2.block_map import Run
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.overlay.overlay import Overlay, Snapshot
+from mystfuse.system.workers import Workers
+from mystfuse.volume.read_plan import ReadPlan, fetch, join
 from mystfuse.volume.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -28,27 +31,31 @@ class MergedImage:
     In it every inode without a name has been released, so that e2fsck has nothing to say; free blocks are zeros.
     """
 
-    def __init__(self, filesystem: FileSystem, snapshot: Snapshot, cache: BlockCache, device: Device) -> None:
+    def __init__(
+        self, filesystem: FileSystem, snapshot: Snapshot, cache: BlockCache, device: Device, workers: Workers
+    ) -> None:
         self.size = filesystem.superblock.size
         """Bytes."""
         self._filesystem = filesystem
         self._snapshot = snapshot
         self._device = device
+        self._workers = workers
         self._runner = Runner(filesystem, cache, snapshot, lambda: 0)
         self._bitmaps: OrderedDict[int, bytes] = OrderedDict()
 
     @classmethod
-    async def open(cls, filesystem: FileSystem, overlay: Overlay, cache: BlockCache, device: Device) -> MergedImage:
+    async def open(
+        cls, filesystem: FileSystem, overlay: Overlay, cache: BlockCache, device: Device, workers: Workers
+    ) -> MergedImage:
         """The present state; nothing that is written from the call on shows.
 
         Raises:
             OSError: EBUSY, too many are open; ENOSPC, the overlay has no room for what differs.
             StorageTimeout: storage does not answer while orphans are released.
         """
-        twin = filesystem.fork()
         snapshot = overlay.snapshot()
         try:
-            image = cls(twin, snapshot, cache, device)
+            image = cls(filesystem.fork(), snapshot, cache, device, workers)
             await image._release_orphans()
         except BaseException:
             snapshot.close()
@@ -59,7 +66,7 @@ class MergedImage:
         """Give back what only this snapshot holds."""
         self._snapshot.close()
 
-    async def read(self, offset: int, length: int) -> bytes:
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
         """Up to ``length`` bytes from byte ``offset`` on; fewer only at the end.
 
         Raises:
@@ -68,36 +75,21 @@ class MergedImage:
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
-        block_size = self._filesystem.superblock.block_size
-        first, end = offset // block_size, -(-(offset + length) // block_size)
-        parts: list[bytes | memoryview | int | None] = []
-        extents: list[Extent] = []
-        for number in range(first, end):
-            part = self._snapshot.get(number)
-            if part is None and not await self._is_in_use(number):
-                part = bytes(block_size)
-            parts.append(part)
-            if part is None:
-                if extents and extents[-1].end == number * block_size and parts[-2:] == [None, None]:
-                    extents[-1] = Extent(extents[-1].offset, extents[-1].length + block_size)
-                else:
-                    extents.append(Extent(number * block_size, block_size))
-        fetched = (
-            data[start : start + block_size]
-            for data in await self._device.read(extents)
-            for start in range(0, len(data), block_size)
-        )
-        tickets = [part for part in parts if isinstance(part, int)]
+        block_size, end = self._filesystem.superblock.block_size, offset + length
+        written: dict[int, bytes | int] = {}
+        first, last = offset // block_size, (end - 1) // block_size
+        for number in range(first, last + 1):
+            block = self._snapshot.get(number)
+            if block is not None:
+                written[number] = block
+            elif not await self._is_in_use(number):
+                written[number] = bytes(block_size)
+        run = Run(first, last + 1 - first)
+        plan = ReadPlan([run], written.get if written else None, block_size, offset, end, hole=-1)
+        fetched = await fetch(self._device, self._workers, plan.extents)
         # What a snapshot has in the store stays there.
-        recalled = await self._snapshot.recall(tickets) if tickets else {}
-        blocks: list[bytes | memoryview] = []
-        for held in parts:
-            block = next(fetched) if held is None else recalled[held] if isinstance(held, int) else held
-            if isinstance(block, MystfuseError):
-                raise block
-            blocks.append(block)
-        whole = b"".join(blocks)
-        return whole[offset - first * block_size :][:length]
+        recalled = await self._snapshot.recall(plan.versions) if plan.versions else {}
+        return join(plan.parts(fetched, recalled))
 
     async def _is_in_use(self, number: int) -> bool:
         superblock = self._filesystem.superblock

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Protocol
 
 import trio
 
+from mystfuse.devices.device import PendingRead
 from mystfuse.system.workers import Workers
+from mystfuse.volume.read_plan import Part, ReadPlan, join
 
 CHUNK = 1 << 20
 """Bytes that are fetched together."""
@@ -26,30 +27,35 @@ MAX_STREAMS = 8
 """Readers that are read ahead of at once: what is ready for others is dropped."""
 
 
-class Piece(Protocol):
-    """A range of a file that is being fetched."""
-
-    length: int
-    """Bytes, perhaps fewer than were asked for: up to the end of the file."""
-
-    def run(self) -> None:
-        """Do the work. In any thread."""
-        ...
-
-    def read(self, start: int, end: int) -> bytes | memoryview | None:
-        """A part of it, when ``run`` has come to its end; None if it cannot be had so, for whatever reason."""
-        ...
-
-
 class _Chunk:
-    """A piece that begins at byte ``start`` of its file, and what the file system was like when it was begun."""
+    """A range of a file from byte ``start`` on that is being read, and the state of the file system that it is of."""
 
-    def __init__(self, start: int, piece: Piece, changes: int) -> None:
+    def __init__(self, start: int, plan: ReadPlan, pending: PendingRead, changes: int) -> None:
         self.start = start
-        self.end = start + piece.length
-        self.piece = piece
+        self.end = start + plan.length
         self.changes = changes
         self.is_ready = trio.Event()
+        self.parts: list[Part] | None = None
+        """What is in it, when it is ready; None when it must be read in another way."""
+        self._plan = plan
+        self._pending = pending
+
+    def run(self) -> None:
+        """Fetch it. In any thread."""
+        fetched = self._pending()
+        if fetched is not None:
+            self.parts = self._plan.parts(fetched, {})
+
+    def take(self, start: int, end: int) -> list[Part]:
+        """What of its parts lies between two bytes of the file."""
+        found: list[Part] = []
+        position = self.start
+        for part in self.parts or ():
+            low, high = max(start - position, 0), min(end - position, len(part))
+            if low < high:
+                found.append(memoryview(part)[low:high])
+            position += len(part)
+        return found
 
 
 class Stream:
@@ -72,19 +78,22 @@ class ReadAhead:
     """Chunks in front of the readers of a volume.
 
     Args:
-        begin: begins to fetch a range of a file; None if it cannot be had at once.
+        begin: begins to read a range of a file; None if that needs waiting for storage.
         changes: gives a number that is another one when something has been committed.
     """
 
     def __init__(
-        self, begin: Callable[[int, int, int], Piece | None], changes: Callable[[], int], workers: Workers
+        self,
+        begin: Callable[[int, int, int], tuple[ReadPlan, PendingRead] | None],
+        changes: Callable[[], int],
+        workers: Workers,
     ) -> None:
         self._begin = begin
         self._changes = changes
         self._workers = workers
         self._active: OrderedDict[Stream, None] = OrderedDict()
 
-    async def read(self, stream: Stream, ino: int, offset: int, length: int) -> bytes | memoryview | None:
+    async def read(self, stream: Stream, ino: int, offset: int, length: int) -> Part | None:
         """What a reader asks for, if it is ready or about to be; None if it has to be read as if nobody had read
         ahead."""
         if offset != stream.next:
@@ -102,16 +111,10 @@ class ReadAhead:
         for chunk in chunks:
             if not chunk.is_ready.is_set():
                 await chunk.is_ready.wait()
-        parts: list[bytes | memoryview] = []
-        for chunk in chunks:
-            part = None
-            if chunk.changes == self._changes():
-                part = chunk.piece.read(max(offset - chunk.start, 0), min(offset + length, chunk.end) - chunk.start)
-            if part is None:
-                self.drop(stream)
-                return None
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if any(chunk.parts is None or chunk.changes != self._changes() for chunk in chunks):
+            self.drop(stream)
+            return None
+        return join([part for chunk in chunks for part in chunk.take(offset, offset + length)])
 
     def drop(self, stream: Stream) -> None:
         """Forget what is ready for a reader: it goes elsewhere, or away."""
@@ -128,18 +131,19 @@ class ReadAhead:
             front = stream.chunks[-1].end if stream.chunks else stream.next if has_threads else offset
             if front >= far_enough:
                 break
-            piece = self._begin(ino, front, CHUNK)
-            if piece is None:
+            begun = self._begin(ino, front, CHUNK)
+            if begun is None:
                 break
-            stream.is_at_end = piece.length < CHUNK
-            if not piece.length:
+            plan, pending = begun
+            stream.is_at_end = plan.length < CHUNK
+            if not plan.length:
                 break
-            chunk = _Chunk(front, piece, self._changes())
+            chunk = _Chunk(front, plan, pending, self._changes())
             stream.chunks.append(chunk)
             if has_threads:
-                self._workers.submit(piece.run, chunk.is_ready.set)
+                self._workers.submit(chunk.run, chunk.is_ready.set)
             else:
-                piece.run()
+                chunk.run()
                 chunk.is_ready.set()
             self._active[stream] = None
             self._active.move_to_end(stream)

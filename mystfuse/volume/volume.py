@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from errno import ENOSPC, EROFS
-from itertools import groupby
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import trio
 
 from mystfuse.devices.cache import BlockCache
-from mystfuse.devices.device import Batch, Device, Extent, read_now
-from mystfuse.errors import CorruptFilesystem, FormatError, IntegrityError, MystfuseError, StorageTimeout
+from mystfuse.devices.device import Device, Extent
+from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError, StorageTimeout
 from mystfuse.ext2 import file_contents, link_and_unlink, orphans, xattr_changes
-from mystfuse.ext2.block_map import Run, Stretch
+from mystfuse.ext2.block_map import Stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT, Caller
 from mystfuse.ext2.change import Change
@@ -32,18 +31,16 @@ from mystfuse.ext2.setattr import AttributeChanges, set_attributes
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.overlay.overlay import Overlay
 from mystfuse.overlay.store import OverlayStore
-from mystfuse.system.workers import INLINE_BYTES, Workers
-from mystfuse.volume.file_maps import FileMaps
+from mystfuse.system.workers import Workers
+from mystfuse.volume.file_reader import FileReader
 from mystfuse.volume.merged_image import MergedImage
-from mystfuse.volume.read_ahead import ReadAhead, Stream
+from mystfuse.volume.read_ahead import Stream
 from mystfuse.volume.runner import Runner
 
 log = logging.getLogger(__name__)
 
 _LISTING_ATTEMPTS = 2
 """Times that a listing during which something was committed is tried in two steps, before it is made in one."""
-_READ_ATTEMPTS = 2
-"""Times that a read whose blocks change under it is tried before writers of the file are held back."""
 _ANCESTORS_AT_ONCE = 100
 """Directories above one another that are gone through before others get their turn."""
 _RELEASE_PATIENCE = 0.05
@@ -76,7 +73,6 @@ class Volume:
         """None when nothing can be written."""
         self._device = device
         self._filesystem = FileSystem(superblock)
-        self._maps = FileMaps(self._filesystem)
         self._runner = Runner(
             self._filesystem,
             self.cache,
@@ -85,7 +81,7 @@ class Volume:
             io_timeout,
         )
         self._workers = workers or Workers()
-        self._read_ahead = ReadAhead(self._begin, lambda: self.changes, self._workers)
+        self._files = FileReader(self._filesystem, self._runner, device, overlay, self._workers)
         self._moves = 0
         """Renames across directories until now."""
         self._released = trio.Event()
@@ -218,63 +214,16 @@ class Volume:
             IsADirectoryError: not a regular file.
             CorruptFilesystem, IntegrityError, ImageReadError
         """
-        if stream is not None:
-            ahead = await self._read_ahead.read(stream, ino, offset, length)
-            if ahead is not None:
-                return ahead
-        quietly = is_ahead and stream is not None and not stream.has_failed(offset, length)
-        try:
-            return await self._read(ino, offset, length, quietly)
-        except IntegrityError:
-            if quietly and stream is not None:
-                stream.failed = range(offset, offset + length)
-            raise
-
-    async def _read(self, ino: int, offset: int, length: int, quietly: bool) -> bytes | memoryview:
-        recalled: _Recalled = {}
-        for _ in range(_READ_ATTEMPTS):
-            data = await self._try_read(ino, offset, length, recalled, quietly)
-            if data is not None:
-                return data
-        with self._runner.hold(ino):
-            data = await self._try_read(ino, offset, length, recalled, quietly)
-        if data is None:
-            raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
-        return data
+        return await self._files.read(ino, offset, length, stream, is_ahead)
 
     def close_stream(self, stream: Stream) -> None:
         """The reader will not come back."""
-        self._read_ahead.drop(stream)
-
-    def _begin(self, ino: int, offset: int, length: int) -> _Piece | None:
-        """Begin to fetch a range of a file, if nobody has to be waited for; else None. Whatever is wrong will be found
-        again by who reads it."""
-        try:
-            segments = self._runner.run_now(self._locate, ino, offset, length)
-            if segments is None or _tickets(segments):
-                return None
-            batch = self._device.begin([segment.extent for segment in segments if segment.content is None])
-        except (MystfuseError, OSError):
-            return None
-        return None if batch is None else _Piece(segments, batch)
+        self._files.close_stream(stream)
 
     def read_now(self, ino: int, longest: int) -> bytes | memoryview | None:
-        """The whole of a regular file of up to ``longest`` bytes, if nobody has to be waited for; else None. Whatever
-        is wrong with it will be found again by who reads it."""
-
-        def locate(blocks: Blocks) -> list[_Segment] | None:
-            if self._maps.as_of(self.changes).inode(blocks, ino).size > longest:
-                return None
-            return self._locate(blocks, ino, 0, longest)
-
-        try:
-            segments = self._runner.run_now(locate)
-            if segments is None or _tickets(segments):
-                return None
-            fetched = read_now(self._device, [segment.extent for segment in segments if segment.content is None])
-        except (MystfuseError, OSError):
-            return None
-        return None if fetched is None else _join(segments, fetched)
+        """The whole of a regular file of up to ``longest`` bytes, if that needs no waiting for storage; else None. What
+        is wrong with it is found again by ``read``, which tells of it."""
+        return self._files.read_now(ino, longest)
 
     async def stretch(self, ino: int, offset: int) -> Stretch:
         """Whether a regular file has data or a hole at byte ``offset``, and for how many bytes at least that goes on:
@@ -441,7 +390,7 @@ class Volume:
     async def open_image(self) -> MergedImage:
         """The whole file system as it is now, to be read as one file; see ``MergedImage``."""
         overlay = Overlay(self.superblock.block_size, 0) if self.overlay is None else self.overlay
-        return await MergedImage.open(self._filesystem, overlay, self.cache, self._device)
+        return await MergedImage.open(self._filesystem, overlay, self.cache, self._device, self._workers)
 
     async def _change(
         self,
@@ -486,88 +435,6 @@ class Volume:
     def _parent_of(self, blocks: Blocks, ino: int) -> int:
         return self._filesystem.parent(blocks, self._filesystem.directory(blocks, ino))
 
-    async def _try_read(
-        self, ino: int, offset: int, length: int, recalled: _Recalled, quietly: bool
-    ) -> bytes | memoryview | None:
-        """Read a range of a file; None if its blocks have become others while they were fetched.
-
-        Args:
-            recalled: blocks that have been fetched from the store; more are added.
-            quietly: see ``Device.read``.
-        """
-        segments = await self._runner.run(self._locate, ino, offset, length, quietly)
-        wanted = [segment.extent for segment in segments if segment.content is None]
-        fetched: list[memoryview] = []
-        if not wanted:
-            return _join(segments, fetched)
-        changes = self.changes
-        tickets = _tickets(segments)
-        if tickets:
-            wanted = [segment.extent for segment in segments if segment.is_in_image]
-        if wanted:
-            batch = self._device.begin(wanted)
-            if batch is None:
-                fetched = await self._device.read(wanted, quietly)
-            else:
-                if length > INLINE_BYTES:
-                    await self._workers.run(batch.run)
-                else:
-                    batch.run()
-                at_once = batch.result()
-                if at_once is None:
-                    # Not its buffers as well, for as long as storage takes.
-                    del batch
-                    at_once = await self._device.read(wanted, quietly)
-                fetched = at_once
-        await self._recall(tickets, recalled)
-        there, parts = wanted, fetched
-        while changes != self.changes:
-            segments = await self._runner.run(self._locate, ino, offset, length, quietly)
-            changes = self.changes
-            now_wanted = [segment.extent for segment in segments if segment.is_in_image]
-            found = [_find_part(extent, there, parts) for extent in now_wanted]
-            fetched = [part for part in found if part is not None]
-            if len(fetched) < len(now_wanted):
-                return None
-            # They may have gone to the store meanwhile, which is no change: each does so once.
-            tickets = _tickets(segments)
-            await self._recall(tickets, recalled)
-        if tickets:
-            if not recalled.keys() >= set(tickets):
-                return None
-            segments = [_with_recalled(segment, recalled) for segment in segments]
-        return _join(segments, fetched)
-
-    async def _recall(self, tickets: list[int], recalled: _Recalled) -> None:
-        missing = [ticket for ticket in tickets if ticket not in recalled]
-        if missing:
-            assert self.overlay is not None
-            recalled.update(await self.overlay.recall(missing))
-
-    def _locate(self, blocks: Blocks, ino: int, offset: int, length: int, quietly: bool = False) -> list[_Segment]:
-        """Where a range of a file is, and a copy of what of it has been written, as of now."""
-        if quietly:
-            with blocks.speculating():
-                return self._locate(blocks, ino, offset, length)
-        maps = self._maps.as_of(self.changes)
-        inode = maps.inode(blocks, ino)
-        block_size = self.superblock.block_size
-        stop = min(offset + length, inode.size)
-        if stop <= offset:
-            return []
-        first, last = offset // block_size, (stop - 1) // block_size
-        segments: list[_Segment] = []
-        end = first * block_size
-        for run in maps.runs(blocks, inode, first, last + 1 - first):
-            for piece, content, tickets in self._split_run(run):
-                start, end = end, end + piece.length * block_size
-                low, high = max(start, offset), min(end, stop)
-                if content is not None and high - low < len(content):
-                    content = content[low - start : high - start]
-                extent = Extent(piece.physical * block_size + low - start, high - low)
-                segments.append(_Segment(extent, content, tickets))
-        return segments
-
     def _stretch(self, blocks: Blocks, ino: int, offset: int) -> Stretch:
         inode = self._filesystem.regular_file(blocks, ino)
         if offset >= inode.size:
@@ -576,119 +443,6 @@ class Volume:
         is_data, length = self._filesystem.map_stretch(blocks, inode, first)
         return Stretch(is_data, min(length * self.superblock.block_size - within, inode.size - offset))
 
-    def _split_run(self, run: Run) -> list[tuple[Run, bytes | None, list[int]]]:
-        """A run of blocks in pieces that are wholly written, with what was written or its tickets, or wholly as in the
-        image."""
-        if not run.physical:
-            return [(run, bytes(run.length * self.superblock.block_size), [])]
-        overlay = self.overlay
-        numbers = range(run.physical, run.physical + run.length)
-        if overlay is None or not overlay.blocks or not any(number in overlay for number in numbers):
-            return [(run, None, [])]
-        pieces: list[tuple[Run, bytes | None, list[int]]] = []
-        for is_written, group in groupby(numbers, overlay.__contains__):
-            members = list(group)
-            if not is_written:
-                pieces.append((Run(members[0], len(members)), None, []))
-                continue
-            first = members[0]
-            for is_ticket, some in groupby((overlay.get(number) or 0 for number in members), _is_ticket):
-                contents = list(some)
-                piece = Run(first, len(contents))
-                first += len(contents)
-                if is_ticket:
-                    pieces.append((piece, None, [ticket for ticket in contents if isinstance(ticket, int)]))
-                else:
-                    pieces.append((piece, b"".join(part for part in contents if not isinstance(part, int)), []))
-        return pieces
-
 
 class _Moved(Exception):
     """Directories have been moved since somebody looked at what is above them."""
-
-
-class _Segment(NamedTuple):
-    """A part of a file: in the image, at ``extent``, in memory, or in the overlay's store."""
-
-    extent: Extent
-    content: bytes | None
-    tickets: Sequence[int] = ()
-    """Of its blocks, if they are in the store."""
-
-    @property
-    def is_in_image(self) -> bool:
-        return self.content is None and not self.tickets
-
-
-_Recalled = dict[int, bytes | MystfuseError]
-"""By ticket, what came from the overlay's store."""
-
-
-def _is_ticket(block: bytes | int) -> bool:
-    return isinstance(block, int)
-
-
-def _tickets(segments: list[_Segment]) -> list[int]:
-    return [ticket for segment in segments for ticket in segment.tickets]
-
-
-def _with_recalled(segment: _Segment, recalled: _Recalled) -> _Segment:
-    """A segment with what came from the store.
-
-    Raises:
-        MystfuseError: a block of it cannot be had.
-    """
-    if not segment.tickets:
-        return segment
-    blocks: list[bytes] = []
-    for ticket in segment.tickets:
-        block = recalled[ticket]
-        if isinstance(block, MystfuseError):
-            raise block
-        blocks.append(block)
-    content = b"".join(blocks)
-    start = segment.extent.offset % len(blocks[0])
-    return segment._replace(content=content[start : start + segment.extent.length], tickets=())
-
-
-class _Piece:
-    """A range of a file on its way; see ``read_ahead.Piece``."""
-
-    def __init__(self, segments: list[_Segment], batch: Batch) -> None:
-        self.length = sum([segment.extent.length for segment in segments])
-        self.run = batch.run
-        self._segments = segments
-        self._batch = batch
-        self._parts: list[bytes | memoryview] | None = None
-
-    def read(self, start: int, end: int) -> bytes | memoryview | None:
-        if self._parts is None:
-            fetched = self._batch.result()
-            if fetched is None:
-                return None
-            pieces = iter(fetched)
-            self._parts = [next(pieces) if segment.content is None else segment.content for segment in self._segments]
-        found: list[bytes | memoryview] = []
-        position = 0
-        for part in self._parts:
-            low, high = max(start - position, 0), min(end - position, len(part))
-            if low < high:
-                found.append(memoryview(part)[low:high])
-            position += len(part)
-        return found[0] if len(found) == 1 else b"".join(found)
-
-
-def _join(segments: list[_Segment], fetched: list[memoryview]) -> bytes | memoryview:
-    """The contents of segments: what was fetched, and what was in memory."""
-    pieces = iter(fetched)
-    parts = [next(pieces) if segment.content is None else segment.content for segment in segments]
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _find_part(extent: Extent, wanted: list[Extent], fetched: list[memoryview]) -> memoryview | None:
-    """The bytes of an extent, if they are among those that were fetched."""
-    for other, data in zip(wanted, fetched, strict=True):
-        if other.offset <= extent.offset and extent.end <= other.end:
-            start = extent.offset - other.offset
-            return data[start : start + extent.length]
-    return None

@@ -17,7 +17,7 @@ import trio
 from removal import mounts_in
 
 from mystfuse.devices.buffers import LONG, Buffers
-from mystfuse.devices.device import Complete, Extent
+from mystfuse.devices.device import Extent, PendingRead
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.ext2.caller import Caller
@@ -117,8 +117,8 @@ async def test_cancelled_work_is_waited_for_since_it_uses_our_buffers() -> None:
 class FastDevice(MemoryDevice):
     """A device that never has to be waited for."""
 
-    def begin(self, extents: list[Extent]) -> Complete:  # type: ignore[override]
-        return Complete([memoryview(self._data)[extent.offset : extent.end] for extent in extents])
+    def begin(self, extents: Sequence[Extent]) -> PendingRead:  # type: ignore[override]
+        return lambda: [memoryview(self._data)[extent.offset : extent.end] for extent in extents]
 
 
 def file_with_holes(path: Path, seed: int, block_size: int) -> bytes:
@@ -242,9 +242,9 @@ class DamagedDevice(FastDevice):
 
     met = 0
 
-    def begin(self, extents: list[Extent]) -> Complete:  # type: ignore[override]
+    def begin(self, extents: Sequence[Extent]) -> PendingRead:  # type: ignore[override]
         if any(offset < bad.stop and bad.start < offset + length for offset, length in extents for bad in self.damaged):
-            return Damaged([])
+            return lambda: None
         return super().begin(extents)
 
     async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
@@ -253,14 +253,6 @@ class DamagedDevice(FastDevice):
         except IntegrityError:
             self.met += 1
             raise
-
-
-class Damaged(Complete):
-    def parts(self) -> None:  # type: ignore[override]
-        return None
-
-    def result(self) -> None:  # type: ignore[override]
-        return None
 
 
 async def test_damage_ahead_of_a_reader_is_met_by_who_reads_it_and_by_nobody_else(

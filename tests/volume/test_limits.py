@@ -222,7 +222,7 @@ async def test_inodes_as_large_as_blocks_take_no_more_memory_than_others(tmp_pat
         assert inode is not None and len(inode.extra) > 32000
         assert bytes(await volume.read(inode.ino, 0, 10)) == b"x"
     parsed = sum(len(raw) + len(inode.extra) for raw, inode in volume._filesystem._parsed.values())
-    mapped = sum(len(inode.extra) for inode in volume._maps._inodes.values())
+    mapped = sum(len(inode.extra) for inode in volume._files._maps._inodes.values())
     assert 0 < parsed <= 4 << 20 and 0 < mapped <= 8 << 20
 
 

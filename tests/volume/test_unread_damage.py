@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.devices.device import Complete, Extent, read_now
+from mystfuse.devices.device import Extent, PendingRead, read_now
 from mystfuse.errors import IntegrityError
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.volume.read_ahead import Stream
@@ -32,8 +32,8 @@ PAGE = 4096
 class CachedDevice(UnverifiedDevice):
     """All of it is in the page cache."""
 
-    def begin(self, extents: Sequence[Extent]) -> Complete:  # type: ignore[override]
-        return Complete([memoryview(bytes(self.content[extent.offset : extent.end])) for extent in extents])
+    def begin(self, extents: Sequence[Extent]) -> PendingRead:  # type: ignore[override]
+        return lambda: [memoryview(bytes(self.content[extent.offset : extent.end])) for extent in extents]
 
 
 @pytest.mark.parametrize("what", ["data", "hash block", "root"])
