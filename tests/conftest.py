@@ -29,6 +29,7 @@ from tests.support import commands
 from tests.support.commands import GROUP, USER, mystfuse, run
 from tests.support.images import DATA, GOLDEN_NAMES, PROJECT
 from tests.support.machine import FUSE, Lack, explanation, lacking, table, unable
+from tests.support.markers import mark
 from tests.support.mounts import clear_mount
 
 _fuse_mode: int | None = None
@@ -67,6 +68,11 @@ def pytest_configure(config: pytest.Config) -> None:
         subprocess.Popen.__init__ = _start_what_can_work  # type: ignore[method-assign]
     if _lacks and config.getoption("complete"):
         pytest.exit("\n".join(table(_lacks)), returncode=1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark(items)
 
 
 _popen = subprocess.Popen.__init__
