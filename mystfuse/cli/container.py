@@ -21,20 +21,19 @@ from mystfuse.cli.mount_jobs import make_job
 from mystfuse.cli.mount_options import parse_mount_options
 from mystfuse.cli.text import complain, warn
 from mystfuse.container.bubblewrap import bubblewrap_options, find_bubblewrap
-from mystfuse.container.program import find_program
-from mystfuse.container.program_filter import program_filter
-from mystfuse.container.resource_limits import limited_resources
-from mystfuse.container.sandbox import (
-    Root,
+from mystfuse.container.namespaces import (
     drop_mounts_of_ours,
     enter_private_namespace,
     enter_user_namespace,
-    find_place,
     leave_session_keyring,
     make_user_namespace,
     shield_next_child,
     show_own_processes,
 )
+from mystfuse.container.program import find_program
+from mystfuse.container.resource_limits import limited_resources
+from mystfuse.container.root_directory import Root, find_place
+from mystfuse.container.seccomp_profile import program_filter
 from mystfuse.container.shared_files import pass_positions_on, protect_shared_files, standard_names
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, UsageError, error_of
 from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic

@@ -11,7 +11,7 @@ import stat
 import struct
 from pathlib import PurePosixPath
 
-from mystfuse.container.sandbox import Root
+from mystfuse.container.root_directory import Root
 from mystfuse.errors import ExitStatus, MystfuseError
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

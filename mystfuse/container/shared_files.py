@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from mystfuse.container.sandbox import show_read_only
+from mystfuse.container.mounts import show_read_only
 from mystfuse.errors import MountError
 
 _NODES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")

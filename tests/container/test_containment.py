@@ -18,7 +18,7 @@ import pytest
 
 from mystfuse.cli.container import make_filter
 from mystfuse.container.bubblewrap import MASKED, READ_ONLY
-from mystfuse.container.program_filter import program_filter, program_policy
+from mystfuse.container.seccomp_profile import program_filter, program_policy
 from mystfuse.system.seccomp_bpf import ALLOW, can_filter, make_program, refuse
 from mystfuse.system.syscall_numbers import known_syscalls, syscall_numbers
 from tests.support.attacks import NUMBERS, calls, image, needs_filter, needs_root, said
@@ -291,12 +291,12 @@ def test_a_privileged_program_may_do_what_we_may(image: Path) -> None:
 def test_without_user_name_spaces_root_is_told_what_to_do(image: Path) -> None:
     """As if max_user_namespaces were 0."""
     code = (
-        "import os, sys, unittest.mock, mystfuse.container.sandbox as sandbox\n"
-        "real = sandbox._unshare\n"
+        "import os, sys, unittest.mock, mystfuse.container.namespaces as namespaces\n"
+        "real = namespaces._unshare\n"
         "def unshare(flags):\n"
-        "    if flags == sandbox._CLONE_NEWUSER: raise sandbox.MystfuseError('refused')\n"
+        "    if flags == namespaces._CLONE_NEWUSER: raise namespaces.MystfuseError('refused')\n"
         "    real(flags)\n"
-        "sandbox._unshare = unshare\n"
+        "namespaces._unshare = unshare\n"
         "from mystfuse.cli.main import main\n"
         "sys.argv = ['mystfuse', 'exec', *sys.argv[1:]]\n"
         "main()\n"

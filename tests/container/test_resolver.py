@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mystfuse.cli.container import RESOLVER
-from mystfuse.container.sandbox import Root
+from mystfuse.container.root_directory import Root
 from tests.support.commands import mystfuse, run
 
 HAD_RESOLVER = Path(RESOLVER).exists()

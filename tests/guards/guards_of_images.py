@@ -322,7 +322,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "paths are resolved in the image's root",
-        "mystfuse/container/sandbox.py",
+        "mystfuse/container/root_directory.py",
         "return openat2(path, flags, RESOLVE_IN_ROOT, self._fd)",
         'return os.open(path.lstrip("/") or ".", flags | os.O_CLOEXEC, dir_fd=self._fd)',
         ("container/test_exec.py::test_a_link_in_the_image_leads_nowhere_outside",),

@@ -282,7 +282,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "nothing is typed into a terminal",
-        "mystfuse/container/program_filter.py",
+        "mystfuse/container/seccomp_profile.py",
         "*(Rule(_EPERM, [Argument(1, request)]) for request in (_TIOCSTI, _TIOCLINUX)), ",
         "",
         ("container/test_shared_files.py::test_nobody_types_into_the_callers_terminal",),
