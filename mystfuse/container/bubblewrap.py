@@ -1,4 +1,4 @@
-"""What bubblewrap leaves a program: its name spaces, capabilities, system calls, and what it sees of /proc.
+"""bubblewrap: what it leaves a program (namespaces, capabilities, system calls, files of /proc), and running it.
 
 Sources: bwrap(1); which files of /proc are masked or read-only, from the defaults of container engines (Docker's
 daemon/pkg/oci/defaults.go, which runc applies as the OCI's ``maskedPaths`` and ``readonlyPaths``). Their list has files
@@ -8,9 +8,19 @@ of /sys too: there is no /sys here.
 from __future__ import annotations
 
 import os
+import select
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
 
+from mystfuse.container.image_servers import ImageServers
+from mystfuse.container.namespaces import shield_next_child
+from mystfuse.container.shared_files import pass_positions_on
 from mystfuse.errors import MystfuseError
 
 MASKED = (
@@ -24,6 +34,11 @@ _CAPABILITIES = (
     "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_SETFCAP",
 )  # fmt: skip
 """What root keeps: what containers usually leave it, without making devices."""
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+"""The program gets these from the terminal itself, once it has been started."""
+_START_TIMEOUT = 10
+"""Seconds that bubblewrap may take to start the program."""
 
 
 def find_bubblewrap() -> str:
@@ -83,3 +98,96 @@ def _proc_options(masked: Sequence[str], read_only: Sequence[str]) -> list[str]:
         # by who reads it.
         options += ["--ro-bind-try", path, path]
     return options
+
+
+def file_in_memory(name: str, data: bytes) -> int:
+    """A descriptor of a file in memory."""
+    fd = os.memfd_create(name)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def run_bubblewrap(
+    bwrap: str,
+    box: Sequence[str],
+    command: Sequence[str],
+    servers: ImageServers,
+    begin: Callable[[], None],
+    standard: Sequence[int],
+    inherited: Sequence[int],
+) -> int:
+    """Run a program under bubblewrap until it ends, or one of ``servers``; returns its exit status, 128+N for signal N.
+
+    Args:
+        box: the options of bwrap(1).
+        command: the program and its arguments.
+        begin: called in the new process before bubblewrap is executed.
+        standard: its standard descriptors.
+        inherited: further ones, which are closed here.
+
+    Raises:
+        MystfuseError: it could not be started, or a server has ended, and the program with it.
+    """
+    # In a file, where ps(1) does not show the environment.
+    options = file_in_memory("bwrap-options", b"".join(os.fsencode(word) + b"\0" for word in box))
+    shield_next_child()
+    try:
+        child = subprocess.Popen(
+            [bwrap, "--args", str(options), "--", *command],
+            stdin=standard[0],
+            stdout=standard[1],
+            stderr=standard[2],
+            pass_fds=[options, *inherited],
+            preexec_fn=begin,
+        )
+    except subprocess.SubprocessError as error:
+        raise MystfuseError(
+            "the program could not be bounded: its control group or user name space is gone?"
+        ) from error
+    for fd in (options, *inherited):
+        os.close(fd)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        # To bubblewrap it would mean nothing: the first process of a name space ignores what it does not handle.
+        deadline = time.monotonic() + _START_TIMEOUT
+        while (pid := _program_pid(child.pid)) is None and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with suppress(OSError):
+            os.kill(child.pid if pid is None else pid, number)
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)
+
+    def forward_early(number: int, frame: FrameType | None) -> None:
+        if _program_pid(child.pid) is None:
+            forward(number, frame)
+
+    for number in _FROM_TERMINAL:
+        # Not SIG_IGN, which the program would inherit.
+        signal.signal(number, forward_early)
+    pidfd = os.pidfd_open(child.pid)
+    poll = select.poll()
+    for descriptor in (pidfd, *servers.pidfds):
+        poll.register(descriptor, select.POLLIN)
+    ended = {descriptor for descriptor, _ in poll.poll()}
+    os.close(pidfd)
+    if pidfd not in ended:
+        child.kill()
+        child.wait()
+        raise MystfuseError(f"{servers.name(ended.pop())}: its daemon has ended: the program was ended too")
+    status = child.wait()
+    pass_positions_on(standard)
+    return 128 - status if status < 0 else status
+
+
+def _program_pid(bwrap: int) -> int | None:
+    """The program: below bubblewrap is the first process of its name space, and below that the program. None before it
+    has been started."""
+    pid = bwrap
+    try:
+        for _ in range(2):
+            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    except (OSError, IndexError):
+        return None
+    return pid

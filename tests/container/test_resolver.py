@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.cli.container import RESOLVER
+from mystfuse.container.resolv_conf import RESOLVER
 from mystfuse.container.root_directory import Root
 from tests.support.commands import mystfuse, run
 
