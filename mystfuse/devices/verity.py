@@ -210,9 +210,9 @@ class VerityDevice:
         mismatches = self._find_mismatches(runs, unverified, hash_blocks)
         if mismatches:
             numbers = ", ".join(map(str, mismatches[:8])) + (", ..." if len(mismatches) > 8 else "")
-            size = self._superblock.data_block_size
+            what = f"data block {numbers} is" if len(mismatches) == 1 else f"data blocks {numbers} are"
             raise _Damage(
-                f"verity: data block {numbers} ({size} bytes each) does not have its digest",
+                f"verity: {what} corrupted (blocks of {self._superblock.data_block_size} bytes)",
                 [(-1, number) for number in mismatches],
             )
         return unverified
@@ -373,9 +373,10 @@ class VerityDevice:
             size = self._geometry.digest_size
             expected = verified[level + 1, parent][slot * size : (slot + 1) * size]
         if not hmac.compare_digest(self._hasher.digest(unverified_block), expected):
-            wanted = "the root hash" if level == len(self._geometry.levels) - 1 else "its digest"
-            offset = self._hash_block_extent(key).offset
-            raise _Damage(f"verity: hash block {index} of level {level} (byte {offset}) does not have {wanted}", [key])
+            what = f"hash block {index} of level {level} (byte {self._hash_block_extent(key).offset})"
+            if level == len(self._geometry.levels) - 1:
+                raise _Damage(f"verity: {what} is corrupted: it does not have the root hash", [key])
+            raise _Damage(f"verity: {what} is corrupted", [key])
         self.hash_blocks_verified += 1
 
     def _hash_block_extent(self, key: HashBlockKey) -> Extent:

@@ -349,7 +349,7 @@ async def test_damage_in_one_extent_fails_the_whole_request_and_is_told_once() -
     device = device_for(image)
     told: list[IntegrityError] = []
     device.on_damage = told.append
-    with pytest.raises(IntegrityError, match="data block 7 ") as caught:
+    with pytest.raises(IntegrityError, match="data block 7 is corrupted") as caught:
         await device.read([Extent(0, 10), Extent(4096 * 7 + 100, 10), Extent(4096 * 19, 10)])
     assert told == [caught.value]
     assert device.blocks_failed == 1
@@ -360,7 +360,7 @@ async def test_all_damaged_blocks_of_a_run_are_named() -> None:
     for block in (3, 5, 19):
         image.content[4096 * block + 5] ^= 0x80
     device = device_for(image)
-    with pytest.raises(IntegrityError, match="data block 3, 5, 19 "):
+    with pytest.raises(IntegrityError, match="data blocks 3, 5, 19 are corrupted"):
         await device.read([Extent(0, image.data_size)])
     assert (device.blocks_failed, device.blocks_verified) == (3, 17)
 
