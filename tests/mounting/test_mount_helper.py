@@ -231,7 +231,7 @@ def test_another_mount_namespace(machine: Machine) -> None:
     """
     assert machine("sh", "-c", script).stdout == "0\nhello\n"
     result = machine("/sbin/mount.mystfuse", machine.image, machine.mountpoint, "-N", "/etc/passwd", check=False)
-    assert_one_line(result, 32, "name space /etc/passwd")
+    assert_one_line(result, 32, "namespace /etc/passwd")
 
 
 def test_fstab(machine: Machine, root_hash: str) -> None:
