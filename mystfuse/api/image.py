@@ -9,6 +9,7 @@ from typing import Literal
 
 import trio
 
+from mystfuse.api.arguments import HashOrKey, StrPath, check_arguments
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
 from mystfuse.devices.patience import IO_TIMEOUT, Opening, timed_out
@@ -20,9 +21,7 @@ from mystfuse.tree.extract import extract
 from mystfuse.tree.image_tree import ImageTree
 from mystfuse.tree.open import open_tree
 from mystfuse.trust.signature import PublicKey
-from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_keys
-
-StrPath = str | os.PathLike[str]
+from mystfuse.trust.sources import collect_trust, parse_root_hash, read_public_keys
 
 
 class Image(ImageTree):
@@ -51,8 +50,8 @@ class Image(ImageTree):
 async def open_image(
     image: StrPath,
     *,
-    roothashes: Iterable[str | bytes | os.PathLike[str]] = (),
-    pubkeys: Iterable[str | bytes | os.PathLike[str]] = (),
+    roothashes: Iterable[HashOrKey] = (),
+    pubkeys: Iterable[HashOrKey] = (),
     trust: Literal["self"] | None = None,
     insecure: bool = False,
     hash_offset: int | None = None,
@@ -84,8 +83,14 @@ async def open_image(
         WrongKey: the image is encrypted and the key does not open it, or a key is given and it is not.
         FormatError, IntegrityError, ImageReadError: not an image, or it cannot be read.
     """
-    options = _load_trust(roothashes, pubkeys, trust, insecure, hash_offset)
-    keys = _load_keys(key, passphrase)
+    check_arguments(trust, key, passphrase, roothashes=roothashes, pubkeys=pubkeys)
+    hashes = [_load_root_hash(value) for value in roothashes]
+    public_keys = [public_key for value in pubkeys for public_key in _load_public_keys(value)]
+    options = collect_trust(hashes, public_keys, insecure, hash_offset, trust_self=trust == "self")
+    keys = Keys(
+        _secret(key, "key") if key is not None else None,
+        _secret(passphrase, "passphrase") if passphrase is not None else None,
+    )
     if kdf_limit is not None:
         keys.limit = KdfLimit(*kdf_limit)
     try:
@@ -112,24 +117,7 @@ async def _open_source(path: str, io_timeout: float) -> FileSource:
         raise
 
 
-def _load_trust(
-    roothashes: Iterable[str | bytes | os.PathLike[str]],
-    pubkeys: Iterable[str | bytes | os.PathLike[str]],
-    trust: str | None,
-    insecure: bool,
-    hash_offset: int | None,
-) -> TrustOptions:
-    if trust not in (None, "self"):
-        raise UsageError(f'trust={trust!r}: only "self" and None are possible')
-    for name, given in (("roothashes", roothashes), ("pubkeys", pubkeys)):
-        if isinstance(given, str | bytes | os.PathLike):
-            raise UsageError(f"{name} must be a list of them, not a single one")
-    hashes = [_load_root_hash(value) for value in roothashes]
-    keys = [key for value in pubkeys for key in _load_public_keys(value)]
-    return collect_trust(hashes, keys, insecure, hash_offset, trust_self=trust == "self")
-
-
-def _load_root_hash(value: str | bytes | os.PathLike[str]) -> bytes:
+def _load_root_hash(value: HashOrKey) -> bytes:
     if not isinstance(value, bytes):
         return parse_root_hash(os.fspath(value))
     if len(value) not in (32, 64):
@@ -137,16 +125,8 @@ def _load_root_hash(value: str | bytes | os.PathLike[str]) -> bytes:
     return value
 
 
-def _load_public_keys(value: str | bytes | os.PathLike[str]) -> list[PublicKey]:
+def _load_public_keys(value: HashOrKey) -> list[PublicKey]:
     return PublicKey.all_from_pem(value, "pubkeys") if isinstance(value, bytes) else read_public_keys(os.fspath(value))
-
-
-def _load_keys(key: bytes | str | None, passphrase: str | bytes | None) -> Keys:
-    if key is not None and passphrase is not None:
-        raise UsageError("key and passphrase exclude each other: one of them opens the image")
-    if key is not None:
-        return Keys(master_key=_secret(key, "key"))
-    return Keys(passphrase=_secret(passphrase, "passphrase")) if passphrase is not None else Keys()
 
 
 def _secret(value: str | bytes, name: str) -> Secret:

@@ -12,14 +12,13 @@ from types import TracebackType
 from typing import Any, Literal
 from weakref import finalize
 
+from mystfuse.api.arguments import HashOrKey, StrPath, check_arguments
 from mystfuse.errors import MountError, UsageError
 from mystfuse.mounting.mount_table import Mount, find_mount, is_covered
 from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import BusyError, unmount_and_wait
 from mystfuse.system.blocking import Operation
 from mystfuse.system.own_command import OwnCommand
-
-StrPath = str | os.PathLike[str]
 
 _MAX_SECRET = 4096
 """Bytes: what surely fits a pipe that nobody reads yet."""
@@ -66,8 +65,8 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         image: StrPath,
         mountpoint: StrPath,
         *,
-        roothashes: Iterable[str | bytes | os.PathLike[str]] = (),
-        pubkeys: Iterable[str | bytes | os.PathLike[str]] = (),
+        roothashes: Iterable[HashOrKey] = (),
+        pubkeys: Iterable[HashOrKey] = (),
         trust: Literal["self"] | None = None,
         insecure: bool = False,
         hash_offset: int | None = None,
@@ -78,13 +77,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         overlay_store: StrPath | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        if trust not in (None, "self"):
-            raise UsageError(f'trust={trust!r}: only "self" and None are possible')
-        for name, given in (("roothashes", roothashes), ("pubkeys", pubkeys), ("options", options)):
-            if isinstance(given, str | bytes | os.PathLike):
-                raise UsageError(f"{name} must be a list of them, not a single one")
-        if key is not None and passphrase is not None:
-            raise UsageError("key and passphrase exclude each other: one of them opens the image")
+        check_arguments(trust, key, passphrase, roothashes=roothashes, pubkeys=pubkeys, options=options)
         self.image = Path(image)
         self.mountpoint = Path(mountpoint)
         self._arguments = ["-o", "trust_self" if trust == "self" else "no_trust_self"]
@@ -246,7 +239,7 @@ def make_image(directory: StrPath, image: StrPath, *, options: Sequence[str] = (
     _run(["mkext2", *options, "--", directory, image])
 
 
-def _text(value: str | bytes | os.PathLike[str]) -> str:
+def _text(value: HashOrKey) -> str:
     return value.hex() if isinstance(value, bytes) else os.fspath(value)
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from mystfuse.api.mount import StrPath, make_image, mount
+from mystfuse.api.arguments import StrPath
+from mystfuse.api.mount import make_image, mount
 
 
 @pytest.fixture
