@@ -571,6 +571,7 @@ def test_the_module_is_built_hardened() -> None:
 
 
 @needs_native
+@pytest.mark.slow
 def test_under_the_sanitizers(tmp_path: Path) -> None:
     """Everything above once more with the C code built by AddressSanitizer and UndefinedBehaviorSanitizer."""
     if os.environ.get("MYSTFUSE_SANITIZED"):
@@ -588,7 +589,7 @@ def test_under_the_sanitizers(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stdout + built.stderr
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.sanitized_kernels",
-         "-p", "no:cacheprovider", "-p", "no:xdist",
+         "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "",
          "-k", "native or libcrypto or alike or overlaps or sanitizers", "tests/kernels/test_kernels.py"],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
         env={
