@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from errno import ENOSPC
-from itertools import pairwise
+
+from mystfuse.overlay.slots import USED, Slots, runs_of
 
 ARENA_SIZE = 4 << 20
 """Bytes."""
+TOUCHED = 2
+"""State of a slot: it has been used again since it was last looked at."""
 _MADV_POPULATE_WRITE = 23
 """Linux 5.14, include/uapi/asm-generic/mman-common.h; Python has no name for it."""
+
+Content = bytes | bytearray | memoryview
 
 
 class Arenas:
@@ -22,179 +27,97 @@ class Arenas:
     """
 
     def __init__(self, block_size: int) -> None:
+        self.slots = Slots()
         self._block_size = block_size
-        self._slots = ARENA_SIZE // block_size
-        self._slots_per_page = max(mmap.PAGESIZE // block_size, 1)
+        self._per_arena = ARENA_SIZE // block_size
+        self._per_page = max(mmap.PAGESIZE // block_size, 1)
         self._arenas: dict[int, mmap.mmap] = {}
-        self._free: dict[int, list[int]] = {}
-        """Free slots of each arena, by their number in it."""
-        self._used_in_page: dict[int, bytearray] = {}
-        self._with_room: list[int] = []
-        self._next_arena = 0
-        self.used = 0
+
+    @property
+    def used(self) -> int:
         """Slots in use."""
-        self.is_unsure = False
-        """Whether something failed in the middle of a change: ``recover`` is to be called before the next one."""
+        return self.slots.used
 
-    def store(self, content: bytes | bytearray | memoryview) -> int:
-        """Take a slot and fill it; returns its number.
-
-        Raises:
-            OSError: ENOSPC, the system has no memory left.
-        """
-        if not self._with_room:
-            self._add_arena()
-        arena = self._with_room[-1]
-        free = self._free[arena]
-        index = free.pop()
-        if not free:
-            self._with_room.pop()
-        self._used_in_page[arena][index // self._slots_per_page] += 1
-        self.used += 1
-        start = index * self._block_size
-        self._arenas[arena][start : start + self._block_size] = content
-        return arena * self._slots + index
-
-    def store_run(self, content: memoryview) -> list[int]:
-        """Take slots for several blocks and fill them: all of it or nothing. Returns their numbers, in order.
+    def take(self, count: int) -> list[int]:
+        """Take ``count`` slots, to be filled: all of them or none.
 
         Raises:
             OSError: ENOSPC, the system has no memory left.
+            MemoryError: the same, for what is not a block.
         """
-        slots: list[int] = []
-        count = len(content) // self._block_size
+        missing = count - self.slots.size + self.slots.used
+        if missing > 0:
+            self.slots.grow(-(-missing // self._per_arena) * self._per_arena)
+        slots = self.slots.take(count)
         try:
-            while len(slots) < count:
-                slots += self._store_in_arena(content[len(slots) * self._block_size :])
-        except (OSError, MemoryError):
+            for arena in {slot // self._per_arena for slot in slots} - self._arenas.keys():
+                self._arenas[arena] = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            self.free(slots)
+            raise OSError(ENOSPC, "no memory left for the overlay") from error
+        except MemoryError:
             self.free(slots)
             raise
         return slots
 
-    def _store_in_arena(self, content: memoryview) -> list[int]:
-        """Store as many blocks as have room in one arena, and one at least."""
-        if not self._with_room:
-            self._add_arena()
-        arena = self._with_room[-1]
-        free = self._free[arena]
-        # As they would be popped one by one.
-        indices = free[: -(len(content) // self._block_size) - 1 : -1]
-        del free[-len(indices) :]
-        if not free:
-            self._with_room.pop()
-        self.used += len(indices)
-        size, used_in_page, position = self._block_size, self._used_in_page[arena], 0
-        for stretch in _stretches(indices):
-            if self._slots_per_page == 1:
-                used_in_page[stretch.start : stretch.stop] = b"\1" * len(stretch)
-            else:
-                for index in stretch:
-                    used_in_page[index // self._slots_per_page] += 1
-            start, length = stretch.start * size, len(stretch) * size
-            _populate(self._arenas[arena], start, length)
-            self._arenas[arena][start : start + length] = content[position : position + length]
-            position += length
-        return [arena * self._slots + index for index in indices]
+    def fill(self, slots: Sequence[int], content: Content) -> None:
+        """Put consecutive blocks into slots."""
+        size, position = self._block_size, 0
+        for run in runs_of(slots):
+            for part in self._in_arenas(run):
+                memory, where = self.place(part.start, len(part))
+                if len(part) > self._per_page:
+                    # All pages at once, rather than each when it is first written to. An older kernel cannot do that.
+                    first = where.start // mmap.PAGESIZE * mmap.PAGESIZE
+                    with suppress(OSError):
+                        memory.madvise(_MADV_POPULATE_WRITE, first, where.stop - first)
+                length = len(part) * size
+                memory[where] = content if length == len(content) else content[position : position + length]
+                position += length
 
-    def overwrite(self, slot: int, content: bytes | bytearray | memoryview) -> None:
-        """Fill a slot that is in use with something else."""
-        arena, index = divmod(slot, self._slots)
-        start = index * self._block_size
-        self._arenas[arena][start : start + self._block_size] = content
+    def place(self, slot: int, count: int = 1) -> tuple[mmap.mmap, slice]:
+        """Where the bytes of a slot (and of those behind it in the same arena) are."""
+        arena, index = divmod(slot, self._per_arena)
+        return self._arenas[arena], slice(index * self._block_size, (index + count) * self._block_size)
 
     def load(self, slot: int) -> bytes:
         """A copy of what is in a slot."""
-        arena, index = divmod(slot, self._slots)
-        start = index * self._block_size
-        return self._arenas[arena][start : start + self._block_size]
+        states = self.slots.states
+        if states[slot] == USED:
+            states[slot] = TOUCHED
+        memory, where = self.place(slot)
+        return memory[where]
 
-    def free(self, slots: Iterable[int]) -> None:
+    def free(self, slots: Sequence[int]) -> None:
         """Give slots back."""
-        pages: dict[int, list[int]] = {}
-        for slot in slots:
-            arena, index = divmod(slot, self._slots)
-            free = self._free[arena]
-            if not free:
-                self._with_room.append(arena)
-            free.append(index)
-            self.used -= 1
-            page = index // self._slots_per_page
-            counts = self._used_in_page[arena]
-            counts[page] -= 1
-            if not counts[page]:
-                pages.setdefault(arena, []).append(page)
-        for arena, empty in pages.items():
-            if len(self._free[arena]) == self._slots and len(self._with_room) > 1:
-                self._drop_arena(arena)
-            else:
-                self._give_back(arena, sorted(empty))
+        self.slots.free(slots)
+        self.give_back(slots)
 
-    def recover(self, slots: Iterable[int]) -> None:
-        """Have exactly these slots in use, each of which may come more than once: an error in the middle of a change
-        has left tables that may say otherwise.
-
-        Raises:
-            MemoryError: to be called again.
-        """
-        in_use = {arena: bytearray(self._slots) for arena in self._arenas}
-        for slot in slots:
-            arena, index = divmod(slot, self._slots)
-            in_use[arena][index] = 1
-        per_page = self._slots_per_page
-        self._free = {
-            arena: [index for index in range(self._slots - 1, -1, -1) if not used[index]]
-            for arena, used in in_use.items()
-        }
-        self._used_in_page = {
-            arena: bytearray(sum(used[start : start + per_page]) for start in range(0, self._slots, per_page))
-            for arena, used in in_use.items()
-        }
-        self._with_room = [arena for arena, free in self._free.items() if free]
-        self.used = sum(used.count(1) for used in in_use.values())
-        for arena, counts in self._used_in_page.items():
-            if empty := [page for page, count in enumerate(counts) if not count]:
-                self._give_back(arena, empty)
-        for arena in [arena for arena in self._with_room if len(self._free[arena]) == self._slots][1:]:
-            self._drop_arena(arena)
-        self.is_unsure = False
-
-    def _add_arena(self) -> None:
+    def give_back(self, slots: Sequence[int]) -> None:
+        """Give the pages of free slots to the system. Never fails: without memory for that they stay with us."""
         try:
-            memory = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise OSError(ENOSPC, "no memory left for the overlay") from error
-        arena, self._next_arena = self._next_arena, self._next_arena + 1
-        self._arenas[arena] = memory
-        # Taken from the end: the first slots first.
-        self._free[arena] = list(range(self._slots - 1, -1, -1))
-        self._used_in_page[arena] = bytearray(self._slots // self._slots_per_page)
-        self._with_room.append(arena)
+            for run in runs_of(sorted(slots)):
+                for part in self._in_arenas(run):
+                    self._give_back(part)
+        except MemoryError:
+            return
 
-    def _drop_arena(self, arena: int) -> None:
-        self._arenas.pop(arena).close()
-        del self._free[arena], self._used_in_page[arena]
-        self._with_room.remove(arena)
+    def _give_back(self, part: range) -> None:
+        arena, is_free = part.start // self._per_arena, self.slots.is_free
+        if is_free(arena * self._per_arena, (arena + 1) * self._per_arena):
+            if arena in self._arenas:
+                self._arenas.pop(arena).close()
+            return
+        start, end = part.start // self._per_page * self._per_page, -(-part.stop // self._per_page) * self._per_page
+        if not is_free(start, part.start):
+            start += self._per_page
+        if not is_free(part.stop, end):
+            end -= self._per_page
+        if start < end:
+            memory, where = self.place(start, end - start)
+            memory.madvise(mmap.MADV_DONTNEED, where.start, where.stop - where.start)
 
-    def _give_back(self, arena: int, pages: list[int]) -> None:
-        """Give the memory of pages back, neighbours together."""
-        length = max(mmap.PAGESIZE, self._block_size)
-        starts = [pages[0], *(page for previous, page in pairwise(pages) if page != previous + 1)]
-        ends = [*(previous for previous, page in pairwise(pages) if page != previous + 1), pages[-1]]
-        for start, end in zip(starts, ends, strict=True):
-            self._arenas[arena].madvise(mmap.MADV_DONTNEED, start * length, (end + 1 - start) * length)
-
-
-def _stretches(indices: list[int]) -> list[range]:
-    """Consecutive numbers, together."""
-    if indices[-1] - indices[0] == len(indices) - 1 and indices == list(range(indices[0], indices[-1] + 1)):
-        return [range(indices[0], indices[-1] + 1)]
-    ends = [position for position in range(1, len(indices)) if indices[position] != indices[position - 1] + 1]
-    return [range(indices[begin], indices[end - 1] + 1) for begin, end in pairwise([0, *ends, len(indices)])]
-
-
-def _populate(memory: mmap.mmap, start: int, length: int) -> None:
-    """Have the system give the pages of a range at once, rather than each when it is first written to."""
-    first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    # An older kernel does not know this: then they come one by one.
-    with suppress(OSError):
-        memory.madvise(_MADV_POPULATE_WRITE, first, start + length - first)
+    def _in_arenas(self, run: range) -> list[range]:
+        """A run of slots, divided where arenas end."""
+        bounds = range(run.start - run.start % self._per_arena, run.stop, self._per_arena)
+        return [run[max(bound - run.start, 0) : bound + self._per_arena - run.start] for bound in bounds]

@@ -10,14 +10,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
-import resource
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mystfuse.devices.source import is_in_memory
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, UsageError
+from mystfuse.overlay.slots import runs_of
 from mystfuse.system.output_paths import open_directory
 
 TAG_SIZE = 16
@@ -26,13 +24,8 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What write(2) says when no more fits: the disk, a quota, RLIMIT_FSIZE."""
 _PROBE = 64 << 10
 """Bytes that have to fit before anybody counts on the file."""
-_MAX_VECTORS = 1024
-"""IOV_MAX of Linux, include/uapi/linux/uio.h."""
 _MAX_READ = 1 << 20
 """Bytes of neighbouring blocks that are read together."""
-_CLEAN, _USED, _DIRTY = b"\0", b"\1", b"\2"
-"""States of a slot: free; in use; free, and holding disk space."""
-_ALL_DIRTY, _ALL_FREE = re.compile(b"\2+"), re.compile(b"[\0\2]+")
 _PUNCH_HOLE = 3
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h."""
 
@@ -55,7 +48,7 @@ def open_store_file(directory: str) -> int:
     try:
         descriptor = _make_file(place)
         try:
-            _write_all(descriptor, [bytes(_PROBE)], 0)
+            _write_all(descriptor, bytes(_PROBE), 0)
             os.ftruncate(descriptor, 0)
         except BaseException:
             os.close(descriptor)
@@ -90,20 +83,13 @@ def _make_file(directory: int) -> int:
     return descriptor
 
 
-def _write_all(descriptor: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
-    for start in range(0, len(parts), _MAX_VECTORS):
-        some = parts[start : start + _MAX_VECTORS]
-        length = sum(map(len, some))
-        count = os.pwritev(descriptor, some, offset)
-        if count < length:
-            # Why, the next try says.
-            rest = memoryview(b"".join(some))[count:]
-            while rest:
-                step = os.pwrite(descriptor, rest, offset + length - len(rest))
-                if not step:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                rest = rest[step:]
-        offset += length
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(descriptor, rest, offset)
+        if not count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rest, offset = rest[count:], offset + count
 
 
 class Sealed(NamedTuple):
@@ -117,7 +103,7 @@ class Sealed(NamedTuple):
 class OverlayStore:
     """Slots of ``block_size`` bytes in a file. What happens in which slot is for the caller to say.
 
-    ``write``, ``read``, ``punch`` and ``free_blocks`` wait for the disk, and may be called in any thread.
+    ``write``, ``read``, ``give_back`` and ``free_blocks`` wait for the disk, and may be called in any thread.
 
     Args:
         descriptor: of the file, from ``open_store_file``; ours from now on.
@@ -131,7 +117,7 @@ class OverlayStore:
         self.block_size = block_size
         self._cipher = AESGCM(AESGCM.generate_key(256))
         self._nowait = 0 if is_in_memory(descriptor) else os.RWF_NOWAIT
-        self._can_read_now = self._can_punch = True
+        self._can_read_now = True
 
     def __del__(self) -> None:
         # Not before: a thread that hangs in a read or write must not find another file under this number.
@@ -151,8 +137,8 @@ class OverlayStore:
         ]
         position = 0
         for run in runs_of(slots):
-            parts = [memoryview(part)[:size] for part in sealed[position : position + len(run)]]
-            _write_all(self._descriptor, parts, run.start * size)
+            data = b"".join([memoryview(part)[:size] for part in sealed[position : position + len(run)]])
+            _write_all(self._descriptor, data, run.start * size)
             position += len(run)
         return [part[size:] for part in sealed]
 
@@ -207,25 +193,31 @@ class OverlayStore:
         except InvalidTag:
             return IntegrityError(f"overlay store: block {sealed.slot} is not what was written there")
 
-    def punch(self, slots: Sequence[int]) -> None:
-        """Give the disk space of slots back, where the file system can do that."""
+    def give_back(self, end: int, unused: Sequence[range]) -> int:
+        """Give disk space back: of all slots from ``end`` on, and of unused ones where the file system can do that.
+        Returns what ``free_blocks`` does then.
+
+        Raises:
+            OSError: the file cannot be cut.
+        """
         size = self.block_size
+        if end * size < os.fstat(self._descriptor).st_size:
+            os.ftruncate(self._descriptor, end * size)
         libc = ctypes.CDLL(None, use_errno=True)
-        for run in runs_of(slots):
-            if not self._can_punch:
-                return
+        for run in unused:
             offset, length = ctypes.c_int64(run.start * size), ctypes.c_int64(len(run) * size)
             if libc.fallocate64(self._descriptor, _PUNCH_HOLE, offset, length):
-                self._can_punch = ctypes.get_errno() == errno.EINTR
+                break
+        return self.free_blocks()
 
     def free_blocks(self) -> int:
-        """How many more blocks the disk may take, as far as it says."""
+        """How many more blocks the disk may take, as far as it says.
+
+        Raises:
+            OSError: it does not say.
+        """
         disk = os.fstatvfs(self._descriptor)
-        blocks = disk.f_bavail * disk.f_frsize // self.block_size
-        largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if largest != resource.RLIM_INFINITY:
-            blocks = min(blocks, max(largest - os.fstat(self._descriptor).st_size, 0) // self.block_size)
-        return blocks
+        return disk.f_bavail * disk.f_frsize // self.block_size
 
 
 def _nonce(counter: int) -> bytes:
@@ -234,97 +226,3 @@ def _nonce(counter: int) -> bytes:
 
 def _place(slot: int) -> bytes:
     return slot.to_bytes(8, "big")
-
-
-def runs_of(slots: Sequence[int], longest: int | None = None) -> Iterator[range]:
-    """Consecutive slots, together."""
-    if not slots:
-        return
-    ends = [position for position in range(1, len(slots)) if slots[position] != slots[position - 1] + 1]
-    for begin, end in pairwise([0, *ends, len(slots)]):
-        step = longest or end - begin
-        for start in range(begin, end, step):
-            yield range(slots[start], slots[min(start + step, end) - 1] + 1)
-
-
-class Slots:
-    """Which slots of the store are in use. The file never has more than twice as many as were in use at once, and one
-    batch."""
-
-    def __init__(self) -> None:
-        self.used = 0
-        self.dirty = 0
-        """Slots that are free and hold disk space."""
-        self.may_grow = True
-        """False while the disk is full: then only slots that hold disk space are taken."""
-        self._states = bytearray()
-        self._lowest = 0
-        """No slot below this is free."""
-
-    @property
-    def size(self) -> int:
-        """Slots, free ones included."""
-        return len(self._states)
-
-    def take(self, count: int) -> list[int]:
-        """Up to ``count`` slots, neighbours if that can be; fewer only if the file may not grow."""
-        for state in (_DIRTY, _CLEAN) if self.may_grow else (_DIRTY,):
-            start = self._states.find(state * count, self._lowest)
-            if start >= 0:
-                return self._mark([range(start, start + count)])
-        if not self.may_grow:
-            return self._mark(self._pieces(_ALL_DIRTY, count))
-        if self.used + count <= len(self._states) and self.used < len(self._states) // 2:
-            return self._mark(self._pieces(_ALL_FREE, count))
-        start = len(self._states)
-        self._states += _CLEAN * count
-        return self._mark([range(start, start + count)])
-
-    def give_back(self, slots: Iterable[int], is_clean: bool = False) -> None:
-        """They are free again.
-
-        Args:
-            is_clean: whether they hold no disk space.
-        """
-        state, states, count = (_CLEAN if is_clean else _DIRTY)[0], self._states, 0
-        lowest = self._lowest
-        for slot in slots:
-            states[slot] = state
-            count += 1
-            if slot < lowest:
-                lowest = slot
-        self._lowest = lowest
-        self.used -= count
-        if not is_clean:
-            self.dirty += count
-
-    def recover(self, slots: Iterable[int]) -> None:
-        """Have exactly these in use. Others that were hold disk space, perhaps."""
-        states = self._states.replace(_USED, _DIRTY)
-        for slot in slots:
-            states[slot] = _USED[0]
-        used, dirty = states.count(_USED), states.count(_DIRTY)
-        self._states, self.used, self.dirty, self._lowest = states, used, dirty, 0
-
-    def take_dirty(self, most: int) -> list[int]:
-        """Take up to ``most`` slots whose disk space is to be given back, in order."""
-        return self._mark(self._pieces(_ALL_DIRTY, most))
-
-    def _pieces(self, pattern: re.Pattern[bytes], count: int) -> list[range]:
-        pieces: list[range] = []
-        for match in pattern.finditer(self._states, self._lowest):
-            start, end = match.span()
-            pieces.append(range(start, min(end, start + count)))
-            count -= len(pieces[-1])
-            if not count:
-                break
-        return pieces
-
-    def _mark(self, pieces: list[range]) -> list[int]:
-        for piece in pieces:
-            self.dirty -= self._states.count(_DIRTY, piece.start, piece.stop)
-            self._states[piece.start : piece.stop] = _USED * len(piece)
-            self.used += len(piece)
-            if piece.start <= self._lowest < piece.stop:
-                self._lowest = piece.stop
-        return [slot for piece in pieces for slot in piece]

@@ -15,7 +15,8 @@ from mystfuse.ext2.block_map import Run
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.overlay.overlay import Overlay, Snapshot
+from mystfuse.overlay.overlay import Overlay
+from mystfuse.overlay.snapshot import Snapshot
 from mystfuse.system.workers import Workers
 from mystfuse.volume.read_plan import ReadPlan, fetch, join
 from mystfuse.volume.runner import Runner

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import trio
 
 from mystfuse.devices.cache import BlockCache
-from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
+from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.overlay.spill import OverlayBusy, OverlayFull
-from mystfuse.system.reserve import insist
+from mystfuse.overlay.overlay import Overlay
+from mystfuse.overlay.snapshot import Snapshot
+from mystfuse.overlay.space import OverlayBusy, OverlayFull
 
 MAX_RUNS = 40
 """How often an operation may miss blocks and be run again. A rename can meet five inodes, each with its descriptor and
@@ -31,28 +32,6 @@ MAX_LARGE = 8
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class WrittenStore(Protocol):
-    """Where written blocks are: an ``Overlay`` or a ``Snapshot`` of one."""
-
-    def get(self, number: int) -> bytes | int | None: ...
-
-    def holds(self, number: int) -> bool: ...
-
-    def commit(
-        self,
-        changed: Mapping[int, bytes | bytearray | memoryview],
-        freed: Collection[int],
-        use_reserve: bool,
-        runs: Collection[tuple[int, memoryview]] = (),
-    ) -> None: ...
-
-    def recall_now(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError] | None: ...
-
-    async def recall(self, tickets: Iterable[int], keep: bool = False) -> dict[int, bytes | MystfuseError]: ...
-
-    async def make_room(self, busy: OverlayBusy) -> None: ...
 
 
 class Runner:
@@ -68,7 +47,7 @@ class Runner:
         self,
         filesystem: FileSystem,
         cache: BlockCache,
-        written: WrittenStore | None,
+        written: Overlay | Snapshot | None,
         room: Callable[[], int],
         io_timeout: float = math.inf,
     ) -> None:
@@ -221,7 +200,7 @@ class Runner:
             for action in transaction.on_commit:
                 action()
         except MemoryError:
-            insist(self._filesystem.forget_all)
+            self._filesystem.forget_all()
 
 
 def _smaller_budget(transaction: Transaction, error: OverlayFull) -> int:
@@ -245,7 +224,7 @@ class _Misses:
         large: bounds how many operations have a lot pinned.
     """
 
-    def __init__(self, cache: BlockCache, written: WrittenStore | None, blocks: Blocks, large: _Places) -> None:
+    def __init__(self, cache: BlockCache, written: Overlay | Snapshot | None, blocks: Blocks, large: _Places) -> None:
         self._cache = cache
         self._written = written
         self._blocks = blocks
@@ -278,7 +257,7 @@ class _Misses:
         if not self.fetch_now(missing):
             wanted, tickets = self._split(missing.numbers | missing.ahead)
             if tickets and self._written is not None:
-                self._blocks.recalled.update(await self._written.recall(tickets, keep=True))
+                self._blocks.recalled.update(await self._written.recall(tickets))
             if wanted:
                 await self._fetch(wanted & missing.numbers, wanted, missing.speculative)
         elif missing.progress:
@@ -308,7 +287,7 @@ class _Misses:
         if self._runs > MAX_RUNS or is_known:
             raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {self._runs}: it cannot end")
         if tickets and self._written is not None:
-            recalled = self._written.recall_now(tickets, keep=True)
+            recalled = self._written.recall_now(tickets)
             if recalled is None:
                 return False
             blocks.recalled.update(recalled)

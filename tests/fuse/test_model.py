@@ -125,12 +125,8 @@ CONFIGURATIONS = [
 ] + [Configuration(1024, 256, indexed=True, encrypted=True), Configuration(1024, 256, indexed=True, stored=True)]
 
 ALWAYS_SHORT = """
-from mystfuse.overlay import spill
-begin = spill.SpillingArenas.__init__
-def init(self, *args, **kwargs):
-    begin(self, *args, **kwargs)
-    self._low_water = 1 << 60
-spill.SpillingArenas.__init__ = init
+from mystfuse.overlay.space import Space
+Space._is_short = lambda self: True
 """
 """A sitecustomize.py, which Python runs first of all: memory is always short."""
 

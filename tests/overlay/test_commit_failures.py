@@ -11,7 +11,6 @@ import stat
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -22,8 +21,9 @@ from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.rename import RENAME_EXCHANGE
 from mystfuse.ext2.setattr import AttributeChanges
-from mystfuse.overlay.overlay import Overlay, Snapshot
-from mystfuse.overlay.spill import SpillingArenas
+from mystfuse.overlay.overlay import Overlay
+from mystfuse.overlay.snapshot import Snapshot
+from mystfuse.overlay.space import Space
 from mystfuse.overlay.store import OverlayStore, open_store_file
 from mystfuse.volume.runner import Runner
 from mystfuse.volume.volume import Volume
@@ -131,8 +131,8 @@ class Played:
 
     async def settle(self) -> None:
         """What goes to the store is there."""
-        arenas = self.overlay._arenas
-        while isinstance(arenas, SpillingArenas) and arenas._has_work:
+        spill = self.overlay._spill
+        while spill is not None and spill.is_at_work:
             await trio.sleep(0)
 
     async def check(self) -> None:
@@ -156,13 +156,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """Where the store is that all blocks go to as soon as they are written; None for none."""
     if request.param == "in memory":
         return None
-    begin = SpillingArenas.__init__
-
-    def init(self: SpillingArenas, *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        self._low_water = 1 << 60
-
-    monkeypatch.setattr(SpillingArenas, "__init__", init)
+    monkeypatch.setattr(Space, "_is_short", lambda self: True)
     return tmp_path
 
 
@@ -207,7 +201,7 @@ async def test_a_commit_to_the_overlay_or_a_snapshot_is_whole_wherever_it_fails(
                 snapshot.close()
             played.overlay.commit({}, range(BLOCKS), False)
             await played.settle()
-            assert not played.overlay.blocks and played.overlay._arenas.used == 0
+            assert not played.overlay.blocks and played.overlay.used == played.overlay.store_used == 0
         assert is_done
     assert failures
 

@@ -35,12 +35,13 @@ def test_slots_hold_what_was_stored_until_they_are_freed(size: int) -> None:
             arenas.free([slot])
         else:
             content = step.to_bytes(8, "little") * (size // 8)
-            slot = arenas.store(content)
+            (slot,) = arenas.take(1)
+            arenas.fill([slot], content)
             assert slot not in expected
             expected[slot] = content
         assert arenas.used == len(expected)
     assert all(arenas.load(slot) == content for slot, content in expected.items())
-    arenas.free(expected)
+    arenas.free(list(expected))
     assert arenas.used == 0
 
 
@@ -48,11 +49,13 @@ def test_slots_hold_what_was_stored_until_they_are_freed(size: int) -> None:
 def test_freed_memory_goes_back_to_the_system(size: int) -> None:
     arenas = Arenas(size)
     before = resident_bytes()
-    slots = [arenas.store(b"x" * size) for _ in range((256 << 20) // size)]
+    slots = arenas.take((256 << 20) // size)
+    for slot in slots:
+        arenas.fill([slot], b"x" * size)
     assert resident_bytes() - before > 250 << 20
     # Every eighth block of the second half stays: only whole pages without a block can go back.
     kept = set(slots[len(slots) // 2 :: 64])
-    arenas.free(slot for slot in slots if slot not in kept)
+    arenas.free([slot for slot in slots if slot not in kept])
     del slots
     gc.collect()
     assert resident_bytes() - before < 24 << 20

@@ -23,9 +23,11 @@ from mystfuse.ext2 import name_index
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.overlay import spill
-from mystfuse.overlay.overlay import MAX_SNAPSHOTS, Overlay, Snapshot
-from mystfuse.overlay.spill import OverlayBusy, OverlayFull, SpillingArenas
-from mystfuse.overlay.store import OverlayStore, Sealed, Slots, open_store_file, runs_of
+from mystfuse.overlay.overlay import MAX_SNAPSHOTS, Overlay
+from mystfuse.overlay.slots import Slots, runs_of
+from mystfuse.overlay.snapshot import Snapshot
+from mystfuse.overlay.space import OverlayBusy, OverlayFull, Space
+from mystfuse.overlay.store import OverlayStore, Sealed, open_store_file
 from mystfuse.system import threads
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
@@ -40,13 +42,7 @@ SEEDS = int(os.environ.get("MYSTFUSE_STORE_SEEDS", "4"))
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything goes to the store as soon as it is written: memory is always short."""
-    begin = SpillingArenas.__init__
-
-    def init(self: SpillingArenas, *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        self._low_water = 1 << 60
-
-    monkeypatch.setattr(SpillingArenas, "__init__", init)
+    monkeypatch.setattr(Space, "_is_short", lambda self: True)
 
 
 def sealed_blocks(store: OverlayStore, contents: Sequence[bytes], first_slot: int = 0) -> list[Sealed]:
@@ -166,33 +162,31 @@ def test_disk_space_is_given_back(tmp_path: Path) -> None:
     sealed = sealed_blocks(store, contents)
     os.fsync(store._descriptor)
     before = os.fstat(store._descriptor).st_blocks
-    store.punch(range(64, 192))
-    assert os.fstat(store._descriptor).st_blocks <= before - 128 * 8
-    assert store.read(sealed[:64] + sealed[192:]) == contents[:64] + contents[192:]
+    store.give_back(224, [range(64, 192)])
+    assert os.fstat(store._descriptor).st_blocks <= before - (128 + 32) * 8
+    assert store.read(sealed[:64] + sealed[192:224]) == contents[:64] + contents[192:224]
 
 
-def test_slots_are_taken_once_and_the_file_does_not_grow_for_ever() -> None:
+def test_slots_are_taken_once() -> None:
     chance, slots, taken = random.Random(3), Slots(), set[int]()
-    most = 0
-    for step in range(3000):
+    for _ in range(3000):
         if chance.random() < 0.5:
-            slots.may_grow = chance.random() < 0.9
-            count = chance.randrange(1, 40)
-            got = slots.take(count)
-            assert len(got) == count or (not slots.may_grow and not slots.dirty)
-            assert taken.isdisjoint(got) and len(set(got)) == len(got)
+            count, end = chance.randrange(1, 40), chance.choice([None, slots.size // 2])
+            if slots.size - slots.used < count:
+                slots.grow(chance.randrange(count))
+            free = set(range(slots.size if end is None else end)) - taken
+            got = slots.take(count, end)
+            assert len(got) == min(count, len(free)) and got == sorted(free)[: len(got)]
             taken.update(got)
-        elif step % 7 == 0:
-            dirty = slots.take_dirty(chance.randrange(1, 30))
-            assert taken.isdisjoint(dirty) and dirty == sorted(set(dirty))
-            slots.give_back(dirty, is_clean=True)
         else:
-            gone = set(chance.sample(sorted(taken), min(len(taken), chance.randrange(60))))
-            taken -= gone
-            slots.give_back(gone)
-        most = max(most, len(taken))
-        assert slots.used == len(taken) and slots.size <= 2 * most + 80
-        assert slots.dirty == slots._states.count(b"\2") <= slots.size - slots.used
+            gone = chance.sample(sorted(taken), min(len(taken), chance.randrange(60)))
+            taken.difference_update(gone)
+            slots.free(iter(gone), len(taken)) if chance.random() < 0.5 else slots.free(gone)
+        if chance.random() < 0.1:
+            slots.shrink()
+            assert slots.size == max(taken, default=-1) + 1
+        assert slots.used == len(taken)
+        assert {slot for run in slots.free_runs() for slot in run} == set(range(slots.size)) - taken
     assert list(runs_of([1, 2, 3, 7, 8, 10])) == [range(1, 4), range(7, 9), range(10, 11)]
     assert list(runs_of([1, 2, 3], 2)) == [range(1, 3), range(3, 4)] and list(runs_of([])) == []
 
@@ -330,7 +324,7 @@ async def test_a_ticket_of_what_is_gone_gives_nothing_and_no_error(
     overlay = Overlay(BLOCK, 1 << 20, store)
     overlay.commit({0: b"a" * BLOCK}, [], False)
     with trio.fail_after(10):
-        while not overlay.is_stored(0):
+        while not isinstance(overlay.get(0), int):
             await trio.sleep(0.001)
     ticket = overlay.get(0)
     assert isinstance(ticket, int)
@@ -355,7 +349,7 @@ async def test_a_ticket_of_what_is_gone_gives_nothing_and_no_error(
             await trio.to_thread.run_sync(started.wait)
             overlay.commit({}, [0], False)
             overlay.commit({7: b"b" * BLOCK}, [], False)
-            while not overlay.is_stored(7):
+            while not isinstance(overlay.get(7), int):
                 await trio.sleep(0.001)
             may_go_on.set()
     assert found == [{}] and not caplog.records
@@ -369,9 +363,9 @@ async def test_a_damaged_store_is_an_error_told_once_and_costs_no_other_block(
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
     overlay = Overlay(BLOCK, 256 * BLOCK, store)
     contents = await fill_overlay(overlay, 300)
-    stored = [number for number in contents if overlay.is_stored(number)]
+    stored = [number for number in contents if isinstance(overlay.get(number), int)]
     tickets = {number: ticket for number in stored if isinstance(ticket := overlay.get(number), int)}
-    slot = -2 - overlay._spilling._where[overlay._slots[stored[3]]]  # type: ignore[union-attr]
+    slot = ~overlay._slots[stored[3]]
     os.pwrite(store._descriptor, b"evil", slot * BLOCK)
     found = await overlay.recall(tickets.values())
     for number, ticket in tickets.items():
@@ -458,7 +452,7 @@ async def test_a_disk_that_fails_or_hangs_is_an_error_and_nothing_is_lost(
                     await commit(overlay, {5000: bytes(BLOCK), 5001: bytes(BLOCK)}, set(), False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "read", hang)
-        stored = next(number for number in contents if overlay.is_stored(number))
+        stored = next(number for number in contents if isinstance(overlay.get(number), int))
         with pytest.raises(StorageTimeout), trio.fail_after(5):
             await contents_of(overlay, range(stored, stored + 1))
     may_go_on.set()
@@ -473,9 +467,9 @@ async def test_a_disk_that_fails_or_hangs_is_an_error_and_nothing_is_lost(
 async def test_tables_that_grew_in_part_for_want_of_memory_do_no_harm(tmp_path: Path, eager: None) -> None:
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
     overlay = Overlay(BLOCK, 1 << 20, store)
-    assert overlay._spilling is not None
-    overlay._spilling._counters.frombytes(bytes(8 * 20))
-    overlay._spilling._tags += bytes(16 * 7)
+    assert overlay._spill is not None
+    overlay._spill._counters.frombytes(bytes(8 * 20))
+    overlay._spill._tags += bytes(16 * 7)
     contents = {number: os.urandom(BLOCK) for number in range(50)}
     for number, content in contents.items():
         await commit(overlay, {number: content}, set(), False)
@@ -519,7 +513,7 @@ async def test_without_a_thread_nothing_is_half_done(
     """Found once: the error came out in the middle of a commit, and nothing was written to the store ever after."""
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
     monkeypatch.setattr(spill, "_RETRY", 0.01)
-    monkeypatch.setattr(spill, "_PUNCHED", BLOCK)
+    monkeypatch.setattr(spill, "_LOOSE", BLOCK)
     overlay = Overlay(BLOCK, 256 * BLOCK, store, 0.1)
     contents = await fill_overlay(overlay, 400)
 
@@ -671,12 +665,11 @@ async def test_damage_is_met_where_it_is_and_nowhere_else(tmp_path: Path, eager:
         files[inode.ino] = os.urandom(20_000)
         await volume.write(inode.ino, 0, files[inode.ino], ROOT)
     overlay = volume.overlay
-    assert overlay is not None and overlay._spilling is not None
+    assert overlay is not None and overlay._spill is not None
     with trio.fail_after(10):
-        while overlay._spilling._memory.used:
+        while overlay._arenas.used:
             await trio.sleep(0.001)
-    overlay._spilling._recalled.clear()
-    descriptor = overlay._spilling._store._descriptor
+    descriptor = overlay._spill._store._descriptor
     rotten = set(random.Random(1).sample(range(os.fstat(descriptor).st_size // 1024), 30))
     for slot in rotten:
         os.pwrite(descriptor, os.urandom(8), slot * 1024 + 99)
@@ -696,7 +689,6 @@ async def test_a_name_that_comes_and_goes_is_found_to_be_gone_however_often(
 ) -> None:
     """Found once: each block that it had been in was a miss of its own, and so many misses were taken for a loop."""
     monkeypatch.setattr(name_index, "_RECENT", 1)
-    monkeypatch.setattr(spill, "_RECALLED", 0)
     volume = await open_volume(make_image(tmp_path, "16M"), 1 << 20, tmp_path)
     directory = (await volume.create(EXT2_ROOT_INO, b"d", stat.S_IFDIR | 0o755, ROOT)).ino
     lock = b"lock" * 55

@@ -4,6 +4,7 @@ itself."""
 from __future__ import annotations
 
 import errno
+import mmap
 import random
 
 import pytest
@@ -78,32 +79,35 @@ def test_runs_fill_what_room_there_is(size: int, can_populate: bool, monkeypatch
             for slot in gone:
                 del expected[slot]
         elif step % 3:
-            slot = arenas.store(content := chance.randbytes(size))
+            (slot,) = arenas.take(1)
+            arenas.fill([slot], content := chance.randbytes(size))
             assert slot not in expected
             expected[slot] = content
         else:
             blocks = [chance.randbytes(8) * (size // 8) for _ in range(chance.randrange(1, ARENA_SIZE // size * 2))]
-            slots = arenas.store_run(memoryview(b"".join(blocks)))
+            slots = arenas.take(len(blocks))
+            arenas.fill(slots, memoryview(b"".join(blocks)))
             assert len(slots) == len(set(slots)) == len(blocks) and expected.keys().isdisjoint(slots)
             expected.update(zip(slots, blocks, strict=True))
         assert arenas.used == len(expected)
     assert all(arenas.load(slot) == content for slot, content in expected.items())
-    arenas.free(expected)
-    assert arenas.used == 0
+    arenas.free(list(expected))
+    assert arenas.used == 0 and not arenas._arenas
 
 
 def test_a_run_that_the_system_has_no_memory_for_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     arenas = Arenas(BLOCK)
-    kept = arenas.store(b"k" * BLOCK)
+    (kept,) = arenas.take(1)
+    arenas.fill([kept], b"k" * BLOCK)
 
-    def fail(_: Arenas) -> None:
-        raise OSError(errno.ENOSPC, "no memory left")
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(Arenas, "_add_arena", fail)
+    monkeypatch.setattr(mmap, "mmap", fail)
     with pytest.raises(OSError, match="no memory left"):
-        arenas.store_run(memoryview(bytes(ARENA_SIZE)))
+        arenas.take(ARENA_SIZE // BLOCK)
     assert arenas.used == 1 and arenas.load(kept) == b"k" * BLOCK
-    assert len(arenas.store_run(memoryview(bytes(ARENA_SIZE - BLOCK)))) == ARENA_SIZE // BLOCK - 1
+    assert len(arenas.take(ARENA_SIZE // BLOCK - 1)) == ARENA_SIZE // BLOCK - 1
 
 
 def test_overlays_take_runs_as_they_take_their_blocks() -> None:

@@ -1,0 +1,103 @@
+"""Which slots of memory or of a file are in use: one byte each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+FREE, USED = 0, 1
+"""States of a slot. Further ones are its owner's, and mean that it is in use."""
+_FREE_RUN = re.compile(b"\0+")
+
+
+class Slots:
+    """Slots by number, the lowest ones taken first. ``take`` takes all or, when it raises, none."""
+
+    def __init__(self) -> None:
+        self.states = bytearray()
+        self._used = 0
+        """-1: to be counted."""
+        self._lowest = 0
+        """No slot below this is free."""
+
+    @property
+    def size(self) -> int:
+        """Slots, free ones included."""
+        return len(self.states)
+
+    @property
+    def used(self) -> int:
+        """Slots in use."""
+        if self._used < 0:
+            self._used = len(self.states) - self.states.count(FREE)
+        return self._used
+
+    def grow(self, count: int) -> None:
+        """Add free slots behind the last one."""
+        self.states += bytes(count)
+
+    def shrink(self) -> None:
+        """Drop the free slots behind the last one in use."""
+        del self.states[len(self.states.rstrip(b"\0")) :]
+        self._lowest = min(self._lowest, len(self.states))
+
+    def take(self, count: int, end: int | None = None) -> list[int]:
+        """Take the first ``count`` free slots, or fewer if there are not so many.
+
+        Args:
+            end: only slots below this.
+        """
+        states = self.states
+        runs: list[range] = []
+        missing = count
+        for match in _FREE_RUN.finditer(states, self._lowest, len(states) if end is None else end):
+            start, stop = match.span()
+            runs.append(range(start, min(stop, start + missing)))
+            missing -= len(runs[-1])
+            if not missing:
+                break
+        slots = [slot for run in runs for slot in run]
+        # Of bytearrays, since bytes would be copied to one: from here on nothing takes memory.
+        marks = iter([(slice(run.start, run.stop), bytearray(b"\1") * len(run)) for run in runs])
+        self._used, self._lowest = self.used + len(slots), runs[-1].stop if runs else self._lowest
+        for where, mark in marks:
+            states[where] = mark
+        return slots
+
+    def free(self, slots: Iterable[int], left: int = -1) -> None:
+        """Give slots back. With an iterator and ``left`` this takes no memory, so that it cannot fail.
+
+        Args:
+            left: how many are in use then; -1 to have them counted.
+        """
+        states = self.states
+        self._used = -1
+        for slot in slots:
+            states[slot] = FREE
+            if slot < self._lowest:
+                self._lowest = slot
+        self._used = left
+
+    def free_runs(self) -> list[range]:
+        """All free slots."""
+        return [range(*match.span()) for match in _FREE_RUN.finditer(self.states)]
+
+    def is_free(self, start: int, end: int) -> bool:
+        """Whether no slot from ``start`` to before ``end`` is in use."""
+        return self.states.count(FREE, start, end) == end - start
+
+
+def runs_of(slots: Sequence[int], longest: int | None = None) -> Iterator[range]:
+    """Consecutive slots, together."""
+    if not slots:
+        return
+    if slots[-1] - slots[0] == len(slots) - 1 and longest is None and list(range(slots[0], slots[-1] + 1)) == slots:
+        # Most often.
+        yield range(slots[0], slots[-1] + 1)
+        return
+    ends = [position for position in range(1, len(slots)) if slots[position] != slots[position - 1] + 1]
+    for begin, end in pairwise([0, *ends, len(slots)]):
+        step = longest or end - begin
+        for start in range(begin, end, step):
+            yield range(slots[start], slots[min(start + step, end) - 1] + 1)

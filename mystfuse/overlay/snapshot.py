@@ -1,0 +1,64 @@
+"""Snapshots of the overlay. Taking one costs nothing: from then on the first change of a block leaves the old to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from mystfuse.errors import MystfuseError
+from mystfuse.overlay.arena import Content
+from mystfuse.overlay.space import OverlayBusy, Runs, Space
+
+
+class Snapshot:
+    """The overlay as it was at one moment. It can be written to as well, which only the snapshot itself shows.
+
+    Made by ``Overlay.snapshot``; what it holds counts against the overlay's limit until ``close``.
+
+    Args:
+        present: where the present state has a block.
+        on_close: called when it has been closed.
+    """
+
+    def __init__(self, space: Space, present: Callable[[int], int | None], on_close: Callable[[], None]) -> None:
+        self.kept: dict[int, int | None] = {}
+        """Blocks that have changed since: the slot of the old one, None for what was not written then."""
+        self.own: dict[int, int | None] = {}
+        """Blocks written to the snapshot itself; None for what was freed in it."""
+        self.is_closed = False
+        self._space = space
+        self._present = present
+        self._on_close = on_close
+
+    def get(self, number: int) -> bytes | int | None:
+        """See ``Overlay.get``."""
+        for table in (self.own, self.kept):
+            if number in table:
+                return self._space.load(table[number])
+        return self._space.load(self._present(number))
+
+    def holds(self, number: int) -> bool:
+        """See ``Overlay.holds``."""
+        return self.own.get(number) is not None
+
+    def commit(
+        self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool, runs: Runs = ()
+    ) -> None:
+        """See ``Overlay.commit``: for the snapshot alone."""
+        self._space.change(self.own, self.holds, changed, freed, use_reserve, runs, None)
+
+    def recall_now(self, versions: Iterable[int]) -> dict[int, bytes | MystfuseError] | None:
+        """See ``Space.recall_now``."""
+        return self._space.recall_now(versions)
+
+    async def recall(self, versions: Iterable[int]) -> dict[int, bytes | MystfuseError]:
+        """See ``Space.recall``."""
+        return await self._space.recall(versions)
+
+    async def make_room(self, busy: OverlayBusy) -> None:
+        """See ``Space.make_room``."""
+        await self._space.make_room(busy)
+
+    def close(self) -> None:
+        """Give back what only the snapshot holds. Never fails."""
+        self.is_closed = True
+        self._on_close()
