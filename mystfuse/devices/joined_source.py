@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mystfuse.devices.buffers import Buffers
 from mystfuse.devices.source import FileSource
 from mystfuse.errors import ImageReadError
 from mystfuse.formats.verity import MAX_BLOCK_SIZE
@@ -53,19 +52,14 @@ class JoinedSource:
             self.hash_offset = base + hash_offset
         self.size = parts[-1].end
         self._data, self._tree, self._parts = data, tree, parts
-        self._buffers = Buffers()
 
-    def read_cached(self, offset: int, length: int) -> memoryview | None:
-        buffer = self._buffers.take(length)
-        return buffer if self.read_cached_into(offset, buffer) else None
-
-    def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
+    def read_cached(self, offset: int, buffer: memoryview) -> bool:
         for part, start, piece in self._pieces(offset, buffer):
             if part is None:
                 return False
             if part.file is None:
                 piece[:] = part.contents[start : start + len(piece)]
-            elif not part.file.read_cached_into(part.offset + start, piece):
+            elif not part.file.read_cached(part.offset + start, piece):
                 return False
         return True
 

@@ -119,21 +119,18 @@ class PatientSource:
         self.name = source.name
         self.size = source.size
         self.read_cached = source.read_cached
-        self.read_cached_into = source.read_cached_into
         self.close = source.close
         self._source = source
         self._io_timeout = io_timeout
 
     def read(self, offset: int, length: int) -> bytes:
         """As of any source; StorageTimeout when storage does not answer."""
-        unverified = self.read_cached(offset, length)
-        if unverified is not None:
-            return bytes(unverified)
-        return wait_for_storage(partial(self._source.read, offset, length), self.name, self._io_timeout)
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """As of any source; StorageTimeout when storage does not answer."""
-        if not self.read_cached_into(offset, buffer):
-            # Not into the buffer itself, which a thread that is left behind would go on to change; nor by read_cached,
-            # whose buffers are one thread's, while several may read at once in this way.
+        if not self.read_cached(offset, buffer):
+            # Not into the buffer itself, which a thread that is left behind would go on to change.
             buffer[:] = wait_for_storage(partial(self._source.read, offset, len(buffer)), self.name, self._io_timeout)

@@ -157,7 +157,7 @@ class ImageReader:
         return partial(self._read_cached, extents, parts)
 
     def _read_cached(self, extents: Sequence[Extent], buffers: list[memoryview]) -> list[memoryview] | None:
-        read = self.source.read_cached_into
+        read = self.source.read_cached
         if not all(read(extent.offset, buffer) for extent, buffer in zip(extents, buffers, strict=True)):
             return None
         self._count(sum(map(len, buffers)))
@@ -201,9 +201,9 @@ class ImageReader:
         """Answer what the page cache has by now, and let the rest wait for its turn."""
         now = trio.current_time()
         for extent, parts in _merge(_parts_of(batch)):
-            unverified = self.source.read_cached(extent.offset, extent.length)
-            if unverified is not None and len(unverified) == extent.length:
-                self._deliver(extent, unverified, parts)
+            buffer = self._buffers.take(extent.length)
+            if self.source.read_cached(extent.offset, buffer):
+                self._deliver(extent, buffer, parts)
             else:
                 self._pending.append(_Read(extent, parts, now))
 

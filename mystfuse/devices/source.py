@@ -9,7 +9,6 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
-from mystfuse.devices.buffers import Buffers
 from mystfuse.errors import FormatError, ImageReadError
 
 
@@ -21,12 +20,9 @@ class Source(Protocol):
     size: int
     """Bytes it had when it was opened."""
 
-    def read_cached(self, offset: int, length: int) -> bytes | bytearray | memoryview | None:
-        """The range, if it can be had without waiting for storage; else None. Never blocks."""
-        ...
-
-    def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
-        """The same into memory of the caller; False if it cannot be had so, or not all of it. In any thread."""
+    def read_cached(self, offset: int, buffer: memoryview) -> bool:
+        """Fill ``buffer`` with what is at ``offset``; False if that, or a part of it, needs waiting for storage. Never
+        blocks. In any thread."""
         ...
 
     def read(self, offset: int, length: int) -> bytes:
@@ -38,7 +34,7 @@ class Source(Protocol):
         ...
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """The same into memory of the caller, which fills it all.
+        """The same into ``buffer``, all of it.
 
         Raises:
             ImageReadError: as for ``read``.
@@ -80,13 +76,8 @@ class FileSource:
             os.close(self._fd)
             raise
         self._has_nowait = True
-        self._buffers = Buffers()
 
-    def read_cached(self, offset: int, length: int) -> memoryview | None:
-        buffer = self._buffers.take(length)
-        return buffer if self.read_cached_into(offset, buffer) else None
-
-    def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
+    def read_cached(self, offset: int, buffer: memoryview) -> bool:
         if not self._has_nowait:
             return False
         try:

@@ -79,8 +79,8 @@ class _Daemon:
             from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
 
             # Without waiting for storage: if the first bytes are not in the page cache, encryption is imported in vain.
-            first = job.source.read_cached(0, min(FIRST_BYTES, job.source.size))
-            if job.keys or first is None or is_luks(first) or not is_ext2(first):
+            first = memoryview(bytearray(min(FIRST_BYTES, job.source.size)))
+            if job.keys or not job.source.read_cached(0, first) or is_luks(first) or not is_ext2(first):
                 importlib.import_module("mystfuse.image.unlock")
                 job.prepare_progress()
                 note_available_memory()

@@ -18,7 +18,6 @@ import trio.testing
 from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent, coalesce
-from mystfuse.devices.patience import PatientSource
 from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, MAX_READ, PATIENCE, ImageReader
 from mystfuse.devices.source import FileSource, Source
 from mystfuse.errors import FormatError, ImageReadError, StorageTimeout
@@ -58,11 +57,13 @@ class MemorySource:
         self._at_once = 0
         self._lock = threading.Lock()
 
-    def read_cached(self, offset: int, length: int) -> bytes | None:
+    def read_cached(self, offset: int, buffer: memoryview) -> bool:
         if not self._cached:
-            return None
-        self.calls.append(Extent(offset, length))
-        return self.content[offset : offset + length]
+            return False
+        self.calls.append(Extent(offset, len(buffer)))
+        found = self.content[offset : offset + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found) == len(buffer)
 
     def read(self, offset: int, length: int) -> bytes:
         with self._lock:
@@ -255,11 +256,11 @@ async def test_reader_goes_on_after_errors() -> None:
         assert bytes((await reader.read([Extent(101, 50)]))[0]) == CONTENT[101:151]
 
 
-@pytest.mark.parametrize("cached", [True, False])
-async def test_source_that_returns_too_little_is_an_error_not_a_short_part(cached: bool) -> None:
+async def test_source_that_returns_too_little_is_an_error_not_a_short_part() -> None:
     class ShortSource(MemorySource):
-        def read_cached(self, offset: int, length: int) -> bytes | None:
-            return CONTENT[offset : offset + length - 1] if cached else None
+        def read_cached(self, offset: int, buffer: memoryview) -> bool:
+            buffer[:-1] = CONTENT[offset : offset + len(buffer) - 1]
+            return False
 
         def read(self, offset: int, length: int) -> bytes:
             return CONTENT[offset : offset + length - 1]
@@ -478,8 +479,8 @@ def test_file_gives_exact_ranges_cold_and_cached(tmp_path: Path) -> None:
     assert source.size == 1 << 20
     assert source.name == str(image)
     assert source.read(12345, 67890) == CONTENT[12345:80235]
-    cached = source.read_cached(12345, 67890)
-    assert cached is None or bytes(cached) == CONTENT[12345:80235]
+    cached = bytearray(67890)
+    assert not source.read_cached(12345, memoryview(cached)) or cached == CONTENT[12345:80235]
     source.close()
     source.close()
 
@@ -525,7 +526,7 @@ def test_file_truncated_after_it_was_opened_is_an_error_that_says_where_it_ends(
     image.write_bytes(CONTENT)
     source = FileSource(image)
     os.truncate(image, 5000)
-    assert source.read_cached(4096, 4096) is None
+    assert not source.read_cached(4096, memoryview(bytearray(4096)))
     with pytest.raises(ImageReadError, match="truncated: it ends at byte 5000, before byte 8192"):
         source.read(4096, 4096)
     assert source.read(0, 5000) == CONTENT[:5000]
@@ -556,7 +557,7 @@ def test_error_of_the_operating_system_is_an_image_read_error(tmp_path: Path) ->
     image.write_bytes(CONTENT)
     source = FileSource(image)
     source.close()
-    assert source.read_cached(0, 10) is None
+    assert not source.read_cached(0, memoryview(bytearray(10)))
     with pytest.raises(ImageReadError, match="Bad file descriptor"):
         source.read(0, 10)
 
@@ -568,26 +569,3 @@ def test_resolved_name_is_the_absolute_path(tmp_path: Path, monkeypatch: pytest.
     source = FileSource("link")
     assert source.resolved_name() == str(tmp_path / "image")
     source.close()
-
-
-def test_threads_that_read_into_buffers_of_their_own_share_none() -> None:
-    """Storage that has brought the pages by the second look: the buffers for that are one thread's."""
-
-    class Source:
-        name, size = "source", 4096
-
-        def read_cached(self, offset: int, length: int) -> memoryview:
-            raise AssertionError("not for several threads")
-
-        def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
-            return False
-
-        def read(self, offset: int, length: int) -> bytes:
-            return CONTENT[offset : offset + length]
-
-        def close(self) -> None:
-            pass
-
-    buffer = bytearray(100)
-    PatientSource(Source(), 30).read_into(50, memoryview(buffer))
-    assert buffer == CONTENT[50:150]

@@ -121,18 +121,13 @@ class FaultySource:
         self._cached = 1.0
         self._released.set()
 
-    def read_cached(self, offset: int, length: int) -> bytes | None:
-        if self.liar.throw(0, 1) >= self._cached:
-            return None
-        kind = self.liar.choose("error")
-        return None if kind == "error" else self.liar.spoil(kind, offset, length)
-
-    def read_cached_into(self, offset: int, buffer: memoryview) -> bool:
-        found = self.read_cached(offset, len(buffer))
-        if found is None:
+    def read_cached(self, offset: int, buffer: memoryview) -> bool:
+        kind = self.liar.choose("error") if self.liar.throw(0, 1) < self._cached else "error"
+        if kind == "error":
             # As much as a kernel may have written by the time that it finds something missing.
             buffer[: len(buffer) // 2] = b"\xa5" * (len(buffer) // 2)
             return False
+        found = self.liar.spoil(kind, offset, len(buffer))
         buffer[: len(found)] = found
         return len(found) == len(buffer)
 

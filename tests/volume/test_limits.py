@@ -221,7 +221,7 @@ async def test_inodes_as_large_as_blocks_take_no_more_memory_than_others(tmp_pat
         inode = await volume.lookup(ROOT, b"%d" % number)
         assert inode is not None and len(inode.extra) > 32000
         assert bytes(await volume.read(inode.ino, 0, 10)) == b"x"
-    parsed = sum(len(raw) + len(inode.extra) for raw, inode in volume._filesystem._parsed.values())
+    parsed = sum(len(raw) + len(inode.extra) for raw, inode in volume._filesystem.inode_table._parsed.values())
     mapped = sum(len(inode.extra) for inode in volume._files._maps._inodes.values())
     assert 0 < parsed <= 4 << 20 and 0 < mapped <= 8 << 20
 
@@ -242,10 +242,10 @@ class FailingSource(FileSource):
 
     failure: BaseException | None = None
 
-    def read_cached(self, offset: int, length: int) -> memoryview | None:
+    def read_cached(self, offset: int, buffer: memoryview) -> bool:
         if isinstance(self.failure, OSError):
             raise self.failure
-        return None
+        return False
 
     def read(self, offset: int, length: int) -> bytes:
         if self.failure is not None:
