@@ -1,4 +1,4 @@
-"""AES over many sectors in one call, as dm-crypt does it, by the twin that ``kernels`` chose."""
+"""AES over many sectors in one call, as dm-crypt does it, by the kernels that were chosen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mystfuse import kernels
 from mystfuse.kernels.interface import SECTOR_SIZE, Bytes, SectorCipher
 
-# To the type checker the twins are one; a test compares their interfaces.
+# To the type checker both implementations are one; a test compares their interfaces.
 if TYPE_CHECKING or not kernels.IS_NATIVE:
     from mystfuse.kernels.pure.sectors import CbcCipher, EcbCipher, XtsCipher
 else:

@@ -1,7 +1,8 @@
-"""Which code runs the hot loops: C over libcrypto (``native/``), or its twin in Python (``pure/``).
+"""Which code runs the hot loops: C over libcrypto (``native/``), or the fallback in Python
+(``pure/``), which is the reference implementation too.
 
-The native kernels are missing when libcrypto's headers or a compiler were, at installation. The environment variable
-``MYSTFUSE_PURE_PYTHON=1`` has them left alone; it is read once, here.
+The native kernels are missing if libcrypto's headers or a compiler were missing at installation. The environment
+variable ``MYSTFUSE_PURE_PYTHON=1`` selects the fallback; it is read once, here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ IS_NATIVE = _is_native()
 
 
 def name() -> str:
-    """What runs them, for people: "native (libcrypto 3.0.19, SHA instructions over 3 blocks)", or "pure Python"."""
+    """The choice, as text: "native (libcrypto 3.0.19, SHA instructions over 3 blocks)", or "pure Python"."""
     if not IS_NATIVE:
         return "pure Python"
     from mystfuse.kernels.native import description

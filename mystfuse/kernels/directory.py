@@ -1,4 +1,4 @@
-"""Names in blocks of directories, of the twin that was chosen: ``find_entry``, ``name_key`` and ``block_keys``."""
+"""Names in blocks of directories, by the kernels that were chosen: ``find_entry``, ``name_key``, ``block_keys``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both twins of a kernel have in common."""
+"""What the native kernels and the fallback in Python have in common."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IV_BITS = {"plain64": 64, "plain": 32, "essiv:sha256": 64, "": 64}
 
 NOT_FOUND = -1
 UNUSUAL = -2
-"""Of a block of a directory: something in it is not as usual, or there is no C to tell."""
+"""Of a block of a directory: the caller has to parse it, since something in it is unusual, or this is the fallback."""
 
 
 class SectorCipher(Protocol):
@@ -84,7 +84,7 @@ def check_sector_size(sector_size: int) -> None:
 
 
 def writable(out: bytearray | memoryview, size: int) -> memoryview:
-    """``out`` as bytes to write to; ValueError if there are not as many as ``size``, or they cannot be written."""
+    """``out`` as bytes to write to; ValueError if it has another size than ``size``, or is read-only."""
     view = memoryview(out).cast("B")
     if view.readonly or len(view) != size:
         raise ValueError(f"{len(view)} bytes, writable or not, for a result of {size}")

@@ -1,4 +1,4 @@
-"""The kernels in C over libcrypto. An ImportError says that they could not be built."""
+"""The kernels in C over libcrypto. Importing it raises ImportError if they were not built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def allow_sha_instructions(allowed: bool) -> None:
 
 
 def description() -> str:
-    """What they stand on: "libcrypto 3.0.19, SHA instructions over 3 blocks"."""
+    """What they are built on: "libcrypto 3.0.19, SHA instructions over 3 blocks"."""
     lanes = lib.hasher_lanes()
     instructions = f", SHA instructions over {lanes} blocks" if lanes else ""
     return f"libcrypto {ffi.string(lib.libcrypto_version()).decode()}{instructions}"

@@ -1,4 +1,4 @@
-"""Builds the native kernels, run by setup.py; what cannot be built is left out, and its twin in Python is used."""
+"""Builds the native kernels, run by setup.py; if they cannot be built, the fallback in Python is used."""
 
 from __future__ import annotations
 

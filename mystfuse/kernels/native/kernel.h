@@ -61,7 +61,7 @@ enum { DIRECTORY_NOT_FOUND = -1, DIRECTORY_UNUSUAL = -2 };
 /* Where `name` is: its entry's offset << 32 | the offset of the entry in front of it + 1, or 0 for the first of a block. */
 int64_t directory_find(const uint8_t *block, size_t size, int has_filetype, const uint8_t *name, size_t name_size);
 
-/* A hash of a name (SipHash-1-3) that nobody can foresee who does not know the 16 bytes of `secret`. */
+/* A hash of a name (SipHash-1-3) with 16 bytes of `secret`, so that an image cannot hold names that collide. */
 uint32_t directory_hash(const uint8_t *secret, const uint8_t *name, size_t name_size);
 
 /* For each name in a block, hash << 32 | `number`; `.` and `..` at the front of block 0 are left out. `keys` has room for

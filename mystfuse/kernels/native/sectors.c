@@ -1,7 +1,7 @@
 /* AES over many sectors, as dm-crypt does it.
  *
  * Starting a cipher of libcrypto's anew for every initialization vector costs as much as decrypting 512 bytes. So libcrypto does
- * plain AES (ECB) over many sectors in one call; what chaining adds is made here. It is the way of the twin in pure/sectors.py.
+ * plain AES (ECB) over many sectors in one call; what chaining adds is made here. The reference implementation is pure/sectors.py.
  *
  * Keys are in libcrypto's contexts alone, which cleanses them. Tweaks and vectors are cleansed before a call ends.
  *

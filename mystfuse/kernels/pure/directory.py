@@ -1,4 +1,4 @@
-"""Names in blocks of directories, where there is no C: whoever asks is told to go through each block.
+"""Names in blocks of directories, without C: every block is ``UNUSUAL``, so that the caller parses it.
 
 A call for each block would gain nothing in Python over what ``ext2.directory`` does anyway.
 """
@@ -16,13 +16,13 @@ def find_entry(block: bytes, has_filetype: bool, name: bytes) -> int:
 
     Returns:
         ``offset << 32 | previous + 1``: byte offsets of its entry and of the one in front of it (-1 for the first), or
-        ``NOT_FOUND``, or ``UNUSUAL``: go through the block by yourself.
+        ``NOT_FOUND``, or ``UNUSUAL``: the caller has to parse the block.
     """
     return UNUSUAL
 
 
 def name_key(name: bytes) -> int:
-    """A hash of 32 bits that nobody can foresee, ``<< 32``."""
+    """A hash of 32 bits with a secret of the process, ``<< 32``."""
     return (hash(name) & 0xFFFFFFFF) << 32
 
 
@@ -37,6 +37,6 @@ def block_keys(
 
     Returns:
         For each name ``name_key(name) | number of its block``, by its first ``bits`` bits: nothing, or ``1 << bits``
-        arrays of type Q. And the indices of the blocks that you must go through by yourself.
+        arrays of type Q. And the indices of the blocks that the caller has to parse.
     """
     return [], list(range(len(blocks)))
