@@ -1,4 +1,4 @@
-"""Which blocks and inodes are free, and taking and giving them back: bitmaps, group counts and superblock together.
+"""Allocating and freeing blocks and inodes: bitmaps, group counts and superblock together.
 
 Where things are put follows fs/ext2/balloc.c and ialloc.c: blocks in runs near a goal, files in their directory's
 group, directories spread over the groups.
@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 _NEAR_GROUPS = 8
 """Groups whose bitmaps are looked at before the whole descriptor table is."""
 _MAX_GROUPS_SEARCHED = 4096
-"""Groups to look for room in one by one, when those that should have it have none."""
+"""Groups that are searched one by one, when those whose counts promise room have none."""
 _MAX_SEARCHED_BYTES = 16 << 20
-"""Of their bitmaps: an operation keeps in memory what it has seen."""
+"""Of their bitmaps, which stay in memory until the operation ends."""
 _MAX_MISLEADING = 8
-"""Groups whose inode bitmap has been found wrong, before the others are not believed either: each takes a fetch."""
+"""Groups whose inode bitmap has been found wrong, until no other is trusted either: each takes a fetch."""
 
 
 class Allocator:
     """Takes and frees blocks and inodes of a file system.
 
-    A group whose bitmaps contradict its own metadata is left alone and logged, as the kernel does.
+    Nothing is allocated in a group whose bitmaps contradict its metadata, which is logged: as the kernel does.
     """
 
     def __init__(self, groups: GroupTable, inode_table: InodeTable) -> None:
@@ -108,7 +108,7 @@ class Allocator:
                         break
         transaction.want(self.groups.places(transaction, group).bg_block_bitmap for group in chosen)
         yield from chosen
-        # Reached only if a group had less than its count says, or cannot be used.
+        # Reached only if a group has less than its count says, or is unusable.
         if count:
             rest = (group for group in range(groups) if group not in chosen and group not in self._broken)
             yield from self._in_steps(transaction, rest, attrgetter("bg_block_bitmap"))
@@ -153,10 +153,9 @@ class Allocator:
         Raises:
             CorruptFilesystem: one of them is free already, or holds the file system's own metadata.
         """
-        superblock = self._superblock
         by_group: dict[int, list[int]] = {}
         for number in sorted(numbers):
-            if not superblock.is_data_block(number):
+            if not self._superblock.is_data_block(number):
                 raise CorruptFilesystem(f"block {number} cannot be freed: it is outside the file system")
             by_group.setdefault(self.groups.locate_block(number)[0], []).append(number)
         self.groups.want_descriptors(transaction, by_group)
@@ -179,7 +178,7 @@ class Allocator:
             for number in members:
                 transaction.discard(number)
         if freed:
-            change_free_counts(superblock, transaction, freed, 0)
+            change_free_counts(self._superblock, transaction, freed, 0)
 
     def check_writable(self, transaction: Transaction, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
@@ -204,29 +203,25 @@ class Allocator:
             CorruptFilesystem: too many inode bitmaps are wrong.
             BlocksMissing, MystfuseError
         """
-        superblock = self._superblock
         is_directory = stat.S_ISDIR(mode)
-        _, free_inodes = read_free_counts(superblock, transaction)
-        if not free_inodes:
-            raise OSError(ENOSPC, "no free inode")
-        ino = self._take_any_inode(transaction, directory, is_directory)
+        _, free_inodes = read_free_counts(self._superblock, transaction)
+        ino = self._take_any_inode(transaction, directory, is_directory) if free_inodes else 0
         if not ino:
             raise OSError(ENOSPC, "no free inode")
-        change_free_counts(superblock, transaction, 0, -1)
+        change_free_counts(self._superblock, transaction, 0, -1)
         return ino
 
     def _take_any_inode(self, transaction: Transaction, directory: Inode, is_directory: bool) -> int:
         """Take an inode of the best group that has one; 0 if none has."""
         if not is_directory:
-            parent = self.groups.locate_inode(directory.ino)[0]
-            if self.groups.descriptor(transaction, parent).bg_free_blocks_count:
-                ino = self._take_inode_in_group(transaction, parent, is_directory)
-                if ino:
-                    return ino
+            parent, _ = self.groups.locate_inode(directory.ino)
+            if self.groups.descriptor(transaction, parent).bg_free_blocks_count and (
+                ino := self._take_inode_in_group(transaction, parent, is_directory)
+            ):
+                return ino
         groups = _once_each(self._groups_for_inode(transaction, directory, is_directory))
         for group in self._in_steps(transaction, groups, attrgetter("bg_inode_bitmap")):
-            ino = self._take_inode_in_group(transaction, group, is_directory)
-            if ino:
+            if ino := self._take_inode_in_group(transaction, group, is_directory):
                 return ino
         return 0
 
@@ -275,7 +270,7 @@ class Allocator:
         change_free_counts(superblock, transaction, 0, 1)
 
     def _groups_for_inode(self, transaction: Transaction, directory: Inode, is_directory: bool) -> Iterator[int]:
-        """Groups to look for a free inode in, the best first; every group in the end. For all but directories their
+        """Groups to search for a free inode, the best first; every group in the end. For all but directories their
         parent's own group is better still."""
         superblock = self._superblock
         groups = superblock.groups_count
@@ -297,7 +292,7 @@ class Allocator:
         yield from (group % groups for group in range(parent, parent + groups) if counts[group % groups].free_inodes)
 
     def _is_usable(self, transaction: Transaction, group: int) -> bool:
-        """Whether blocks can be taken from a group: its bitmap can be had, and is right about the group's metadata."""
+        """Whether blocks can be taken from a group: its bitmap is readable, and covers the group's metadata."""
         try:
             return self._is_sound(transaction, group)
         except (IntegrityError, ImageReadError):

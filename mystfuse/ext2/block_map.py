@@ -97,14 +97,14 @@ class Stretch(NamedTuple):
 
     is_data: bool
     length: int
-    """Blocks, or bytes: who returns it says which."""
+    """Blocks, or bytes: the function that returns it says which."""
 
 
 def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int) -> Stretch:
-    """What a file has from its block ``first`` on, in blocks, as far as one table of pointers tells: what follows may
-    be alike.
+    """The data or the hole that a file has from its block ``first`` on, in blocks, as far as one table of pointers
+    tells: the next stretch may be of the same kind.
 
-    A hole takes one look at the pointer that leads nowhere, however much of the file hangs on it.
+    A hole takes one look at a zero pointer, however large it is.
 
     Raises:
         BlocksMissing: naming one indirect block.
@@ -143,7 +143,7 @@ def _stretch_in(superblock: Superblock, inode: Inode, table: Sequence[int], inde
 
 
 def _count_holes(table: Sequence[int], index: int) -> int:
-    """How many pointers from ``index`` on lead nowhere."""
+    """How many pointers from ``index`` on are zero."""
     return next((position for position, pointer in enumerate(table[index:]) if pointer), len(table) - index)
 
 

@@ -1,4 +1,4 @@
-"""Changing the block map of an inode: blocks for what is written, and none for what has been cut off."""
+"""Changing the block map of an inode: allocating blocks for a write, and freeing those that a truncation cuts off."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Mapped(NamedTuple):
 
     inode: Inode
     pointers: list[int]
-    """Block numbers, as many as could be had."""
+    """Block numbers: fewer than asked for if there is no room."""
     new: Set[int]
-    """Which of them were free so far."""
+    """Those of them that were free before."""
 
 
 def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: int = 0) -> Mapped:
@@ -62,7 +62,7 @@ def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: 
             near = _goal(change, inode, pointers, nodes, goal)
             taken = allocator.take_blocks(transaction, change.caller, near, holes + missing_nodes)
             if len(taken) <= missing_nodes:
-                # Not even one block of data: give back what would be indirect blocks of nothing.
+                # Not even one block of data: free those that would be indirect blocks without one.
                 allocator.free_blocks(transaction, taken)
                 taken = []
             else:
@@ -155,7 +155,7 @@ def _path_nodes(transaction: Transaction, roots: list[int], leaf: _Leaf) -> list
 def _link_nodes(
     transaction: Transaction, roots: list[int], leaf: _Leaf, nodes: list[int], taken: list[int]
 ) -> list[int]:
-    """Put new, empty indirect blocks where there are none; returns the path without gaps."""
+    """Put new, empty indirect blocks into the holes of a path; returns the whole path."""
     filler = iter(taken)
     linked: list[int] = []
     for depth, (index, node) in enumerate(zip(leaf.path, nodes, strict=True)):
@@ -260,8 +260,8 @@ class _Trimmer:
         later: set[int] = set()
         if depth > 1:
             present = [pointer for pointer in pointers[first:] if pointer and self._superblock.is_data_block(pointer)]
-            # As many as full ones would be enough. If they hold little, the rest is for the next transaction: fetched
-            # one by one they would be more misses than an operation may have.
+            # As many as would be enough if they were full. If they hold little, the next transaction frees the rest:
+            # fetched one by one they would be more misses than an operation may have.
             enough = max(self._most // self._per_block + 2, _LEAST_AHEAD)
             self._transaction.want(present[-enough:])
             later = set(present[:-enough]).difference(present[-enough:])

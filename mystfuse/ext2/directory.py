@@ -23,7 +23,7 @@ from mystfuse.kernels.interface import NOT_FOUND
 log = logging.getLogger(__name__)
 
 MAX_DIRECTORY_SIZE = 1 << 29
-"""Bytes: a directory larger than this is taken for a broken one (10 million names need about 400 MB)."""
+"""Bytes: a larger directory counts as broken (10 million names need about 400 MB)."""
 DIRECTORY_AHEAD = 32 * 1024
 """Bytes of a directory that are fetched together while it is listed."""
 _MIN_REC_LEN = 12
@@ -59,12 +59,11 @@ def block_count(superblock: Superblock, inode: Inode) -> int:
 def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> Iterator[Entry]:
     """The names in block number ``logical`` of a directory, ``.`` and ``..`` left out.
 
-    An entry whose name cannot be (empty, with ``/`` or NUL, ``.`` or ``..`` where they do not belong) is logged and
-    skipped.
+    An entry with an impossible name (empty, with ``/`` or NUL, misplaced ``.`` or ``..``) is logged and skipped.
 
     Raises:
-        CorruptFilesystem: an entry's length cannot be, so that what follows cannot be found. Everything in front of it
-            has been given by then.
+        CorruptFilesystem: an entry's length is invalid, so that the next entry cannot be found. All entries in front of
+            it have been yielded.
     """
     has_filetype = superblock.has_filetype
     block_size = superblock.block_size
@@ -85,7 +84,7 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
             if name_len > rec_len - EXT2_DIR_ENTRY_HEADER or name_len > EXT2_NAME_LEN:
                 raise _corrupt(inode, base + offset, f"name_len {name_len} does not fit rec_len {rec_len}")
             name = block[start : start + name_len]
-            # As _is_possible; and a named tuple without its constructor: this is gone through for every name there is.
+            # As _is_possible, and a named tuple without its constructor: this runs for every name.
             if name and b"/" not in name and b"\0" not in name and name != b"." and name != b"..":
                 yield new(Entry, (name, ino, base + offset, base + offset + rec_len))
             elif not (logical == 0 and (offset, name) in ((0, b"."), (12, b".."))):
@@ -100,7 +99,7 @@ def rec_lengths(
     rec_len).
 
     Raises:
-        CorruptFilesystem: a length cannot be. Everything in front of it has been given by then.
+        CorruptFilesystem: a length is invalid. All entries in front of it have been yielded.
     """
     block_size = superblock.block_size
     base = logical * block_size
@@ -123,7 +122,7 @@ def _check_rec_len(inode: Inode, rec_len: int, block_size: int, base: int, offse
     """
     if block_size == 65536 and rec_len in (65535, 0) and not offset:
         return 65536
-    raise _corrupt(inode, base + offset, f"rec_len {rec_len} cannot be")
+    raise _corrupt(inode, base + offset, f"rec_len {rec_len} is invalid")
 
 
 class Found(NamedTuple):
@@ -153,7 +152,7 @@ def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: i
     if position < 0 or not _is_possible(name):
         return None
     for offset, rec_len in rec_lengths(superblock, inode, block, logical):
-        # An entry need not be looked at but where these bytes are.
+        # Only an entry where these bytes are can have the name.
         while position < offset + EXT2_DIR_ENTRY_HEADER:
             position = block.find(name, position + 1)
             if position < 0:
@@ -200,7 +199,7 @@ def list_entries(
         except MystfuseError:
             if not entries:
                 raise
-            # What is in front of the damage is listed; the listing fails when it comes back for more.
+            # Names in front of the damage are listed; the listing fails when it goes on from there.
             return entries, entries[-1].next_offset
     return entries, (first + len(numbers)) * block_size
 
@@ -228,7 +227,7 @@ def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:
     block = directory_block(inode, blocks, 0, map_block(superblock, blocks, inode, 0))
     ino, _, name_len, _ = _HEADER.unpack_from(block, 12)
     if not ino or name_len != 2 or block[20:22] != b"..":
-        raise _corrupt(inode, 12, "there is no entry .. where it belongs")
+        raise _corrupt(inode, 12, "the second entry is not ..")
     return int(ino)
 
 

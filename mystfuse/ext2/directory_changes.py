@@ -122,7 +122,7 @@ def find_place_again(change: Change, directory: Inode, name: bytes, place: Place
     block = directory_block(directory, change.transaction, place.logical, place.number)
     found = find_in_block(change.superblock, directory, block, place.logical, name)
     if found is None:
-        raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} was there, and is not")
+        raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} is gone from its block")
     return Place(found.ino, place.logical, place.number, found.offset, found.previous)
 
 
@@ -152,7 +152,7 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
             latest = 0
             room = _find_room(superblock, directory, block, logical, needed)
         if room is None:
-            # The index only knows an upper bound; this is the truth.
+            # The index knows only an upper bound.
             indexes.set_room(directory.ino, logical, _most_room(superblock, directory, block, logical))
             continue
         offset, used, rec_len = room
@@ -161,7 +161,7 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
             _set_rec_len(changed, offset, used)
         _put_entry(changed, offset + used, inode.ino, rec_len - used, name, file_type)
         change.allocator.check_writable(transaction, [number])
-        # Names that are added one behind the other need not be looked through each time.
+        # Names that are added one behind the other are not searched each time.
         left = None if latest else _most_room(superblock, directory, bytes(changed), logical)
         indexes.note_insertion(transaction, directory.ino, logical, offset + used, name, left)
         return directory._replace(i_flags=directory.i_flags & ~EXT2_INDEX_FL)
@@ -183,7 +183,7 @@ def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) ->
     else:
         joined += place.offset - place.previous
         _set_rec_len(block, place.previous, joined)
-        # No stale names for whoever reads the raw block.
+        # No stale name in the raw block.
         block[place.offset : place.offset + _HEADER.size] = bytes(_HEADER.size)
     change.filesystem.name_indexes.note_removal(change.transaction, directory.ino, place.logical, name, joined)
 
@@ -197,7 +197,7 @@ def point_entry(change: Change, place: Place, inode: Inode) -> None:
 
 
 def set_parent(change: Change, directory: Inode, parent: int) -> None:
-    """Point ``..`` elsewhere. Whoever calls has read it by ``read_parent``, which checks that it is in its place."""
+    """Point ``..`` elsewhere. The caller has called ``read_parent``, which checks that it is in its place."""
     number = map_block(change.superblock, change.transaction, directory, 0)
     struct.pack_into("<I", change.transaction.change(number), _DOTDOT_OFFSET, parent)
 

@@ -91,7 +91,7 @@ def _fill(
 
 
 def mode_after_write(inode: Inode, caller: Caller) -> int:
-    """i_mode after somebody has changed the contents: set-user-ID and set-group-ID are lost, unless it was root
+    """i_mode after a write: set-user-ID and set-group-ID are lost, unless it was root
     (fs/attr.c, setattr_should_drop_suidgid)."""
     mode = inode.i_mode
     if caller.is_root or not stat.S_ISREG(mode):

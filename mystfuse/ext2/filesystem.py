@@ -1,8 +1,9 @@
 """A file system: what all operations share, and the operations that change nothing, as plain functions of blocks.
 
 Every method takes the ``Blocks`` of the operation it is part of first, and may raise ``BlocksMissing`` at any point; it
-is then run again from the start. File data is not read here: ``map_file`` says where it is. The operations that change
-something are in ``names``, ``attributes`` and ``contents``.
+is then run again from the start. File data is not read here: ``map_file`` says where it is. Operations that change
+something take a ``Change``: ``create``, ``link_and_unlink``, ``rename``, ``setattr``, ``xattr_changes``,
+``file_contents`` and ``orphans``.
 """
 
 from __future__ import annotations
@@ -85,12 +86,12 @@ class FileSystem:
             self._goals.popitem(last=False)
 
     def forget(self, ino: int) -> None:
-        """The number is another inode's now, or nobody's."""
+        """The number is free, or another inode's."""
         self.name_indexes.forget(ino)
         self._goals.pop(ino, None)
 
     def forget_all(self) -> None:
-        """Whatever is known besides the blocks and the orphans is to be found out again. Takes no memory."""
+        """Forget what is known besides the blocks and the orphans, to be found out again. Takes no memory."""
         self.name_indexes.forget_all()
         self._goals.clear()
         self.inode_table.forget_all()
@@ -113,7 +114,7 @@ class FileSystem:
         superblock = self.superblock
         if ino != EXT2_ROOT_INO and not superblock.s_first_ino <= ino <= superblock.s_inodes_count:
             return None
-        return self.inode(blocks, ino) if self.inode_table.is_in_use(blocks, ino) else None
+        return self.inode_table.read(blocks, ino) if self.inode_table.is_in_use(blocks, ino) else None
 
     def find_parent(self, blocks: Blocks, ino: int) -> Inode | None:
         """The directory above a directory, as ``find_inode`` finds both.
@@ -148,7 +149,7 @@ class FileSystem:
         ino = found[0].ino
         if ino == EXT2_ROOT_INO:
             raise CorruptFilesystem(f"directory inode {parent}: an entry refers to the root directory")
-        return self.inode(blocks, ino)
+        return self.inode_table.read(blocks, ino)
 
     def parent(self, blocks: Blocks, directory: Inode) -> int:
         """The inode number of the directory above."""
@@ -167,7 +168,7 @@ class FileSystem:
     def listing(
         self, blocks: Blocks, ino: int, offset: int, max_entries: int
     ) -> tuple[list[tuple[Entry, Inode | None]], int]:
-        """The same with what each entry refers to, or None where that cannot be had."""
+        """The same with the inode of each entry, as ``inodes`` gives them."""
         entries, next_offset = self.entries(blocks, ino, offset, max_entries)
         inodes = self.inodes(blocks, [entry.ino for entry in entries])
         return list(zip(entries, inodes, strict=True)), next_offset

@@ -117,7 +117,7 @@ class Inode(NamedTuple):
         """Parse the ``s_inode_size`` bytes of inode ``ino``: ``size`` bytes of ``data`` from ``offset`` on, or all.
 
         Raises:
-            CorruptFilesystem: its size or its type cannot be.
+            CorruptFilesystem: its size or its type is invalid.
             UnsupportedFeature: a flag says that its i_block is not a block map.
         """
         (
@@ -151,7 +151,7 @@ class Inode(NamedTuple):
         # For directories the upper half is i_dir_acl, which nothing uses (fs/ext2/inode.c).
         length = i_size | i_size_high << 32 if file_type == stat.S_IFREG else i_size
         if length >= 1 << 63:
-            raise CorruptFilesystem(f"inode {ino}: its size {length} cannot be")
+            raise CorruptFilesystem(f"inode {ino}: its size {length} is invalid")
         extra = b""
         i_extra_isize = 0
         ctime_extra = mtime_extra = atime_extra = 0
@@ -160,7 +160,7 @@ class Inode(NamedTuple):
                 data, offset + _EXTRA_ISIZE_OFFSET
             )
             if i_extra_isize > size - EXT2_GOOD_OLD_INODE_SIZE or i_extra_isize % 4:
-                raise CorruptFilesystem(f"inode {ino}: i_extra_isize {i_extra_isize} cannot be")
+                raise CorruptFilesystem(f"inode {ino}: i_extra_isize {i_extra_isize} is invalid")
             # A field counts when i_extra_isize covers it (fs/ext4/ext4.h EXT4_FITS_IN_INODE).
             if i_extra_isize < 16:
                 covered = (i_extra_isize - 4) // 4

@@ -1,9 +1,9 @@
-"""In memory, which block of a directory holds which name: built once for a directory of more than one block, and kept
-up to date when names come and go.
+"""Which block of a directory holds which name: an index in memory, built once for a directory of more than one block,
+and kept up to date when names come and go.
 
 Eight bytes a name: sorted arrays of (hash of the name << 32 | block), so that a look-up is a bisection and a directory
 of a million names takes 9 MB. A large directory has many arrays, by the first bits of the hash, each sorted when it is
-first looked into: sorting them all at once would hold up everybody else. A byte a block says how much room for another
+first searched: sorting them all at once would hold up other requests. A byte a block says how much room for another
 entry there is at most.
 """
 
@@ -27,7 +27,7 @@ from mystfuse.ext2.superblock import Superblock
 from mystfuse.kernels.directory import block_keys, name_key
 
 MAX_NAMES = 4_000_000
-"""Names in one directory: more are taken for a broken one."""
+"""Names in one directory: one that has more counts as broken."""
 MAX_INDEXED_NAMES = 4_000_000
 """Names kept in all indexes together (8 bytes each), unless the two latest directories have more."""
 _BYTES_AT_ONCE = 256 << 10
@@ -45,7 +45,7 @@ _RECENT = 4096
 """Names that were added are merged into the sorted arrays when they are so many."""
 _UNKNOWN_ROOM = 255
 _MOST_ROOM = 254
-"""In units of 4 bytes; an entry needs 67 at most, so more need not be told apart."""
+"""In units of 4 bytes; an entry needs 67 at most, so more makes no difference."""
 _MAX_LATEST = 1024
 _PROBED_BLOCKS = 8
 """Blocks that one insertion looks into, whose room is known only as an upper bound or not at all, before the directory
@@ -64,7 +64,7 @@ class NameIndex:
         self.damage = ""
         """Why a name that is not found may still be there: a block that is broken."""
         self.unread: set[int] = set()
-        """Blocks that could not be had: storage may give them next time."""
+        """Blocks that could not be read: storage may return them next time."""
         self.bits = bits
         self._keys = [array("Q") for _ in range(1 << bits)]
         self._shift = 64 - bits
@@ -86,8 +86,11 @@ class NameIndex:
         return self._removed > len(self) // 2 + _RECENT
 
     def add_blocks(self, count: int, keys: list[array[int]]) -> None:
-        """The next ``count`` blocks are done with, whatever could be read of them; ``keys`` of names in them, as
-        ``block_keys`` gives them."""
+        """The next ``count`` blocks are indexed, damaged ones included.
+
+        Args:
+            keys: of the names in them, as ``block_keys`` gives them.
+        """
         for number, some in enumerate(keys):
             if some:
                 self._keys[number].extend(some if len(some) < _CROWDED else array("Q", set(some)))
@@ -203,7 +206,7 @@ def _room_pattern(units: int) -> re.Pattern[bytes]:
 
 
 class NameIndexes:
-    """The indexes of the directories looked into lately, bounded by the names in them."""
+    """The indexes of the directories used lately, bounded by the names in them."""
 
     def __init__(self, superblock: Superblock) -> None:
         self._superblock = superblock
@@ -236,23 +239,27 @@ class NameIndexes:
         return found_in
 
     def _find_indexed(self, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes) -> tuple[Found, int] | None:
-        candidates = index.candidates(name)
-        while some := list(islice(candidates, _MAX_PROBED_TOGETHER)):
-            numbers = [map_block(self._superblock, blocks, inode, logical) for logical in some]
-            # Together: what has been removed may have left many, each a miss of its own in the overlay's store.
-            blocks.want(number for number in numbers if number)
-            for logical, number in zip(some, numbers, strict=True):
-                block = directory_block(inode, blocks, logical, number)
-                if found := find_in_block(self._superblock, inode, block, logical, name):
-                    return found, logical
+        for logical, block in self._probe(blocks, inode, index.candidates(name)):
+            if found := find_in_block(self._superblock, inode, block, logical, name):
+                return found, logical
         return None
 
+    def _probe(self, blocks: Blocks, inode: Inode, logicals: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+        """Blocks of a directory, each with its number in the directory; many are fetched together, since removed names
+        may have left many, each a miss of its own in the overlay's store."""
+        while some := list(islice(logicals, _MAX_PROBED_TOGETHER)):
+            numbers = [map_block(self._superblock, blocks, inode, logical) for logical in some]
+            blocks.want(number for number in numbers if number)
+            for logical, number in zip(some, numbers, strict=True):
+                yield logical, directory_block(inode, blocks, logical, number)
+
     def _read_again(self, blocks: Blocks, inode: Inode, index: NameIndex) -> MystfuseError | None:
-        """Enter the blocks that could not be had when the index was built; why names may be missing still, or None."""
+        """Enter the blocks that could not be read when the index was built; returns why names may still be missing, or
+        None."""
         try:
             return self._enter_unread(blocks, inode, index)
         except MemoryError:
-            # A block may have been taken for known before all its names were in.
+            # A block may count as read before all its names are in.
             self.forget_all()
             raise
 
@@ -280,11 +287,11 @@ class NameIndexes:
 
         Raises:
             BlocksMissing: with ``progress`` while the index of a large directory is being built.
-            MystfuseError: there is damage, so nobody can tell.
+            MystfuseError: there is damage, so that it is unknown.
         """
         count = block_count(self._superblock, inode)
         if count == 1:
-            logicals: Iterable[int] = (0,)
+            logicals = iter((0,))
         else:
             index = self._complete_index(blocks, inode, count)
             if index.unread or index.damage:
@@ -292,16 +299,11 @@ class NameIndexes:
                 if error is not None:
                     raise error
             logicals = index.blocks_with_names()
-        pending = iter(logicals)
-        while some := list(islice(pending, _MAX_PROBED_TOGETHER)):
-            numbers = [map_block(self._superblock, blocks, inode, logical) for logical in some]
-            # Together: each may be a miss of its own when they are in the overlay's store.
-            blocks.want(number for number in numbers if number)
-            for logical, number in zip(some, numbers, strict=True):
-                block = directory_block(inode, blocks, logical, number)
-                if any(True for _ in parse_block(self._superblock, inode, block, logical)):
-                    return False
-        return True
+        return not any(
+            True
+            for logical, block in self._probe(blocks, inode, logicals)
+            for _ in parse_block(self._superblock, inode, block, logical)
+        )
 
     def blocks_with_room(self, blocks: Blocks, inode: Inode, length: int) -> list[tuple[int, int]]:
         """Blocks of a directory to try for an entry of ``length`` bytes, in memory by then: where each is in the
@@ -394,12 +396,12 @@ class NameIndexes:
         try:
             return self._build_index(blocks, inode, count)
         except MemoryError:
-            # Half a step may be in: what is taken for known must be.
+            # Half a step may be in.
             self.forget_all()
             raise
 
     def forget_all(self) -> None:
-        """Nothing is known of any directory: what is known must be right. Takes no memory."""
+        """Drop every index. Takes no memory."""
         self._indexes.clear()
         self._latest.clear()
         self._weight = 0

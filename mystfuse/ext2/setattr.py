@@ -65,7 +65,7 @@ def set_attributes(change: Change, ino: int, changes: AttributeChanges) -> tuple
 
 def _mode_after_chown(inode: Inode, caller: Caller) -> int:
     """i_mode after the owner was changed: set-user-ID is lost, and set-group-ID of a file that the group may execute,
-    whoever does it (chown(2); fs/open.c, chown_common)."""
+    for every caller (chown(2); fs/open.c, chown_common)."""
     mode = inode.i_mode
     if stat.S_ISDIR(mode):
         return mode

@@ -34,16 +34,14 @@ GROUP_DESCRIPTOR_SIZE = 32
 _LAYOUT = struct.Struct(
     "<IIIII"  # s_inodes_count s_blocks_count s_r_blocks_count s_free_blocks_count s_free_inodes_count
     "I"  # s_first_data_block
-    "IIIII"  # s_log_block_size s_log_frag_size s_blocks_per_group s_frags_per_group s_inodes_per_group
-    "IIHHHHHH"  # s_mtime s_wtime s_mnt_count s_max_mnt_count s_magic s_state s_errors s_minor_rev_level
-    "IIIIHH"  # s_lastcheck s_checkinterval s_creator_os s_rev_level s_def_resuid s_def_resgid
-    "IHHIII"  # s_first_ino s_inode_size s_block_group_nr s_feature_compat s_feature_incompat s_feature_ro_compat
+    "I4xI4xI"  # s_log_block_size s_blocks_per_group s_inodes_per_group
+    "12xHH16x"  # s_magic s_state
+    "IHH"  # s_rev_level s_def_resuid s_def_resgid
+    "IH2xIII"  # s_first_ino s_inode_size s_feature_compat s_feature_incompat s_feature_ro_compat
     "16s16s"  # s_uuid s_volume_name
-    "64x4xBBH"  # s_last_mounted s_algorithm_usage_bitmap s_prealloc_blocks s_prealloc_dir_blocks s_reserved_gdt_blocks
+    "70xH"  # s_reserved_gdt_blocks
     "124xI"  # (what only ext3 and ext4 use) s_jnl_blocks[16]
 )
-
-
 _FREE_COUNTS = struct.Struct("<II")  # s_free_blocks_count s_free_inodes_count
 _FREE_COUNTS_OFFSET = 12
 _REV_LEVEL_OFFSET = 76
@@ -97,7 +95,7 @@ class Superblock:
 
     @cached_property
     def has_errors(self) -> bool:
-        """Whether somebody who used the file system before noted that it is damaged."""
+        """Whether an earlier mount or check has marked the file system as damaged."""
         return bool(self.s_state & EXT2_ERROR_FS)
 
     @cached_property
@@ -142,7 +140,7 @@ class Superblock:
 
     @cached_property
     def superblock_copies(self) -> int:
-        """How many groups hold such a copy: counted without going through the groups, which can be 800 million."""
+        """How many groups hold such a copy; not by a loop over the groups, which can be 800 million."""
         if "sparse_super" not in self.features:
             return self.groups_count
         powers: Iterator[int] = (base**exponent for base in (3, 5, 7) for exponent in range(1, 32))
@@ -171,34 +169,20 @@ class Superblock:
             free_inodes_count,
             first_data_block,
             log_block_size,
-            _log_frag_size,
             blocks_per_group,
-            _frags_per_group,
             inodes_per_group,
-            _mtime,
-            _wtime,
-            _mnt_count,
-            _max_mnt_count,
             magic,
             state,
-            _errors,
-            _minor_rev_level,
-            _lastcheck,
-            _checkinterval,
-            _creator_os,
             rev_level,
             def_resuid,
             def_resgid,
             first_ino,
             inode_size,
-            _block_group_nr,
             compat,
             incompat,
             ro_compat,
             uuid,
             volume_name,
-            _prealloc_blocks,
-            _prealloc_dir_blocks,
             reserved_gdt_blocks,
             jnl_blocks_16,
         ) = _LAYOUT.unpack_from(data)
@@ -206,7 +190,7 @@ class Superblock:
             raise FormatError(f"not an EXT2 file system: s_magic is {magic:#06x}, not {EXT2_SUPER_MAGIC:#06x}")
         if rev_level not in (EXT2_GOOD_OLD_REV, EXT2_DYNAMIC_REV):
             raise UnsupportedFeature(f"EXT2 revision {rev_level}; only 0 and 1 are known")
-        # Revision 0 has no features, but like the kernel we believe flags that are set all the same.
+        # Revision 0 has no features, but like the kernel we believe flags that are set.
         features = feature_names(compat, incompat, ro_compat)
         check_supported(features)
         if rev_level == EXT2_GOOD_OLD_REV:
@@ -252,13 +236,13 @@ class Superblock:
         )
         for name, value, is_right in rules:
             if not is_right:
-                raise CorruptFilesystem(f"EXT2 superblock: {name} {value} cannot be")
+                raise CorruptFilesystem(f"EXT2 superblock: {name} {value} is invalid")
         if self.s_inodes_count != self.groups_count * self.s_inodes_per_group:
             raise CorruptFilesystem(
                 f"EXT2 superblock: s_inodes_count {self.s_inodes_count} is not {self.groups_count} groups "
                 f"of {self.s_inodes_per_group}"
             )
-        # Or a small image would have more groups than anybody can go through (fs/ext2/super.c, ext2_fill_super).
+        # Or a small image would have more groups than can be searched (fs/ext2/super.c, ext2_fill_super).
         if self.s_blocks_per_group <= self.table_blocks + 3:
             raise CorruptFilesystem(
                 f"EXT2 superblock: groups of {self.s_blocks_per_group} blocks have no room for their own metadata"

@@ -15,17 +15,17 @@ def read_target(superblock: Superblock, blocks: Blocks, inode: Inode) -> bytes:
 
     Raises:
         BlocksMissing: the target's block is not in memory.
-        CorruptFilesystem: its length cannot be.
+        CorruptFilesystem: its length is invalid.
     """
     fast = is_fast(superblock, inode)
     longest = len(inode.i_block) - 1 if fast else min(superblock.block_size, PATH_MAX) - 1
     if not 0 < inode.size <= longest:
-        raise CorruptFilesystem(f"symlink inode {inode.ino}: its target cannot have {inode.size} bytes")
+        raise CorruptFilesystem(f"symlink inode {inode.ino}: its target of {inode.size} bytes is invalid")
     if fast:
         return inode.i_block[: inode.size]
     (number,) = map_blocks(superblock, blocks, inode, 0, 1)
     if not number:
-        raise CorruptFilesystem(f"symlink inode {inode.ino}: its target is in a hole")
+        raise CorruptFilesystem(f"symlink inode {inode.ino}: its target is a hole")
     return blocks.block(number)[: inode.size]
 
 

@@ -79,7 +79,7 @@ def find_attribute(superblock: Superblock, blocks: Blocks, inode: Inode, name_in
 
 
 def full_name(attribute: Attribute) -> bytes | None:
-    """The attribute's name as programs know it; None if it cannot have one."""
+    """The attribute's name as programs know it; None if it has none that is valid."""
     prefix = _NAME_INDEX.get(attribute.name_index)
     suffix = attribute.suffix
     if prefix is None or b"\0" in suffix or (not suffix) == prefix.endswith(b"."):
@@ -125,7 +125,7 @@ def read_block(superblock: Superblock, blocks: Blocks, inode: Inode) -> list[Att
 
 
 def check_xattr_block(superblock: Superblock, inode: Inode) -> int:
-    """The number of the inode's attribute block; CorruptFilesystem if it cannot be."""
+    """The number of the inode's attribute block; CorruptFilesystem if it is outside the file system."""
     if not superblock.is_data_block(inode.i_file_acl):
         raise CorruptFilesystem(f"inode {inode.ino}: i_file_acl {inode.i_file_acl} is outside the file system")
     return inode.i_file_acl

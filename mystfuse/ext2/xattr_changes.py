@@ -124,7 +124,7 @@ def remove_attribute(change: Change, inode: Inode, name: bytes) -> Inode:
 
 
 def drop_block(change: Change, inode: Inode) -> Inode:
-    """Let go of the inode's attribute block, which is freed if no other inode shares it."""
+    """Detach the inode's attribute block, which is freed if no other inode shares it."""
     if not inode.i_file_acl:
         return inode
     transaction = change.transaction

@@ -239,7 +239,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "the length of a directory entry can be",
         "mystfuse/ext2/directory.py",
-        'raise _corrupt(inode, base + offset, f"rec_len {rec_len} cannot be")',
+        'raise _corrupt(inode, base + offset, f"rec_len {rec_len} is invalid")',
         "return max(rec_len & ~3, _MIN_REC_LEN)",
         ("ext2/test_ext2_hostile.py::test_an_impossible_rec_len_ends_the_listing_in_front_of_it",),
     ),
