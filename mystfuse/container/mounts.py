@@ -6,6 +6,7 @@ import ctypes
 import os
 
 from mystfuse.errors import MountError
+from mystfuse.system import libc
 
 # <sys/mount.h>, <linux/mount.h>, <fcntl.h>
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 0x1000, 0x4000, 1 << 19
@@ -16,10 +17,11 @@ _SYS_MOUNT_SETATTR = 442
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     """mount(2); raises MountError if it fails."""
-    libc = ctypes.CDLL(None, use_errno=True)
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    if libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]):
-        raise MountError(f"{target}: cannot be mounted on: {os.strerror(ctypes.get_errno())}")
+    try:
+        libc.call("mount", encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
+    except OSError as error:
+        raise MountError(f"{target}: cannot be mounted on: {error.strerror}") from error
 
 
 class _MountAttributes(ctypes.Structure):
@@ -34,18 +36,12 @@ class _MountAttributes(ctypes.Structure):
 def make_read_only(target: str) -> None:
     """mount_setattr(2) of what is mounted at ``target`` and everything in it; not in the C library yet."""
     attributes = _MountAttributes(set=_MOUNT_ATTR_RDONLY)
-    libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(target, os.O_PATH | os.O_CLOEXEC)
     try:
-        if libc.syscall(
-            _SYS_MOUNT_SETATTR,
-            fd,
-            b"",
-            _AT_EMPTY_PATH | _AT_RECURSIVE,
-            ctypes.byref(attributes),
-            ctypes.sizeof(attributes),
-        ):
-            raise MountError(f"{target}: cannot be made read-only: {os.strerror(ctypes.get_errno())}")
+        size = ctypes.sizeof(attributes)
+        libc.system_call(_SYS_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, ctypes.byref(attributes), size)
+    except OSError as error:
+        raise MountError(f"{target}: cannot be made read-only: {error.strerror}") from error
     finally:
         os.close(fd)
 

@@ -5,7 +5,6 @@ All mounts are made in a private mount namespace: they are gone with the last pr
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import platform
@@ -17,6 +16,7 @@ from mystfuse.container.mounts import MS_NODEV, MS_NOSUID, MS_REC, MS_SLAVE, mou
 from mystfuse.errors import MountError, MystfuseError
 from mystfuse.mounting.mount_table import own_mountpoints
 from mystfuse.mounting.unmount import unmount
+from mystfuse.system import libc
 from mystfuse.system.syscall_numbers import syscall_numbers
 
 # <linux/sched.h>
@@ -78,12 +78,12 @@ def show_own_processes() -> None:
 
 
 def _unshare(flags: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(flags):
+    try:
+        libc.call("unshare", flags)
+    except OSError as error:
         raise MystfuseError(
-            f"no name spaces of our own: {os.strerror(ctypes.get_errno())} "
-            "(are unprivileged user name spaces switched off?)"
-        )
+            f"no name spaces of our own: {error.strerror} (are unprivileged user name spaces switched off?)"
+        ) from error
 
 
 def make_user_namespace() -> int:
@@ -135,9 +135,10 @@ def make_user_namespace() -> int:
 
 def enter_user_namespace(fd: int) -> None:
     """Go into the user name space ``fd`` for good; this process must have one thread. MystfuseError if that fails."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, _CLONE_NEWUSER):
-        raise MystfuseError(f"the program's user name space cannot be entered: {os.strerror(ctypes.get_errno())}")
+    try:
+        libc.call("setns", fd, _CLONE_NEWUSER)
+    except OSError as error:
+        raise MystfuseError(f"the program's user name space cannot be entered: {error.strerror}") from error
 
 
 def _try_proc() -> int:
@@ -167,9 +168,10 @@ def leave_session_keyring() -> None:
     Raises:
         MystfuseError: the system has keyrings, but not one more for us.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(syscall_numbers(platform.machine()).get("keyctl", -1), _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
-        code = ctypes.get_errno()
+    keyctl = syscall_numbers(platform.machine()).get("keyctl", -1)
+    try:
+        libc.system_call(keyctl, _KEYCTL_JOIN_SESSION_KEYRING, None)
+    except OSError as error:
         # A kernel without keyrings, or a container's filter: then there is nothing to be seen either.
-        if code not in (errno.ENOSYS, errno.EPERM):
-            raise MystfuseError(f"no session keyring for the program: {os.strerror(code)}")
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise MystfuseError(f"no session keyring for the program: {error.strerror}") from error

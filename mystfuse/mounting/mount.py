@@ -12,6 +12,7 @@ from mystfuse.errors import MountError
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting.fusermount import run_fusermount
 from mystfuse.mounting.mount_table import FSTYPE, find_mount
+from mystfuse.system import libc
 
 # <sys/mount.h>
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
@@ -40,19 +41,19 @@ def mount(options: MountOptions, may_run_programs: bool) -> int:
         data += ",allow_other"
     # By the descriptor: it is the directory that was checked, whatever has its name by now.
     target = options.mountpoint if options.directory is None else f"/proc/self/fd/{options.directory}"
-    libc = ctypes.CDLL(None, use_errno=True)
     name, place = options.shown_name.encode(), os.fsencode(target)
     try:
         _refuse_second(options)
     except BaseException:
         os.close(descriptor)
         raise
-    if not libc.mount(name, place, FSTYPE.encode(), ctypes.c_ulong(flags), data.encode()):
+    try:
+        libc.call("mount", name, place, FSTYPE.encode(), ctypes.c_ulong(flags), data.encode())
         return descriptor
-    code = ctypes.get_errno()
-    os.close(descriptor)
-    if code != errno.EPERM or not may_run_programs:
-        raise MountError(f"cannot mount on {options.mountpoint}: {os.strerror(code)}")
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno != errno.EPERM or not may_run_programs:
+            raise MountError(f"cannot mount on {options.mountpoint}: {error.strerror}") from error
     return _mount_by_fusermount(options)
 
 

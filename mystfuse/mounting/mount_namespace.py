@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 from mystfuse.errors import MountError
+from mystfuse.system import libc
 
 _CLONE_NEWNS = 0x00020000
 """<linux/sched.h>"""
@@ -46,6 +46,7 @@ class MountNamespace:
         os.fchdir(self._directory)
 
     def _set(self, descriptor: int) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(descriptor, _CLONE_NEWNS):
-            raise MountError(f"mount namespace {self._name}: {os.strerror(ctypes.get_errno())}")
+        try:
+            libc.call("setns", descriptor, _CLONE_NEWNS)
+        except OSError as error:
+            raise MountError(f"mount namespace {self._name}: {error.strerror}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import math
 import os
@@ -18,6 +17,7 @@ from mystfuse.mounting.busy_processes import describe_users
 from mystfuse.mounting.find_daemon import find_daemon, find_other_server
 from mystfuse.mounting.fusermount import run_fusermount
 from mystfuse.mounting.mount_table import Mount, describe_absence, find_mount
+from mystfuse.system import libc
 from mystfuse.system.openat2 import RESOLVE_NO_SYMLINKS, openat2
 
 BUSY_PATIENCE = 2.0
@@ -50,14 +50,15 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
         GoneError: the topmost mount is not the ``expected`` one.
         MountError: it cannot be unmounted for another reason.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     with _expecting(mountpoint, expected) as path:
-        if libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)) == 0:
+        try:
+            libc.call("umount2", os.fsencode(path), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0))
             return
-        code = ctypes.get_errno()
-    # Not by asking whether we are root: in a namespace of their own, other users may unmount too.
-    if code != errno.EPERM:
-        raise (BusyError if code == errno.EBUSY else MountError)(f"{mountpoint}: {os.strerror(code)}")
+        except OSError as error:
+            # Not by asking whether we are root: in a namespace of their own, other users may unmount too.
+            if error.errno != errno.EPERM:
+                is_busy = error.errno == errno.EBUSY
+                raise (BusyError if is_busy else MountError)(f"{mountpoint}: {error.strerror}") from error
     result = run_fusermount(["-u", *(["-z"] if lazy else []), "--", mountpoint])
     if result.returncode:
         if expected is not None and expected.user_id != os.geteuid():

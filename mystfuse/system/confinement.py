@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from mystfuse.system import seccomp_bpf
 from mystfuse.system.daemon_users import own_user
 from mystfuse.system.landlock import restrict_file_access
+from mystfuse.system.libc import system_call
 from mystfuse.system.seccomp_filters import daemon_filter, keeper_filter
 
 log = logging.getLogger(__name__)
@@ -205,30 +206,21 @@ def _enter_empty_root() -> int:
     with ExitStack() as stack:
 
         def opened(number: int, *arguments: object) -> int:
-            descriptor = _call(number, *arguments)
+            descriptor = system_call(number, *arguments)
             stack.callback(os.close, descriptor)
             return descriptor
 
-        proc = _call(_SYS_OPEN_TREE, _AT_FDCWD, b"/proc", _OPEN_TREE_CLONE | os.O_CLOEXEC)
+        proc = system_call(_SYS_OPEN_TREE, _AT_FDCWD, b"/proc", _OPEN_TREE_CLONE | os.O_CLOEXEC)
         with ExitStack() as on_failure:
             on_failure.callback(os.close, proc)
             context = opened(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
-            _call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            system_call(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
             root = opened(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, _RDONLY_NOSUID_NODEV_NOEXEC)
             os.fchdir(root)
             os.chroot(".")
             os.chdir("/")
             on_failure.pop_all()
     return proc
-
-
-def _call(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result: int = libc.syscall(number, *arguments)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
 
 
 def _filter_calls(make: Callable[[], bytes]) -> bool:

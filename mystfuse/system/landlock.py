@@ -9,6 +9,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from contextlib import suppress
+
+from mystfuse.system import libc
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +51,10 @@ def restrict_file_access(readable: int | None) -> int:
     Returns:
         The version of Landlock that is in force; 0 for none.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    version: int = libc.syscall(_SYS_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
-    if version < 1:
-        log.info("the daemon may open files: the kernel has no Landlock (%s)", os.strerror(ctypes.get_errno()))
+    try:
+        version = _version()
+    except OSError as error:
+        log.info("the daemon may open files: the kernel has no Landlock (%s)", error.strerror)
         return 0
     kinds = max(kinds for since, kinds in _ACCESS_FS.items() if since <= version)
     rules = _Ruleset(
@@ -60,35 +63,39 @@ def restrict_file_access(readable: int | None) -> int:
         scoped=_SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL if version >= _WITH_SCOPES else 0,
     )
     # What an older kernel does not know is zero, and so does not matter to it.
-    ruleset = libc.syscall(_SYS_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
-    if ruleset < 0:
-        log.info("the daemon may open files: Landlock: %s", os.strerror(ctypes.get_errno()))
-        return 0
     try:
-        if readable is not None:
-            rule = _PathBeneath(_READ_FILE | _READ_DIR, readable)
-            libc.syscall(_SYS_ADD_RULE, ruleset, _RULE_PATH_BENEATH, ctypes.byref(rule), 0)
-        if libc.syscall(_SYS_RESTRICT_SELF, ruleset, 0):
-            log.info("the daemon may open files: Landlock: %s", os.strerror(ctypes.get_errno()))
-            return 0
-    finally:
-        os.close(ruleset)
+        _restrict(rules, _PathBeneath(_READ_FILE | _READ_DIR, readable) if readable is not None else None)
+    except OSError as error:
+        log.info("the daemon may open files: Landlock: %s", error.strerror)
+        return 0
     return version
 
 
 def leave_abstract_sockets() -> bool:
     """Keep this process (which must have one thread), and what it starts, from abstract sockets of others, and from
     nothing else; no-new-privileges is set with it. Returns whether the kernel can do that (Landlock 6, Linux 6.12)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(_SYS_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION) < _WITH_SCOPES:
-        return False
-    # Without rules for files: with them, nothing could be mounted any more.
-    rules = _Ruleset(scoped=_SCOPE_ABSTRACT_UNIX_SOCKET)
-    ruleset = libc.syscall(_SYS_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
-    if ruleset < 0:
-        return False
     try:
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        return int(libc.syscall(_SYS_RESTRICT_SELF, ruleset, 0)) == 0
+        if _version() < _WITH_SCOPES:
+            return False
+        libc.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        # Without rules for files: with them, nothing could be mounted any more.
+        _restrict(_Ruleset(scoped=_SCOPE_ABSTRACT_UNIX_SOCKET))
+    except OSError:
+        return False
+    return True
+
+
+def _version() -> int:
+    return libc.system_call(_SYS_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
+
+
+def _restrict(rules: _Ruleset, readable: _PathBeneath | None = None) -> None:
+    ruleset = libc.system_call(_SYS_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
+    try:
+        if readable is not None:
+            # If it fails, nothing at all can be read.
+            with suppress(OSError):
+                libc.system_call(_SYS_ADD_RULE, ruleset, _RULE_PATH_BENEATH, ctypes.byref(readable), 0)
+        libc.system_call(_SYS_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)

@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 
+from mystfuse.system import libc
+
 # <linux/openat2.h>
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
@@ -22,12 +24,10 @@ def openat2(path: str, flags: int, resolve: int, directory: int = _AT_FDCWD) -> 
     """Open ``path``, seen from ``directory``, under the rules ``resolve``; OSError as open(2), ELOOP for a link that
     they forbid. The descriptor is not inherited by programs."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    libc = ctypes.CDLL(None, use_errno=True)
     while True:
-        fd: int = libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-        if fd >= 0:
-            return fd
-        code = ctypes.get_errno()
-        # EAGAIN: a rename or a mount at this moment, anywhere, and ``..`` could not be resolved safely.
-        if code not in (errno.EAGAIN, errno.EINTR):
-            raise OSError(code, os.strerror(code), path)
+        try:
+            return libc.system_call(_SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        except OSError as error:
+            # EAGAIN: a rename or a mount at this moment, anywhere, and ``..`` could not be resolved safely.
+            if error.errno not in (errno.EAGAIN, errno.EINTR):
+                raise OSError(error.errno, error.strerror, path) from None

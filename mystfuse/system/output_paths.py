@@ -6,13 +6,14 @@ no harm: what they can put there is theirs.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from mystfuse.system import libc
 
 MAX_LINKS = 40
 """As the kernel's MAXSYMLINKS (include/linux/namei.h)."""
@@ -205,9 +206,7 @@ def sync_file_system(directory: int) -> None:
 
 
 def _syncfs(descriptor: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    libc.call("syncfs", descriptor)
 
 
 def _sync(descriptor: int, how: Callable[[int], None]) -> None:

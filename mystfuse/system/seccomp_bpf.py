@@ -10,12 +10,12 @@ Sources: seccomp(2), the kernel's Documentation/userspace-api/seccomp_filter.rst
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mystfuse.system import libc
 from mystfuse.system.syscall_numbers import known_syscalls, syscall_numbers
 
 # SECCOMP_RET_*
@@ -130,22 +130,16 @@ def install(program: bytes, all_threads: bool = False) -> None:
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise _last_error()
     argument = Program(len(program) // 8, program)
     flags = _SECCOMP_FILTER_FLAG_TSYNC if all_threads else 0
     number = syscall_numbers(platform.machine())["seccomp"]
-    result = libc.syscall(number, _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(argument))
-    if result < 0:
-        raise _last_error()
-    if result > 0:
-        raise OSError(f"thread {result} cannot be put under the filter of system calls")
-
-
-def _last_error() -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, f"no filter of system calls: {os.strerror(code)}")
+    try:
+        libc.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        thread = libc.system_call(number, _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(argument))
+    except OSError as error:
+        raise OSError(error.errno, f"no filter of system calls: {error.strerror}") from None
+    if thread:
+        raise OSError(f"thread {thread} cannot be put under the filter of system calls")
 
 
 def _pack(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
