@@ -21,7 +21,7 @@ from mystfuse.system.blocking import Operation
 from mystfuse.system.own_command import OwnCommand
 
 _MAX_SECRET = 4096
-"""Bytes: what surely fits a pipe that nobody reads yet."""
+"""Bytes: what fits a pipe before it is read."""
 _UNMOUNT_TIMEOUT = 30.0
 """Seconds for the daemon to end."""
 
@@ -31,10 +31,10 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
 
     ``os.fspath()`` of it is the mountpoint. What is written to the mount is forgotten when the block ends.
 
-    Whatever ends the block, mount and daemon are gone when that comes out: an exception, ^C, a cancelled task. If it
-    is interrupted or cancelled while it begins, ``mystfuse mount`` is ended and what it has mounted taken away, within
-    10 s, and 30 s for the daemon to end. The end of the block cannot be cancelled: it waits for 30 s at most, then the
-    daemon is left to end by itself, and MountError says so.
+    Whatever ends the block (an exception, ^C, a cancelled task), mount and daemon are gone before that is raised. If it
+    is interrupted or cancelled while it begins, ``mystfuse mount`` is ended within 10 s and what it has mounted is
+    unmounted; the daemon then has 30 s to end. The end of the block cannot be cancelled: it waits for 30 s at most,
+    then the daemon is left to end by itself, and MountError says so.
 
     Args:
         image: path of the image.
@@ -163,7 +163,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
             await Operation(self._clear).run_async(shield=True)
 
     def _begin(self, command: OwnCommand) -> None:
-        """Mount. Whatever it raises, ``_finalizer`` takes away what the command has left mounted."""
+        """Mount. Whatever it raises, ``_finalizer`` unmounts what the command has left mounted."""
         self._path = resolve_mountpoint(os.fspath(self.mountpoint))
         before = find_mount(self._path)
         has_mounted = False
@@ -208,7 +208,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         return [*arguments, "--", self.image, self._path], descriptors
 
     def _clear(self) -> None:
-        """Take away what is still mounted."""
+        """Unmount what is still mounted."""
         if self._finalizer is not None:
             self._finalizer()
 
@@ -244,7 +244,7 @@ def _text(value: HashOrKey) -> str:
 
 
 def _take_away(path: str, own: Mount, pid: int) -> None:
-    """Take away a mount of ours that nobody has unmounted; not in a process that was forked from ours."""
+    """Unmount a mount of ours that is still there; not in a process that was forked from ours."""
     if os.getpid() == pid:
         with suppress(MountError, OSError):
             if find_mount(path) == own:

@@ -45,7 +45,7 @@ def commit(
 
     Args:
         io_timeout: seconds that the mount gets for each of its answers; ^C ends the wait for one at once.
-        is_secret: nobody but its owner may open the new image, as with ``encryption``; not if it replaces another.
+        is_secret: only its owner may open the new image, as with ``encryption``; not if it replaces another.
 
     Raises:
         MystfuseError: the mount's state cannot be read, or the image not written; nothing is left behind.

@@ -34,7 +34,7 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class EncryptedFile:
     """The plaintext of what is behind byte ``payload_offset`` of ``target``, while the ``with`` block runs.
 
-    Nobody but the user who runs this can open it (and root, if that is root). What has not been written reads as zeros;
+    Only the user who runs this can open it (and root, if that is root). What has not been written reads as zeros;
     ``encrypt_zeros`` makes that true of the target as well.
     """
 
@@ -81,14 +81,14 @@ class EncryptedFile:
         """Raises MystfuseError when something could not be written."""
         try:
             if kind is None:
-                # What the kernel still holds back is written now, and what could not be, told.
+                # The kernel writes its dirty pages now, and reports those that it could not write.
                 wait_for_storage(partial(os.fsync, self.fd), str(self.target), math.inf)
         except OSError as failure:
             raise MystfuseError(f"{self.target}: cannot be written: {failure.strerror}") from failure
         finally:
             # In this order: closing waits for the child, and when something has failed, that may hang.
             self._take_down()
-            # It has nothing to tell that fsync did not: by now there is nobody behind it.
+            # It reports nothing that fsync did not: its daemon has ended by now.
             with suppress(OSError):
                 os.close(self.fd)
 
@@ -100,7 +100,7 @@ class EncryptedFile:
                 unmount(self._mountpoint, lazy=True)
         finally:
             if self._child is not None:
-                # It would end by itself when the mount is gone; but whoever has made a mount name space meanwhile has
+                # It would end by itself when the mount is gone; but a mount namespace that was made meanwhile has
                 # the mount in there as well.
                 end_child(self._child, _PATIENCE, signal.SIGTERM)
             if self.server is not None:
@@ -111,10 +111,10 @@ class EncryptedFile:
     def _serve(self, report: Report) -> int:
         """Runs in the child."""
         options = MountOptions(self._mountpoint, "mkext2", noexec=True)
-        # Whoever started us may have been killed by then, and we may remove nothing ourselves.
+        # The process that started us may have been killed by then, and we may remove nothing ourselves.
         keeper = Keeper(options, lambda: _remove(self._mountpoint), ("unlink", "unlinkat", "rmdir"))
         try:
-            # When whoever started us is killed. It takes a while until there is a loop that listens.
+            # When the process that started us is killed. It takes a while until there is a loop that listens.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             from mystfuse.build.plaintext_file import PlaintextFile, serve
 

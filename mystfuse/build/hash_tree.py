@@ -111,7 +111,7 @@ def _data_jobs(fd: int, superblock: VeritySuperblock, hasher: BlockHasher) -> It
 
 
 def write_all(fd: int, data: bytes, offset: int) -> None:
-    """pwrite(2) until all is written; MystfuseError when it cannot be."""
+    """pwrite(2) until all is written; MystfuseError if that fails."""
     view = memoryview(data)
     try:
         while view:

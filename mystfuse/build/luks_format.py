@@ -45,7 +45,7 @@ def make_luks_header(
 
     Args:
         encryption: checked.
-        random: ``secrets.token_bytes``, or reproducible bytes that nobody without the key can foresee.
+        random: ``secrets.token_bytes``, or reproducible bytes that only the key's owner can foresee.
         is_reproducible: nothing may depend on how much memory there is.
     """
     version, key = encryption.luks_version, encryption.master_key
@@ -102,7 +102,7 @@ def _plan_slot(version: int, random: Random, is_reproducible: bool) -> Keyslot:
 def encrypt_zeros(
     target: AtomicFile, payload_offset: int, size: int, cipher: XtsCipher, advance: Callable[[int], None]
 ) -> None:
-    """Encrypt zeros into what has not been written of a payload of ``size`` bytes, so that nobody sees which that is.
+    """Encrypt zeros into the unwritten parts of a payload of ``size`` bytes, so that it does not show which those are.
 
     Raises:
         MystfuseError: it cannot be read or written.

@@ -258,7 +258,7 @@ def _run_mke2fs(
         environment["E2FSPROGS_FAKE_TIME"] = str(max(options.epoch, 1))
     if options.trace is not None:
         options.trace(" ".join(command))
-    # If we are killed, mke2fs must not go on for nobody. Not by preexec_fn: Python loses a ^C that comes as it forks.
+    # If we are killed, mke2fs ends too. Not by preexec_fn: Python loses a ^C that comes as it forks.
     setpriv = shutil.which("setpriv")
     if setpriv is not None:
         # Nor when we have been killed before it said so.

@@ -133,7 +133,7 @@ async def _serve(file: PlaintextFile, keeper: Keeper, report: Callable[[], None]
             finally:
                 pyfuse3.close(unmount=False)
         except BaseException:
-            # Whatever it was (memory, descriptors): nobody would serve what the keeper has mounted.
+            # Whatever it was (memory, descriptors): what the keeper has mounted would have no server.
             with suppress(MountError):
                 keeper.unmount(lazy=True)
             raise

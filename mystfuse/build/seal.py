@@ -57,7 +57,7 @@ def seal(
 
 
 def truncate(file: WritableFile, size: int) -> None:
-    """Set the file's size; MystfuseError when that cannot be."""
+    """Set the file's size; MystfuseError if that fails."""
     try:
         os.ftruncate(file.fd, size)
     except OSError as error:

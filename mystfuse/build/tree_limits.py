@@ -46,7 +46,7 @@ NO_PIECE = Piece(0, 0, b"", "")
 
 
 def check_fields(path: bytes, status: os.stat_result, epoch: int | None) -> None:
-    """Raise MystfuseError if a file of this name and status cannot be in any ext2 file system.
+    """Raise MystfuseError if a file of this name and status has no place in any ext2 file system.
 
     Args:
         epoch: what later times are set back to.

@@ -52,15 +52,15 @@ class ContainerMount:
     is_read_only: bool = False
     """Of a file or directory."""
     is_guessed: bool = False
-    """A file of which nobody has said that it is none but a file: it might have been an image once."""
+    """Without options, a file that does not look like an image: it may be a damaged one."""
 
     @classmethod
     def parse(cls, text: str, is_image: bool | None = None) -> ContainerMount:
         """Parse ``SOURCE=TARGET[,OPTION...]``.
 
         Args:
-            is_image: whether SOURCE is to be an image, or to be shown as it is; None: an image is told by its contents,
-                or by options that only images have.
+            is_image: whether SOURCE is to be an image, or to be shown as it is; None: as its
+                contents say, or options that only images have.
 
         Raises:
             UsageError: it is neither, or has options without a meaning.
@@ -127,7 +127,7 @@ def run_container(container: Container) -> int:
         # Everything is opened before anything can hide it.
         common = {"trust_self": container.options.get("trust_self")}
         if container.options.get("roothashes") or container.options.get("pubkeys"):
-            # As soon as somebody is trusted, no image vouches for itself.
+            # As soon as a root hash or key is trusted, no image vouches for itself.
             common = {"trust_self": False}
         sources = [_open_source(mount, common, owner) for mount in container.mounts]
         resolver = open_resolver() if container.has_network else None
@@ -146,7 +146,7 @@ def run_container(container: Container) -> int:
                 show_resolver(root, resolver)
             except (OSError, MountError) as error:
                 warn(f"names cannot be resolved: {error}")
-        # Whatever the image has there, everybody can write to it.
+        # Everybody can write to it, whatever the image has there.
         root.mount_tmpfs("/tmp", container.options.get("overlay_limit"))  # noqa: S108
         for mount, source in zip(container.mounts, sources, strict=True):
             if isinstance(source, MountJob):
@@ -205,7 +205,7 @@ def _is_plain_file(path: str) -> bool:
             file.seek(max(0, size - FSSIG_SIZE))
             end = file.read(8)
     except OSError:
-        # The one who opens it as an image says why that cannot be.
+        # Opening it as an image says why.
         return False
     return not (has_fssig_magic(end) or is_luks(start) or is_ext2(start))
 

@@ -147,12 +147,12 @@ def ask_passphrase(prompt: str, repeat: bool = False) -> Secret:
 
 
 def has_terminal() -> bool:
-    """Whether there is somebody to ask."""
+    """Whether stdin and stderr are a terminal."""
     return os.isatty(0) and os.isatty(2)
 
 
 def _looks_encrypted(source: Source) -> bool:
-    """Whether it is worth asking: nobody has vouched for these bytes."""
+    """Whether to ask for a passphrase; these bytes are unverified."""
     try:
         return source.read(0, len(LUKS_MAGIC)) == LUKS_MAGIC
     except ImageReadError:

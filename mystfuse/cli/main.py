@@ -121,7 +121,7 @@ def run(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return complain("interrupted", ExitStatus.FAILED)
     except BrokenPipeError:
-        # Whoever read our output has had enough (| head).
+        # The reader of our output has closed the pipe (| head).
         discard_stdout()
         return ExitStatus.FAILED
     except Exception as error:

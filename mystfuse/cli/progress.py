@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 def prepare_progress() -> None:
-    """Import what ``progress`` takes, for who cannot import anything later."""
+    """Import what ``progress`` takes, for a process that cannot import anything later."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn

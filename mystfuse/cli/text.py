@@ -23,7 +23,7 @@ def warn(message: str) -> None:
 
 
 def say(message: str) -> None:
-    """Write one line to stdout. That nobody can read it does not matter."""
+    """Write one line to stdout; an error of writing does not matter."""
     try:
         print(one_line(message), flush=True)
     except OSError:

@@ -48,7 +48,7 @@ def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | Join
         The image, and the byte in it where the verity superblock is, if the options say that.
 
     Raises:
-        UsageError: options that contradict each other, or cannot be.
+        UsageError: options that contradict each other, or an invalid one.
         FormatError, ImageReadError: a file is neither regular nor a block device, or cannot be opened;
             StorageTimeout when that takes longer than the ``io_timeout`` given.
     """

@@ -58,7 +58,7 @@ def bubblewrap_options(
     is_confined: bool,
     system_calls: int | None,
 ) -> list[str]:
-    """The options of bwrap(1) for a program that sees ``root``, in name spaces of its own.
+    """The options of bwrap(1) for a program that sees ``root``, in namespaces of its own.
 
     Args:
         is_confined: otherwise it may do what we may.
@@ -75,7 +75,7 @@ def bubblewrap_options(
     if is_confined:
         options += _proc_options(MASKED, READ_ONLY)
         if os.geteuid() == 0:
-            # As root, bubblewrap leaves a program everything unless told otherwise.
+            # As root, bubblewrap leaves a program everything by default.
             options += ["--cap-drop", "ALL"]
             options += [word for name in _CAPABILITIES for word in ("--cap-add", name)]
     options += ["--chdir", directory, "--clearenv"]
@@ -94,8 +94,8 @@ def _proc_options(masked: Sequence[str], read_only: Sequence[str]) -> list[str]:
         elif os.path.exists(path):
             options += ["--dev-bind", "/dev/null", path]
     for path in read_only:
-        # Ours, since bubblewrap has no name for the program's: what is in there is the same for all processes, or goes
-        # by who reads it.
+        # Ours, since bubblewrap has no name for the program's: what is in there is the same for all processes, or
+        # depends on the reader.
         options += ["--ro-bind-try", path, path]
     return options
 
@@ -142,14 +142,12 @@ def run_bubblewrap(
             preexec_fn=begin,
         )
     except subprocess.SubprocessError as error:
-        raise MystfuseError(
-            "the program could not be bounded: its control group or user name space is gone?"
-        ) from error
+        raise MystfuseError("the program could not be bounded: its control group or user namespace is gone?") from error
     for fd in (options, *inherited):
         os.close(fd)
 
     def forward(number: int, frame: FrameType | None) -> None:
-        # To bubblewrap it would mean nothing: the first process of a name space ignores what it does not handle.
+        # To bubblewrap it would mean nothing: the first process of a namespace ignores what it does not handle.
         deadline = time.monotonic() + _START_TIMEOUT
         while (pid := _program_pid(child.pid)) is None and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -182,7 +180,7 @@ def run_bubblewrap(
 
 
 def _program_pid(bwrap: int) -> int | None:
-    """The program: below bubblewrap is the first process of its name space, and below that the program. None before it
+    """The program: below bubblewrap is the first process of its namespace, and below that the program. None before it
     has been started."""
     pid = bwrap
     try:

@@ -47,6 +47,6 @@ def make_read_only(target: str) -> None:
 
 
 def show_read_only(path: str) -> None:
-    """Make the file or directory ``path`` of this mount name space, which must be private, read-only."""
+    """Make the file or directory ``path`` of this mount namespace, which must be private, read-only."""
     mount(path, path, None, MS_BIND)
     make_read_only(path)

@@ -28,7 +28,7 @@ _NOT_TRIED = 2
 
 
 def enter_private_namespace() -> None:
-    """Give this process (which must have one thread) mounts of its own; as an ordinary user by a user name space, in
+    """Give this process (which must have one thread) mounts of its own; as an ordinary user by a user namespace, in
     which it keeps its user and group.
 
     Raises:
@@ -44,7 +44,7 @@ def enter_private_namespace() -> None:
 
 
 def drop_mounts_of_ours(needed: Sequence[str]) -> None:
-    """Take other mounts of ours out of the name space, but for those that the paths ``needed`` are in: they would keep
+    """Take other mounts of ours out of the namespace, but for those that the paths ``needed`` are in: they would keep
     their daemons alive where ``/`` is private, so that unmounting does not get through.
 
     As an ordinary user they are not ours to take away.
@@ -58,7 +58,7 @@ def drop_mounts_of_ours(needed: Sequence[str]) -> None:
 
 
 def shield_next_child() -> None:
-    """Make the next child of this process the first of a process name space, in which no other can follow it. So what a
+    """Make the next child of this process the first of a process namespace, in which no other can follow it. So what a
     terminal sends to all of the foreground (^C, ^Z) does not end bubblewrap, but reaches the program.
 
     No thread can be started afterwards.
@@ -67,7 +67,7 @@ def shield_next_child() -> None:
 
 
 def show_own_processes() -> None:
-    """In the first process of a name space that ``shield_next_child`` made: give it a /proc that shows that name space.
+    """In the first process of a namespace that ``shield_next_child`` made: give it a /proc that shows that namespace.
 
     bubblewrap looks for its child there, by the number that the child has in it; in the caller's /proc that is another
     process, or, in a container that runs little else, none. Where the kernel refuses a /proc, all stays as it is.
@@ -82,12 +82,12 @@ def _unshare(flags: int) -> None:
         libc.call("unshare", flags)
     except OSError as error:
         raise MystfuseError(
-            f"no name spaces of our own: {error.strerror} (are unprivileged user name spaces switched off?)"
+            f"no namespaces of our own: {error.strerror} (are unprivileged user namespaces switched off?)"
         ) from error
 
 
 def make_user_namespace() -> int:
-    """A descriptor of a new user name space, below ours, with the users and groups of ours: each file keeps its owner,
+    """A descriptor of a new user namespace, below ours, with the users and groups of ours: each file keeps its owner,
     and capabilities in it are worth nothing outside.
 
     Raises:
@@ -95,7 +95,7 @@ def make_user_namespace() -> int:
     """
     maps = {name: _identity(Path(f"/proc/self/{name}").read_text()) for name in ("uid_map", "gid_map")}
     (is_there, says), (goes_on, lets) = os.pipe(), os.pipe()
-    # The maps are written from outside: in there, nobody may map more than its own user.
+    # The maps are written from outside: inside, a process may map no user but its own.
     pid = os.fork()
     if pid == 0:
         status = _NOT_TRIED
@@ -118,7 +118,7 @@ def make_user_namespace() -> int:
             fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise MystfuseError(
-            f"no user name space for the program: {error.strerror} (--privileged does without)"
+            f"no user namespace for the program: {error.strerror} (--privileged does without)"
         ) from error
     finally:
         os.close(is_there)
@@ -127,18 +127,18 @@ def make_user_namespace() -> int:
     if fd >= 0 and status == 0:
         return fd
     if os.waitstatus_to_exitcode(status) == _NOT_TRIED:
-        raise MystfuseError("no user name space for the program: are they switched off? (--privileged does without)")
+        raise MystfuseError("no user namespace for the program: are they switched off? (--privileged does without)")
     raise MystfuseError(
         "no /proc for the program: parts of our own are hidden, as in a container (--privileged shows it all)"
     )
 
 
 def enter_user_namespace(fd: int) -> None:
-    """Go into the user name space ``fd`` for good; this process must have one thread. MystfuseError if that fails."""
+    """Go into the user namespace ``fd`` for good; this process must have one thread. MystfuseError if that fails."""
     try:
         libc.call("setns", fd, _CLONE_NEWUSER)
     except OSError as error:
-        raise MystfuseError(f"the program's user name space cannot be entered: {error.strerror}") from error
+        raise MystfuseError(f"the program's user namespace cannot be entered: {error.strerror}") from error
 
 
 def _try_proc() -> int:

@@ -1,4 +1,4 @@
-"""Whether a program in a root can be executed, told before it is tried: what a shell would say, and why.
+"""Whether a program in a root can be executed, checked before it is tried: what a shell would say, and why.
 
 Sources: elf(5), execve(2), and POSIX's exit statuses 126 and 127 (Shell Command Language, 2.8.2).
 """

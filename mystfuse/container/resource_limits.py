@@ -25,7 +25,7 @@ _PIDS_ROOT = Path("/sys/fs/cgroup/pids")
 """Where version 1 counts processes."""
 _PREFIX = "mystfuse-"
 _USER_NAMESPACES_COUNT = (5, 14)
-"""Since this version of Linux, RLIMIT_NPROC counts processes of a user name space, not all of the user's."""
+"""Since this version of Linux, RLIMIT_NPROC counts processes of a user namespace, not all of the user's."""
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def limited_resources(
     Args:
         memory: bytes; None for no bound.
         processes: how many; None for no bound. As root they are bounded only where a control group can be had.
-        must_bound_processes: that they cannot be bounded is an error.
+        must_bound_processes: fail if that is impossible.
 
     Yields:
         What the child process is to call before it executes the program; None if there is nothing to call. The
@@ -69,7 +69,7 @@ def limited_resources(
             elif _limit_counts_the_program_alone():
                 limits.append((resource.RLIMIT_NPROC, processes))
             elif must_bound_processes:
-                raise MystfuseError("the number of processes cannot be bounded: no control group for them can be had")
+                raise MystfuseError("the number of processes cannot be bounded: there is no control group for them")
 
         def enter() -> None:
             for group in groups:
@@ -86,7 +86,7 @@ def limited_resources(
 
 
 def _limit_counts_the_program_alone() -> bool:
-    """Whether RLIMIT_NPROC binds us, and counts no processes but those of the program's user name space."""
+    """Whether RLIMIT_NPROC binds us, and counts no processes but those of the program's user namespace."""
     version = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return os.geteuid() != 0 and version is not None and (int(version[1]), int(version[2])) >= _USER_NAMESPACES_COUNT
 
@@ -139,7 +139,7 @@ def _own_group(proc: Path, controllers: str) -> str | None:
 
 
 def _make_group(place: Path, texts: Mapping[str, str]) -> Path:
-    """A new group in ``place``; OSError if that cannot be, or nothing could be put into it."""
+    """A new group in ``place``; OSError if it cannot be made, or no process can be put into it."""
     _remove_dead_groups(place)
     group = place / f"{_PREFIX}{os.getpid()}"
     group.mkdir()

@@ -11,7 +11,7 @@ from mystfuse.errors import MountError, MystfuseError
 from mystfuse.system.openat2 import RESOLVE_IN_ROOT, openat2
 
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108
-"""Where the image is mounted in the name space: any directory will do, what it hides is not needed there."""
+"""Where the image is mounted in the namespace: any directory will do, what it hides is not needed there."""
 _OWN = ("proc", "dev")
 """Not to be mounted over: bubblewrap makes them."""
 

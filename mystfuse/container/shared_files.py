@@ -2,9 +2,9 @@
 bubblewrap's own file, which /proc/1/exe leads to.
 
 A node is a file of the host's. For its owner, which the program's user 0 is, its mode and times are there to be
-changed, for everybody on the machine. Through a mount that is read-only nobody changes them, while the device itself
+changed, for everybody on the machine. Through a read-only mount they cannot be changed, while the device itself
 is read from and written to as ever. In the same way a file that the program is given to read is kept from being
-changed: whoever may write to it can open /proc/self/fd/0 anew, for writing.
+changed: a program that may write to it can open /proc/self/fd/0 anew, for writing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
 def standard_names() -> dict[int, str]:
     """What the kernel calls our standard descriptors: to be asked before this process gets mounts of its own, since a
-    mount name space that nobody is in any more has no paths."""
+    mount namespace without processes has no paths."""
     names: dict[int, str] = {}
     for fd in _STANDARD:
         with suppress(OSError):
@@ -37,7 +37,7 @@ def standard_names() -> dict[int, str]:
 
 def protect_shared_files(bubblewrap: str, names: Mapping[int, str]) -> list[int]:
     """Make the nodes that a program gets, the files that it is given to read, and bubblewrap's file read-only in this
-    mount name space, which must be private.
+    mount namespace, which must be private.
 
     Args:
         bubblewrap: the path of bwrap(1).

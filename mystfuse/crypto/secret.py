@@ -1,4 +1,4 @@
-"""Memory for keys: locked, left out of core dumps, overwritten when done; and a process that nobody looks into."""
+"""Memory for keys: locked, left out of core dumps, overwritten when done; and hardening the process that holds them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Secret:
 
 
 def harden_process() -> None:
-    """No core dumps of this process, and nobody but root may trace it or read its memory.
+    """No core dumps of this process, and only root may trace it or read its memory.
 
     To be called before a key comes in; children inherit it until they execute something else.
     """

@@ -43,10 +43,10 @@ class Fssig:
 
     @classmethod
     def parse(cls, data: bytes) -> Fssig:
-        """Parse the last 4096 bytes of an image, which nobody vouches for yet.
+        """Parse the last 4096 bytes of an image, which are unverified.
 
         Raises:
-            FormatError: wrong length, magic, or a field that cannot be.
+            FormatError: wrong length, magic, or an invalid field.
             UnsupportedFeature: a version other than 1.
         """
         if len(data) != FSSIG_SIZE:

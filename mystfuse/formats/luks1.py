@@ -38,7 +38,7 @@ def parse_luks1(data: bytes) -> LuksHeader:
     """Parse the first 592 bytes of a LUKS1 device.
 
     Raises:
-        FormatError: cut short, or a field that cannot be.
+        FormatError: cut short, or an invalid field.
         UnsupportedFeature: a cipher, mode or hash that mystfuse does not have.
     """
     if len(data) < LUKS1_HEADER_SIZE:

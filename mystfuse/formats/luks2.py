@@ -108,7 +108,7 @@ def parse_luks2(copy: HeaderCopy, document: dict[str, Any]) -> LuksHeader:
     """What a checked copy of the header says.
 
     Raises:
-        FormatError: something is missing, has the wrong type, or cannot be.
+        FormatError: something is missing, has the wrong type, or is invalid.
         UnsupportedFeature: a cipher, hash, segment, or requirement that mystfuse does not have, named.
     """
     top = _Object(document, "the JSON area")

@@ -41,7 +41,7 @@ exit 127
 
 @dataclass(frozen=True, slots=True)
 class PackageFile:
-    """The parts of a package file. Nobody has vouched for them yet."""
+    """The parts of a package file, unverified."""
 
     unverified_contents: bytes
     """The line of JSON, without its end."""

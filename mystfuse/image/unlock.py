@@ -48,7 +48,7 @@ async def read_luks_header(verified: Device) -> LuksHeader | None:
     EXT2 file system is there.
 
     Raises:
-        FormatError: a header that cannot be, or both damaged.
+        FormatError: an invalid header, or both damaged.
         UnsupportedFeature: a cipher, mode, or feature that mystfuse does not have.
         IntegrityError, ImageReadError: as the device does.
     """
@@ -103,7 +103,7 @@ async def read_luks_header(verified: Device) -> LuksHeader | None:
 
 
 async def _read(device: Device, offset: int, length: int) -> bytes:
-    """What is there of a range of a device that may be shorter."""
+    """The part of a range that lies within a device."""
     length = min(length, device.size - offset)
     if length <= 0:
         return b""

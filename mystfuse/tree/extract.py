@@ -1,4 +1,4 @@
-"""Copying a tree out of an image, as ``cp -a`` would, whoever made the image.
+"""Copying a tree out of an image that may be hostile, as ``cp -a`` would.
 
 What the image says is never used as a path. Every name is a single component, made anew (O_EXCL and its like) under the
 descriptor of a directory that was made here, and nothing is opened through a symbolic link; so nothing gets out of the
@@ -184,7 +184,7 @@ class _Extraction:
             raise CorruptFilesystem(f"directory inode {self._levels[-1].inode.ino} has {name!r} twice") from error
 
     def _make_directory(self, parent: int, name: bytes) -> int:
-        """Make a directory that is nobody else's business so far; returns its descriptor."""
+        """Make a directory that only we may open so far; returns its descriptor."""
         os.mkdir(name, 0o700, dir_fd=parent)
         fd = os.open(name, _DIRECTORY, dir_fd=parent)
         if parent == self._parent:

@@ -1,9 +1,9 @@
 """An image's tree, read by paths and without a mount: the base of ``open_image`` in Python and of the commands ``ls``,
 ``cat``, ``extract`` and ``tar``.
 
-Paths are resolved as by a process whose root the image is (chroot(2)), and nobody's permissions are looked at.
+Paths are resolved as by a process whose root the image is (chroot(2)); permissions are not checked.
 
-What is in memory is had without waiting, so each operation, and each piece of a long one, reaches a checkpoint of
+Blocks in memory are read without waiting, so each operation, and each piece of a long one, reaches a checkpoint of
 trio's by itself: other tasks get their turn, and it can be cancelled.
 """
 
@@ -100,7 +100,7 @@ class Child(NamedTuple):
 class DirEntry(Generic[AnyStr]):
     """A name in a directory, as ``os.scandir`` gives it.
 
-    Where the inode cannot be had, the name is there all the same, and asking for more raises the error.
+    Where the inode cannot be read, the name is listed all the same, and asking for more raises the error.
     """
 
     def __init__(self, tree: ImageTree, path: AnyStr, name: AnyStr, child: Child) -> None:
@@ -134,7 +134,7 @@ class ImageTree:
     """The tree of an opened image. Use ``mystfuse.open_image``.
 
     Paths are str or bytes, absolute or relative to the image's root, which is the same. Symbolic links and ``..`` do
-    not lead out of it. What cannot be found is an OSError with the path as its filename, as from the functions of
+    not lead out of it. A path that is not found is an OSError with the path as its filename, as from the functions of
     ``os``; what is broken or damaged in the image is a MystfuseError.
 
     Args:
@@ -177,7 +177,7 @@ class ImageTree:
         """Whether ``path`` leads anywhere, symbolic links followed.
 
         Raises:
-            CorruptFilesystem, IntegrityError, ImageReadError: it cannot be told.
+            CorruptFilesystem, IntegrityError, ImageReadError: the path cannot be resolved.
         """
         try:
             await self.resolve(path)
@@ -201,7 +201,7 @@ class ImageTree:
         """A directory and all below it, each before what is in it: (path, names of directories, other names).
 
         Symbolic links are not followed, but for ``top`` itself. Names taken out of the list of directories are not
-        gone into. A name whose inode cannot be had is among the others.
+        gone into. A name whose inode cannot be read is among the others.
 
         Raises:
             OSError: as ``stat``; ENOTDIR.
@@ -350,7 +350,7 @@ class ImageTree:
                 yield Child(entry.name, entry.ino, inode or await self._error_of(entry.ino))
 
     async def _error_of(self, ino: int) -> MystfuseError:
-        """Why an inode that a listing came without cannot be had."""
+        """Why a listing came without an inode."""
         try:
             await self.volume.inode(ino)
         except MystfuseError as error:

@@ -1,1 +1,1 @@
-"""Who is believed. Pure decisions over bytes that somebody else has read; no I/O."""
+"""Which root hashes, signers and packages are trusted; reading who is, and RSA signatures."""

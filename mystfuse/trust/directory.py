@@ -2,7 +2,7 @@
 others could have put there, is an error and never an empty list.
 
 Only a directory that is not there at all is empty. On the way to it, and to each file in it, every directory and every
-symbolic link must belong to root or to the caller, and nobody else may write to it.
+symbolic link must belong to root or to the caller, and no other user may write to it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _read_protected(path: str) -> bytes:
 
 
 def _reopen(fd: int, stack: ExitStack, flags: int) -> int:
-    """What an O_PATH descriptor stands for, opened for reading; open(2)'s OSError if it cannot be."""
+    """What an O_PATH descriptor stands for, opened for reading; OSError as of open(2)."""
     descriptor = os.open(f"/proc/self/fd/{fd}", _READ | flags)
     stack.callback(os.close, descriptor)
     return descriptor
@@ -110,13 +110,13 @@ def _open_protected(path: str) -> int | None:
     """An O_PATH descriptor of ``path``, links followed; None if there is nothing of that name.
 
     Raises:
-        UsageError: others may write to it, or to something on the way to it; or the way cannot be gone.
+        UsageError: others may write to it, or to something on the way to it; or the path cannot be followed.
     """
     links = 0
     pending = [(name, False) for name in reversed(path.split("/"))]
     here = "/"
     current = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    # In a user name space root's files may show as nobody's. Who owns / decides about all that runs here.
+    # In a user namespace root's files may show as the overflow user's. The owner of / decides about all that runs here.
     owners = {0, os.geteuid(), os.fstat(current).st_uid}
     try:
         is_shared = _check(os.fstat(current), here, path, owners, is_last=False)

@@ -73,7 +73,7 @@ def open_package(data: bytes, signers: Sequence[PublicKey]) -> Package:
     """Decide whether to believe a package file.
 
     Args:
-        signers: who may sign; nobody in particular if empty.
+        signers: who may sign; any key, if empty.
 
     Raises:
         NotTrusted: the signature is wrong, or the signer is not among ``signers``.

@@ -52,7 +52,7 @@ class PublicKey:
         """Parse a PEM public key.
 
         Raises:
-            UsageError: not one PEM public key, not RSA, not of 2048 to 8192 bits, or one that nobody can have made.
+            UsageError: not one PEM public key, not RSA, not of 2048 to 8192 bits, or one that no key generator makes.
         """
         first, *others = cls.all_from_pem(pem, name)
         if others:

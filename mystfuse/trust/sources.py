@@ -1,4 +1,4 @@
-"""Where trust comes from: the root hashes and keys that somebody names, and those in ``/etc/mystfuse/trust.d``."""
+"""Where trust comes from: the root hashes and keys that options name, and those in ``/etc/mystfuse/trust.d``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrustOptions:
 def collect_trust(
     hashes: Sequence[bytes], keys: Sequence[PublicKey], insecure: bool, hash_offset: int | None, trust_self: bool
 ) -> TrustOptions:
-    """Join who is named and who is in ``/etc/mystfuse/trust.d``.
+    """Join the hashes and keys that options name with those in ``/etc/mystfuse/trust.d``.
 
     Args:
         hash_offset: where the verity superblock is, for an image without an fssig; goes with one root hash and no key.

@@ -310,8 +310,8 @@ def test_without_proc(making: dict[str, Callable[[Path], list[str | Path]]], tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_name_spaces_of_others_hold_nothing_up(kit: Path, tmp_path: Path) -> None:
-    """A private mount name space that is made meanwhile has the mount that mke2fs writes into, and keeps it."""
+def test_namespaces_of_others_hold_nothing_up(kit: Path, tmp_path: Path) -> None:
+    """A private mount namespace that is made meanwhile has the mount that mke2fs writes into, and keeps it."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/big").write_bytes(os.urandom(24 << 20))
     temporary = tmp_path / "temporary"

@@ -210,7 +210,7 @@ def test_abstract_sockets_of_the_host(image: Path, listener: str, options: tuple
     assert said(image, "attack", "abstract", listener, options=options) == f"{number}\n"
 
 
-def test_name_spaces_are_its_own(image: Path) -> None:
+def test_namespaces_are_its_own(image: Path) -> None:
     kinds = ["cgroup", "ipc", "mnt", "pid", "user", "uts"]
     script = "for kind; do readlink /proc/self/ns/$kind; done; test -e /sys || echo nothing; cat /proc/self/cgroup"
     lines = said(image, "sh", "-c", script, "sh", *kinds).splitlines()
@@ -261,7 +261,7 @@ def test_an_ordinary_users_processes_are_bounded(
 
 @needs_root
 def test_root_keeps_its_users_but_not_its_power_outside(image: Path, tmp_path: Path) -> None:
-    """The user name space: every number means what it means outside."""
+    """The user namespace: every number means what it means outside."""
     (tmp_path / "file").touch()
     os.chown(tmp_path / "file", 77, 88)
     script = (
@@ -288,7 +288,7 @@ def test_a_privileged_program_may_do_what_we_may(image: Path) -> None:
 
 
 @needs_root
-def test_without_user_name_spaces_root_is_told_what_to_do(image: Path) -> None:
+def test_without_user_namespaces_root_is_told_what_to_do(image: Path) -> None:
     """As if max_user_namespaces were 0."""
     code = (
         "import os, sys, unittest.mock, mystfuse.container.namespaces as namespaces\n"

@@ -162,7 +162,7 @@ def test_the_program_is_alone_with_the_image(image: Path) -> None:
 
 
 def test_it_runs_where_few_processes_are(image: Path) -> None:
-    """As in a container: no process has the numbers that bubblewrap's have in their own name space."""
+    """As in a container: no process has the numbers that bubblewrap's have in their own namespace."""
     alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     result = run(*alone, sys.executable, "-m", "mystfuse", "exec", image, "/bin/sh", "-c", "echo $$", check=False)
     assert (result.returncode, result.stdout) == (0, "2\n"), result.stderr
@@ -400,7 +400,7 @@ def test_nothing_is_left_whoever_is_killed(image: Path) -> None:
         with start(image, *SLEEPING) as process:
             # A shell that has forked is still called "sh" in the child, until that runs "sleep".
             wait_until(lambda: len(chain := processes_of(image)) >= 7 and name_of(chain[-1]) == "sleep")
-            # The daemon's keeper can be killed without anybody noticing: the mount is gone with the name space.
+            # The daemon's keeper can be killed without anybody noticing: the mount is gone with the namespace.
             (keeper,) = (pid for pid in processes_of(image) if name_of(pid) == "mystfuse:keeper")
             chain = [pid for pid in processes_of(image) if pid != keeper]
             if index % 2:

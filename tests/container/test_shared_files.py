@@ -19,7 +19,7 @@ __all__ = ["image"]
 
 @needs_root
 def test_the_hosts_device_nodes_cannot_be_changed(image: Path) -> None:
-    """User 0 owns them, whatever name space it is in. (The attack sets what is set already, but for a time.)"""
+    """User 0 owns them, whatever namespace it is in. (The attack sets what is set already, but for a time.)"""
     nodes = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]
     masks = ["/proc/keys"]
     before = [(os.stat(node).st_mode, os.stat(node).st_mtime_ns) for node in nodes]

@@ -222,11 +222,11 @@ OF_MACHINES: tuple[Guard, ...] = (
         ),
     ),
     Guard(
-        "a program has a user name space",
+        "a program has a user namespace",
         _CONTAINER,
         "user_namespace = make_user_namespace() if is_root and not container.is_privileged else None",
         "user_namespace = None",
-        ("container/test_containment.py::test_name_spaces_are_its_own",),
+        ("container/test_containment.py::test_namespaces_are_its_own",),
     ),
     Guard(
         "a program's system calls are filtered",

@@ -87,7 +87,7 @@ def processes_with(token: str) -> dict[int, str]:
 
 
 def take_away(mountpoint: Path) -> None:
-    """Unmount, and end the daemon: it would wait for the name spaces that others have made meanwhile."""
+    """Unmount, and end the daemon: it would wait for the namespaces that others have made meanwhile."""
     mount = find_mount(str(mountpoint))
     daemon = find_daemon(mount) if mount is not None else None
     made("umount", "--lazy", "--timeout=0.01", mountpoint) if daemon is None else unmount(str(mountpoint), lazy=True)
@@ -428,7 +428,7 @@ class Mount(Case):
             made("umount", "--stale", mountpoint)
         else:
             result = mystfuse("umount", "--lazy", mountpoint)
-            # It may have ended by itself meanwhile, or be in a name space that somebody has just made.
+            # It may have ended by itself meanwhile, or be in a namespace that somebody has just made.
             excuses = ("nothing of mystfuse's is mounted", "still in use")
             assert result.returncode == 0 or any(excuse in result.stderr for excuse in excuses), result.stderr
             if "still in use" in result.stderr and daemon is not None:

@@ -73,7 +73,7 @@ def _root() -> str | None:
         return "not run as root"
     # user_namespaces(7): the first one maps all users to themselves.
     is_first = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
-    return None if is_first else "root of a user name space alone"
+    return None if is_first else "root of a user namespace alone"
 
 
 def _fuse() -> str | None:
@@ -157,16 +157,16 @@ NEEDS = (
     Need("loop devices", _loop, r"loop device|/dev/loop|losetup: ", r"^(?:\S+ )*mount .*\bloop\b|^losetup "),
     Need("the kernel's ext2", _ext2, r"unknown filesystem type|wrong fs type"),
     Need(
-        "mounts in name spaces of their own",
+        "mounts in namespaces of their own",
         _mounts,
-        r"unshare: |/: cannot be mounted on: |no name spaces? of our own",
+        r"unshare: |/: cannot be mounted on: |no namespaces? of our own",
         # exec gives its program mounts of its own, too.
         r"\bunshare .*--mount|-m mystfuse (?:exec|run) ",
     ),
     # cryptsetup looks there whether a header that it is to convert is in use.
     Need("/sys", _sys, r"'/sys/|Cannot check status of device", "-m benchmarks "),
     Need(
-        "user name spaces for ordinary users",
+        "user namespaces for ordinary users",
         _user_namespaces,
         r"unshare: |user name ?spaces?|setting up uid map",
         # exec gives its program one, whoever runs it.

@@ -196,14 +196,14 @@ def test_an_ordinary_user_goes_through_anybodys_links(where: Path, ordinary_user
     assert result.returncode == 0, result.stderr
 
 
-def test_links_of_the_hosts_root_are_followed_in_a_user_name_space(where: Path, ordinary_user: list[str]) -> None:
+def test_links_of_the_hosts_root_are_followed_in_a_user_namespace(where: Path, ordinary_user: list[str]) -> None:
     """There it has the number of those that the name space does not know."""
     (where / "victim").chmod(0o777)
     (where / "others/link").symlink_to(where / "victim")
     command = [*ordinary_user[:4], "unshare", "--user", "--map-root-user", *ordinary_user[4:]]
     result = run(*command, "mkext2", where / "source", where / "others/link/image", check=False)
     if "unshare failed" in result.stderr:
-        pytest.skip("no user name spaces here")
+        pytest.skip("no user namespaces here")
     assert result.returncode == 0, result.stderr
 
 

@@ -31,7 +31,7 @@ def command(decrypt: bool, force: bool, io_timeout: float, mountpoint: str, newi
     """Make NEWIMAGE of what is on MOUNTPOINT now: the image, and all that was written since it was mounted.
 
     The mount goes on as before, and may be written to meanwhile: that does not show. The new image has its own hash
-    tree and fssig; whoever trusted the old one does not trust it before you tell them to, or sign it. What an encrypted
+    tree and fssig: trust in the old image does not extend to it before you say so, or sign it. What an encrypted
     image holds is written unencrypted only if you say so.
     """
     end_like_interrupt()

@@ -30,7 +30,7 @@ _TYPES = {
 
 
 class _Item(NamedTuple):
-    """A name to be listed; None where what it refers to cannot be had."""
+    """A name to be listed; None where its inode cannot be read."""
 
     name: str
     path: str
@@ -103,7 +103,7 @@ class _Listing:
                 pending += reversed(below)
 
     async def _item(self, tree: ImageTree, name: str, path: str, child: Child) -> _Item:
-        """What is to be shown of a name; what of it cannot be had is told on stderr."""
+        """What to show of a name; errors go to stderr."""
         inode = target = None
         try:
             inode = child.inode

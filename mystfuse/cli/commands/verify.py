@@ -32,7 +32,7 @@ def command(as_json: bool, image: str, **given: Any) -> ExitStatus:
 
     Lists the ranges that are damaged and exits with status 4 if there are any. No key is needed, since the hash tree is
     over what is encrypted; with one, whether it opens the image is checked too. An image that nobody vouches for is
-    compared with its own root hash, and told to be so; with --no-trust-self the status is 3 then.
+    compared with its own root hash, and a warning says so; with --no-trust-self the status is 3 then.
     """
     needs_voucher = not may_trust_self(given["trust_self"])
     named = GivenImage(image, given)
