@@ -8,7 +8,6 @@ of /sys too: there is no /sys here.
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from mystfuse.container.image_servers import ImageServers
 from mystfuse.container.namespaces import shield_next_child
 from mystfuse.container.shared_files import pass_positions_on
 from mystfuse.errors import MystfuseError
+from mystfuse.system.wait_readable import wait_readable
 
 MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
@@ -165,10 +165,7 @@ def run_bubblewrap(
         # Not SIG_IGN, which the program would inherit.
         signal.signal(number, forward_early)
     pidfd = os.pidfd_open(child.pid)
-    poll = select.poll()
-    for descriptor in (pidfd, *servers.pidfds):
-        poll.register(descriptor, select.POLLIN)
-    ended = {descriptor for descriptor, _ in poll.poll()}
+    ended = wait_readable((pidfd, *servers.pidfds))
     os.close(pidfd)
     if pidfd not in ended:
         child.kill()

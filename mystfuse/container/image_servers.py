@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 from contextlib import suppress
 from functools import partial
@@ -12,9 +11,10 @@ from mystfuse.errors import ExitStatus, error_of
 from mystfuse.mounting.daemon import serve_mount
 from mystfuse.mounting.daemonize import run_in_background
 from mystfuse.mounting.mount_job import MountJob
+from mystfuse.system.wait_readable import wait_readable
 
-_STOP_TIMEOUT = 10_000
-"""Milliseconds that a daemon gets to end."""
+_STOP_TIMEOUT = 10.0
+"""Seconds that a daemon gets to end."""
 
 
 class ImageServers:
@@ -38,9 +38,7 @@ class ImageServers:
         for pidfd in reversed(self.pidfds):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            if not poll.poll(_STOP_TIMEOUT):
+            if not wait_readable([pidfd], _STOP_TIMEOUT):
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)

@@ -9,11 +9,11 @@ Sources: the kernel's include/uapi/linux/fuse.h; libfuse's lib/fuse_lowlevel.c, 
 from __future__ import annotations
 
 import os
-import select
 import socket
 import struct
 
 from mystfuse.errors import MountError
+from mystfuse.system.wait_readable import wait_readable
 
 _FUSE_INIT = 26
 _FUSE_ASYNC_DIO = 1 << 15
@@ -60,11 +60,9 @@ class Handshake:
 
 
 def _read(device: int) -> bytes:
-    poll = select.poll()
-    poll.register(device, select.POLLIN)
     try:
         # mount(2) queues INIT before it returns.
-        if not poll.poll(0):
+        if not wait_readable([device], 0):
             raise MountError(_NO_INIT)
         return os.read(device, _MAX_REQUEST)
     except OSError as error:

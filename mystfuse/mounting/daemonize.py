@@ -8,13 +8,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from mystfuse.errors import ExitStatus, explain
+from mystfuse.system.wait_readable import wait_readable
 
 _PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
@@ -95,10 +95,7 @@ def _read_report(receiver: int, child: int) -> bytes:
     said = b""
     pidfd = os.pidfd_open(child)
     try:
-        poll = select.poll()
-        poll.register(receiver, select.POLLIN)
-        poll.register(pidfd, select.POLLIN)
-        while receiver in dict(poll.poll()):
+        while receiver in wait_readable((receiver, pidfd)):
             part = os.read(receiver, 4096)
             if not part:
                 break
@@ -122,14 +119,12 @@ def end_child(pid: int, patience: float, number: signal.Signals | None = None) -
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
     try:
         if number is not None:
             signal.pidfd_send_signal(pidfd, number)
-        if not poll.poll(patience * 1000):
+        if not wait_readable([pidfd], patience):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            if not poll.poll(_KILL_PATIENCE * 1000):
+            if not wait_readable([pidfd], _KILL_PATIENCE):
                 return None
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except (ChildProcessError, ProcessLookupError):

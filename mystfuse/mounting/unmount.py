@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
-import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from mystfuse.mounting.fusermount import run_fusermount
 from mystfuse.mounting.mount_table import Mount, describe_absence, find_mount
 from mystfuse.system import libc
 from mystfuse.system.openat2 import RESOLVE_NO_SYMLINKS, openat2
+from mystfuse.system.wait_readable import wait_readable
 
 BUSY_PATIENCE = 2.0
 """Seconds that the unmount of a busy mount is tried again: programs that look into new mounts leave them soon."""
@@ -113,13 +112,8 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
         raise MountError(f"{mountpoint}: not mystfuse's: {server} serves it (umount takes it away)")
     try:
         _unmount_patiently(mountpoint, lazy, mount, min(timeout, BUSY_PATIENCE))
-        if daemon is not None:
-            poll = select.poll()
-            poll.register(daemon, select.POLLIN)
-            if not poll.poll(None if timeout == math.inf else timeout * 1000):
-                raise MountError(
-                    f"{mountpoint}: unmounted, but still in use: its daemon has not ended after {timeout:g} s"
-                )
+        if daemon is not None and not wait_readable([daemon], timeout):
+            raise MountError(f"{mountpoint}: unmounted, but still in use: its daemon has not ended after {timeout:g} s")
     except BusyError as error:
         raise BusyError(f"{mountpoint}: {describe_users(mount)}") from error
     finally:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from mystfuse.errors import MystfuseError
+from mystfuse.system.wait_readable import wait_readable
 
 _KILL_PATIENCE = 5.0
 """Seconds from SIGKILL to the end: in the kernel, where storage hangs, no signal reaches a process."""
@@ -54,11 +54,7 @@ def run_program(
         try:
             pidfd = os.pidfd_open(process.pid)
             try:
-                poll = select.poll()
-                for each in (pidfd, server):
-                    if each is not None:
-                        poll.register(each, select.POLLIN)
-                ended = {each for each, _ in poll.poll()}
+                ended = wait_readable([pidfd] if server is None else [pidfd, server])
             finally:
                 os.close(pidfd)
             if pidfd not in ended:
