@@ -33,12 +33,12 @@ class Device(Protocol):
         """Return exactly the bytes of each extent, in the order asked for.
 
         Args:
-            quietly: nobody has asked for these bytes yet, and who does asks again: damage is an error as ever, but not
-                counted or logged, and ends no mount.
+            quietly: these bytes are read ahead, and will be asked for again if they are needed: damage is an error, but
+                is not counted or logged, and ends no mount.
 
         Raises:
             IntegrityError: the bytes are there, but are not what the hash tree says.
-            ImageReadError: the bytes cannot be had.
+            ImageReadError: the bytes cannot be read.
         """
         ...
 

@@ -22,7 +22,7 @@ from mystfuse.errors import StorageTimeout
 T = TypeVar("T")
 
 IO_TIMEOUT = 30.0
-"""Seconds that storage gets to answer, unless somebody says otherwise."""
+"""Seconds that storage gets to answer, by default."""
 
 _ENDING = 1.0
 """Seconds for a thread to end that has nothing left to do."""
@@ -75,7 +75,7 @@ def timed_out(name: str, io_timeout: float) -> StorageTimeout:
 
 
 class Opening:
-    """Opening a file, in a thread that may be left behind: ``run`` there; ``abandon`` when nobody waits any more."""
+    """Opening a file, in a thread that may be left behind: ``run`` there; ``abandon`` when the caller stops waiting."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path

@@ -2,8 +2,7 @@
 
 What the page cache has is read at once (``begin``): handing it to a task would cost more than reading it. The rest
 reaches the task through a bounded queue. It takes all that are waiting, merges neighbours into long reads, and gives
-them to a few threads, so that a cold or hanging disk never stops the event loop. Nobody believes what either returns
-before ``verity`` has looked at it.
+them to a few threads, so that a cold or hanging disk never stops the event loop. What either returns is unverified.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class _Request:
     parts: list[memoryview | None]
     missing: int
     done: trio.Event = field(default_factory=trio.Event)
-    """Set when nobody waits for anything of it any more."""
+    """Set when it has been answered, or its sender has stopped waiting."""
     error: ImageReadError | None = None
 
     def deliver(self, index: int, part: memoryview) -> None:
@@ -146,7 +145,7 @@ class ImageReader:
         finally:
             self._under_way.difference_update(sent)
             for request in sent:
-                # Whoever asked may have been cancelled: nothing is read for him any more.
+                # If the sender was cancelled, nothing more is read for it.
                 request.done.set()
 
     def begin(self, extents: Sequence[Extent]) -> PendingRead:
@@ -178,17 +177,17 @@ class ImageReader:
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery, self._receive:
             async for sent in self._receive:
-                batch = [*sent]
+                requests = [*sent]
                 try:
-                    while len(batch) < QUEUE_DEPTH:
-                        batch += self._receive.receive_nowait()
+                    while len(requests) < QUEUE_DEPTH:
+                        requests += self._receive.receive_nowait()
                 except trio.WouldBlock:
                     pass
                 try:
-                    self._take_up(batch)
+                    self._answer_or_queue(requests)
                 except (MemoryError, OSError):
-                    # No room for a buffer. Who asked is told so; the task goes on.
-                    for request in batch:
+                    # No room for a buffer: these requests fail, and the task goes on.
+                    for request in requests:
                         request.fail(ImageReadError(f"{self.source.name}: no memory left to read into"))
                 self._start_readers(nursery)
 
@@ -197,10 +196,10 @@ class ImageReader:
             self._readers += 1
             nursery.start_soon(self._read_pending, nursery)
 
-    def _take_up(self, batch: list[_Request]) -> None:
+    def _answer_or_queue(self, requests: list[_Request]) -> None:
         """Answer what the page cache has by now, and let the rest wait for its turn."""
         now = trio.current_time()
-        for extent, parts in _merge(_parts_of(batch)):
+        for extent, parts in _merge(_parts_of(requests)):
             buffer = self._buffers.take(extent.length)
             if self.source.read_cached(extent.offset, buffer):
                 self._deliver(extent, buffer, parts)
@@ -280,8 +279,8 @@ class ImageReader:
             request.deliver(number, view[start : start + wanted.length])
 
 
-def _parts_of(batch: list[_Request]) -> list[_Part]:
-    return [_Part(extent, request, number) for request in batch for number, extent in enumerate(request.extents)]
+def _parts_of(requests: list[_Request]) -> list[_Part]:
+    return [_Part(extent, request, number) for request in requests for number, extent in enumerate(request.extents)]
 
 
 def _merge(parts: list[_Part]) -> list[tuple[Extent, list[_Part]]]:

@@ -61,7 +61,7 @@ class FileSource:
         """
         self.name = os.fspath(path)
         try:
-            # O_NONBLOCK: a FIFO that nobody writes to would otherwise hang the open.
+            # O_NONBLOCK: a FIFO without a writer would otherwise hang the open.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
             raise ImageReadError(f"{self.name}: {os.strerror(error.errno or 0)}") from error
@@ -85,7 +85,7 @@ class FileSource:
         except BlockingIOError:
             return False
         except OSError as error:
-            # Some file systems cannot tell. Anything else will be met again, and told, by read().
+            # Some file systems do not support RWF_NOWAIT. read() meets any other error again, and reports it.
             self._has_nowait = error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
             return False
         return count == len(buffer)

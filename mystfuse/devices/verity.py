@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 HASH_CACHE_BYTES = 16 << 20
 """Verified hash blocks kept: enough for 2 GiB of data at the usual 1/128."""
 
-MAX_BATCH = 8 << 20
+MAX_STEP = 8 << 20
 """Bytes of data and hash blocks that one step of a request may need."""
 
 _MAX_LOGGED = 4096
@@ -107,28 +107,28 @@ class VerityDevice:
         self._counting = Lock()
 
     async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
-        """The verified bytes of each extent. Here, and nowhere else, damage is counted, logged, and told to
+        """The verified bytes of each extent. Here, and nowhere else, damage is counted, logged, and reported to
         ``on_damage``.
 
         Args:
-            quietly: it is not: nobody has asked for the bytes yet.
+            quietly: it is not: the bytes are read ahead.
 
         Raises:
             IntegrityError: a data block, or a hash block on its path, is not what it should be. Nothing is returned
                 then, not even the extents that were fine.
-            ImageReadError: the bytes cannot be had, or lie outside the device.
+            ImageReadError: the bytes cannot be read, or lie outside the device.
         """
         result: list[memoryview] = []
         try:
-            for batch, runs in self._batches(extents):
-                result += _cut(batch, runs, await self._read_runs(runs))
+            for step, runs in self._steps(extents):
+                result += _cut(step, runs, await self._read_runs(runs))
         except _Damage as damage:
             if not quietly:
-                self._tell(damage)
+                self._report(damage)
             raise
         return result
 
-    def _tell(self, damage: _Damage) -> None:
+    def _report(self, damage: _Damage) -> None:
         self.blocks_failed += len(damage.blocks)
         if not self._logged.issuperset(damage.blocks):
             log.error("%s", damage)
@@ -139,10 +139,10 @@ class VerityDevice:
 
     def begin(self, extents: Sequence[Extent]) -> PendingRead | None:
         """See ``Device.begin``: the hash blocks on the paths of the data have been checked when it returns."""
-        batches = self._batches(extents)
-        if len(batches) > 1:
+        steps = self._steps(extents)
+        if len(steps) > 1:
             return None
-        runs = batches[0][1] if batches else []
+        runs = steps[0][1] if steps else []
         held: dict[HashBlockKey, bytes] = {}
         missing = self._missing(self._parents(runs), held)
         if missing:
@@ -167,8 +167,8 @@ class VerityDevice:
             return None
         return _cut(extents, runs, unverified)
 
-    def _batches(self, extents: Sequence[Extent]) -> Sequence[tuple[Sequence[Extent], list[Extent]]]:
-        """The extents in order, as many at a time as fill MAX_BATCH with the data and hash blocks they lie in; and the
+    def _steps(self, extents: Sequence[Extent]) -> Sequence[tuple[Sequence[Extent], list[Extent]]]:
+        """The extents in order, as many at a time as fill MAX_STEP with the data and hash blocks they lie in; and the
         runs of whole blocks that they lie in.
 
         With blocks of 512 KiB, a few scattered bytes can need a lot.
@@ -177,18 +177,18 @@ class VerityDevice:
             if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
                 raise ImageReadError(f"verity: bytes {extent.offset} to {extent.end} are outside the device")
         overhead = self._superblock.data_block_size + self._superblock.hash_block_size
-        if sum([extent.length for extent in extents]) + len(extents) * overhead <= MAX_BATCH:
+        if sum([extent.length for extent in extents]) + len(extents) * overhead <= MAX_STEP:
             return [(extents, self._runs(extents))] if extents else []
-        batches: list[tuple[Sequence[Extent], list[Extent]]] = []
+        steps: list[tuple[Sequence[Extent], list[Extent]]] = []
         first = filled = 0
         for index, extent in enumerate(extents):
             need = extent.length + overhead
-            if filled and filled + need > MAX_BATCH:
-                batches.append((extents[first:index], self._runs(extents[first:index])))
+            if filled and filled + need > MAX_STEP:
+                steps.append((extents[first:index], self._runs(extents[first:index])))
                 first, filled = index, 0
             filled += need
-        batches.append((extents[first:], self._runs(extents[first:])))
-        return batches
+        steps.append((extents[first:], self._runs(extents[first:])))
+        return steps
 
     def _runs(self, extents: Sequence[Extent]) -> list[Extent]:
         """The runs of whole data blocks that extents lie in, sorted, each by itself."""
@@ -260,8 +260,8 @@ class VerityDevice:
             others = [self._loading[key] for key in missing if key in self._loading]
             for load in others:
                 await load.is_over.wait()
-                # Asking again would be the same question, and take as long again. Without an outcome (whoever loaded it
-                # was cancelled) we do it ourselves.
+                # Its error is ours too: asking again would take as long again. Without an outcome, since that task was
+                # cancelled, this one loads the block itself.
                 if load.error is not None:
                     raise load.error
             if others:
@@ -386,12 +386,12 @@ class VerityDevice:
 
 
 class _Load:
-    """A hash block that a task loads, and others may wait for."""
+    """A hash block that one task loads, and others may wait for."""
 
     def __init__(self) -> None:
         self.is_over = trio.Event()
         self.error: MystfuseError | None = None
-        """Why it cannot be had. Whoever loaded it may also have been cancelled before there was an outcome."""
+        """Why it cannot be read. None too if the task was cancelled before there was an outcome."""
 
 
 def _parts_of(extents: Sequence[Extent], unverified: Sequence[memoryview] | ImageReadError) -> list[memoryview]:

@@ -1,4 +1,4 @@
-"""What an image begins with: enough to tell one kind from another, and nothing that may be believed."""
+"""What an image begins with: enough to tell one kind from another; unverified."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def open_image(
             (32 bytes for sha256, 64 for sha512). Both or none.
 
     Raises:
-        NotTrusted: nobody who is trusted vouches for it.
+        NotTrusted: no trusted key or root hash vouches for it.
         FormatError: not an image, or its tree cannot be.
         ImageReadError: it cannot be read.
     """

@@ -90,12 +90,12 @@ async def run_pipeline(
                 unlocked = await unlock(verity or reader, header, keys, progress)
                 await check_decrypted(unlocked.device, is_whole=verity is not None)
             if header is None and keys:
-                # Somebody who counts on encryption must not get another image in its place.
+                # A user who counts on encryption must not get another image in its place.
                 raise WrongKey(f"a key is given{keys.origin and f' ({keys.origin})'}, but the image is not encrypted")
             yield Pipeline(reader, verity, unlocked, workers, unlocked.device if unlocked else verity or reader)
         finally:
             keys.wipe()
             await keys.end_deriver()
-            # Nobody may read from the source when it is closed.
+            # No thread may read from the source when it is closed.
             workers.close()
             nursery.cancel_scope.cancel()

@@ -121,7 +121,7 @@ class FileReader:
         self, locate: Callable[Concatenate[Blocks, P], ReadPlan | None], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[ReadPlan, PendingRead] | None:
         """Begin to read what ``locate`` plans, if that needs no waiting for storage; else None. What is wrong is found
-        again by ``read``, which tells of it."""
+        again by ``read``, which reports it."""
         try:
             plan = self._runner.run_now(locate, *args, **kwargs)
             if plan is None or plan.versions:

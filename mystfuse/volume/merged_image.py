@@ -71,7 +71,7 @@ class MergedImage:
         """Up to ``length`` bytes from byte ``offset`` on; fewer only at the end.
 
         Raises:
-            MystfuseError: blocks cannot be had.
+            MystfuseError: blocks cannot be read.
         """
         length = min(length, self.size - offset)
         if length <= 0:

@@ -1,6 +1,6 @@
-"""Reading ahead of whoever reads a file from front to back: what comes next is fetched, checked and decrypted in pieces
-longer than the kernel asks for (128 KiB, unless we are root), since each costs something besides its bytes; where there
-are processors enough, by threads, while the event loop hands over what is ready.
+"""Read-ahead: a file that is read from front to back is fetched, checked and decrypted in chunks longer than the
+kernel's requests (128 KiB, unless we are root), since each has a cost besides its bytes. Where there are enough
+processors, threads do that while the event loop answers from the chunks that are ready.
 
 The kernel is not given anything that it has not asked for (``notify_store``): it may be asking for the same page at
 that moment, and would then wait for us with the page locked while we wait for the page.
@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 DEPTH = 3
 """Chunks that threads fetch ahead."""
 LONG = 128 << 10
-"""Bytes: the kernel asks for so many at the beginning of a file only if somebody reads much of it."""
+"""Bytes: the kernel asks for so many at the beginning of a file only if a program reads much of it."""
 MAX_STREAMS = 8
 """Readers that are read ahead of at once: what is ready for others is dropped."""
 
@@ -94,8 +94,7 @@ class ReadAhead:
         self._active: OrderedDict[Stream, None] = OrderedDict()
 
     async def read(self, stream: Stream, ino: int, offset: int, length: int) -> Part | None:
-        """What a reader asks for, if it is ready or about to be; None if it has to be read as if nobody had read
-        ahead."""
+        """What a reader asks for, if it is ready or about to be; None if it must be read without read-ahead."""
         if offset != stream.next:
             self.drop(stream)
             stream.next, stream.is_at_end = offset + length, False

@@ -44,8 +44,8 @@ _LISTING_ATTEMPTS = 2
 _ANCESTORS_AT_ONCE = 100
 """Directories above one another that are gone through before others get their turn."""
 _RELEASE_PATIENCE = 0.05
-"""Seconds that an operation that finds no space waits for removed files that are about to be released: the kernel tells
-us a moment after close(2) or unlink(2) has returned."""
+"""Seconds that an operation without space waits for removed files that are about to be released: RELEASE and FORGET
+come a moment after close(2) or unlink(2) has returned."""
 _LONG_RELEASE_PATIENCE = 5.0
 """Seconds while a release is under way: storage may hang for it."""
 
@@ -56,7 +56,7 @@ T = TypeVar("T")
 class Volume:
     """A file system on a device. Use ``Volume.open``.
 
-    ``release`` must be called for every inode in ``orphans`` when nobody uses it any more.
+    ``release`` must be called for every inode in ``orphans`` once it is not in use any more.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Volume:
         """Renames across directories until now."""
         self._released = trio.Event()
         self._being_released: set[int] = set()
-        """Orphans that nobody uses, and that are freed now or next."""
+        """Orphans that are not in use, and are freed now or next."""
         self._deferred: dict[int, None] = {}
-        """Orphans that nobody uses, and that could not be released; the one that was tried last comes last."""
+        """Orphans that are not in use and could not be released; the one that was tried last comes last."""
         self._corrupt: set[int] = set()
-        """Orphans that cannot be released, and that nobody tries again."""
+        """Orphans that cannot be released, and are not tried again."""
 
     @classmethod
     async def open(
@@ -166,7 +166,7 @@ class Volume:
         return await self._runner.run(dots)
 
     async def entries(self, ino: int, offset: int, max_entries: int) -> tuple[list[tuple[Entry, Inode | None]], int]:
-        """Entries of a directory from byte ``offset`` on, each with its inode, or None where that cannot be had.
+        """Entries of a directory from byte ``offset`` on, each with its inode, or None where that cannot be read.
 
         Returns:
             The entries, and the offset to go on from: the directory's size when there are no more.
@@ -208,7 +208,7 @@ class Volume:
         Args:
             stream: of a reader who may go on from there; see ``close_stream``.
             is_ahead: whether the reader (with a ``stream``) may not need all of it, and asks again for what they need
-                when it fails: damage is told only then.
+                when it fails: damage is reported only then.
 
         Raises:
             IsADirectoryError: not a regular file.
@@ -222,7 +222,7 @@ class Volume:
 
     def read_now(self, ino: int, longest: int) -> bytes | memoryview | None:
         """The whole of a regular file of up to ``longest`` bytes, if that needs no waiting for storage; else None. What
-        is wrong with it is found again by ``read``, which tells of it."""
+        is wrong with it is found again by ``read``, which reports it."""
         return self._files.read_now(ino, longest)
 
     async def stretch(self, ino: int, offset: int) -> Stretch:
@@ -322,7 +322,7 @@ class Volume:
         await self._change(0, caller, xattr_changes.remove_xattr, ino, name)
 
     async def release(self, *inos: int) -> None:
-        """Free orphans that nobody uses any more, and all they hold.
+        """Free orphans that are not in use any more, and all they hold.
 
         What cannot be freed now, for want of a block of the image, of memory or of room in the overlay, is tried again
         when another inode has been freed: what stood in its way may be gone. The first one that fails again ends that,
@@ -445,4 +445,4 @@ class Volume:
 
 
 class _Moved(Exception):
-    """Directories have been moved since somebody looked at what is above them."""
+    """Directories have been moved since a rename looked at the directories above them."""

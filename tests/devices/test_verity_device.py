@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mystfuse.devices.device import Extent
-from mystfuse.devices.verity import MAX_BATCH, VerityDevice
+from mystfuse.devices.verity import MAX_STEP, VerityDevice
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 
@@ -226,7 +226,7 @@ async def test_request_larger_than_a_batch_is_right() -> None:
     image = build(600, data_block_size=65536, hash_block_size=512)
     device = device_for(image)
     extents = [Extent(0, image.data_size), Extent(5, 10), *(Extent(start << 16, 1) for start in range(0, 600, 2))]
-    assert sum(extent.length for extent in extents) > 2 * MAX_BATCH
+    assert sum(extent.length for extent in extents) > 2 * MAX_STEP
     data = image.data
     assert [bytes(part) for part in await device.read(extents)] == [
         data[extent.offset : extent.end] for extent in extents

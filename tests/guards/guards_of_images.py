@@ -62,8 +62,8 @@ OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "damage that nobody asked for is not told",
         _VERITY,
-        "if not quietly:\n                self._tell(damage)",
-        "if True:\n                self._tell(damage)",
+        "if not quietly:\n                self._report(damage)",
+        "if True:\n                self._report(damage)",
         (
             "volume/test_unread_damage.py::test_only_a_read_that_somebody_needs_tells_of_damage_each_time_and_logs_it_once",
         ),
