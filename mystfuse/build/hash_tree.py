@@ -10,7 +10,7 @@ from itertools import pairwise
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.errors import MystfuseError
 from mystfuse.formats.verity import TreeGeometry, TreeLevel, VeritySuperblock
-from mystfuse.system.parallel import ReadBuffer, run_in_order
+from mystfuse.system.pool import ReadBuffer, run_in_order
 
 CHUNK = 1 << 20
 """Bytes of data hashed at a time."""

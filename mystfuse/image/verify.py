@@ -10,7 +10,7 @@ from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
 from mystfuse.image.open import HashTree
-from mystfuse.system.parallel import ReadBuffer, run_in_order
+from mystfuse.system.pool import ReadBuffer, run_in_order
 
 CHUNK = 512 << 10
 """Bytes of data read and hashed at a time."""

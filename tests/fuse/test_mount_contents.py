@@ -175,7 +175,7 @@ def test_programs_run_from_the_mount_and_mapped_files_read(tmp_path: Path) -> No
             assert os.pread(file.fileno(), 10, 3_000_001) == b""
 
 
-def test_parallel_readers_all_read_right(tmp_path: Path) -> None:
+def test_pool_readers_all_read_right(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     contents = {f"file-{number}": os.urandom(100_000 + 7919 * number) for number in range(32)}

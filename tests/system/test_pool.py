@@ -16,7 +16,7 @@ from typing import cast
 
 import pytest
 
-from mystfuse.system.parallel import JOBS_A_WORKER, ReadBuffer, run_in_order
+from mystfuse.system.pool import JOBS_A_WORKER, ReadBuffer, run_in_order
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +86,7 @@ def test_leaving_early_ends_the_threads() -> None:
 def test_a_job_that_hangs_holds_up_neither_an_interrupt_nor_the_end() -> None:
     script = """
         import os
-        from mystfuse.system.parallel import run_in_order
+        from mystfuse.system.pool import run_in_order
         reader, writer = os.pipe()
         print("begun", flush=True)
         list(run_in_order([lambda: os.read(reader, 1)]))
