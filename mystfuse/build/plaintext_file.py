@@ -8,6 +8,7 @@ import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from errno import EINVAL, EIO
+from functools import partial
 
 import pyfuse3
 import trio
@@ -18,6 +19,7 @@ from mystfuse.errors import MountError
 from mystfuse.fuse.libfuse_session import open_session
 from mystfuse.mounting.find_daemon import name_this_process
 from mystfuse.mounting.keeper import Keeper
+from mystfuse.system.threads import call_in_thread
 
 _MAX_TASKS = 2
 
@@ -141,8 +143,8 @@ async def _serve(file: PlaintextFile, keeper: Keeper, report: Callable[[], None]
 
 async def _unmount_on_signal(signals: AsyncIterator[int], keeper: Keeper) -> None:
     async for _ in signals:
-        with suppress(MountError):
-            await trio.to_thread.run_sync(keeper.unmount, True)
+        with suppress(MountError), trio.CancelScope(shield=True):
+            await call_in_thread(partial(keeper.unmount, True))
         pyfuse3.terminate()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -16,6 +17,7 @@ from mystfuse.cli.progress import progress
 from mystfuse.cli.text import warn
 from mystfuse.errors import MystfuseError, innermost
 from mystfuse.mounting.daemon_logs import log_to_stderr
+from mystfuse.system.threads import call_in_thread
 from mystfuse.tree.image_tree import ImageTree
 from mystfuse.tree.open import open_tree
 
@@ -93,7 +95,7 @@ async def write_stdout(data: bytes | bytearray) -> None:
         OSError: BrokenPipeError when its reader has gone.
     """
     # The thread is left alone when somebody ends us while it waits. Nothing of Python's is locked then.
-    await trio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
+    await call_in_thread(partial(_write_all, data))
 
 
 def _write_all(data: bytes | bytearray) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-import trio
-
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.key_derivation import merge_key
 from mystfuse.crypto.secret import Secret
@@ -26,6 +24,7 @@ from mystfuse.formats.luks_magic import LUKS_MAGIC
 from mystfuse.image.keys import Keys
 from mystfuse.image.progress import Progress
 from mystfuse.system.memory import available_memory
+from mystfuse.system.threads import call_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -268,4 +267,4 @@ async def _derive(keys: Keys, kdf: Pbkdf2 | Argon2, secret: Secret, length: int)
 
 async def _in_thread(action: Callable[[], Secret]) -> Secret:
     """Run something long; when we are cancelled meanwhile, it is left behind."""
-    return await trio.to_thread.run_sync(action, abandon_on_cancel=True)
+    return await call_in_thread(action)

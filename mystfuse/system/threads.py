@@ -1,65 +1,56 @@
-"""One call in a thread of its own, whose caller may give up waiting.
-
-``trio.to_thread`` and trio's cache of threads stand on ``threading.Thread.start``, which waits for ever, and the event
-loop with it, for a thread that has no memory left to begin (seen with Python 3.11 under RLIMIT_AS). Here a thread that
-never begins costs only its caller's time.
-"""
+"""One call in a thread of its own, whose caller on the event loop may give up waiting: a thread that never begins, or
+never ends, costs only its caller's time."""
 
 from __future__ import annotations
 
-import _thread
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import outcome
 import trio
 
+from mystfuse.system.pool import begin_thread
+
 T = TypeVar("T")
 
 
 def start_in_thread(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]], object]) -> Callable[[], bool]:
-    """Call ``work`` in a thread, and ``on_end`` with what came of it on this one, the event loop's. Nothing waits for
+    """Call ``work`` in a thread, and ``on_end`` with its outcome on the event loop's thread. Nothing waits for
     the thread when the loop ends.
 
     Returns:
-        To be called by who gives up waiting: True if the thread had not begun; then it never calls anything.
+        To be called to give up waiting: True if the thread had not begun; then it never calls anything.
 
     Raises:
         RuntimeError, MemoryError: no thread can be started.
     """
-    token = trio.lowlevel.current_trio_token()
-    ticket = [None]
-
-    def serve() -> None:
-        try:
-            # Whoever takes it decides: the thread that begins, or the caller who gives up before.
-            ticket.pop()
-        except IndexError:
-            return
-        carry_out(work, on_end, token)
-
-    def give_up() -> bool:
-        try:
-            ticket.pop()
-        except IndexError:
-            return False
-        return True
-
-    _thread.start_new_thread(serve, ())
-    return give_up
+    return begin_thread(deferred(work, on_end))
 
 
-def carry_out(
+def deferred(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]], object]) -> Callable[[], None]:
+    """A call for another thread: it calls ``work``, and has ``on_end`` called on this one, the event loop's."""
+    waiting = [on_end]
+
+    def end(result: outcome.Outcome[T]) -> None:
+        # A thread that has no memory left while it says that it has ended may say so again.
+        if waiting:
+            waiting.pop()(result)
+
+    return partial(_carry_out, work, end, trio.lowlevel.current_trio_token())
+
+
+def _carry_out(
     work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]], object], token: trio.lowlevel.TrioToken
 ) -> None:
-    """Call ``work``, and ``on_end`` with what came of it on the event loop's thread, if the loop has not ended. Want of
-    memory delays that, and does not prevent it: nobody must wait for a thread that has ended."""
+    """Call ``work``, and ``on_end`` with its outcome on the event loop's thread, if the loop has not ended. Want of
+    memory delays that, and does not prevent it: no caller must wait for a thread that has ended."""
     result: outcome.Outcome[T] | None
     try:
         result = outcome.capture(work)
     except MemoryError:
-        # Not even for what came of it.
+        # Not even for its outcome.
         result = None
     while True:
         try:

@@ -28,6 +28,7 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
 from mystfuse.system.output_paths import open_directory, sync_directory, sync_file_system
+from mystfuse.system.threads import call_in_thread
 from mystfuse.tree.image_tree import Child, ImageTree, check_first_visit
 
 _RENAME_NOREPLACE = 1
@@ -244,7 +245,8 @@ class _Extraction:
             if length < _IN_THREAD:
                 _write(fd, data, offset)
             else:
-                await trio.to_thread.run_sync(_write, fd, data, offset)
+                with trio.CancelScope(shield=True):
+                    await call_in_thread(partial(_write, fd, data, offset))
             self._advance(length)
         os.ftruncate(fd, inode.size)
 
@@ -313,7 +315,7 @@ async def _in_thread(action: Callable[[int], None], descriptor: int) -> None:
             os.close(own)
 
     own = os.dup(descriptor)
-    await trio.to_thread.run_sync(act, abandon_on_cancel=True)
+    await call_in_thread(act)
 
 
 def _check_absent(target: Path) -> None:

@@ -37,7 +37,8 @@ async def open_tree(
     of_pipeline: BaseException | None = None
     try:
         async with run_pipeline(image, keys, io_timeout, progress) as pipeline:
-            tree = ImageTree(await Volume.open(pipeline.device, io_timeout=io_timeout), image.trust)
+            volume = await Volume.open(pipeline.device, workers=pipeline.workers, io_timeout=io_timeout)
+            tree = ImageTree(volume, image.trust)
             try:
                 yield tree
             except BaseException as error:

@@ -80,7 +80,7 @@ class Volume:
             lambda: 0 if self.overlay is None else self.overlay.room,
             io_timeout,
         )
-        self._workers = workers or Workers()
+        self._workers = workers or Workers(0)
         self._files = FileReader(self._filesystem, self._runner, device, overlay, self._workers)
         self._moves = 0
         """Renames across directories until now."""
@@ -105,7 +105,7 @@ class Volume:
 
         Args:
             overlay_limit: bytes that what is written may take up in memory; None for a read-only volume.
-            workers: threads for what is long; own ones if None.
+            workers: threads for what is long; None for none.
             store_file: descriptor of a file for what memory has no room for (``overlay_store.open_store_file``); the
                 volume's own from now on.
             io_timeout: seconds until that file's disk not answering, or others who wait for storage, are an error.

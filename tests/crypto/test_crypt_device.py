@@ -16,7 +16,6 @@ from mystfuse.crypto import sectors
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Extent
 from mystfuse.errors import ImageReadError, IntegrityError
-from mystfuse.system import threads
 from mystfuse.system.workers import INLINE_BYTES
 from tests.support.dm_crypt import encrypt_sectors, randbytes
 from tests.support.ext2_editor import MemoryDevice
@@ -161,7 +160,7 @@ async def test_who_waits_for_a_thread_to_decrypt_waits_no_longer_for_others_that
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device, _ = crypt_device(2 * INLINE_BYTES)
-    monkeypatch.setattr(threads._thread, "start_new_thread", lambda work, arguments: None)
+    monkeypatch.setattr("_thread.start_new_thread", lambda work, arguments: None)
     ended: list[float] = []
 
     async def read() -> None:

@@ -28,7 +28,6 @@ from mystfuse.overlay.slots import Slots, runs_of
 from mystfuse.overlay.snapshot import Snapshot
 from mystfuse.overlay.space import OverlayBusy, OverlayFull, Space
 from mystfuse.overlay.store import OverlayStore, Sealed, open_store_file
-from mystfuse.system import threads
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice, assert_clean, merged
@@ -524,7 +523,7 @@ async def test_without_a_thread_nothing_is_half_done(
 
     refused = 0
     with monkeypatch.context() as patch:
-        patch.setattr(threads._thread, "start_new_thread", start_no_thread)
+        patch.setattr("_thread.start_new_thread", start_no_thread)
         for number in range(400, 600):
             changed = {number: random.Random(number).randbytes(BLOCK)}
             try:

@@ -285,7 +285,7 @@ async def test_a_thread_that_never_begins_costs_a_time_out(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader.run)
         with monkeypatch.context() as patch:
-            patch.setattr(threads._thread, "start_new_thread", lambda work, arguments: late.append(work))
+            patch.setattr("_thread.start_new_thread", lambda work, arguments: late.append(work))
             for _ in range(MAX_ABANDONED + COLD_READS + 3):
                 with trio.fail_after(10), pytest.raises(StorageTimeout):
                     await reader.read([Extent(0, 10)])
@@ -310,7 +310,7 @@ async def test_a_keeper_is_not_waited_for_when_there_is_no_thread_to_ask_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found once: a mount without memory took a minute to end, which is what a keeper gets to answer."""
-    monkeypatch.setattr(threads._thread, "start_new_thread", lambda work, arguments: None)
+    monkeypatch.setattr("_thread.start_new_thread", lambda work, arguments: None)
     with pytest.raises(MountError, match="cannot unmount: no thread"):
         await asking_session(lambda: True)._unmount_by_keeper()
     assert trio.current_time() < 5
@@ -331,7 +331,7 @@ async def test_a_thread_without_memory_for_what_came_of_its_work_says_so(monkeyp
 
 
 class ForgetfulToken:
-    """A trio token that finds no memory the first time."""
+    """A trio token that finds no memory the first time, and then says the same thing twice."""
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -339,41 +339,40 @@ class ForgetfulToken:
 
     def run_sync_soon(self, *arguments: Any) -> None:
         self._calls += 1
-        if self._calls == 1:
+        if self._calls <= 2:
+            if self._calls == 2:
+                self._token.run_sync_soon(*arguments)
             raise MemoryError
         self._token.run_sync_soon(*arguments)
 
 
-async def test_a_worker_without_memory_for_what_came_of_its_work_serves_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its thread ended, and whoever handed something over waited for ever, beyond cancelling."""
+async def test_a_worker_without_memory_for_its_result_serves_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found once: its thread ended, and the caller waited for ever, beyond cancelling."""
     workers = Workers(1)
     token: Any = ForgetfulToken()
-    results: list[object] = []
 
     def refuse(work: Callable[[], object]) -> None:
         raise MemoryError
 
     try:
         with trio.fail_after(5):
-            await workers.run(lambda: None)
-            ended = trio.Event()
-            workers._queue.put((lambda: None, lambda result: (results.append(result), ended.set()), token))
-            await ended.wait()
-            assert results == [outcome.Value(None)]
+            with monkeypatch.context() as patch:
+                patch.setattr(trio.lowlevel, "current_trio_token", lambda: token)
+                assert await workers.run(lambda: 5) == 5
             with monkeypatch.context() as patch:
                 patch.setattr(threads, "outcome", SimpleNamespace(capture=refuse, Error=outcome.Error))
                 ended = trio.Event()
                 workers.submit(lambda: None, ended.set)
                 await ended.wait()
-            await workers.run(lambda: results.append(1))
-        assert results[1:] == [1]
+            assert await workers.run(lambda: 6) == 6
+        assert token._calls == 3
     finally:
         workers.close()
 
 
 @pytest.mark.parametrize("begins", [False, True])
 async def test_without_a_thread_the_work_is_done_all_the_same(begins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None can be started, or the one that was does not begin until later: it must not take work that nobody has."""
+    """None can be started, or the one that was does not begin until later: then it serves nothing."""
     late: list[Callable[[], object]] = []
 
     def start(work: Callable[[], object], arguments: object) -> None:
@@ -381,21 +380,14 @@ async def test_without_a_thread_the_work_is_done_all_the_same(begins: bool, monk
             raise RuntimeError("can't start new thread")
         late.append(work)
 
-    monkeypatch.setattr(threads._thread, "start_new_thread", start)
-    monkeypatch.setattr("mystfuse.system.workers._BEGINNING", 0.01)
-    workers, done = Workers(2), trio.Event()
-    workers.submit(lambda: None, done.set)
-    with trio.fail_after(5):
-        await done.wait()
-    results: list[int] = []
-    await workers.run(lambda: results.append(1))
-    assert results == [1] and not workers.threads
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    monkeypatch.setattr("mystfuse.system.pool._BEGINNING", 0.01)
+    workers = Workers(2)
+    assert not workers.threads and await workers.run(lambda: 5) == 5
     assert len(late) == begins
     for work in late:
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(5)
-        assert not thread.is_alive()
+        # It would wait for the queue.
+        work()
     workers.close()
 
 
