@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 FSTYPE = "fuse.mystfuse"
 
@@ -30,16 +31,12 @@ class Mount:
 
 def find_mount(mountpoint: str) -> Mount | None:
     """The topmost mount on ``mountpoint`` (absolute), if that is one of ours."""
-    found: Mount | None = None
-    for path, mount in _mounts():
-        if path == mountpoint:
-            found = mount
-    return found
+    return next(reversed(find_mounts(mountpoint)), None)
 
 
 def find_mounts(mountpoint: str) -> list[Mount | None]:
     """All mounts on ``mountpoint`` (absolute), from the bottom up; None for each that is not ours."""
-    return [mount for path, mount in _mounts() if path == mountpoint]
+    return [line.mount for line in _read_mountinfo() if line.mountpoint == mountpoint]
 
 
 def is_covered(mount: Mount) -> bool:
@@ -50,55 +47,58 @@ def is_covered(mount: Mount) -> bool:
 
 def own_mountpoints() -> list[str]:
     """Where mounts of ours are, the latest first."""
-    return [path for path, mount in _mounts() if mount is not None][::-1]
+    return [line.mountpoint for line in _read_mountinfo() if line.mount is not None][::-1]
 
 
 def describe_absence(path: str) -> str:
     """One line about a path (absolute, without links) at which ``find_mount`` has found nothing."""
     said = "nothing of mystfuse's is mounted there"
-    for mountpoint, mount in [*_mounts()][::-1]:
-        if mount is not None and path.startswith(mountpoint + "/"):
-            return f"{said}: it lies in what is mounted on {mountpoint}"
-        if mount is not None and path == mount.source:
-            return f"{said}: it is the image that is mounted on {mountpoint}"
+    for mount in [line.mount for line in _read_mountinfo() if line.mount is not None][::-1]:
+        if path.startswith(mount.mountpoint + "/"):
+            return f"{said}: it lies in what is mounted on {mount.mountpoint}"
+        if path == mount.source:
+            return f"{said}: it is the image that is mounted on {mount.mountpoint}"
     return said
 
 
 def mountpoints() -> list[str]:
     """Where anything is mounted, from the bottom up."""
-    return [path for path, _ in _mounts()]
+    return [line.mountpoint for line in _read_mountinfo()]
 
 
 def mount_ids(mount: Mount) -> frozenset[str]:
     """The kernel's mount IDs of a mount, as in /proc/PID/fdinfo: one, or more where it is mounted on itself."""
-    lines = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]
-    fields = (line.split(" ", 5) for line in lines)
-    return frozenset(each[0] for each in fields if (each[2], _unescape(each[4])) == (mount.device, mount.mountpoint))
+    return frozenset(line.mount_id for line in _read_mountinfo() if line.mount == mount)
 
 
 def find_mount_of(descriptor: int) -> Mount | None:
     """The mount that a descriptor of /dev/fuse serves; None if the kernel does not say (older ones do not)."""
     with suppress(OSError):
         device = fuse_connection(Path(f"/proc/self/fdinfo/{descriptor}"))
-        for _, mount in _mounts():
-            if mount is not None and mount.device == device:
-                return mount
+        for line in _read_mountinfo():
+            if line.mount is not None and line.mount.device == device:
+                return line.mount
     return None
 
 
-def _mounts() -> Iterator[tuple[str, Mount | None]]:
-    """Every mount from the bottom up: its mountpoint, and the mount itself if it is one of ours."""
+class _Line(NamedTuple):
+    mount_id: str
+    mountpoint: str
+    mount: Mount | None
+    """The mount, if it is one of ours."""
+
+
+def _read_mountinfo() -> Iterator[_Line]:
+    """Every mount, from the bottom up. Source: proc_pid_mountinfo(5)."""
     for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
         # 36 35 98:0 /root /mountpoint options [optional fields] - type source super-options
         before, _, after = line.partition(" - ")
         fields, (fstype, source, super_options) = before.split(" "), after.split(" ", 2)
-        mountpoint = _unescape(fields[4])
+        mountpoint, mount = _unescape(fields[4]), None
         user_id = re.search(r"\buser_id=(\d+)", super_options)
-        is_ours = fstype == FSTYPE and user_id is not None
-        yield (
-            mountpoint,
-            Mount(mountpoint, fields[2], _unescape(source), int(user_id[1])) if is_ours and user_id else None,
-        )
+        if fstype == FSTYPE and user_id is not None:
+            mount = Mount(mountpoint, fields[2], _unescape(source), int(user_id[1]))
+        yield _Line(fields[0], mountpoint, mount)
 
 
 def fuse_connection(fdinfo: Path) -> str | None:
