@@ -1,8 +1,4 @@
-"""Cancelled or interrupted at every point, ``mystfuse.mount`` and ``mystfuse.open_image`` leave nothing behind.
-
-Most of it is about who waits for what: there the process that mounts, and the mount table, are stood in for, and each
-point is tried, one after the other. Some tests do it to real mounts.
-"""
+"""Mounts and images whose task is cancelled, at every point, are ended."""
 
 from __future__ import annotations
 
@@ -18,7 +14,6 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -26,82 +21,13 @@ import trio
 
 import mystfuse
 from mystfuse.api import mount as mounting
-from mystfuse.errors import MountError, MystfuseError
+from mystfuse.errors import MountError
 from mystfuse.mounting.mount_table import Mount, find_mount
 from mystfuse.mounting.unmount import BusyError
+from tests.support.cancelled_mounts import MOUNT, Command, Machine, processes_naming
 from tests.support.commands import wait_until
-from tests.support.mounts import clear_mount
 
-MOUNT = Mount("/m", "0:99", "image", 0)
 Block = Callable[[], Coroutine[Any, Any, None]]
-
-
-class Machine:
-    """A machine on which one thing can be mounted, by a process that can be stopped before, and after it has been."""
-
-    def __init__(self) -> None:
-        self.mount: Mount | None = None
-        self.commands = 0
-        self.lazily = 0
-        self.failure: type[MountError] | None = None
-        self.hangs_when_mounted = False
-
-    def find_mount(self, path: str) -> Mount | None:
-        return self.mount
-
-    def unmount_and_wait(self, path: str, lazy: bool, timeout: float) -> None:
-        assert 0 < timeout <= 30
-        if self.failure is not None and not lazy:
-            raise self.failure("as ordered")
-        self.mount = None
-        self.lazily += lazy
-
-    def command(self) -> Command:
-        return Command(self)
-
-
-class Command:
-    """In the place of OwnCommand."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._stopped = threading.Event()
-
-    def run(self, arguments: object, descriptors: object = ()) -> str:
-        if self._stopped.is_set():
-            raise MystfuseError("interrupted")
-        self._machine.commands += 1
-        try:
-            self._wait_a_moment("ended before it had mounted")
-            self._machine.mount = MOUNT
-            while self._machine.hangs_when_mounted and not self._stopped.is_set():
-                time.sleep(0.001)
-            self._wait_a_moment("ended when it had mounted")
-            return ""
-        finally:
-            self._machine.commands -= 1
-
-    def _wait_a_moment(self, message: str) -> None:
-        if self._stopped.wait(0.001):
-            # Ending takes a while: who does not wait for it is done before.
-            time.sleep(0.02)
-            raise MystfuseError(message)
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    @property
-    def was_stopped(self) -> bool:
-        return self._stopped.is_set()
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine()
-    monkeypatch.setattr(mounting, "OwnCommand", machine.command)
-    monkeypatch.setattr(mounting, "find_mount", machine.find_mount)
-    monkeypatch.setattr(mounting, "unmount_and_wait", machine.unmount_and_wait)
-    return machine
 
 
 def run_trio(block: Block, at: int, when: str) -> tuple[int, bool]:
@@ -319,110 +245,6 @@ def test_somebody_elses_mount_is_not_unmounted(machine: Machine, monkeypatch: py
         assert machine.mount is coming
 
 
-# ^C
-
-
-def interrupted_at(at: int, action: Callable[[], None]) -> bool:
-    """Run ``action``, with a KeyboardInterrupt at the n-th instruction of ours, or line of others'. Whether there were
-    so many."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal count
-        ours = frame.f_code.co_filename in (mounting.__file__, sys.modules["mystfuse.system.blocking"].__file__)
-        frame.f_trace_opcodes = ours
-        if event in ("call", "opcode" if ours else "line"):
-            count += 1
-            if count == at:
-                raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        action()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return count >= at
-
-
-# A ^C in what Python does when objects are forgotten is lost by Python itself.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("step", range(4))
-def test_a_block_interrupted_at_every_instruction(step: int, machine: Machine) -> None:
-    mounts: list[mystfuse.mount] = []
-    forgotten = 0
-
-    def block() -> None:
-        mounts.append(mystfuse.mount("image", "/m", trust="self"))
-        with mounts[-1]:
-            pass
-
-    at = 1 + step
-    while interrupted_at(at, block):
-        if machine.mount is not None:
-            # ^C before the first instruction of __exit__, which nobody can catch: then it goes when it is forgotten.
-            mounts.clear()
-            gc.collect()
-            forgotten += 1
-        assert (machine.mount, machine.commands) == (None, 0), at
-        at += 4
-    assert at > 200 and forgotten <= 2
-
-
-PROGRAM = """
-import sys, time
-import mystfuse
-try:
-    print("begins", flush=True)
-    with mystfuse.mount(sys.argv[1], sys.argv[2], trust="self"):
-        print("mounted", flush=True)
-        time.sleep(60)
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
-
-
-def processes_naming(path: Path) -> list[int]:
-    """Processes that have a path in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and os.fsencode(path) in (entry / "cmdline").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
-
-
-def test_programs_interrupted_while_they_mount(small_image: Path, tmp_path: Path) -> None:
-    """Real ones, side by side, at several moments from before the process that mounts starts to the block's body."""
-    programs = []
-    try:
-        for number in range(5):
-            place = tmp_path / str(number)
-            place.mkdir()
-            command = [sys.executable, "-c", PROGRAM, small_image, place]
-            programs.append((place, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
-        for number, (place, program) in enumerate(programs):
-            assert program.stdout is not None
-            assert program.stdout.readline() == "begins\n"
-            if number == 4:
-                assert program.stdout.readline() == "mounted\n"
-            time.sleep(0.1 * number)
-            program.send_signal(signal.SIGINT)
-            assert program.wait(60) == 130
-            assert find_mount(str(place)) is None
-            wait_until(lambda place=place: processes_naming(place) == [])
-    finally:
-        for place, program in programs:
-            program.kill()
-            program.communicate()
-            clear_mount(place)
-
-
-# Real mounts in event loops
-
-
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_real_mounts_cancelled_after(delay: float, loop: str, small_image: Path, mountpoint: Path) -> None:
@@ -498,9 +320,6 @@ def test_a_process_that_does_not_end_is_ended_by_force(
     finally:
         for pid in processes_naming(mountpoint):
             os.kill(pid, signal.SIGKILL)
-
-
-# Without a mount
 
 
 def left_over() -> set[str]:

@@ -29,11 +29,11 @@ from mystfuse.formats.verity import TreeGeometry
 from mystfuse.mounting.kernel_read_ahead import BACKGROUND
 from mystfuse.mounting.session import MAX_TASKS
 from mystfuse.volume.runner import FEW_PINNED_BYTES, MAX_LARGE, Runner
-from tests.devices.test_reader import MemorySource, running
-from tests.devices.test_verity_device import Image, build
 from tests.support.commands import mystfuse, run
 from tests.support.ext2_editor import MemoryDevice
+from tests.support.memory_source import MemorySource, running
 from tests.support.mounts import caches_kept, daemon_pid, mounted
+from tests.support.verity_images import Image, build
 
 # Devices, with virtual time: the threads of reads that are not answered hang as long as the test takes
 

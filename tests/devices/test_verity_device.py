@@ -1,16 +1,10 @@
-"""The trust boundary: what comes out of a VerityDevice is what the root hash says, or nothing.
-
-The tree is built here from the format's description with plain hashlib, so that it is an oracle.
-"""
+"""dm-verity's promise: the data that the root hash stands for, or an error for exactly what is damaged."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -22,169 +16,7 @@ from mystfuse.devices.device import Extent
 from mystfuse.devices.verity import MAX_STEP, VerityDevice
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
-
-
-@dataclass
-class Image:
-    """Data and its tree, as they lie in a file, with the byte ranges that each data block depends on."""
-
-    content: bytearray
-    data_size: int
-    superblock: VeritySuperblock
-    root_hash: bytes
-    path: Callable[[int], list[range]]
-    """Data block number -> the byte ranges of its hash blocks."""
-    hash_blocks: list[range] = field(default_factory=list)
-
-    @property
-    def block_size(self) -> int:
-        return self.superblock.data_block_size
-
-    @property
-    def data(self) -> bytes:
-        return bytes(self.content[: self.data_size])
-
-    def depends(self, block: int, position: int) -> bool:
-        """Whether data block ``block`` is vouched for by, or is, byte ``position`` of the file."""
-        return position // self.block_size == block or any(position in part for part in self.path(block))
-
-
-def build(
-    data_blocks: int,
-    data_block_size: int = 4096,
-    hash_block_size: int = 4096,
-    algorithm: str = "sha256",
-    salt: bytes = b"\x5a" * 32,
-    hash_type: int = 1,
-    seed: int = 0,
-) -> Image:
-    """An image of random data, with the tree that dm-verity's documentation describes."""
-
-    def digest(block: bytes) -> bytes:
-        return hashlib.new(algorithm, salt + block if hash_type else block + salt).digest()
-
-    data = random.Random(seed).randbytes(data_blocks * data_block_size)
-    digests = [digest(data[start : start + data_block_size]) for start in range(0, len(data), data_block_size)]
-    per_block = hash_block_size // len(digests[0])
-    levels: list[list[bytes]] = []
-    while len(digests) > 1:
-        groups = [digests[start : start + per_block] for start in range(0, len(digests), per_block)]
-        levels.append([b"".join(group).ljust(hash_block_size, b"\0") for group in groups])
-        digests = [digest(block) for block in levels[-1]]
-    superblock = VeritySuperblock(data_blocks, salt, b"\1" * 16, hash_type, algorithm, data_block_size, hash_block_size)
-    content = bytearray(data + superblock.pack())
-    content += bytes(-len(content) % hash_block_size)
-    offsets: list[int] = []
-    for level in reversed(levels):
-        offsets.insert(0, len(content))
-        content += b"".join(level)
-
-    def path(block: int) -> list[range]:
-        parts = []
-        for offset in offsets:
-            block //= per_block
-            parts.append(range(offset + block * hash_block_size, offset + (block + 1) * hash_block_size))
-        return parts
-
-    tree = range(offsets[-1], len(content), hash_block_size) if offsets else range(0)
-    hash_blocks = [range(start, start + hash_block_size) for start in tree]
-    return Image(content, len(data), superblock, digests[0], path, hash_blocks)
-
-
-class MemoryDevice:
-    """An unverified device in memory that counts what is read of it. ``pause`` lets other tasks run within a read."""
-
-    def __init__(self, content: bytearray, pause: bool = False) -> None:
-        self.content = content
-        self.size = len(content)
-        self.reads: Counter[Extent] = Counter()
-        self.requests = 0
-        self._pause = pause
-
-    def begin(self, extents: Sequence[Extent]) -> None:
-        return None
-
-    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
-        self.requests += 1
-        self.reads.update(extents)
-        if self._pause:
-            await trio.lowlevel.checkpoint()
-            await trio.lowlevel.checkpoint()
-        assert all(extent.offset >= 0 and extent.end <= self.size for extent in extents)
-        return [memoryview(bytes(self.content[extent.offset : extent.end])) for extent in extents]
-
-    async def read_several(
-        self,
-        requests: Sequence[Sequence[Extent]],
-        deliver: Callable[[int, list[memoryview] | ImageReadError], None],
-    ) -> None:
-        parts = error = None
-        try:
-            parts = iter(await self.read([extent for extents in requests for extent in extents]))
-        except ImageReadError as failure:
-            error = failure
-        for number, extents in enumerate(requests):
-            deliver(number, error or list(islice(parts or (), len(extents))))
-
-
-def device_over(unverified: MemoryDevice, image: Image, root_hash: bytes | None = None, **options: int) -> VerityDevice:
-    geometry = TreeGeometry.of(image.superblock, image.data_size)
-    return VerityDevice(unverified, image.superblock, geometry, root_hash or image.root_hash, **options)
-
-
-def device_for(image: Image, **options: int) -> VerityDevice:
-    return device_over(MemoryDevice(image.content), image, **options)
-
-
-def random_extents(dice: random.Random, size: int, count: int, longest: int) -> list[Extent]:
-    extents = []
-    for _ in range(count):
-        offset = dice.randrange(size)
-        extents.append(Extent(offset, dice.randint(1, min(longest, size - offset))))
-    return extents
-
-
-SHAPES = {
-    "one block": {"data_blocks": 1},
-    "one block, unsalted": {"data_blocks": 1, "salt": b""},
-    "one block, sha512": {"data_blocks": 1, "algorithm": "sha512", "hash_block_size": 512},
-    "two blocks": {"data_blocks": 2},
-    "per_block": {"data_blocks": 128, "data_block_size": 512},
-    "per_block + 1": {"data_blocks": 129, "data_block_size": 512},
-    "unsalted": {"data_blocks": 20, "salt": b""},
-    "salt of 256": {"data_blocks": 20, "salt": bytes(range(256))},
-    "salt of 1": {"data_blocks": 20, "salt": b"\0"},
-    "type 0": {"data_blocks": 20, "hash_type": 0},
-    "type 0, unsalted": {"data_blocks": 20, "hash_type": 0, "salt": b""},
-    "type 0, salt of 256": {"data_blocks": 129, "data_block_size": 512, "hash_type": 0, "salt": bytes(range(256))},
-    "type 0, one block": {"data_blocks": 1, "hash_type": 0},
-    "sha512": {"data_blocks": 70, "data_block_size": 1024, "algorithm": "sha512"},
-    "sha512, type 0": {"data_blocks": 65, "data_block_size": 512, "algorithm": "sha512", "hash_type": 0},
-    "hash 512, 3 levels": {"data_blocks": 300, "data_block_size": 512, "hash_block_size": 512},
-    "hash 512, sha512, 3 levels": {
-        "data_blocks": 100,
-        "data_block_size": 1024,
-        "hash_block_size": 512,
-        "algorithm": "sha512",
-    },
-    "hash 512, 4 levels": {"data_blocks": 4100, "data_block_size": 512, "hash_block_size": 512},
-    "hash 1024, 3 levels": {"data_blocks": 1030, "data_block_size": 512, "hash_block_size": 1024},
-    "hash 64K": {"data_blocks": 33, "hash_block_size": 65536},
-    "hash 64K, 2 levels": {"data_blocks": 2049, "data_block_size": 512, "hash_block_size": 65536},
-    "data 64K": {"data_blocks": 18, "data_block_size": 65536, "hash_block_size": 512},
-    "data 64K, hash 64K": {"data_blocks": 5, "data_block_size": 65536, "hash_block_size": 65536},
-    "data 1024, hash 1024": {"data_blocks": 33, "data_block_size": 1024, "hash_block_size": 1024},
-    "data 512 K": {"data_blocks": 3, "data_block_size": 1 << 19, "hash_block_size": 1 << 19},
-}
-
-
-@pytest.fixture(params=SHAPES)
-def image(request: pytest.FixtureRequest) -> Image:
-    """An image of each shape, which the test may damage."""
-    return build(**SHAPES[request.param])
-
-
-# What is right comes through
+from tests.support.verity_images import Image, MemoryDevice, build, check_flip, device_for, device_over, random_extents
 
 
 async def test_reads_equal_the_data(image: Image) -> None:
@@ -231,33 +63,6 @@ async def test_request_larger_than_a_batch_is_right() -> None:
     assert [bytes(part) for part in await device.read(extents)] == [
         data[extent.offset : extent.end] for extent in extents
     ]
-
-
-# What is wrong does not
-
-
-async def check_flip(image: Image, position: int, mask: int, cache_bytes: int = 16 << 20) -> None:
-    """With one byte changed, exactly the blocks that depend on it fail, cold and with everything else cached."""
-    data = image.data
-    blocks = range(image.superblock.data_blocks)
-    dice = random.Random(position)
-    chosen = set(dice.sample(blocks, min(len(blocks), 12)))
-    chosen |= {min(position // image.block_size, blocks[-1]), 0, blocks[-1]}
-    chosen |= {block for block in chosen for block in (block - 1, block + 1) if block in blocks}
-    image.content[position] ^= mask
-    device = device_for(image, cache_bytes=cache_bytes)
-    try:
-        for block in sorted(chosen, key=lambda _: dice.random()):
-            start = block * image.block_size
-            extent = Extent(start + dice.randrange(image.block_size // 2), dice.randint(1, image.block_size // 2))
-            if image.depends(block, position):
-                with pytest.raises(IntegrityError):
-                    await device.read([extent])
-            else:
-                (part,) = await device.read([extent])
-                assert bytes(part) == data[extent.offset : extent.end], f"block {block} with byte {position} flipped"
-    finally:
-        image.content[position] ^= mask
 
 
 async def test_flipped_byte_of_the_data_fails_exactly_its_block(image: Image) -> None:
@@ -382,9 +187,6 @@ async def test_device_below_that_returns_too_little_gives_an_error_not_short_dat
         await device.read([Extent(0, image.data_size)])
 
 
-# Storage that lies the second time
-
-
 async def test_data_that_changes_between_reads_fails_then_and_is_right_before_and_after() -> None:
     image = build(300, data_block_size=512, hash_block_size=512)
     device, data = device_for(image), image.data
@@ -444,159 +246,6 @@ async def test_damage_that_was_transient_is_read_anew() -> None:
     # 32 is the one whose digest was damaged: kept, it would be wrong for that block alone.
     for block in (40, 32):
         assert bytes((await device.read([Extent(block * 512, 10)]))[0]) == image.data[block * 512 : block * 512 + 10]
-
-
-# The cache of hash blocks
-
-
-async def test_hash_block_is_fetched_once_while_it_is_cached(image: Image) -> None:
-    unverified = MemoryDevice(image.content)
-    device = device_over(unverified, image)
-    for block in range(0, image.superblock.data_blocks, max(image.superblock.data_blocks // 50, 1)):
-        await device.read([Extent(block * image.block_size, 1)])
-    hash_reads = [count for extent, count in unverified.reads.items() if extent.offset >= image.data_size]
-    assert all(count == 1 for count in hash_reads)
-    assert device.hash_blocks_verified == len(hash_reads)
-
-
-async def test_first_read_needs_one_request_for_data_and_the_whole_path() -> None:
-    image = build(4100, data_block_size=512, hash_block_size=512)
-    unverified = MemoryDevice(image.content)
-    await device_over(unverified, image).read([Extent(512 * 2000, 512)])
-    assert unverified.requests == 1
-    assert sum(unverified.reads.values()) == 1 + 4
-
-
-async def test_tiny_cache_stays_bounded_and_results_stay_right() -> None:
-    image = build(4100, data_block_size=512, hash_block_size=512)
-    unverified = MemoryDevice(image.content)
-    device = device_over(unverified, image, cache_bytes=1)
-    dice = random.Random(6)
-    for _ in range(150):
-        extents = random_extents(dice, image.data_size, 5, 20000)
-        parts = await device.read(extents)
-        assert [bytes(part) for part in parts] == [image.data[extent.offset : extent.end] for extent in extents]
-        assert len(device._verified_hash_blocks) <= 2 * 4 + 4
-    again = [count for extent, count in unverified.reads.items() if extent.offset >= image.data_size and count > 1]
-    assert again, "blocks that were evicted were fetched, and checked, anew"
-
-
-async def test_cache_holds_what_it_is_given_and_no_more() -> None:
-    image = build(4100, data_block_size=512, hash_block_size=512)
-    device = device_for(image, cache_bytes=100 * 512)
-    await device.read([Extent(0, image.data_size)])
-    assert len(device._verified_hash_blocks) == 100
-
-
-async def test_with_a_tiny_cache_damage_is_still_found_exactly() -> None:
-    image = build(300, data_block_size=512, hash_block_size=512)
-    dice = random.Random(8)
-    for _ in range(10):
-        await check_flip(image, dice.randrange(image.data_size), 1, cache_bytes=1)
-        await check_flip(image, dice.choice(dice.choice(image.hash_blocks)), 1, cache_bytes=1)
-
-
-# Many at once
-
-
-@pytest.mark.parametrize("cache_bytes", [1, 16 << 20])
-async def test_concurrent_readers_get_their_own_right_bytes(cache_bytes: int) -> None:
-    image = build(4100, data_block_size=512, hash_block_size=512)
-    device = device_over(MemoryDevice(image.content, pause=True), image, cache_bytes=cache_bytes)
-    dice = random.Random(9)
-    requests = [random_extents(dice, image.data_size, 3, 5000) for _ in range(100)]
-    results: dict[int, list[bytes]] = {}
-
-    async def read_one(index: int) -> None:
-        results[index] = [bytes(part) for part in await device.read(requests[index])]
-
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            for index in range(len(requests)):
-                nursery.start_soon(read_one, index)
-    for index, extents in enumerate(requests):
-        assert results[index] == [image.data[extent.offset : extent.end] for extent in extents]
-
-
-async def test_concurrent_readers_fetch_each_hash_block_once() -> None:
-    image = build(300, data_block_size=512, hash_block_size=512)
-    unverified = MemoryDevice(image.content, pause=True)
-    device = device_over(unverified, image)
-    async with trio.open_nursery() as nursery:
-        for block in range(300):
-            nursery.start_soon(device.read, [Extent(512 * block, 512)])
-    assert {count for extent, count in unverified.reads.items() if extent.offset >= image.data_size} == {1}
-
-
-@pytest.mark.parametrize("cache_bytes", [1, 16 << 20])
-async def test_concurrent_readers_of_a_damaged_tree_fail_or_not_each_by_what_it_depends_on(cache_bytes: int) -> None:
-    image = build(300, data_block_size=512, hash_block_size=512)
-    data = image.data
-    position = image.path(100)[0].start + 3
-    image.content[position] ^= 1
-    device = device_over(MemoryDevice(image.content, pause=True), image, cache_bytes=cache_bytes)
-    failed: set[int] = set()
-
-    async def read_one(block: int) -> None:
-        try:
-            (part,) = await device.read([Extent(512 * block, 512)])
-        except IntegrityError:
-            failed.add(block)
-        else:
-            assert bytes(part) == data[512 * block : 512 * (block + 1)]
-
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            for block in range(300):
-                nursery.start_soon(read_one, block)
-    assert failed == {block for block in range(300) if image.depends(block, position)} == set(range(96, 112))
-
-
-async def test_cancelled_reader_does_not_keep_others_from_the_hash_blocks_it_was_loading() -> None:
-    image = build(300, data_block_size=512, hash_block_size=512)
-
-    class SlowOnce(MemoryDevice):
-        async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
-            if not self.requests:
-                self.requests += 1
-                await trio.sleep_forever()
-            return await super().read(extents)
-
-    device = device_over(SlowOnce(image.content), image)
-    results: list[bytes] = []
-
-    async def give_up() -> None:
-        with trio.move_on_after(0.05):
-            await device.read([Extent(0, 512)])
-
-    async def wait_for_it() -> None:
-        results.append(bytes((await device.read([Extent(512, 512)]))[0]))
-
-    with trio.fail_after(5):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(give_up)
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            nursery.start_soon(wait_for_it)
-    assert results == [image.data[512:1024]]
-
-
-async def test_failure_of_the_device_below_comes_through_and_is_not_remembered() -> None:
-    image = build(300, data_block_size=512, hash_block_size=512)
-
-    class FailsOnce(MemoryDevice):
-        async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
-            if not self.requests:
-                self.requests += 1
-                raise ImageReadError("memory: Input/output error")
-            return await super().read(extents)
-
-    device = device_over(FailsOnce(image.content), image)
-    with pytest.raises(ImageReadError, match="Input/output error"):
-        await device.read([Extent(0, 512)])
-    assert bytes((await device.read([Extent(0, 512)]))[0]) == image.data[:512]
-
-
-# Anything at all
 
 
 @settings(max_examples=150, deadline=None)

@@ -17,7 +17,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "[]",
         (
             "devices/test_verity_device.py::test_data_that_changes_between_reads_fails_then_and_is_right_before_and_after",
-            "fuse/test_damage.py::test_changed_in_place_while_mounted",
+            "fuse/test_damage_while_mounted.py::test_changed_in_place_while_mounted",
         ),
     ),
     Guard(
@@ -123,8 +123,8 @@ OF_IMAGES: tuple[Guard, ...] = (
         "key.signer == fssig.signer and key.verifies(fssig.root_hash, fssig.signature)",
         "key.signer == fssig.signer",
         (
-            "trust/test_trust.py::test_a_signature_of_another_root_hash_is_refused",
-            "trust/test_trust.py::test_naming_our_signer_does_not_help_somebody_elses_signature",
+            "trust/test_policy.py::test_a_signature_of_another_root_hash_is_refused",
+            "trust/test_policy.py::test_naming_our_signer_does_not_help_somebody_elses_signature",
         ),
     ),
     Guard(
@@ -132,14 +132,14 @@ OF_IMAGES: tuple[Guard, ...] = (
         _SIGNATURE,
         "if len(signature) != size or number >= numbers.n:",
         "if False:",
-        ("trust/test_trust.py::test_every_wrong_signature_is_refused_whatever_the_exponent",),
+        ("trust/test_signatures.py::test_every_wrong_signature_is_refused_whatever_the_exponent",),
     ),
     Guard(
         "no image vouches for itself where anybody is trusted",
         "mystfuse/trust/policy.py",
         "if not policy.trusts_somebody and policy.trust_self:",
         "if policy.trust_self:",
-        ("trust/test_trust.py::test_an_image_vouches_for_itself_only_when_nobody_is_trusted",),
+        ("trust/test_policy.py::test_an_image_vouches_for_itself_only_when_nobody_is_trusted",),
     ),
     Guard(
         "who is not trusted is refused",
@@ -147,8 +147,8 @@ OF_IMAGES: tuple[Guard, ...] = (
         "raise NotTrusted(_refusal(fssig, policy))",
         'return Trust(TrustReason.SELF, fssig.root_hash, None, "trusted by nobody but itself")',
         (
-            "trust/test_trust.py::test_an_image_signed_by_another_key_is_refused",
-            "container/test_package.py::test_an_image_that_is_not_in_the_lists_is_refused",
+            "trust/test_policy.py::test_an_image_signed_by_another_key_is_refused",
+            "container/test_package_trust.py::test_an_image_that_is_not_in_the_lists_is_refused",
         ),
     ),
     Guard(
@@ -156,42 +156,42 @@ OF_IMAGES: tuple[Guard, ...] = (
         _DIRECTORY,
         'raise UsageError(f"{path}: not understood: only {kinds} may be here; move it elsewhere, or rename it")',
         "continue",
-        ("trust/test_trust.py::test_a_name_that_is_not_understood_refuses_the_trust_directory",),
+        ("trust/test_trust_directory.py::test_a_name_that_is_not_understood_refuses_the_trust_directory",),
     ),
     Guard(
         "a trust directory belongs to nobody else",
         _DIRECTORY,
         "if status.st_uid not in owners:",
         "if False:",
-        ("trust/test_trust.py::test_what_belongs_to_others_is_not_trusted",),
+        ("trust/test_trust_directory.py::test_what_belongs_to_others_is_not_trusted",),
     ),
     Guard(
         "a trust directory is nobody else's to write",
         _DIRECTORY,
         "if is_last or not stat.S_ISDIR(status.st_mode) or not status.st_mode & stat.S_ISVTX:",
         "if False:",
-        ("trust/test_trust.py::test_what_others_may_write_to_is_not_trusted",),
+        ("trust/test_trust_directory.py::test_what_others_may_write_to_is_not_trusted",),
     ),
     Guard(
         "a modulus has no small factors",
         _SIGNATURE,
         "if numbers.n % 2 == 0 or numbers.n & (numbers.n + 1) == 0 or math.gcd(numbers.n, _SMALL_PRIMES) != 1:",
         "if False:",
-        ("trust/test_trust.py::test_a_modulus_that_anybody_can_factor_is_no_key",),
+        ("trust/test_keys.py::test_a_modulus_that_anybody_can_factor_is_no_key",),
     ),
     Guard(
         "an exponent is one that RSA has",
         _SIGNATURE,
         "if numbers.e < 3 or numbers.e % 2 == 0 or numbers.e.bit_length() > MAX_EXPONENT_BITS:",
         "if False:",
-        ("trust/test_trust.py::test_an_exponent_that_takes_seconds_to_check_with_is_refused",),
+        ("trust/test_keys.py::test_an_exponent_that_takes_seconds_to_check_with_is_refused",),
     ),
     Guard(
         "no RSA-PSS key is taken for one of plain RSA",
         "mystfuse/trust/pem.py",
         "if _RSASSA_PSS in der[:64]:",
         "if False:",
-        ("trust/test_trust.py::test_an_rsa_pss_key_is_refused_by_name",),
+        ("trust/test_keys.py::test_an_rsa_pss_key_is_refused_by_name",),
     ),
     Guard(
         "a read from storage has a time-out",
@@ -233,7 +233,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/image/pipeline.py",
         "if header is None and keys:",
         "if False:",
-        ("build/test_encrypted.py::test_a_key_for_an_image_that_is_not_encrypted",),
+        ("image/test_encrypted_mounts.py::test_a_key_for_an_image_that_is_not_encrypted",),
     ),
     # A broken file system.
     Guard(
@@ -241,28 +241,28 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/ext2/directory.py",
         'raise _corrupt(inode, base + offset, f"rec_len {rec_len} is invalid")',
         "return max(rec_len & ~3, _MIN_REC_LEN)",
-        ("ext2/test_ext2_hostile.py::test_an_impossible_rec_len_ends_the_listing_in_front_of_it",),
+        ("ext2/test_hostile_directories.py::test_an_impossible_rec_len_ends_the_listing_in_front_of_it",),
     ),
     Guard(
         "a block pointer is in the file system",
         "mystfuse/ext2/block_map.py",
         "if pointer and not superblock.is_data_block(pointer):",
         "if False:",
-        ("ext2/test_ext2_hostile.py::test_a_block_pointer_outside_the_file_system_is_told",),
+        ("ext2/test_hostile_block_maps.py::test_a_block_pointer_outside_the_file_system_is_told",),
     ),
     Guard(
         "a directory has no block twice",
         "mystfuse/ext2/directory.py",
         "if len(set(numbers) - {0}) < len(numbers) - numbers.count(0):",
         "if False:",
-        ("ext2/test_ext2_hostile.py::test_a_directory_that_has_a_block_many_times_over_is_refused",),
+        ("ext2/test_hostile_block_maps.py::test_a_directory_that_has_a_block_many_times_over_is_refused",),
     ),
     Guard(
         "an attribute's entry is in its block",
         "mystfuse/ext2/xattr.py",
         "if position + ENTRY.size > len(area):",
         "if False:",
-        ("ext2/test_ext2_hostile.py::test_attribute_entries_without_an_end_stop_at_the_end_of_the_block",),
+        ("ext2/test_hostile_attributes.py::test_attribute_entries_without_an_end_stop_at_the_end_of_the_block",),
     ),
     Guard(
         "an fssig that is cut short is refused",
@@ -304,14 +304,14 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/tree/extract.py",
         "check_first_visit(inode.ino, self._seen)",
         "pass",
-        ("tree/test_extract.py::test_directories_in_two_places",),
+        ("tree/test_hostile_trees.py::test_directories_in_two_places",),
     ),
     Guard(
         "names are single components",
         "mystfuse/ext2/directory.py",
         r'if name and b"/" not in name and b"\0" not in name and name != b"." and name != b"..":',
         "if name:",
-        ("tree/test_extract.py::test_names_that_cannot_be",),
+        ("tree/test_hostile_trees.py::test_names_that_cannot_be",),
     ),
     Guard(
         "an ordinary user's copy has no set-user-ID programs",
@@ -333,7 +333,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "(not options.suid, _MS_NOSUID), (not options.dev, _MS_NODEV),",
         "",
         (
-            "mounting/test_mount_life.py::test_fuse_and_mount_options_reach_the_mount_table",
+            "mounting/test_mount_options.py::test_fuse_and_mount_options_reach_the_mount_table",
             "mounting/test_mount_helper.py::test_options_are_in_the_mount_table",
         ),
     ),
@@ -342,14 +342,14 @@ OF_IMAGES: tuple[Guard, ...] = (
         _VERITY,
         "while len(self._verified_hash_blocks) > self._max_hash_blocks:",
         "while False:",
-        ("devices/test_verity_device.py::test_tiny_cache_stays_bounded_and_results_stay_right",),
+        ("devices/test_verity_cache.py::test_tiny_cache_stays_bounded_and_results_stay_right",),
     ),
     Guard(
         "no memory to read into ends one request",
         "mystfuse/devices/reader.py",
         "except (MemoryError, OSError):",
         "except ZeroDivisionError:",
-        ("volume/test_limits.py::test_the_reader_goes_on_when_there_was_no_memory",),
+        ("volume/test_bounded_memory.py::test_the_reader_goes_on_when_there_was_no_memory",),
     ),
     Guard(
         "an orphan is noted before the commit or not at all",
@@ -393,7 +393,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "return bytes(block)",
         (
             "overlay/test_overlay_store.py::test_whatever_was_done_to_the_file_is_noticed",
-            "overlay/test_overlay_store.py::test_a_damaged_store_is_an_error_told_once_and_costs_no_other_block",
+            "overlay/test_spilled_overlays.py::test_a_damaged_store_is_an_error_told_once_and_costs_no_other_block",
         ),
     ),
     Guard(
@@ -415,6 +415,6 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/overlay/store.py",
         "FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})",
         "FULL: frozenset[int] = frozenset()",
-        ("overlay/test_overlay_store.py::test_a_full_disk_is_no_space_and_nothing_is_lost",),
+        ("overlay/test_spilled_overlays.py::test_a_full_disk_is_no_space_and_nothing_is_lost",),
     ),
 )

@@ -199,7 +199,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "if self._control and not self._control.may_use(ctx.uid):",
         "if False:",
         (
-            "mounting/test_mount_life.py::test_other_users_see_files_by_their_permissions_and_acls_but_not_the_control_directory",
+            "mounting/test_mount_options.py::test_other_users_see_files_by_their_permissions_and_acls_but_not_the_control_directory",
         ),
     ),
     Guard(
@@ -207,7 +207,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "mystfuse/system/configured_file.py",
         "os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC",
         "os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC",
-        ("trust/test_trust_cli.py::test_a_fifo_under_a_configured_name_hangs_nobody",),
+        ("trust/test_system_trust.py::test_a_fifo_under_a_configured_name_hangs_nobody",),
     ),
     # Programs that are run.
     Guard(
@@ -308,8 +308,8 @@ OF_MACHINES: tuple[Guard, ...] = (
         "if not signer.verifies(hashlib.sha256(file.signed_part()).digest(), file.signature):",
         "if False:",
         (
-            "container/test_package.py::test_every_byte_counts",
-            "container/test_package.py::test_200_random_changes_of_one_byte_are_refused",
+            "container/test_package_file.py::test_every_byte_counts",
+            "container/test_package_file.py::test_200_random_changes_of_one_byte_are_refused",
         ),
     ),
     # Accidents.
@@ -409,7 +409,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "self._memory[:] = bytes(len(self._memory))",
         "pass",
         (
-            "build/test_encrypted.py::test_keys_are_wiped_once_the_image_is_open",
+            "image/test_secrets_stay_secret.py::test_keys_are_wiped_once_the_image_is_open",
             "crypto/test_kdf_limit.py::test_who_gives_up_leaves_no_process",
         ),
     ),
@@ -420,7 +420,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "pass",
         (
             "crypto/test_kdf_limit.py::test_the_process_holds_nothing_and_shows_nothing",
-            "build/test_encrypted.py::test_there_is_no_core_dump",
+            "image/test_secrets_stay_secret.py::test_there_is_no_core_dump",
         ),
     ),
     Guard(
@@ -435,6 +435,6 @@ OF_MACHINES: tuple[Guard, ...] = (
         "mystfuse/build/plaintext_file.py",
         "encrypted = memoryview(self._cipher.encrypt(whole, start // SECTOR_SIZE))",
         "encrypted = memoryview(bytes(whole))",
-        ("build/test_encrypted.py::test_all_of_the_payload_is_encrypted",),
+        ("image/test_making_encrypted_images.py::test_all_of_the_payload_is_encrypted",),
     ),
 )

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from removal import remove_tree
 
-from tests.support.commands import run
-from tests.support.luks_peers import CHEAP, EPOCH, MADE, PASSPHRASE, Made, make_ext2, write_secret
+from tests.support.commands import mystfuse, run
+from tests.support.encrypted_images import PHRASE, write_secret
+from tests.support.luks_peers import CHEAP, EPOCH, MADE, PASSPHRASE, Made, make_ext2
 
 
 @pytest.fixture
@@ -72,3 +73,23 @@ def plain_4096(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def slots(scratch: Path) -> list[Path]:
     """Eight passphrases."""
     return [write_secret(scratch / f"slot{number}", f"passphrase number {number}".encode()) for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with ``key`` (64 bytes), ``hex`` (the same in hex), ``passphrase``, and ``wrong`` of 64 bytes."""
+    directory = tmp_path_factory.mktemp("keys")
+    key = write_secret(directory / "key", secrets.token_bytes(64))
+    write_secret(directory / "hex", key.read_bytes().hex() + "\n")
+    write_secret(directory / "passphrase", PHRASE + "\n")
+    write_secret(directory / "wrong", secrets.token_bytes(64))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def image(keys: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encrypted image (LUKS1) of ``small_tree``, with a passphrase. Never write to it."""
+    path = tmp_path_factory.mktemp("encrypted") / "luks1.img"
+    result = mystfuse("mkext2", "--encrypt", keys / "key", "--passphrase-file", keys / "passphrase", small_tree, path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    return path

@@ -17,8 +17,9 @@ from removal import remove_tree
 
 from tests.fuse.test_mount_contents import describe
 from tests.support.commands import mystfuse
+from tests.support.encrypted_images import write_secret
 from tests.support.images import DATA
-from tests.support.luks_peers import KEY, write_secret
+from tests.support.luks_peers import KEY
 from tests.support.mounts import clear_mount, mounted
 
 

@@ -14,6 +14,7 @@ from mystfuse.devices.device import Extent
 from mystfuse.formats.fssig import Fssig
 from tests.support.commands import run
 from tests.support.dm_crypt import encrypt_sectors
+from tests.support.encrypted_images import write_secret
 from tests.support.luks_peers import (
     MIB,
     PASSPHRASE,
@@ -35,7 +36,6 @@ from tests.support.luks_peers import (
     reencrypt,
     refusal,
     seal,
-    write_secret,
 )
 from tests.support.mounts import mounted
 

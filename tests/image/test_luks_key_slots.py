@@ -13,6 +13,7 @@ import pytest
 
 from mystfuse.errors import WrongKey
 from tests.support.dm_crypt import encrypt_sectors
+from tests.support.encrypted_images import write_secret
 from tests.support.luks_peers import (
     KEY,
     NO_KEY_AVAILABLE,
@@ -26,7 +27,6 @@ from tests.support.luks_peers import (
     luks_format,
     no_progress,
     opened,
-    write_secret,
 )
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import mystfuse as api
-from tests.overlay.test_overlay_store import flip, replay, truncate
 from tests.support.commands import USER, assert_one_line, mystfuse, run, wait_until
 from tests.support.mounts import clear_mount, drop_caches, logged, mounted, status_of
+from tests.support.overlay_stores import flip, replay, truncate
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from mystfuse.image.progress import Progress
 from mystfuse.trust.policy import TrustPolicy
 from tests.fuse.test_mount_contents import COMPARE
 from tests.support.commands import mystfuse, run
+from tests.support.encrypted_images import write_secret
 from tests.support.ext2_editor import kernel_mount
 from tests.support.mounts import clear_mount, mounted
 
@@ -47,14 +48,6 @@ PBKDF2 = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
 PAYLOAD = 8 * MIB
 
 Edit = Callable[[dict[str, Any]], object]
-
-
-def write_secret(path: Path, data: bytes) -> Path:
-    """A file that nobody else can read: mystfuse warns of others."""
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(data)
-    return path
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from mystfuse.errors import IntegrityError
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.volume.read_ahead import Stream
 from mystfuse.volume.volume import Volume
-from tests.devices.test_verity_device import MemoryDevice as UnverifiedDevice
-from tests.devices.test_verity_device import build, device_over
 from tests.support.commands import mystfuse, wait_until
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, at, listed, make_image
 from tests.support.mounts import caches_kept, clear_mount, logged
+from tests.support.verity_images import MemoryDevice as UnverifiedDevice
+from tests.support.verity_images import build, device_over
 
 PAGE = 4096
 

@@ -1,0 +1,134 @@
+"""The native kernels: chosen by the environment, built hardened, clean under the sanitizers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mystfuse import kernels
+from mystfuse.kernels.pure import directory as pure_directory
+from mystfuse.kernels.pure import hashing as pure_hashing
+from mystfuse.kernels.pure import sectors as pure_sectors
+from tests.support.kernels import native, native_directory, native_hashing, native_sectors, needs_native
+
+ROOT = Path(__file__).parents[2]
+
+
+@needs_native
+def test_the_twins_have_the_same_interface() -> None:
+    def interface(of: type) -> dict[str, list[str]]:
+        functions = inspect.getmembers(of, inspect.isfunction)
+        return {
+            name: list(inspect.signature(function).parameters)
+            for name, function in functions
+            if name == "__init__" or not name.startswith("_")
+        }
+
+    for pure, compiled in (
+        (pure_hashing.BlockHasher, native_hashing.BlockHasher),
+        (pure_sectors.XtsCipher, native_sectors.XtsCipher),
+        (pure_sectors.CbcCipher, native_sectors.CbcCipher),
+        (pure_sectors.EcbCipher, native_sectors.EcbCipher),
+    ):
+        assert interface(pure) == interface(compiled)
+    for name in ("find_entry", "name_key", "block_keys"):
+        functions = getattr(pure_directory, name), getattr(native_directory, name)
+        assert inspect.signature(functions[0]) == inspect.signature(functions[1])
+
+
+@pytest.mark.parametrize("value, pure", [("1", True), ("0", False), ("", False), (None, False)])
+def test_the_environment_chooses(value: str | None, pure: bool) -> None:
+    script = """
+from mystfuse import kernels
+from mystfuse.crypto import hashing, sectors
+print(kernels.name(), hashing.BlockHasher.__module__, sectors.XtsCipher.__module__, sep="|")
+"""
+    environment = {name: text for name, text in os.environ.items() if name != kernels.PURE_PYTHON_VARIABLE}
+    if value is not None:
+        environment[kernels.PURE_PYTHON_VARIABLE] = value
+    shown = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True).strip()
+    name, *modules = shown.split("|")
+    if pure or native is None:
+        assert name == "pure Python"
+        assert modules == ["mystfuse.kernels.pure.hashing", "mystfuse.kernels.pure.sectors"]
+    else:
+        assert name.startswith("native (libcrypto 3.")
+        assert modules == ["mystfuse.kernels.native.hashing", "mystfuse.kernels.native.sectors"]
+
+
+def test_the_native_kernels_are_there_where_they_can_be() -> None:
+    """scripts/prepare.sh installs what they need: silently going without would be slow, and untested."""
+    assert native is not None
+
+
+@needs_native
+def test_the_sha_instructions_are_used_where_they_are() -> None:
+    assert native is not None
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert ("SHA instructions" in native.description()) == ("sha_ni" in flags)
+    native.allow_sha_instructions(False)
+    try:
+        assert "SHA instructions" not in native.description()
+    finally:
+        native.allow_sha_instructions(True)
+
+
+@needs_native
+def test_the_module_is_built_hardened() -> None:
+    """What the linker and the compiler leave to be seen of the flags in build.py."""
+    assert native is not None
+    module = native._kernel.__file__
+
+    def shown(option: str) -> str:
+        return subprocess.check_output(["readelf", "-W", option, module], text=True)
+
+    assert "BIND_NOW" in shown("--dynamic")
+    segments = shown("--segments")
+    assert "GNU_RELRO" in segments
+    assert re.search(r"GNU_STACK .* RW ", segments)
+    symbols = shown("--dyn-syms")
+    assert "__stack_chk_fail" in symbols
+    assert "__memcpy_chk" in symbols
+
+
+@needs_native
+@pytest.mark.slow
+def test_under_the_sanitizers(tmp_path: Path) -> None:
+    """Everything above once more with the C code built by AddressSanitizer and UndefinedBehaviorSanitizer."""
+    if os.environ.get("MYSTFUSE_SANITIZED"):
+        assert native_hashing.lib is sys.modules["sanitized"].lib
+        return
+    libraries = [
+        subprocess.check_output(["gcc", f"-print-file-name=lib{name}.so"], text=True).strip()
+        for name in ("asan", "ubsan")
+    ]
+    if not all(map(os.path.isabs, libraries)):
+        pytest.skip("gcc has no sanitizers")
+    script = ROOT / "tests/support/sanitized_kernels.py"
+    build = [sys.executable, script, tmp_path]
+    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stdout + built.stderr
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.sanitized_kernels",
+         "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "",
+         "-k", "native or libcrypto or alike or overlaps or sanitizers", "tests/kernels"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(libraries),
+            # Python leaves memory behind on purpose; its small objects must come from malloc to be guarded.
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
+            "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+            "PYTHONMALLOC": "malloc",
+            "PYTHONPATH": f"{ROOT}:{tmp_path}",
+            "MYSTFUSE_SANITIZED": "1",
+        },
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    assert " passed" in result.stdout

@@ -1,0 +1,13 @@
+"""Stores that write at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from mystfuse.overlay.space import Space
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything goes to the store as soon as it is written: memory is always short."""
+    monkeypatch.setattr(Space, "_is_short", lambda self: True)

@@ -1,0 +1,42 @@
+"""The kernels in C and their fallbacks in Python, each to be tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from mystfuse.kernels.pure import hashing as pure_hashing
+from mystfuse.kernels.pure import sectors as pure_sectors
+
+native: ModuleType | None
+try:
+    from mystfuse.kernels import native
+    from mystfuse.kernels.native import directory as native_directory  # noqa: F401
+    from mystfuse.kernels.native import hashing as native_hashing
+    from mystfuse.kernels.native import sectors as native_sectors
+except ImportError:
+    native = native_directory = native_hashing = native_sectors = None
+
+
+Hasher = Callable[..., pure_hashing.BlockHasher]
+
+
+def without_instructions(*args: object) -> object:
+    """A native hasher that leaves the processor's SHA instructions alone."""
+    assert native is not None
+    native.allow_sha_instructions(False)
+    try:
+        return native_hashing.BlockHasher(*args)
+    finally:
+        native.allow_sha_instructions(True)
+
+
+HASHERS: dict[str, Hasher] = {"pure": pure_hashing.BlockHasher}
+SECTORS: dict[str, ModuleType] = {"pure": pure_sectors}
+if native is not None:
+    HASHERS |= {"native": native_hashing.BlockHasher, "libcrypto": without_instructions}
+    SECTORS["native"] = native_sectors
+
+needs_native = pytest.mark.skipif(native is None, reason="the native kernels are not built")

@@ -1,0 +1,25 @@
+"""How many names a huge directory has, and a source for whose answers there is no memory."""
+
+from __future__ import annotations
+
+import os
+
+from mystfuse.devices.source import FileSource
+
+NAMES = int(os.environ.get("MYSTFUSE_LIMIT_NAMES", "60000"))
+
+
+class FailingSource(FileSource):
+    """A source for whose answers there is no memory, or no thread."""
+
+    failure: BaseException | None = None
+
+    def read_cached(self, offset: int, buffer: memoryview) -> bool:
+        if isinstance(self.failure, OSError):
+            raise self.failure
+        return False
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self.failure is not None:
+            raise self.failure
+        return super().read(offset, length)
