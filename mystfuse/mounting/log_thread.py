@@ -6,13 +6,15 @@ ever if the thread has no memory to begin, and its ``stop`` waits for ever for a
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
+
+from mystfuse.system.pool import begin_thread
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,8 @@ class LogThread(logging.Handler):
         self._sink = sink
         self._waiting: SimpleQueue[logging.LogRecord | threading.Event] = SimpleQueue()
         self._dropped = 0
-        # Popped once: by the thread when it begins, or by the caller who has given up waiting for that.
-        self._undecided = [None]
+        self._give_up: Callable[[], bool] = lambda: True
+        """Called to do without the thread: True if it has not begun, and never will."""
         self._is_direct = False
 
     def start(self) -> None:
@@ -57,16 +59,12 @@ class LogThread(logging.Handler):
         begun = threading.Event()
 
         def serve() -> None:
-            try:
-                self._undecided.pop()
-            except IndexError:
-                return
             begun.set()
             self._write_for_ever()
 
         usual = threading.stack_size(_STACK)
         try:
-            _thread.start_new_thread(serve, ())
+            self._give_up = begin_thread(serve)
             begun.wait(PATIENCE)
         except (RuntimeError, MemoryError) as error:
             log.info("log lines are written without a thread: %s", error)
@@ -107,9 +105,7 @@ class LogThread(logging.Handler):
         return event
 
     def _do_without_unless_begun(self) -> None:
-        try:
-            self._undecided.pop()
-        except IndexError:
+        if self._is_direct or not self._give_up():
             return
         self.acquire()
         try:
