@@ -150,6 +150,11 @@ class Superblock:
         """Whether a block pointer can be right: inside the file system, behind the superblock."""
         return self.s_first_data_block < number < self.s_blocks_count
 
+    def check_fits(self, size: int) -> None:
+        """Raise FormatError if ``size`` bytes are too few for the file system."""
+        if self.size > size:
+            raise FormatError(f"the EXT2 file system has {self.size} bytes, but only {size} are there (truncated?)")
+
     @classmethod
     def parse(cls, data: bytes | memoryview) -> Superblock:
         """Parse 1024 bytes.

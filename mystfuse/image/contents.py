@@ -68,8 +68,7 @@ def check_filesystem(superblock: bytes, size: int, is_whole: bool) -> None:
     if size < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
         raise FormatError(f"{size} bytes are too few for an EXT2 file system")
     parsed = Superblock.parse(superblock)
-    if parsed.size > size:
-        raise FormatError(f"the EXT2 file system has {parsed.size} bytes, but only {size} are there (truncated?)")
+    parsed.check_fits(size)
     if is_whole and size - parsed.size >= parsed.s_blocks_per_group * parsed.block_size:
         raise FormatError(
             f"the EXT2 file system has {parsed.size} bytes, but the tree covers {size}: not what the tree was made for"

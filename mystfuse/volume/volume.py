@@ -118,10 +118,7 @@ class Volume:
             raise FormatError(f"{device.size} bytes are too few for an EXT2 file system")
         (data,) = await device.read([Extent(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE)])
         superblock = Superblock.parse(data)
-        if superblock.size > device.size:
-            raise FormatError(
-                f"the EXT2 file system has {superblock.size} bytes, but only {device.size} are there (truncated?)"
-            )
+        superblock.check_fits(device.size)
         if superblock.has_errors:
             log.warning("the file system is marked as having errors: run e2fsck on the image it was made from")
         overlay = None
