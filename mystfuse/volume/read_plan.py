@@ -133,9 +133,9 @@ def _split(run: Run, written: Written | None) -> _Pieces:
     first = run.physical
     for _, group in groupby(map(written, range(first, first + run.length)), type):
         blocks = list(group)
-        content = b"".join([block for block in blocks if isinstance(block, bytes)])
         versions = [block for block in blocks if isinstance(block, int)]
-        pieces.append((Run(first, len(blocks)), content or versions or None))
+        contents = [block for block in blocks if block is not None and not isinstance(block, int)]
+        pieces.append((Run(first, len(blocks)), b"".join(contents) if contents else versions or None))
         first += len(blocks)
     return pieces
 
