@@ -245,14 +245,7 @@ class Operations(pyfuse3.Operations):
         caller = self._caller(ctx)
         ino = _ext2_ino(inode)
         if is_writing or flags & os.O_TRUNC:
-            if self._options.read_only:
-                raise FUSEError(errno.EROFS)
-            found = await self._volume.inode(ino)
-            # Source: fs/namei.c, may_open and inode_permission.
-            if found.is_immutable or (found.is_append_only and (not flags & os.O_APPEND or flags & os.O_TRUNC)):
-                raise FUSEError(errno.EPERM)
-        if flags & os.O_TRUNC:
-            await self._volume.set_attributes(ino, AttributeChanges(size=0), caller)
+            await self._volume.open_for_writing(ino, flags, caller)
         if not is_writing:
             self._prefill.fill(ino)
         return self._open_file(ino, caller, flags)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable
-from errno import ENOSPC, EROFS
+from errno import ENOSPC, EPERM, EROFS
 from typing import Concatenate, ParamSpec, TypeVar
 
 import trio
@@ -309,6 +310,21 @@ class Volume:
             rest = AttributeChanges(size=changes.size)
             inode, is_done = await self._change(ino, caller, set_attributes, ino, rest)
         return inode
+
+    async def open_for_writing(self, ino: int, flags: int, caller: Caller) -> None:
+        """Check that a file may be opened for writing or truncation, as ``flags`` of open(2) say; O_TRUNC truncates it.
+
+        Raises:
+            OSError: EROFS; EPERM: it is immutable, or append-only and could be changed elsewhere than at its end.
+        """
+        if self.overlay is None:
+            raise OSError(EROFS, "the volume is read-only")
+        inode = await self.inode(ino)
+        # Source: fs/namei.c, may_open and inode_permission.
+        if inode.is_immutable or (inode.is_append_only and (not flags & os.O_APPEND or flags & os.O_TRUNC)):
+            raise OSError(EPERM, f"inode {ino} is immutable or append-only")
+        if flags & os.O_TRUNC:
+            await self.set_attributes(ino, AttributeChanges(size=0), caller)
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
         """Set an extended attribute; see ``ext2.xattr_changes.set_xattr``."""
