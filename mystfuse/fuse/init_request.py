@@ -30,7 +30,7 @@ _MAX_REQUEST = 64 << 10
 """Bytes; the kernel wants room for 8192 (FUSE_MIN_READ_BUFFER)."""
 
 
-class Handshake:
+class InitRequest:
     """INIT of a new mount, on its way to libfuse.
 
     Args:

@@ -18,7 +18,7 @@ import trio
 from mystfuse.crypto.secret import lock_memory
 from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.fuse.init_request import Handshake
+from mystfuse.fuse.init_request import InitRequest
 from mystfuse.fuse.libfuse_session import open_session
 from mystfuse.fuse.mount_options import MountOptions, OnCorruption
 from mystfuse.fuse.operations import Operations
@@ -134,11 +134,9 @@ class Session:
                 if descriptor is None:
                     descriptor = self._options.descriptor
                 assert descriptor is not None
-                handshake = Handshake(descriptor)
-                operations = Operations(
-                    volume, self._options, self._status, self._confinement.groups_of, handshake.finish
-                )
-                open_session(operations, f"/dev/fd/{handshake.descriptor}", self._options.fuse_options())
+                init = InitRequest(descriptor)
+                operations = Operations(volume, self._options, self._status, self._confinement.groups_of, init.finish)
+                open_session(operations, f"/dev/fd/{init.descriptor}", self._options.fuse_options())
             except BaseException:
                 # Whatever it was (memory, descriptors): the mount would have no daemon.
                 with suppress(MountError):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mystfuse.errors import MountError
-from mystfuse.fuse.init_request import Handshake
+from mystfuse.fuse.init_request import InitRequest
 from tests.support.commands import mystfuse, run
 from tests.support.mounts import mounted
 
@@ -98,15 +98,15 @@ def test_asynchronous_direct_writes_are_declined_and_nothing_else() -> None:
     everything = 0xFFFFFFFF
     device, kernel = _device(_request(26, everything))
     try:
-        handshake = Handshake(device)
+        init = InitRequest(device)
         try:
-            request = os.read(handshake.descriptor, 4096)
+            request = os.read(init.descriptor, 4096)
             assert request == _request(26, everything & ~(1 << 15))
-            handshake.finish()
-            os.write(handshake.descriptor, b"the answer")
+            init.finish()
+            os.write(init.descriptor, b"the answer")
             assert os.read(kernel, 4096) == b"the answer"
         finally:
-            os.close(handshake.descriptor)
+            os.close(init.descriptor)
     finally:
         os.close(kernel)
 
@@ -116,7 +116,7 @@ def test_a_device_that_does_not_begin_with_init_is_refused(requests: list[bytes]
     device, kernel = _device(*requests)
     try:
         with pytest.raises(MountError, match="INIT"):
-            Handshake(device)
+            InitRequest(device)
     finally:
         os.close(kernel)
         os.close(device)

@@ -101,8 +101,8 @@ OF_MACHINES: tuple[Guard, ...] = (
         "if message == request.value",
         "if message in request.value",
         (
-            "mounting/test_start.py::test_only_whole_messages_are_requests",
-            "mounting/test_start.py::test_the_keeper_answers_no_other_message",
+            "mounting/test_keeper.py::test_only_whole_messages_are_requests",
+            "mounting/test_keeper.py::test_the_keeper_answers_no_other_message",
         ),
     ),
     Guard(

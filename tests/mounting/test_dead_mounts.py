@@ -115,7 +115,7 @@ ERRORS = {"MemoryError()": MemoryError(), "OSError(24, 'Too many open files')": 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("init_request", "Handshake"), ("operations", "Operations"), ("libfuse_session", "open_session")],
+    [("init_request", "InitRequest"), ("operations", "Operations"), ("libfuse_session", "open_session")],
 )
 def test_a_daemon_that_fails_before_it_serves_leaves_no_mount(
     module: str, name: str, error: str, small_image: Path, mountpoint: Path
