@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from mystfuse.cli.options import option_group
+from mystfuse.cli.options import option_group, parse_seconds, parse_size
 from mystfuse.cli.text import warn
-from mystfuse.crypto.kdf_limit import KdfLimit
+from mystfuse.crypto.kdf_limit import DEFAULT_MEMORY, KdfLimit
 from mystfuse.crypto.secret import Secret, harden_process
 from mystfuse.devices.source import Source
 from mystfuse.errors import ImageReadError, UsageError
@@ -28,11 +28,12 @@ CREDENTIALS = ("mystfuse.key", "mystfuse.passphrase")
 
 
 def parse_kdf_limit(value: str) -> KdfLimit:
-    """Bounds for deriving keys, from ``SECONDS[:SIZE]``."""
+    """Bounds for deriving keys, from ``SECONDS[:SIZE]``; 0 seconds means no limit of time."""
+    seconds, colon, size = value.partition(":")
     try:
-        return KdfLimit.parse(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+        return KdfLimit(parse_seconds(seconds), parse_size(size) if colon else DEFAULT_MEMORY)
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{value!r} is not SECONDS or SECONDS:SIZE, as 60:1G") from error
 
 
 key_options = option_group(

@@ -6,7 +6,6 @@ thread in OpenSSL. A process ends by a limit, and its memory comes back.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -23,6 +22,7 @@ import trio
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret, harden_process
 from mystfuse.errors import MystfuseError
+from mystfuse.system import libc
 
 _PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
@@ -127,7 +127,7 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGIO):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc.call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
         harden_process()

@@ -6,9 +6,10 @@ import ctypes
 import errno
 import logging
 import mmap
-import os
 import resource
 from io import FileIO
+
+from mystfuse.system import libc
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,11 @@ class Secret:
 
     def lock(self) -> None:
         """Keep the memory out of swap, where the limit of locked memory allows; to be repeated after a fork."""
-        libc = ctypes.CDLL(None, use_errno=True)
         start = ctypes.c_char.from_buffer(self._memory)
-        if libc.mlock(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(self._memory))):
-            log.debug("a key cannot be locked in memory: %s", os.strerror(ctypes.get_errno()))
+        try:
+            libc.call("mlock", ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(self._memory)))
+        except OSError as error:
+            log.debug("a key cannot be locked in memory: %s", error.strerror)
 
     def wipe(self) -> None:
         """Overwrite the bytes with zeros."""
@@ -83,7 +85,7 @@ def harden_process() -> None:
     # mke2fs, which is dumpable again and sees plaintext. (A limit that is 0 for good cannot be raised to that.)
     limit = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] else 0
     resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def lock_memory() -> bool:
@@ -92,9 +94,10 @@ def lock_memory() -> bool:
     Returns:
         Whether the limit of locked memory allowed it.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlockall(_MCL_CURRENT | _MCL_ONFAULT) == 0:
-        return True
-    if ctypes.get_errno() not in (errno.EPERM, errno.ENOMEM):
-        log.debug("mlockall: %s", os.strerror(ctypes.get_errno()))
-    return False
+    try:
+        libc.call("mlockall", _MCL_CURRENT | _MCL_ONFAULT)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOMEM):
+            log.debug("mlockall: %s", error.strerror)
+        return False
+    return True

@@ -12,7 +12,12 @@ from types import TracebackType
 from typing import Protocol
 
 from mystfuse.errors import MystfuseError
-from mystfuse.system.output_paths import is_put_there_by_another, open_directory, sync_directory
+from mystfuse.system.output_paths import (
+    is_put_there_by_another,
+    open_directory,
+    rename_without_replacing,
+    sync_directory,
+)
 
 _ACL = "system.posix_acl_access"
 
@@ -206,9 +211,9 @@ class AtomicFile:
             self._temporary = self._hidden_name()
             self._link(self._temporary)
         if self._replace:
-            self._rename(self._temporary)
+            os.replace(self._temporary, self.target.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         else:
-            self._rename_without_replacing(self._temporary)
+            rename_without_replacing(self._directory, self._temporary, self.target.name)
         self._temporary = None
 
     def _explain(self, error: OSError) -> str:
@@ -218,21 +223,6 @@ class AtomicFile:
             if self.fd >= 0 and not os.path.lexists(self.path):
                 return "/proc is not mounted"
         return error.strerror or str(error)
-
-    def _rename_without_replacing(self, temporary: str) -> None:
-        try:
-            os.link(temporary, self.target.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        except PermissionError:
-            # No hard links either (vfat): the check and the rename are two steps then.
-            with suppress(FileNotFoundError):
-                os.stat(self.target.name, dir_fd=self._directory, follow_symlinks=False)
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-            self._rename(temporary)
-        else:
-            os.unlink(temporary, dir_fd=self._directory)
-
-    def _rename(self, temporary: str) -> None:
-        os.replace(temporary, self.target.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def _link(self, name: str) -> None:
         # With a directory descriptor Python calls linkat(2), which can follow the link in /proc.

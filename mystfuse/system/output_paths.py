@@ -18,6 +18,8 @@ from mystfuse.system import libc
 MAX_LINKS = 40
 """As the kernel's MAXSYMLINKS (include/linux/namei.h)."""
 _ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_RENAME_NOREPLACE = 1
+"""<linux/fs.h>"""
 _NOT_HERE = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 """What is said where the file system has no way to do it."""
 
@@ -36,7 +38,7 @@ def read_trusted_link(name: str, directory: int | None = None) -> str | None:
     Nothing is asked of what may be mounted under that name.
 
     Raises:
-        LinkOfAnother: we are root, and the link is neither root's nor (in a user name space) of an unknown owner.
+        LinkOfAnother: we are root, and the link is neither root's nor (in a user namespace) of an unknown owner.
     """
     try:
         link = os.open(name, _ITSELF, dir_fd=directory)
@@ -219,8 +221,36 @@ def _sync(descriptor: int, how: Callable[[int], None]) -> None:
         os.close(descriptor)
 
 
+def rename_without_replacing(directory: int, old: bytes | str, new: bytes | str) -> None:
+    """Rename within a directory.
+
+    Raises:
+        FileExistsError: there is something under the new name.
+        OSError: as rename(2).
+    """
+    # musl has no function of that name.
+    with suppress(AttributeError):
+        try:
+            libc.call("renameat2", directory, os.fsencode(old), directory, os.fsencode(new), _RENAME_NOREPLACE)
+            return
+        except OSError as error:
+            # Not every file system has it (nfs).
+            if error.errno not in _NOT_HERE:
+                raise
+    try:
+        os.link(old, new, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except PermissionError:
+        # A directory, or no hard links either: the check and the rename are two steps then.
+        with suppress(FileNotFoundError):
+            os.lstat(new, dir_fd=directory)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+    else:
+        os.unlink(old, dir_fd=directory)
+
+
 def _may_be_roots(uid: int) -> bool:
-    """Whether a user number stands for owners that our user name space does not know, the host's root among them."""
+    """Whether a user number stands for owners that our user namespace does not know, the host's root among them."""
     try:
         mapped = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
         overflow = int(Path("/proc/sys/fs/overflowuid").read_text())

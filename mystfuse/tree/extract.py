@@ -8,7 +8,6 @@ and they fail the extraction.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import resource
@@ -27,12 +26,15 @@ import trio
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.xattr import POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
-from mystfuse.system.output_paths import open_directory, sync_directory, sync_file_system
+from mystfuse.system.output_paths import (
+    open_directory,
+    rename_without_replacing,
+    sync_directory,
+    sync_file_system,
+)
 from mystfuse.system.threads import call_in_thread
 from mystfuse.tree.image_tree import Child, ImageTree, check_first_visit
 
-_RENAME_NOREPLACE = 1
-"""<linux/fs.h>"""
 _IN_THREAD = 64 << 10
 """Bytes from which on a write is worth a thread: storage may take its time, and other tasks go on meanwhile."""
 _SPARE_DESCRIPTORS = 16
@@ -87,7 +89,7 @@ async def extract(
         try:
             # All of it is on disk before it has the name that says that it is complete.
             await _in_thread(sync_file_system, parent)
-            _rename(parent, name, os.fsencode(target.name))
+            rename_without_replacing(parent, name, os.fsencode(target.name))
             await _in_thread(sync_directory, parent)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(destination)) from error
@@ -321,22 +323,6 @@ async def _in_thread(action: Callable[[int], None], descriptor: int) -> None:
 def _check_absent(target: Path) -> None:
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "already exists", os.fspath(target))
-
-
-def _rename(directory: int, old: bytes, new: bytes) -> None:
-    """Rename within a directory; raises FileExistsError if there is something under the new name."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is not None:
-        if renameat2(directory, old, directory, new, _RENAME_NOREPLACE) == 0:
-            return
-        number = ctypes.get_errno()
-        if number not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(number, os.strerror(number))
-    # Not every file system has it (nfs), nor every C library (musl): the check and the rename are two steps then.
-    with suppress(FileNotFoundError):
-        os.lstat(new, dir_fd=directory)
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def _remove(parent: int, name: bytes) -> None:

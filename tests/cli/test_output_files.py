@@ -15,6 +15,7 @@ import pytest
 
 from mystfuse.errors import MystfuseError
 from mystfuse.system.atomic_file import AtomicFile
+from mystfuse.system.output_paths import rename_without_replacing
 from tests.support.cli_in_process import in_process
 from tests.support.commands import GROUP, USER, mystfuse, run
 from tests.support.mounts import mounted
@@ -303,6 +304,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     watch("link", lambda old, new: f"name {os.fsdecode(new)}" if not os.fsdecode(new).startswith(".") else "hidden")
     watch("replace", lambda old, new: f"name {new}")
 
+    def rename(directory: int, old: bytes | str, new: bytes | str) -> None:
+        rename_without_replacing(directory, old, new)
+        made.append(f"name {os.fsdecode(new)}")
+
+    for module in "system.atomic_file", "tree.extract":
+        monkeypatch.setattr(f"mystfuse.{module}.rename_without_replacing", rename)
+
     def sync_all(descriptor: int) -> None:
         made.append("sync all")
 
@@ -357,20 +365,9 @@ def test_every_command_has_the_name_on_disk(
     ]  # fmt: skip
 
 
-def test_extract_has_all_on_disk_before_the_name(
-    small_image: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extract_has_all_on_disk_before_the_name(small_image: Path, tmp_path: Path, calls: list[str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    import mystfuse.tree.extract
-
-    rename = mystfuse.tree.extract._rename
-
-    def watched(directory: int, old: bytes, new: bytes) -> None:
-        rename(directory, old, new)
-        calls.append(f"name {new.decode()}")
-
-    monkeypatch.setattr(mystfuse.tree.extract, "_rename", watched)
     result = in_process("extract", small_image, "/", out / "tree")
     assert result.returncode == 0, result.stderr
     assert calls[-3:] == ["sync all", "name tree", "sync directory out"]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trio
 
+from mystfuse.cli.key_options import parse_kdf_limit
 from mystfuse.cli.mount_options import parse_mount_options
 from mystfuse.crypto.deriver import Deriver
 from mystfuse.crypto.kdf_limit import KdfLimit
@@ -81,7 +82,7 @@ def test_a_header_that_would_cost_too_much_is_refused_at_once(count: int, kdf: A
     assert time.process_time() - started < 1
     # What it says would do does: nothing is started here, since there is no such memory.
     (limit,) = re.findall(r"--kdf-limit (\S+) does", str(caught.value))
-    keys = Keys(passphrase=Secret.copy_of(PASSPHRASE), limit=KdfLimit.parse(limit))
+    keys = Keys(passphrase=Secret.copy_of(PASSPHRASE), limit=parse_kdf_limit(limit))
     assert keys.limit.memory >= kdf.memory_size and keys.limit.seconds >= count * kdf.seconds(64)
     # The master key needs none of the slots.
     open_with(with_slots(count, kdf), key=KEY)
@@ -246,4 +247,4 @@ def test_the_limit_is_a_mount_option_too() -> None:
     with pytest.raises(UsageError, match="kdf_limit=x"):
         parse_mount_options("kdf_limit=x", {})
     for limit in (KdfLimit(), KdfLimit(math.inf, 5 << 20), KdfLimit(0.25, 3 * GIB)):
-        assert KdfLimit.parse(str(limit)) == limit
+        assert parse_kdf_limit(str(limit)) == limit

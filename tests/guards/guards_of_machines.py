@@ -426,7 +426,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     Guard(
         "others of the same user do not look into a process with keys",
         "mystfuse/crypto/secret.py",
-        "ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)",
+        'libc.call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)',
         "pass",
         ("crypto/test_kdf_limit.py::test_others_of_the_same_user_do_not_look_into_the_process",),
     ),
