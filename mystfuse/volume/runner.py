@@ -57,13 +57,14 @@ class Runner:
         self._cache = cache
         self._written = written
         self._room = room
-        self._large = _Places(MAX_LARGE, io_timeout)
+        self._large = trio.CapacityLimiter(MAX_LARGE)
+        self._io_timeout = io_timeout
         self._held: dict[int, tuple[int, trio.Event]] = {}
-        """Inodes that are held: by how many, and what is set when by none any more."""
+        """Inodes that are held: by how many readers, and an event for when it is none any more."""
 
     @contextmanager
     def hold(self, ino: int) -> Iterator[None]:
-        """Let nobody change the contents of inode ``ino`` for the time of the block. Several may hold it."""
+        """Hold back changes of the contents of inode ``ino`` for the time of the block. Several readers may hold it."""
         holders, freed = self._held.get(ino) or (0, trio.Event())
         self._held[ino] = holders + 1, freed
         try:
@@ -93,7 +94,7 @@ class Runner:
                     return operation(blocks, *args, **kwargs)
                 except BlocksMissing as error:
                     missing = error
-                misses = misses or _Misses(self._cache, self._written, blocks, self._large)
+                misses = misses or _Misses(self, blocks)
                 blocks.restart()
                 await misses.fetch(missing)
         finally:
@@ -107,7 +108,7 @@ class Runner:
             OSError, MystfuseError: as the operation does.
         """
         blocks = self.blocks()
-        misses = _Misses(self._cache, self._written, blocks, self._large)
+        misses = _Misses(self, blocks)
         while True:
             try:
                 return operation(blocks, *args, **kwargs)
@@ -141,7 +142,7 @@ class Runner:
         cache = self._cache
         transaction = Transaction(cache.block_size, cache.get, self._written, self._room)
         change = Change(self._filesystem, transaction, caller, time.time_ns())
-        misses = _Misses(cache, self._written, transaction, self._large)
+        misses = _Misses(self, transaction)
         try:
             return await self._change(ino, transaction, misses, partial(operation, change, *args, **kwargs))
         finally:
@@ -156,29 +157,24 @@ class Runner:
             transaction.restart(budget)
             try:
                 result = operation()
-            except BlocksMissing as error:
-                missing = error
-            else:
-                try:
-                    self._commit(transaction)
-                except OverlayFull as error:
-                    budget = _smaller_budget(transaction, error)
-                    continue
-                except OverlayBusy as error:
-                    busy = error
-                else:
-                    return result
-                try:
-                    await self._written.make_room(busy)
-                except OverlayFull as error:
-                    budget = _smaller_budget(transaction, error)
+                self._commit(transaction)
+                return result
+            except BlocksMissing as missing:
+                wait = misses.fetch(missing)
+            except OverlayBusy as busy:
+                wait = self._written.make_room(busy)
+            except OverlayFull as error:
+                budget = _smaller_budget(transaction, error)
                 continue
-            await misses.fetch(missing)
+            try:
+                await wait
+            except OverlayFull as error:
+                budget = _smaller_budget(transaction, error)
 
     def _commit(self, transaction: Transaction) -> None:
-        """Commit what an operation has changed, and bring what is known besides the blocks up to date: all of it, or
-        nothing and an error. The memory that orphans need is taken before; what can be found out from the blocks is
-        forgotten if there is none for it.
+        """Commit what an operation has changed, and update what is kept in memory besides the blocks: all of it, or
+        nothing and an error. The memory that orphans need is taken before; what the blocks say as well is forgotten if
+        there is none to update it.
 
         Raises:
             OverlayFull, OverlayBusy, OSError, MemoryError: as the store of written blocks does.
@@ -192,7 +188,7 @@ class Runner:
         except BaseException:
             orphans -= new_orphans
             raise
-        # Nothing from here on may fail.
+        # From here on nothing may fail.
         if transaction.changed or transaction.freed or transaction.runs:
             self.commits = commits
         orphans -= transaction.released
@@ -204,38 +200,28 @@ class Runner:
 
 
 def _smaller_budget(transaction: Transaction, error: OverlayFull) -> int:
-    """For another run: what the metadata takes up is known only when there is no room for all of it."""
+    """The budget of the next run: how much metadata takes up shows only when there is no room for all of it."""
     budget = transaction.spent - error.missing
     if not transaction.is_divisible or budget <= 0:
         raise error
     return budget
 
 
-class _Places:
-    def __init__(self, count: int, io_timeout: float) -> None:
-        self.limiter = trio.CapacityLimiter(count)
-        self.io_timeout = io_timeout
-
-
 class _Misses:
-    """Fetches what one operation misses, and sees to it that this ends. ``close`` it with the operation.
+    """Fetches what one operation misses, for a bounded number of runs. ``close`` it with the operation."""
 
-    Args:
-        large: bounds how many operations have a lot pinned.
-    """
-
-    def __init__(self, cache: BlockCache, written: Overlay | Snapshot | None, blocks: Blocks, large: _Places) -> None:
-        self._cache = cache
-        self._written = written
+    def __init__(self, runner: Runner, blocks: Blocks) -> None:
+        self._runner = runner
+        self._cache = runner._cache
+        self._written = runner._written
         self._blocks = blocks
-        self._large = large
         self._is_large = False
         self._runs = 0
 
     def close(self) -> None:
         """The operation has come to its end."""
         if self._is_large:
-            self._large.limiter.release_on_behalf_of(self)
+            self._runner._large.release_on_behalf_of(self)
 
     async def fetch(self, missing: BlocksMissing) -> None:
         """Fetch and pin the blocks that the operation missed.
@@ -247,17 +233,17 @@ class _Misses:
         blocks = self._blocks
         count = len(blocks.pinned) + len(blocks.recalled) + len(missing.numbers) + len(missing.ahead)
         if count * self._cache.block_size > FEW_PINNED_BYTES and not self._is_large:
-            # Nobody who holds an inode comes here: the map of a read is small in any image.
+            # No operation that holds an inode waits here: the map of a read is small in any image.
             try:
-                with trio.fail_after(self._large.io_timeout):
-                    await self._large.limiter.acquire_on_behalf_of(self)
+                with trio.fail_after(self._runner._io_timeout):
+                    await self._runner._large.acquire_on_behalf_of(self)
             except trio.TooSlowError:
                 raise StorageTimeout("other operations that need many blocks wait for storage, which hangs") from None
             self._is_large = True
         if not self.fetch_now(missing):
-            wanted, tickets = self._split(missing.numbers | missing.ahead)
-            if tickets and self._written is not None:
-                self._blocks.recalled.update(await self._written.recall(tickets))
+            wanted, versions = self._split(missing.numbers | missing.ahead)
+            if versions and self._written is not None:
+                blocks.recalled.update(await self._written.recall(versions))
             if wanted:
                 await self._fetch(wanted & missing.numbers, wanted, missing.speculative)
         elif missing.progress:
@@ -266,8 +252,8 @@ class _Misses:
         self._check_pinned()
 
     def fetch_now(self, missing: BlocksMissing) -> bool:
-        """Fetch and pin the blocks that the operation missed, if that needs no waiting; False if it does, or one of
-        them cannot be had.
+        """Fetch and pin the blocks that the operation missed, if that needs no waiting; False if it does, or if one of
+        them is damaged or unreadable.
 
         Raises:
             RuntimeError: the operation would never end.
@@ -280,14 +266,14 @@ class _Misses:
             blocks.recalled.clear()
             self._runs = 0
         self._runs += 1
-        wanted, tickets = self._split(missing.numbers | missing.ahead)
-        is_known = not blocks.pinned.keys().isdisjoint(wanted & missing.numbers) or any(
-            ticket in blocks.recalled for ticket in tickets
+        wanted, versions = self._split(missing.numbers | missing.ahead)
+        is_known = not (
+            blocks.pinned.keys().isdisjoint(wanted & missing.numbers) and blocks.recalled.keys().isdisjoint(versions)
         )
         if self._runs > MAX_RUNS or is_known:
             raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {self._runs}: it cannot end")
-        if tickets and self._written is not None:
-            recalled = self._written.recall_now(tickets)
+        if versions and self._written is not None:
+            recalled = self._written.recall_now(versions)
             if recalled is None:
                 return False
             blocks.recalled.update(recalled)
@@ -300,14 +286,10 @@ class _Misses:
         return fetched is not None
 
     def _split(self, numbers: frozenset[int]) -> tuple[frozenset[int], list[int]]:
-        """Of blocks that are missed: those that are the image's, and the tickets of those that have been written."""
-        written = self._written
-        if written is None:
-            return numbers, []
-        there = {number: block for number in numbers if (block := written.get(number)) is not None}
-        if not there:
-            return numbers, []
-        return numbers - there.keys(), [block for block in there.values() if isinstance(block, int)]
+        """Of missing blocks: those of the image, and the versions of those in the overlay's store."""
+        get = self._written.get if self._written else lambda number: None
+        written = {number: block for number in numbers if (block := get(number)) is not None}
+        return numbers - written.keys(), [block for block in written.values() if isinstance(block, int)]
 
     def _check_pinned(self) -> None:
         count = len(self._blocks.pinned) + len(self._blocks.recalled)
@@ -315,8 +297,8 @@ class _Misses:
             raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
 
     async def _fetch(self, needed: frozenset[int], wanted: frozenset[int], quietly: bool) -> None:
-        """Fetch ``needed`` blocks, and if possible all that are ``wanted``. A damaged block must not fail what is
-        fetched along with it: then each that is needed is fetched by itself, and told if it cannot be had."""
+        """Fetch ``needed`` blocks, and if possible all ``wanted`` ones. A damaged block must not fail those that are
+        fetched along with it: then each needed one is fetched by itself, and its error is kept."""
         blocks = self._blocks
         if quietly or len(wanted) > 1:
             try:
