@@ -1,0 +1,361 @@
+"""Two mounts of one image, the kernel's and ours, and sequences of operations that run on both and on a model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from removal import remove_tree
+
+from tests.support.commands import mystfuse, run
+from tests.support.model_ops import (
+    At,
+    CloseHandle,
+    Create,
+    Failed,
+    Link,
+    LookAt,
+    Mkdir,
+    Model,
+    Mounted,
+    Operation,
+    Symlink,
+    Write,
+    agree,
+    differences,
+    numbered_name,
+    spell,
+)
+from tests.support.mounts import mounted
+
+PEER = os.environ.get("MYSTFUSE_MODEL_PEER", "mystfuse")
+DEFAULT_EXAMPLES, STEPS, STEPS_BETWEEN_CHECKS = 7, 50, 25
+
+FSCK_WITH_UNLINKED_OPEN_FILES = PEER != "kernel"
+"""Whether the image must be clean while files are open that have lost their last name. ext2 keeps no list of orphans:
+on the kernel's own side it is not, but ``.mystfuse/image`` shows them released."""
+
+IMAGE_SIZE, INODES, SEEDS, SEED_ENTRIES = "32M", 8192, 4, 300
+
+
+@dataclass(frozen=True)
+class Configuration:
+    block_size: int
+    inode_size: int
+    indexed: bool
+    encrypted: bool = False
+    stored: bool = False
+    """With an overlay store, and all that is written put there at once."""
+
+    def __str__(self) -> str:
+        kind = "-encrypted" if self.encrypted else "-stored" if self.stored else ""
+        return f"{self.block_size}-{self.inode_size}-{'index' if self.indexed else 'linear'}{kind}"
+
+
+ALWAYS_SHORT = """
+from mystfuse.overlay.space import Space
+Space._is_short = lambda self: True
+"""
+"""A sitecustomize.py, which Python runs first of all: memory is always short."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Operations and the directory they begin with: ``empty``, ``small`` (PRELUDE), or ``seed``, which mke2fs made."""
+
+    start: str
+    operations: list[Operation] = field(default_factory=list)
+
+
+PRELUDE: list[Operation] = [
+    Mkdir("d"),
+    Mkdir("d/e", 0o2775),
+    Create("a"),
+    Write("a", At(), At(2, 0, 5), 1),
+    Create("d/a", 0o4755),
+    Link("a", "d/b"),
+    Symlink("c", "d/a"),
+]
+
+
+def make_seed(root: Path) -> None:
+    """The directory that mke2fs puts into the image: a large directory, and one of every kind that operations name."""
+    (root / "big").mkdir(parents=True)
+    (root / "d/e").mkdir(parents=True)
+    for number in range(SEED_ENTRIES):
+        path = root / "big" / spell(numbered_name(number, 100))
+        if number % 7:
+            path.touch()
+        else:
+            path.write_bytes(bytes([number % 256]) * number)
+    (root / "a").write_bytes(bytes(range(256)) * 80)
+    os.link(root / "a", root / "b")
+    os.link(root / "a", root / "d/b")
+    (root / "c").symlink_to("d/a")
+    (root / "d/c").symlink_to("long/" * 30)
+    with (root / "d/a").open("wb") as file:
+        for offset in (0, 100_000, 300_000, 5_000_000):
+            file.seek(offset)
+            file.write(b"data at " + str(offset).encode())
+    os.mknod(root / "d/f", stat.S_IFCHR | 0o640, os.makedev(300, 70_000))
+    os.setxattr(root / "a", "user.a", b"of a")
+    os.setxattr(root / "d", "user.b", b"b" * 300)
+    os.setxattr(root / "d/a", "trusted.c", b"")
+    os.chown(root / "d/e", 1000, 70_000)
+    (root / "d/e").chmod(0o2770)
+    for path in [*root.rglob("*"), root]:
+        os.utime(path, (0, 1_234_567_890), follow_symlinks=False)
+
+
+def make_image(configuration: Configuration, directory: Path) -> Path:
+    """An EXT2 image with as many copies of the seed as a mount can serve."""
+    image, source = directory / "pristine", directory / "source"
+    make_seed(source / "seed-0")
+    for number in range(1, SEEDS):
+        run("cp", "-a", source / "seed-0", source / f"seed-{number}")
+    feature = "dir_index" if configuration.indexed else "^dir_index"
+    # Small groups, so that both block sizes have several.
+    run("mke2fs", "-q", "-F", "-t", "ext2", "-b", str(configuration.block_size), "-I", str(configuration.inode_size),
+        "-O", feature, "-g", str(8192 if configuration.block_size == 1024 else 2048), "-N", str(INODES),
+        "-E", "lazy_itable_init=0", "-d", source, image, IMAGE_SIZE)  # fmt: skip
+    # mke2fs does not index the directories that it fills, e2fsck does.
+    assert run("e2fsck", "-fyD", image, check=False).returncode in (0, 1)
+    assert run("e2fsck", "-fn", image, check=False).returncode == 0
+    remove_tree(source)
+    return image
+
+
+@contextmanager
+def kernel_mounted(pristine: Path, image: Path, mountpoint: Path) -> Iterator[Path]:
+    """The kernel's mount of a copy; the loop device goes with it."""
+    mountpoint.mkdir(exist_ok=True)
+    run("cp", "--sparse=always", pristine, image)
+    run("mount", "-t", "ext2", "-o", "loop,noatime,acl,user_xattr", image, mountpoint)
+    try:
+        yield mountpoint
+    finally:
+        if run("umount", mountpoint, check=False).returncode:
+            run("umount", "--lazy", mountpoint)
+        image.unlink()
+
+
+def copy_sparsely(source: Path, target: Path) -> None:
+    """Copy what ends where reading ends, whatever its status says."""
+    with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+        size = 0
+        while data := reader.read(1 << 20):
+            if data.count(0) != len(data):
+                os.pwrite(writer.fileno(), data, size)
+            size += len(data)
+        writer.truncate(size)
+
+
+class Pair:
+    """The two mounts of one image, the kernel's and the one under test, with a history since they were mounted."""
+
+    def __init__(self, configuration: Configuration, directory: Path) -> None:
+        self.configuration = configuration
+        self.history: list[Sequence] = []
+        self._directory = directory
+        self._pristine = make_image(configuration, directory)
+        self._image, self._options = self._pristine, ["--insecure"]
+        if configuration.encrypted:
+            self._image, self._options = self._encrypt()
+        self._digest = hashlib.sha256(self._image.read_bytes()).digest()
+        self._mounts = ExitStack()
+        self._seeds: list[str] = []
+        self._saved: Path | None = None
+
+    def _encrypt(self) -> tuple[Path, list[str]]:
+        """An encrypted image of the same file system, and the options to mount it with."""
+        image, key = self._directory / "encrypted", self._directory / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(64))
+        with mounted(self._pristine, self._directory / "ours", "--insecure") as mountpoint:
+            result = mystfuse("commit", "--encrypt", key, mountpoint, image)
+            assert result.returncode == 0, result.stderr
+        return image, ["--key-file", str(key)]
+
+    def mount(self) -> None:
+        """Begin, or begin anew, from the very same image."""
+        self.close()
+        directory = self._directory
+        self.kernel = self._mounts.enter_context(
+            kernel_mounted(self._pristine, directory / "kernel.img", directory / "kernel")
+        )
+        options, environment = list(self._options), {}
+        if self.configuration.stored:
+            (directory / "first").mkdir(exist_ok=True)
+            (directory / "first/sitecustomize.py").write_text(ALWAYS_SHORT)
+            options += ["--overlay-limit=16M", f"--overlay-store={directory}"]
+            environment = {"PYTHONPATH": str(directory / "first")}
+        if PEER == "kernel":
+            self.ours = self._mounts.enter_context(
+                kernel_mounted(self._pristine, directory / "ours.img", directory / "ours")
+            )
+        else:
+            self.ours = self._mounts.enter_context(
+                mounted(self._image, directory / "ours", *options, "-o", "suid,dev", env=environment)
+            )
+        self._seeds = [f"seed-{number}" for number in range(SEEDS)]
+        self.history = []
+
+    def close(self) -> None:
+        """Unmount, and see that the image itself is as it was."""
+        self._mounts.close()
+        assert hashlib.sha256(self._image.read_bytes()).digest() == self._digest, "the image was changed"
+
+    def begin(self, sequence: Sequence) -> tuple[Mounted, Mounted, Model]:
+        """The directory in which a sequence runs: on the kernel's side, on ours, and in the model."""
+        if sequence.start == "seed" and not self._seeds:
+            self.mount()
+        name = f"case-{len(self.history) % 3}"
+        given = self._seeds.pop(0) if sequence.start == "seed" else None
+        self.history.append(sequence)
+        for root in (self.kernel, self.ours):
+            if given is None:
+                (root / name).mkdir()
+            else:
+                (root / given).rename(root / name)
+        kernel, ours = (Mounted(str(root / name), self.configuration.block_size) for root in (self.kernel, self.ours))
+        return kernel, ours, Model.load(kernel)
+
+    def check_image(self) -> None:
+        """Judge by e2fsck what our image has become."""
+        copy = self._directory / "snapshot"
+        if PEER == "kernel":
+            run("sync", "--file-system", self.ours)
+            copy_sparsely(self._directory / "ours.img", copy)
+        else:
+            copy_sparsely(self.ours / ".mystfuse/image", copy)
+        result = run("e2fsck", "-fn", copy, check=False)
+        copy.unlink()
+        assert result.returncode == 0, f"e2fsck exited {result.returncode}:\n{result.stdout}{result.stderr}"
+
+    def check_free_space(self) -> None:
+        """The same number of blocks and inodes must be free on both sides, when all is removed that was made."""
+        expected = _free(self.kernel)
+        deadline = time.monotonic() + 5
+        while (found := _free(self.ours)) != expected:
+            # An inode that was open or looked up is freed a little later: FUSE does not wait for it.
+            assert time.monotonic() < deadline, f"free blocks and inodes are {found} instead of {expected}"
+            time.sleep(0.02)
+
+    def save_history(self) -> Path:
+        """Where everything is written down that the mounts had served at the first failure: those that follow come
+        from shrinking, and begin with fresh mounts."""
+        if self._saved is None:
+            handle, name = tempfile.mkstemp(prefix=f"mystfuse-model-{self.configuration}-", suffix=".txt")
+            with open(handle, "w", errors="backslashreplace") as file:
+                file.writelines(f"{sequence!r},\n" for sequence in self.history)
+            self._saved = Path(name)
+        return self._saved
+
+
+def _free(mountpoint: Path) -> tuple[int, int]:
+    found = os.statvfs(mountpoint)
+    return found.f_bfree, found.f_ffree
+
+
+class Run:
+    """A sequence being run on the three sides."""
+
+    def __init__(self, pair: Pair, start: str) -> None:
+        self.sequence = Sequence(start)
+        self.steps = 0
+        self._pair = pair
+        self._since = time.time()
+        self._kernel, self.ours, self.model = pair.begin(self.sequence)
+        self._failed = False
+        if start == "small":
+            for operation in PRELUDE:
+                self._step(operation)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A failure says how to get it again, and leaves fresh mounts for what comes next."""
+        try:
+            yield
+        except AssertionError as error:
+            history = self._pair.save_history()
+            self.abandon()
+            message = f"{error}\n{self._pair.configuration}, {self.sequence!r}\nthe first failure's past: {history}"
+            raise AssertionError(message) from None
+
+    def abandon(self) -> None:
+        """Give up: what comes next begins with fresh mounts."""
+        self._failed = True
+        self._close_files()
+        self._pair.mount()
+
+    def step(self, operation: Operation) -> object:
+        """Do one thing everywhere and compare; the kernel's result."""
+        self.sequence.operations.append(operation)
+        with self._explained():
+            result = self._step(operation)
+            self.steps += 1
+            if self.steps % STEPS_BETWEEN_CHECKS == 0:
+                self.check()
+        return result
+
+    def _step(self, operation: Operation) -> object:
+        result = self._compare(operation)
+        for path in operation.paths():
+            self._compare(LookAt(path), f" (after {operation})")
+        return result
+
+    def _compare(self, operation: Operation, when: str = "") -> object:
+        result = operation.apply(self._kernel)
+        found = operation.apply(self.ours)
+        if not agree(result, found):
+            raise AssertionError(f"{operation}{when}: {_short(found)} instead of the kernel's {_short(result)}")
+        # Root is denied nothing but by fs.protected_symlinks and its like, of which the model knows nothing.
+        if result != Failed("EACCES"):
+            self.model.observed = result
+            expected = operation.apply(self.model)
+            if not agree(expected, result):
+                raise AssertionError(f"{operation}{when}: the model says {_short(expected)}, not {_short(result)}")
+        return result
+
+    def check(self) -> None:
+        """Compare the three trees, and let e2fsck judge."""
+        kernel = self._kernel.tree()
+        problems = differences(kernel, self.ours.tree(), self._since)
+        if problems:
+            raise AssertionError("ours differs from the kernel's:\n" + "\n".join(problems))
+        problems = differences(self.model.tree(), kernel)
+        if problems:
+            raise AssertionError("the kernel's differs from the model:\n" + "\n".join(problems))
+        if FSCK_WITH_UNLINKED_OPEN_FILES or not self.model.has_unlinked_open_files():
+            self._pair.check_image()
+
+    def _close_files(self) -> None:
+        for side in (self._kernel, self.ours):
+            while side.slots:
+                side.close(side.slots.popitem()[1])
+
+    def finish(self) -> None:
+        """Compare everything, remove everything, and see that all space is free again."""
+        if self._failed:
+            return
+        for slot in sorted(self._kernel.slots):
+            self.step(CloseHandle(slot))
+        with self._explained():
+            self.check()
+            for side in (self._kernel, self.ours):
+                remove_tree(side.root)
+            self._pair.check_free_space()
+
+
+def _short(result: object) -> str:
+    text = repr(result)
+    if len(text) < 400:
+        return text
+    return f"{text[:200]}...{text[-100:]} ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
