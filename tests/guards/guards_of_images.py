@@ -80,7 +80,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/formats/verity.py",
         "if not MIN_BLOCK_SIZE <= size <= MAX_BLOCK_SIZE or size & (size - 1):",
         "if False:",
-        ("formats/test_formats.py::test_a_superblock_field_out_of_bounds_is_refused",),
+        ("formats/test_verity_superblock.py::test_a_superblock_field_out_of_bounds_is_refused",),
     ),
     Guard(
         "fields of the fssig are bounded",
