@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import reduce
 from itertools import count as counting
 from itertools import groupby
 from operator import sub
@@ -110,27 +111,42 @@ def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int
         BlocksMissing: naming one indirect block.
         CorruptFilesystem: a pointer outside the file system, or a block past what a map can hold.
     """
-    table = struct.unpack(f"<{EXT2_N_BLOCKS}I", inode.i_block)
-    if first < EXT2_NDIR_BLOCKS:
-        return _stretch_in(superblock, inode, table[:EXT2_NDIR_BLOCKS], first)
+    table: Sequence[int] = _ROOTS.unpack(inode.i_block)
     per_block = superblock.block_size // 4
-    position = first - EXT2_NDIR_BLOCKS
-    for depth in (1, 2, 3):
-        if position < per_block**depth:
-            break
-        position -= per_block**depth
-    else:
-        raise CorruptFilesystem(f"inode {inode.ino}: block {first} is past what a map can hold")
-    root = EXT2_NDIR_BLOCKS + depth - 1
-    table, index = table[root : root + 1], 0
-    for level in range(depth, 0, -1):
-        span = per_block**level
+    path = block_path(inode, per_block, first)
+    if len(path) == 1:
+        return _stretch_in(superblock, inode, table[:EXT2_NDIR_BLOCKS], first)
+    # Of the roots only this one: the next is for another number of blocks.
+    table = table[path[0] : path[0] + 1]
+    position = reduce(lambda position, index: position * per_block + index, path[1:])
+    for level, index in zip(range(len(path) - 1, 0, -1), (0, *path[1:-1]), strict=True):
         if not table[index]:
+            span = per_block**level
             return Stretch(False, _count_holes(table, index) * span - position % span)
         _check_pointers(superblock, inode, [table[index]])
         table = struct.unpack(f"<{per_block}I", blocks.block(table[index]))
-        index = position % span // (span // per_block)
-    return _stretch_in(superblock, inode, table, index)
+    return _stretch_in(superblock, inode, table, path[-1])
+
+
+def block_path(inode: Inode, per_block: int, logical: int) -> tuple[int, ...]:
+    """The way to the pointer of a block: the index in i_block, then in each indirect block (fs/ext2/inode.c,
+    ext2_block_to_path).
+
+    Args:
+        per_block: pointers in an indirect block.
+
+    Raises:
+        CorruptFilesystem: the block is past what a map can hold.
+    """
+    if logical < EXT2_NDIR_BLOCKS:
+        return (logical,)
+    position = logical - EXT2_NDIR_BLOCKS
+    for depth in (1, 2, 3):
+        if position < per_block**depth:
+            indices = (position // per_block**level % per_block for level in range(depth - 1, -1, -1))
+            return EXT2_NDIR_BLOCKS + depth - 1, *indices
+        position -= per_block**depth
+    raise CorruptFilesystem(f"inode {inode.ino}: block {logical} is past what a map can hold")
 
 
 def _stretch_in(superblock: Superblock, inode: Inode, table: Sequence[int], index: int) -> Stretch:

@@ -8,7 +8,7 @@ from errno import ENOSPC
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.block_map import block_path, map_blocks
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
@@ -51,7 +51,7 @@ def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: 
     pointers: list[int] = []
     new: set[int] = set()
     added = 0
-    for leaf in _leaves(superblock.block_size // 4, first, len(mapped)):
+    for leaf in _leaves(inode, superblock.block_size // 4, first, len(mapped)):
         present = mapped[leaf.logical - first : leaf.logical - first + leaf.length]
         holes = present.count(0)
         if holes:
@@ -108,7 +108,7 @@ def add_block(change: Change, inode: Inode, logical: int) -> tuple[Inode, bytear
 class _Leaf(NamedTuple):
     """A range of a file whose pointers are next to each other: in i_block, or in one indirect block."""
 
-    path: tuple[int, ...]
+    path: list[int]
     """The index in i_block of the root, then the index in each indirect block on the way to the leaf's own."""
     slot: int
     """The place in the leaf of the first pointer."""
@@ -116,26 +116,13 @@ class _Leaf(NamedTuple):
     length: int
 
 
-def _leaves(per_block: int, first: int, count: int) -> Iterator[_Leaf]:
-    """The leaves of ``count`` blocks from block ``first`` on. Source: fs/ext2/inode.c, ext2_block_to_path."""
+def _leaves(inode: Inode, per_block: int, first: int, count: int) -> Iterator[_Leaf]:
+    """The leaves of ``count`` blocks of a file from block ``first`` on."""
     end = first + count
     while first < end:
-        if first < EXT2_NDIR_BLOCKS:
-            path: tuple[int, ...] = ()
-            index, room = first, EXT2_NDIR_BLOCKS - first
-        else:
-            relative, depth = first - EXT2_NDIR_BLOCKS, 1
-            while relative >= per_block**depth:
-                relative -= per_block**depth
-                depth += 1
-            path = (
-                EXT2_NDIR_BLOCKS + depth - 1,
-                *(relative // per_block**level % per_block for level in range(depth - 1, 0, -1)),
-            )
-            index = relative % per_block
-            room = per_block - index
-        length = min(room, end - first)
-        yield _Leaf(path, index, first, length)
+        *path, slot = block_path(inode, per_block, first)
+        length = min((per_block if path else EXT2_NDIR_BLOCKS) - slot, end - first)
+        yield _Leaf(path, slot, first, length)
         first += length
 
 
