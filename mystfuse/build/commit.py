@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mystfuse.build.hash_tree import write_all
 from mystfuse.build.luks_format import make_luks_header
@@ -20,9 +19,7 @@ from mystfuse.formats.fssig import Fssig
 from mystfuse.image.keys import Encryption
 from mystfuse.image.progress import Progress
 from mystfuse.system.atomic_file import AtomicFile
-
-if TYPE_CHECKING:
-    from mystfuse.trust.signature import SigningKey
+from mystfuse.trust.signature import SigningKey
 
 _CHUNK = 1 << 20
 _HOLE = 64 << 10

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from mystfuse.build.hash_tree import write_all
@@ -33,9 +32,7 @@ from mystfuse.image.keys import Encryption
 from mystfuse.image.progress import Progress
 from mystfuse.system.atomic_file import AtomicFile, WritableFile
 from mystfuse.system.child_process import run_program
-
-if TYPE_CHECKING:
-    from mystfuse.trust.signature import SigningKey
+from mystfuse.trust.signature import SigningKey
 
 MIN_SIZE = 8 << 20
 """The original's smallest file system."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from mystfuse.build.hash_tree import write_all, write_tree
@@ -12,9 +11,7 @@ from mystfuse.formats.fssig import FSSIG_SIZE, Fssig
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 from mystfuse.image.progress import Progress
 from mystfuse.system.atomic_file import AtomicFile, WritableFile
-
-if TYPE_CHECKING:
-    from mystfuse.trust.signature import SigningKey
+from mystfuse.trust.signature import SigningKey
 
 VERITY_BLOCK_SIZE = 4096
 

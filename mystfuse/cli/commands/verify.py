@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+import trio
 
 from mystfuse.cli.given_image import GivenImage, image_options
 from mystfuse.cli.options import GivenPath, io_timeout_option
@@ -14,6 +15,7 @@ from mystfuse.cli.trust_options import may_trust_self
 from mystfuse.errors import ExitStatus, FormatError, IntegrityError, MystfuseError, NotTrusted, innermost
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage, open_image
+from mystfuse.image.pipeline import run_pipeline
 from mystfuse.image.verify import BadRange, find_damage
 from mystfuse.trust.policy import TrustReason
 
@@ -94,10 +96,6 @@ def command(as_json: bool, image: str, **given: Any) -> ExitStatus:
 
 def _check_contents(image: TrustedImage, keys: Keys, io_timeout: float) -> None:
     """Raise FormatError unless the data are what a mount accepts, and WrongKey unless the keys, if any, open it."""
-    # Only here: verifying needs none of it.
-    import trio
-
-    from mystfuse.image.pipeline import run_pipeline
 
     async def check() -> None:
         async with run_pipeline(image, keys, io_timeout, progress, may_stay_locked=True):
