@@ -189,7 +189,7 @@ class Space(ABC):
         in_runs = sum([len(content) for _, content in runs]) // size
         added = len(changed) - len(held) + in_runs
         if in_memory := len(new) + in_runs:
-            # Who only replaces what is in the store gives that back: at a full store, too.
+            # An operation that only replaces blocks of the store gives their places back, so a full store takes it.
             self._check(added - len(dropped), in_memory, use_reserve or not added)
         slots = arenas.take(in_memory)
         kept: list[tuple[dict[int, int | None], dict[int, int | None]]] = []
@@ -233,7 +233,7 @@ class Space(ABC):
             self._spill.go_on()
 
     def _releasing(self, slots: Collection[int]) -> Callable[[], None]:
-        """What gives slots back, and takes no memory for it."""
+        """A call that gives slots back, and takes no memory for it."""
         arenas, spill = self._arenas, self._spill
         in_memory = [slot for slot in slots if slot >= 0] if spill else list(slots)
         places = [~slot for slot in slots if slot < 0] if spill else []

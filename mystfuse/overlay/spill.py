@@ -139,7 +139,7 @@ class Spill:
 
     def go_on(self) -> None:
         """Begin to write to the store if memory is getting short, or to give disk space back. Never fails: the
-        operation that needs the room is told what is wrong."""
+        error is for the operation that needs the room."""
         try:
             if self._on_end is None and not (self._is_short() and self._begin_batch()):
                 self._give_back_to_disk()

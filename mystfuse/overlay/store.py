@@ -33,7 +33,7 @@ _PUNCH_HOLE = 3
 
 
 def open_store_file(directory: str) -> int:
-    """Make a file that has no name, and that nobody else can open; returns its descriptor.
+    """Make a file that has no name, and that no other process can open; returns its descriptor.
 
     Raises:
         UsageError: there is no such directory.
@@ -63,7 +63,7 @@ def open_store_file(directory: str) -> int:
 
 
 def prepare_store() -> None:
-    """Import what ``OverlayStore`` takes, for who cannot import anything later."""
+    """Import what ``OverlayStore`` needs, before the daemon gives up the file system."""
     # Only where there is one: most mounts have no need of it.
     import cryptography.exceptions
     import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401
@@ -191,11 +191,11 @@ class OverlayStore:
 
         block = data[start : start + self.block_size]
         if len(block) < self.block_size:
-            return IntegrityError(f"overlay store: it ends before block {sealed.slot}: truncated by somebody")
+            return IntegrityError(f"overlay store: the file ends before block {sealed.slot}: it has been truncated")
         try:
             return self._cipher.decrypt(_nonce(sealed.counter), b"".join((block, sealed.tag)), _place(sealed.slot))
         except InvalidTag:
-            return IntegrityError(f"overlay store: block {sealed.slot} is not what was written there")
+            return IntegrityError(f"overlay store: block {sealed.slot} is corrupted")
 
     def give_back(self, end: int, unused: Sequence[range]) -> int:
         """Give disk space back: of all slots from ``end`` on, and of unused ones where the file system can do that.

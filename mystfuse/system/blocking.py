@@ -1,7 +1,8 @@
-"""Something that blocks, run to its end in a thread, whoever waits for it: a caller, a trio task, an asyncio task.
+"""A blocking action, run to its end in a thread: its caller is plain code, a trio task or an asyncio task.
 
 Python raises KeyboardInterrupt between any two steps of the main thread, and a cancelled task does not get a thread's
-result. So what must not be left half done is a thread's work, and who waits for it goes only when it has ended.
+result. So an action that must not be left half done runs in a thread, and its caller goes on only when it has ended.
+``call_in_thread`` is for trio tasks that may leave it behind.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Operation(Generic[T]):
 
     Args:
         action: ends by itself within bounded time.
-        stop: called when who waits is interrupted or cancelled: has ``action`` end soon. Also called before it begins,
+        stop: called when the caller is interrupted or cancelled: has ``action`` end soon. Also called before it begins,
             and after its end.
     """
 
@@ -34,7 +35,7 @@ class Operation(Generic[T]):
         self._action = action
         self._stop = stop
         self._claim = allocate_lock()
-        """Taken by the thread that begins, or by who waits, so that it never begins."""
+        """Taken by the thread when it begins, or by the caller, so that it never begins."""
         self._at_work = allocate_lock()
         self._at_work.acquire()
         self._has_ended = False
@@ -84,7 +85,7 @@ class Operation(Generic[T]):
         self._wake()
 
     def _wait(self) -> None:
-        # The lock may have been had by who was interrupted then.
+        # A caller that was interrupted may have taken the lock.
         if not self._has_ended:
             self._at_work.acquire()
 

@@ -12,7 +12,7 @@ _noted = 1 << 30
 
 
 def note_available_memory() -> None:
-    """Look now: for who is about to be confined, and cannot look any more."""
+    """Look now, for a process that is about to be confined, and that /proc is then closed to."""
     global _noted
     _noted = available_memory()
 

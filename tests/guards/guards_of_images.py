@@ -389,7 +389,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "a spilled block has its tag",
         "mystfuse/overlay/store.py",
-        'return IntegrityError(f"overlay store: block {sealed.slot} is not what was written there")',
+        'return IntegrityError(f"overlay store: block {sealed.slot} is corrupted")',
         "return bytes(block)",
         (
             "overlay/test_overlay_store.py::test_whatever_was_done_to_the_file_is_noticed",

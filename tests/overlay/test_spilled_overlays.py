@@ -204,9 +204,7 @@ async def test_a_damaged_store_is_an_error_told_once_and_costs_no_other_block(
             assert isinstance(found[ticket], IntegrityError)
         else:
             assert found[ticket] == contents[number]
-    assert [record.message for record in caplog.records] == [
-        f"overlay store: block {slot} is not what was written there"
-    ]
+    assert [record.message for record in caplog.records] == [f"overlay store: block {slot} is corrupted"]
 
 
 async def test_a_full_disk_is_no_space_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
