@@ -60,7 +60,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         ("volume/test_unread_damage.py::test_damage_that_is_read_counts_once_a_read_and_is_logged_once",),
     ),
     Guard(
-        "damage that nobody asked for is not told",
+        "damage in bytes that no program asked for is not reported",
         _VERITY,
         "if not quietly:\n                self._report(damage)",
         "if True:\n                self._report(damage)",
@@ -69,7 +69,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         ),
     ),
     Guard(
-        "what was fetched along is told to nobody",
+        "damage in blocks fetched along is not reported",
         "mystfuse/volume/runner.py",
         "for number in sorted(needed):",
         "for number in sorted(wanted):",
@@ -135,14 +135,14 @@ OF_IMAGES: tuple[Guard, ...] = (
         ("trust/test_signatures.py::test_every_wrong_signature_is_refused_whatever_the_exponent",),
     ),
     Guard(
-        "no image vouches for itself where anybody is trusted",
+        "no image vouches for itself where any key or root hash is trusted",
         "mystfuse/trust/policy.py",
         "if not policy.trusts_somebody and policy.trust_self:",
         "if policy.trust_self:",
         ("trust/test_policy.py::test_an_image_vouches_for_itself_only_when_nobody_is_trusted",),
     ),
     Guard(
-        "who is not trusted is refused",
+        "an image that is not trusted is refused",
         "mystfuse/trust/policy.py",
         "raise NotTrusted(_refusal(fssig, policy))",
         'return Trust(TrustReason.SELF, fssig.root_hash, None, "trusted by nobody but itself")',
@@ -159,14 +159,14 @@ OF_IMAGES: tuple[Guard, ...] = (
         ("trust/test_trust_directory.py::test_a_name_that_is_not_understood_refuses_the_trust_directory",),
     ),
     Guard(
-        "a trust directory belongs to nobody else",
+        "a trust directory belongs to root or the caller",
         _DIRECTORY,
         "if status.st_uid not in owners:",
         "if False:",
         ("trust/test_trust_directory.py::test_what_belongs_to_others_is_not_trusted",),
     ),
     Guard(
-        "a trust directory is nobody else's to write",
+        "other users may not write to a trust directory",
         _DIRECTORY,
         "if is_last or not stat.S_ISDIR(status.st_mode) or not status.st_mode & stat.S_ISVTX:",
         "if False:",
@@ -201,7 +201,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         ("devices/test_hung_storage.py::test_waiters_share_the_time_out_of_a_hash_block",),
     ),
     Guard(
-        "who waits for a hash block shares its outcome",
+        "tasks that wait for a hash block share its outcome",
         _VERITY,
         "if load.error is not None:",
         "if False:",

@@ -30,7 +30,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         ),
     ),
     Guard(
-        "calls that nobody but an attacker makes are deadly",
+        "calls that only an attacker makes end the process",
         _FILTERS,
         "policy |= dict.fromkeys(_DEADLY, KILL_PROCESS)",
         "policy |= dict.fromkeys(_DEADLY, _NOT_PERMITTED)",
@@ -187,7 +187,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         ("cli/test_output_files.py::test_nobody_gains_anything_at_any_moment",),
     ),
     Guard(
-        "another user's file is not replaced where everybody may make files",
+        "another user's file in a shared directory is not replaced",
         _ATOMIC_FILE,
         "if is_put_there_by_another(found, self._directory):",
         "if False:",
@@ -267,7 +267,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         ("container/test_shared_files.py::test_a_null_device_of_another_directory_is_replaced_by_ours",),
     ),
     Guard(
-        "a daemon that cannot be seen is not taken for dead",
+        "a daemon that is not visible is not taken for dead",
         "mystfuse/mounting/unmount.py",
         " and not _is_answered(mount)",
         "",
@@ -370,7 +370,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         ("mounting/test_start.py::test_mounts_with_each_choice_of_closed_descriptors",),
     ),
     Guard(
-        "little memory is told before anything is loaded",
+        "too little memory is refused before anything is loaded",
         "mystfuse/cli/start.py",
         "if 0 <= size < least << 20:",
         "if False:",
@@ -394,7 +394,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         ),
     ),
     Guard(
-        "who is cancelled waits for what is under way",
+        "a cancelled caller waits for the operation under way",
         "mystfuse/system/blocking.py",
         "            if not self._give_up():\n"
         "                with trio.CancelScope(shield=True):\n"
@@ -424,7 +424,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         ),
     ),
     Guard(
-        "others of the same user do not look into a process with keys",
+        "other processes of the same user do not read a process with keys",
         "mystfuse/crypto/secret.py",
         'libc.call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)',
         "pass",
