@@ -64,6 +64,8 @@ class Stream:
     def __init__(self) -> None:
         self.next = 0
         """Where it will go on, if it reads from front to back."""
+        self.length = 0
+        """Of the last request, in bytes."""
         self.chunks: deque[_Chunk] = deque()
         self.is_at_end = False
         self.failed = range(0)
@@ -97,10 +99,13 @@ class ReadAhead:
         """What a reader asks for, if it is ready or about to be; None if it must be read without read-ahead."""
         if offset != stream.next:
             self.drop(stream)
-            stream.next, stream.is_at_end = offset + length, False
+            stream.next, stream.length, stream.is_at_end = offset + length, length, False
             return None
         stream.next += length
-        if offset or length >= LONG:
+        # Requests about as long as a chunk gain nothing from one, but that threads are ahead of them; in between, the
+        # kernel sends short ones.
+        longest, stream.length = max(length, stream.length), length
+        if (offset or length >= LONG) and (longest < CHUNK // 2 or self._workers.threads):
             self._go_ahead(stream, ino, offset)
         chunks = [chunk for chunk in stream.chunks if chunk.start < stream.next]
         if not chunks or chunks[0].start > offset or (chunks[-1].end < stream.next and not stream.is_at_end):
