@@ -78,7 +78,7 @@ async def open_image(
         io_timeout: seconds after which opening or reading what storage does not answer fails.
 
     Raises:
-        NotTrusted: nobody who is trusted vouches for the image.
+        NotTrusted: no trusted root hash or key vouches for the image.
         UsageError: an argument is not what it should be.
         WrongKey: the image is encrypted and the key does not open it, or a key is given and it is not.
         FormatError, IntegrityError, ImageReadError: not an image, or it cannot be read.

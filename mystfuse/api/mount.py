@@ -52,7 +52,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         options: further mount options, as ``mystfuse mount -o`` takes them.
 
     Raises, when the block begins:
-        NotTrusted: nobody who is trusted vouches for the image.
+        NotTrusted: no trusted root hash or key vouches for the image.
         UsageError: an argument is not what it should be.
         WrongKey: the image is encrypted and the key does not open it, or a key is given and it is not.
         FormatError, IntegrityError: not an image, or a damaged one.
@@ -173,7 +173,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
                 command.run(arguments, descriptors)
                 has_mounted = True
         finally:
-            # A command that fails by itself leaves nothing: what has come to be mounted meanwhile is somebody else's.
+            # A command that fails by itself leaves nothing: a mount that appeared meanwhile is another process's.
             own = find_mount(self._path) if has_mounted or command.was_stopped else None
             if own != before and own is not None:
                 self._own = own
@@ -218,7 +218,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
             return
         if find_mount(self._path) != self._own:
             _refuse_covered(self._own)
-            # Unmounted by somebody else, or ended by damage.
+            # Unmounted by another process, or ended by damage.
             return
         try:
             unmount_and_wait(self._path, lazy=False, timeout=_UNMOUNT_TIMEOUT)

@@ -108,7 +108,7 @@ class Container:
 def run_container(container: Container) -> int:
     """Mount everything, run the program, unmount everything; returns its exit status, 128+N for signal N.
 
-    The mounts are in a namespace of our own, so nothing is left whatever ends us.
+    The mounts are in a namespace of our own, so nothing is left however we end.
 
     Raises:
         MystfuseError: it could not be started.
@@ -211,7 +211,7 @@ def _is_plain_file(path: str) -> bool:
 
 
 def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mapping[str, Any]) -> MountJob | int | None:
-    """The job of mounting an image, its mountpoint still to be said, or a descriptor of a file or directory.
+    """The job of mounting an image, without its mountpoint yet, or a descriptor of a file or directory.
 
     Args:
         common: options that count for an image which does not have its own.

@@ -94,7 +94,7 @@ async def write_stdout(data: bytes | bytearray) -> None:
     Raises:
         OSError: BrokenPipeError when its reader has gone.
     """
-    # The thread is left alone when somebody ends us while it waits. Nothing of Python's is locked then.
+    # When we are ended while the thread waits, it is left alone; it holds no lock of Python's then.
     await call_in_thread(partial(_write_all, data))
 
 

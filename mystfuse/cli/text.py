@@ -37,7 +37,7 @@ def discard_stdout() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Exit at once, when what is to be said has been said.
+    """Flush stdout and stderr, and exit at once.
 
     Python would first take everything apart that was imported. In the parent of a daemon that copies each page that it
     touches, and takes 10 to 50 ms.

@@ -57,7 +57,7 @@ def program_policy() -> dict[str, Rules]:
     policy: dict[str, Rules] = dict.fromkeys(known_syscalls(), ALLOW)
     for names in (*_REFUSED_WITHOUT.values(), _NEVER_ALLOWED):
         policy.update(dict.fromkeys(names.split(), _EPERM))
-    # Neither the filter nor anybody else can look at clone3's flags: the C library falls back to clone.
+    # No filter can look at clone3's flags, which are in memory: the C library falls back to clone.
     policy["clone3"] = _ENOSYS
     policy["clone"] = [Rule(ALLOW, [Argument(0, 0, _NEW_NAMESPACES)]), Rule(_EPERM)]
     # Sockets to the machine that we may be a guest of.

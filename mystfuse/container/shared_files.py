@@ -56,7 +56,7 @@ def protect_shared_files(bubblewrap: str, names: Mapping[int, str]) -> list[int]
 
 
 def pass_positions_on(given: Sequence[int]) -> None:
-    """Let what comes after us read on where the program has stopped reading, as if it had read from our standard
+    """Let the next reader read on where the program has stopped reading, as if it had read from our standard
     descriptors themselves."""
     for ours, theirs in zip(_STANDARD, given, strict=True):
         # Not a file.
@@ -98,7 +98,7 @@ def _open_node(fd: int, path: str, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        # A terminal of somebody else, after su(1), whose mode is not the program's to change either; or one that has
+        # A terminal of another user, after su(1), whose mode is not the program's to change either; or one that has
         # been closed.
         if error.errno in (errno.EACCES, errno.EIO, errno.ENXIO):
             return fd

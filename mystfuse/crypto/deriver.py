@@ -133,7 +133,7 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
         harden_process()
         _close_all_but(connection.fileno())
         _limit(limit)
-        # Who becomes another user gets no more signals of a parent that has died, nor of one that gives up.
+        # A process that becomes another user gets no signal when its parent dies or gives up.
         fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
         # What it is asked comes from the header, by way of a process that has read it.
         if (proc := confine().proc) is not None:

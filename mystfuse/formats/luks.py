@@ -112,7 +112,7 @@ class Pbkdf2:
         return 0
 
     def check_cost(self, length: int) -> None:
-        """Raise FormatError if deriving ``length`` bytes takes longer than we let anybody stall us."""
+        """Raise FormatError if deriving ``length`` bytes takes longer than an image may stall us."""
         if self.iterations * -(-length // HASHES[self.hash_name]) > MAX_ITERATIONS:
             raise FormatError(f"LUKS: {self.iterations} PBKDF2 iterations for {length} bytes take too long")
 

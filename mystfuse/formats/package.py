@@ -46,7 +46,7 @@ class PackageFile:
     unverified_contents: bytes
     """The line of JSON, without its end."""
     signer: bytes
-    """DER SubjectPublicKeyInfo of who claims to have signed."""
+    """DER SubjectPublicKeyInfo of the claimed signer."""
     signature: bytes = b""
 
     @classmethod

@@ -102,8 +102,8 @@ class VeritySuperblock:
         """The same superblock with the salt that says what is in it: 8 bytes ``mystfuse``, and 24 of the SHA-256 of its
         512 bytes with those 24 as zeros.
 
-        Every digest of the tree has the salt in it, so who trusts the root hash trusts the salt, and by it the rest. To
-        others it is a salt like any other; it differs from image to image as the UUID does.
+        Every digest of the tree has the salt in it, so trust in the root hash extends to the salt, and by it to the
+        rest. To others it is a salt like any other; it differs from image to image as the UUID does.
         """
         blank = replace(self, salt=VOUCHER.ljust(_VOUCHING_SALT_SIZE, b"\0"))
         digest = hashlib.sha256(blank.pack()).digest()

@@ -29,7 +29,7 @@ from mystfuse.system.threads import call_in_thread
 log = logging.getLogger(__name__)
 
 _WORTH_SAYING = 10
-"""Seconds: what takes longer is announced, also to who sees no progress."""
+"""Seconds: what takes longer is announced, also without a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ async def unlock(verified: Device, header: LuksHeader, keys: Keys, progress: Pro
 def _check_cost(keys: Keys, what: str, derivations: Sequence[tuple[Pbkdf2 | Argon2, int]]) -> None:
     """Raise FormatError if all of these derivations, each with its length, would cost too much.
 
-    All of them count, since who wrote the header may have seen to it that none but the last succeeds.
+    All of them count: the header's author may have made only the last one succeed.
     """
     limit = keys.limit
     seconds = sum(kdf.seconds(length) for kdf, length in derivations)

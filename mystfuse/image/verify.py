@@ -195,7 +195,7 @@ class _Checker:
         return first, count, verified[: count * digest_size]
 
     def _unvouched(self, level: int, index: int) -> list[BadRange]:
-        """A bad hash block, and what it leaves without anybody to vouch for it."""
+        """A bad hash block, and the range that it can no longer verify."""
         size = self._superblock.hash_block_size
         return [
             BadRange(f"hash tree level {level}", self._geometry.levels[level].offset + index * size, size),

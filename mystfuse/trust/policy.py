@@ -61,7 +61,7 @@ class Trust:
 
     @property
     def is_vouched_for(self) -> bool:
-        """Whether anybody but the image itself says that it is the right one."""
+        """Whether a trusted root hash or key vouches for it, not only the image itself."""
         return self.reason in (TrustReason.SIGNATURE, TrustReason.ROOT_HASH)
 
 

@@ -1,5 +1,5 @@
 """RSA signatures: RSASSA-PKCS1-v1_5, SHA-256, over digests. Of an image the root hash itself is the digest that is
-signed; of a package it is the SHA-256 of what comes before the signature."""
+signed; of a package it is the SHA-256 of everything before the signature."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def command(
     """Run PROGRAM, a file in IMAGE, with IMAGE as its root directory. What it writes is forgotten when it ends.
 
     It has processes, mounts and a host name of its own (bubblewrap), /proc, a minimal /dev and an empty /tmp; the
-    network is the host's, and who resolves names if the image does not say. It may do what containers may by default
+    network is the host's, and /etc/resolv.conf if the image has none. It may do what containers may by default
     (--privileged: what you may). As an ordinary user, what root owns in the image is yours. Exits as PROGRAM does, with
     128+N for signal N, 126 if it cannot be executed, 127 if it is not there.
     """

@@ -109,7 +109,7 @@ def _read_settings(config: Path) -> dict[str, Any]:
 
 def _with_contents(settings: dict[str, Any], directory: Path) -> dict[str, Any]:
     """The settings with what is in the files that mounts name as PublicKey and Roothash (in Mystikos' ``config.c``:
-    RootHash), relative to ``directory``. Whatever is of the wrong type is left to be refused."""
+    RootHash), relative to ``directory``. Values of the wrong type are left as they are: parsing refuses them."""
     mounts = settings.get("Mount")
     if not isinstance(mounts, list):
         return settings

@@ -181,7 +181,7 @@ def _mounts(package: Package, texts: Sequence[str]) -> list[ContainerMount]:
         what = "an image" if is_image else "a file or directory"
         if given_text is None:
             raise UsageError(f"{entry.target}: the package wants {what} there: give --mount SOURCE={entry.target}")
-        # What is to be an image is opened as one, whatever is in it.
+        # What the package declares as an image is opened as one, whatever is in it.
         found = ContainerMount.parse(given_text, is_image or None)
         if found.is_image != is_image or (is_image and os.path.isdir(found.source or "")):
             raise UsageError(f"--mount {given_text}: the package wants {what} there")
