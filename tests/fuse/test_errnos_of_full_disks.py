@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run
 from tests.support.errno_pairs import (
     ACCESS_ACL,
     CREATE,
@@ -214,6 +215,9 @@ def test_full_inode_table() -> None:
         assert kernel[1:] == ["ENOSPC"] * 5 + [DONE, "1", DONE, DONE, DONE, "ENOSPC"]
         assert free(pair.ours) == free(pair.kernel)
         assert state(pair.ours) == state(pair.kernel)
+        image = pair.ours.parent / "full"
+        run("cp", "--sparse=always", pair.ours / ".mystfuse/image", image)
+        run("e2fsck", "-fn", image)
 
 
 def test_reserved_blocks() -> None:

@@ -256,22 +256,6 @@ def test_a_direct_write_that_fits_in_part_finds_no_space(image: Path, tmp_path: 
         assert_clean(mountpoint, tmp_path)
 
 
-def test_a_full_inode_table_says_so(small_tree: Path, tmp_path: Path) -> None:
-    run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024", "-N", "300", tmp_path / "image", "16M")
-    with mounted(tmp_path / "image", tmp_path / "mount", "--insecure") as mountpoint:
-        free = os.statvfs(mountpoint).f_ffree
-        for number in range(free):
-            (mountpoint / f"f{number}").touch()
-        for attempt in (lambda: (mountpoint / "one-more").touch(), lambda: (mountpoint / "d").mkdir()):
-            with pytest.raises(OSError, match="No space left"):
-                attempt()
-        os.link(mountpoint / "f0", mountpoint / "another-name")
-        assert_clean(mountpoint, tmp_path)
-        (mountpoint / "f1").unlink()
-        (mountpoint / "one-more").touch()
-        assert os.statvfs(mountpoint).f_ffree == 0
-
-
 def test_listings_show_what_is_there_now(mount: Path) -> None:
     """Entries that were prepared for a listing are not handed over when something has changed since."""
     directory = mount / "many"

@@ -267,30 +267,6 @@ def test_a_passphrase_without_a_slot_and_no_key_at_all_are_told() -> None:
     check_payload(open_with(locked(()), key=KEY))
 
 
-def test_slots_are_tried_by_their_priority() -> None:
-    header, content = locked((b"0", b"1", b"2", b"3", b"4"))
-    priorities = (1, 2, 0, 2, 1)
-    slots = tuple(replace(slot, priority=priority) for slot, priority in zip(header.keyslots, priorities, strict=True))
-    image = (replace(header, keyslots=slots), content)
-    for passphrase, tried in (
-        (b"wrong", [1, 3, 0, 4]),
-        (b"1", [1]),
-        (b"3", [1, 3]),
-        (b"0", [1, 3, 0]),
-        (b"2", [1, 3, 0, 4]),
-    ):
-        shown = Shown()
-        if passphrase in (b"wrong", b"2"):
-            with pytest.raises(WrongKey):
-                open_with(image, passphrase=passphrase, shown=shown)
-        else:
-            check_payload(open_with(image, passphrase=passphrase, shown=shown))
-        assert shown.slots == tried
-    ignored = tuple(replace(slot, priority=0) for slot in header.keyslots)
-    with pytest.raises(WrongKey):
-        open_with((replace(header, keyslots=ignored), content), passphrase=b"0")
-
-
 def test_damaged_key_material_is_a_wrong_passphrase_and_damaged_storage_an_error() -> None:
     header, content = locked()
     slot = header.keyslots[0]
