@@ -1,4 +1,4 @@
-"""Reads that hang: each request has its time-out, and nobody else waits."""
+"""Reads that hang: each request has its time-out, and other requests go on."""
 
 from __future__ import annotations
 

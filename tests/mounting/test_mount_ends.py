@@ -1,4 +1,4 @@
-"""Ends of mounts: unmounting, signals, idle mounts, hung storage; and that nothing of others is touched."""
+"""Ends of mounts: unmounting, signals, idle mounts, hung storage; and mounts of others stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a policy trusts: signed by a trusted key, by root hash, by themselves when nobody is trusted, or all."""
+"""Which images a policy trusts: signed by a trusted key, by root hash, by themselves when no key is trusted, or all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trust from the system's directory: it ends self-trust, and a mistake in it trusts nobody."""
+"""Trust from the system's directory: it ends self-trust, and after a mistake in it no image is trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that nobody vouches for, --insecure, and the exit status of each kind of failure."""
+"""Images without a trusted signature or root hash, --insecure, and the exit status of each kind of failure."""
 
 from __future__ import annotations
 
