@@ -25,7 +25,7 @@ from mystfuse.image.progress import Progress
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.system.atomic_file import AtomicFile
 from tests.support.commands import assert_one_line, mystfuse, run, wait_until
-from tests.support.kill_matrix import take_away
+from tests.support.kill_place import take_away
 from tests.support.mounts import OWN_MOUNTS, clear_mount
 
 START = "from mystfuse.cli.start import mystfuse; mystfuse()"

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import mystfuse
-from tests.support.kill_matrix import CASES, HIDDEN, Matrix, Place, moments
+from tests.support.kill_cases import CASES
+from tests.support.kill_matrix import Matrix, moments
+from tests.support.kill_place import HIDDEN, Place
 
 ROUNDS = int(os.environ.get("MYSTFUSE_KILL_ROUNDS", "2"))
 SLOW = {"mkext2", "commit", "mount-foreground", "run"} if ROUNDS < 10 else set()

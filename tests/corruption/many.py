@@ -21,8 +21,9 @@ from typing import Any
 from removal import temporary_directory
 
 from tests.corruption.bases import make_bases
+from tests.corruption.case import Case
 from tests.corruption.driver import Driver, Report, differences, unmet
-from tests.corruption.named import CASES, Case
+from tests.corruption.named import CASES
 from tests.corruption.scattered import spoil
 
 

@@ -27,17 +27,16 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from removal import temporary_directory
 
-from tests.support.model_ops import (
-    At,
+from tests.support.model.contents import At, boundaries
+from tests.support.model.mounted import Mounted
+from tests.support.model.operations import (
     ChmodHandle,
     CloseHandle,
     Create,
     Drain,
-    Failed,
     Fill,
     Link,
     Mkdir,
-    Mounted,
     OpenHandle,
     Operation,
     Read,
@@ -51,9 +50,9 @@ from tests.support.model_ops import (
     Utime,
     Write,
     WriteHandle,
-    boundaries,
     numbered_name,
 )
+from tests.support.model.results import Failed
 from tests.support.model_pairs import DEFAULT_EXAMPLES, STEPS, Configuration, Pair, Run, Sequence
 from tests.support.model_sequences import Sequences
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests.fuzz import targets_ext2, targets_formats, targets_images
+from tests.fuzz import targets_ext2, targets_formats, targets_images, targets_xattr
 from tests.fuzz.harness import Target
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (*targets_formats.TARGETS, *targets_ext2.TARGETS, *targets_images.TARGETS)
+    target.name: target
+    for target in (*targets_formats.TARGETS, *targets_ext2.TARGETS, *targets_xattr.TARGETS, *targets_images.TARGETS)
 }

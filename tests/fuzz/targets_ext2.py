@@ -7,16 +7,11 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
-from typing import Concatenate, ParamSpec, TypeVar
 
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
-from mystfuse.ext2.acl import ACL_GROUP, ACL_USER, Acl, acl_to_text, acl_to_xattr
 from mystfuse.ext2.bitmap import Bitmap
 from mystfuse.ext2.block_map import map_block, map_blocks, map_runs, map_stretch
-from mystfuse.ext2.blocks import Blocks, Transaction
-from mystfuse.ext2.caller import Caller
-from mystfuse.ext2.change import Change
+from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.create import create
 from mystfuse.ext2.directory import list_entries
 from mystfuse.ext2.filesystem import FileSystem
@@ -26,78 +21,9 @@ from mystfuse.ext2.orphans import release
 from mystfuse.ext2.rename import DirectoryName, rename
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.ext2.symlink import is_fast, read_target
-from mystfuse.ext2.xattr import read_xattrs
-from mystfuse.ext2.xattr_changes import remove_xattr, set_xattr
+from tests.fuzz.ext2_memory import ROOT, SOUND, Memory, T, change, numbers
 from tests.fuzz.harness import Choices, Target, bounded, ensure
-from tests.fuzz.images import SparseImage, load
-
-P = ParamSpec("P")
-T = TypeVar("T")
-ADMIN = Caller(0, 0)
-ROOT = 2
-SOUND = ("small", "old", "large")
-NO_ROOM = 1 << 20
-
-
-class Memory:
-    """Blocks of an image that are all there, and a commit."""
-
-    def __init__(self, image: SparseImage) -> None:
-        self.image = image
-        self.superblock = Superblock.parse(image.get(1024, 1024))
-        self.filesystem = FileSystem(self.superblock)
-
-    def get(self, number: int) -> bytes | None:
-        size = self.superblock.block_size
-        return self.image.get(number * size, size)
-
-    def holds(self, number: int) -> bool:
-        return True
-
-    def blocks(self) -> Blocks:
-        return Blocks(self.get)
-
-    def change(self, operation: Callable[Concatenate[Change, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation, and commit what it changes; nothing is changed if it raises."""
-        transaction = Transaction(self.superblock.block_size, self.get, _Nothing(), lambda: NO_ROOM)
-        transaction.restart()
-        result = operation(Change(self.filesystem, transaction, ADMIN, 1_700_000_000 * 10**9), *args, **kwargs)
-        size = self.superblock.block_size
-        for number, content in transaction.changed.items():
-            self.image.put(number * size, bytes(content))
-        for first, run in transaction.runs:
-            self.image.put(first * size, bytes(run))
-        self.filesystem.orphans |= transaction.orphaned
-        self.filesystem.orphans -= transaction.released
-        for action in transaction.on_commit:
-            action()
-        return result
-
-    def inode_offset(self, ino: int) -> int:
-        superblock = self.superblock
-        group, index = divmod(ino - 1, superblock.s_inodes_per_group)
-        table = self.filesystem.groups.descriptor(self.blocks(), group).bg_inode_table
-        return table * superblock.block_size + index * superblock.s_inode_size
-
-
-class _Nothing:
-    """What has been written since is in the image itself."""
-
-    def get(self, number: int) -> bytes | None:
-        return None
-
-    def holds(self, number: int) -> bool:
-        return True
-
-
-@cache
-def numbers(name: str) -> dict[bytes, int]:
-    """Inode numbers by name, of the root directory of an image."""
-    memory = Memory(load(name).copy())
-    root = memory.filesystem.inode(memory.blocks(), ROOT)
-    entries, _ = list_entries(memory.superblock, memory.blocks(), root, 0, 100)
-    return {entry.name: entry.ino for entry in entries}
-
+from tests.fuzz.images import load
 
 # -- superblock
 
@@ -347,20 +273,6 @@ def listing(memory: Memory, ino: int, step: int) -> list[tuple[bytes, int]] | No
         return None
 
 
-def change(
-    memory: Memory,
-    operation: Callable[Concatenate[Change, P], object],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> bool:
-    """Whether the operation did something, or said why not."""
-    try:
-        memory.change(operation, *args, **kwargs)
-    except (CorruptFilesystem, OSError):
-        return False
-    return True
-
-
 def directory_seeds() -> list[bytes]:
     seeds = [b"\0", b"\0\1", b"\2", b"\2\1"]
     for name, first in (("small", 0), ("old", 2)):
@@ -372,83 +284,6 @@ def directory_seeds() -> list[bytes]:
                 parts.append(b"\1\0\0\xff" + memory.image.get(number * 1024, 255))
             seeds.append(b"".join(parts))
     return seeds
-
-
-# -- extended attributes
-
-
-def xattr(data: bytes) -> None:
-    """Attributes are refused, or change exactly as they are told to: in the inode's body, in its block, in both."""
-    choices = Choices(data)
-    image = choices.pick(("small", "small", "large", "old"))
-    memory = Memory(load(image).copy())
-    superblock = memory.superblock
-    ino = numbers(image)[b"large" if choices.below(2) else b"file"]
-    at = memory.inode_offset(ino)
-    inode = memory.filesystem.inode(memory.blocks(), ino)
-    if choices.below(2) and superblock.s_inode_size > 128:
-        # Behind the usual extra fields: where the magic number is.
-        memory.image.put(at + 160 + choices.pick((0, 4, 20)), choices.take(choices.below(96)))
-    if choices.below(2) and inode.i_file_acl:
-        position = inode.i_file_acl * superblock.block_size + choices.pick((0, 32, 48, 256))
-        memory.image.put(position, choices.take(choices.below(200)))
-    before = xattrs(memory, ino)
-    for _ in range(3):
-        name = choices.pick((b"user.big", b"user.small", b"user.x", b"trusted.t", b"security.s", b"user." + b"n" * 255,
-                             b"user.", b"system.posix_acl_access", b"nothing.x"))  # fmt: skip
-        if choices.below(3):
-            value = choices.take(choices.below(64)) * (1 + choices.below(12))
-            is_done = change(memory, set_xattr, ino, name, value)
-            after = xattrs(memory, ino)
-            if not is_done:
-                ensure(after == before, "a change that failed has changed something")
-            elif before is not None and not name.startswith(b"system."):
-                ensure(after == {**before, name: value}, f"{name!r} was set to {value!r}")
-        else:
-            is_done = change(memory, remove_xattr, ino, name)
-            after = xattrs(memory, ino)
-            if not is_done:
-                ensure(after == before, "a change that failed has changed something")
-            elif before is not None:
-                ensure(after == {other: value for other, value in before.items() if other != name}, f"{name!r} removed")
-        before = after
-
-
-def xattrs(memory: Memory, ino: int) -> dict[bytes, bytes] | None:
-    try:
-        return read_xattrs(memory.superblock, memory.blocks(), memory.filesystem.inode(memory.blocks(), ino))
-    except CorruptFilesystem:
-        return None
-
-
-def acl(data: bytes) -> None:
-    """An ACL is refused or read back as it was written, on disk and as an attribute, and a mode can be put into it."""
-    with suppress(CorruptFilesystem):
-        value = acl_to_xattr(data, 12)
-        ensure(len(value) <= 4 + 2 * len(data), "an ACL that grows")
-        ensure(acl_to_text(value).count(",") < len(data), "a text that grows")
-        with suppress(OSError):
-            ensure(Acl.parse(value).stored() == data, "not stored as it was")
-    try:
-        parsed = Acl.parse(data)
-    except OSError:
-        return
-    again = Acl.parse(acl_to_xattr(parsed.stored(), 12))
-    named = [entry for entry in parsed.entries if entry.tag in (ACL_USER, ACL_GROUP)]
-    ensure([entry[:2] for entry in again.entries] == [entry[:2] for entry in parsed.entries], "not read back")
-    ensure([entry for entry in again.entries if entry.tag in (ACL_USER, ACL_GROUP)] == named, "not read back")
-    ensure(parsed.after_chmod(0o750).mode == 0o750 and 0 <= parsed.mode <= 0o777, f"mode {parsed.mode:o}")
-    ensure(parsed.inherited(0o640).mode & ~0o640 == 0, "more is inherited than asked for")
-    ensure(Acl.parse(acl_to_xattr(parsed.after_chmod(0o421).stored(), 12)) is not None, "not valid any more")
-
-
-def acl_seeds() -> list[bytes]:
-    entries = [(1, 7, None), (2, 5, 1000), (4, 5, None), (8, 4, 77), (16, 7, None), (32, 0, None)]
-    stored, value = b"\1\0\0\0", b"\2\0\0\0"
-    for tag, permissions, identifier in entries:
-        stored += struct.pack("<HH", tag, permissions) + (b"" if identifier is None else struct.pack("<I", identifier))
-        value += struct.pack("<HHI", tag, permissions, 0xFFFFFFFF if identifier is None else identifier)
-    return [stored, value, stored[:8], value[:12]]
 
 
 # -- symbolic links
@@ -522,12 +357,6 @@ TARGETS = [
     ], 600),
     Target("block-map", block_map, max_length=400),
     Target("directory", directory, directory_seeds, 1200),
-    Target("xattr", xattr, lambda: [
-        b"\0", b"\0\1",
-        b"\0\0\1\0\x60" + load("small").get(Memory(load("small")).inode_offset(numbers("small")[b"file"]) + 160, 96),
-        b"\0\1\0\1\0\xc0" + bytes.fromhex("000002ea0100000001000000") + bytes(20), b"\2\1", b"\3\1",
-    ], 500),
-    Target("acl", acl, acl_seeds, 300),
     Target("symlink", symlink, max_length=100),
     Target("bitmap", bitmap, max_length=100),
 ]  # fmt: skip

@@ -15,24 +15,21 @@ from pathlib import Path
 from removal import remove_tree
 
 from tests.support.commands import mystfuse, run
-from tests.support.model_ops import (
-    At,
+from tests.support.model.contents import At
+from tests.support.model.model import Model
+from tests.support.model.mounted import Mounted
+from tests.support.model.operations import (
     CloseHandle,
     Create,
-    Failed,
     Link,
     LookAt,
     Mkdir,
-    Model,
-    Mounted,
     Operation,
     Symlink,
     Write,
-    agree,
-    differences,
     numbered_name,
-    spell,
 )
+from tests.support.model.results import Failed, agree, differences, spell
 from tests.support.mounts import mounted
 
 PEER = os.environ.get("MYSTFUSE_MODEL_PEER", "mystfuse")

@@ -9,14 +9,10 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.support.model_ops import (
-    ACCESS_ACL,
+from tests.support.model.contents import At, boundaries
+from tests.support.model.nodes import Node
+from tests.support.model.operations import (
     ACLS,
-    CAPABILITY,
-    DEFAULT_ACL,
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
-    At,
     Chmod,
     ChmodHandle,
     Chown,
@@ -30,7 +26,6 @@ from tests.support.model_ops import (
     ListXattr,
     Mkdir,
     Mknod,
-    Node,
     Open,
     OpenHandle,
     Operation,
@@ -51,11 +46,10 @@ from tests.support.model_ops import (
     Utime,
     Write,
     WriteHandle,
-    boundaries,
     is_numbered,
     numbered_name,
-    shorten,
 )
+from tests.support.model.results import ACCESS_ACL, CAPABILITY, DEFAULT_ACL, RENAME_EXCHANGE, RENAME_NOREPLACE, shorten
 from tests.support.model_pairs import Pair, Run
 
 NAMES = ["a", "b", "c", "f", "d", "d/a", "d/b", "d/c", "d/e", "d/e/a", "d/e/f"]
