@@ -1,6 +1,6 @@
 """Takes the guards behind docs/security.md away, one by one, and sees that their tests fail each time.
 
-    python tests/guards/guards.py [--table] [--jobs N] [NAME...]
+    python -m tests.guards [--table] [--jobs N] [NAME...]
 
 Each guard is a piece of code that keeps a promise. Its tests run in a copy of the project in which that piece is
 replaced by one that keeps nothing; a test that passes there would show nothing. Each of the tests that are named for a
@@ -27,12 +27,16 @@ from pathlib import Path
 from queue import SimpleQueue
 
 PROJECT = Path(__file__).parents[2]
-sys.path[:0] = [str(PROJECT / "scripts"), str(PROJECT)]
+sys.path.insert(0, str(PROJECT / "scripts"))
 
 from removal import mounts_in, temporary_directory  # noqa: E402
 
-from tests.guards.guard_list import GUARDS, Guard  # noqa: E402
+from tests.guards.guard import Guard  # noqa: E402
+from tests.guards.guards_of_images import OF_IMAGES  # noqa: E402
+from tests.guards.guards_of_machines import OF_MACHINES  # noqa: E402
 
+GUARDS: tuple[Guard, ...] = (*OF_IMAGES, *OF_MACHINES)
+"""Of what an image, its storage and its signer can do, and of what others on the machine can."""
 TIMEOUT = 240
 """Seconds: without a guard against hanging, a test may hang."""
 _LIMITS = {resource.RLIMIT_NOFILE: 4096, resource.RLIMIT_FSIZE: 1 << 30}
@@ -126,7 +130,9 @@ def table() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.guards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="those alone whose names begin so")
     parser.add_argument("--table", action="store_true", help="print them as docs/guards.md lists them")
     parser.add_argument("--jobs", type=int, default=2)

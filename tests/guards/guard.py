@@ -1,4 +1,4 @@
-"""What a guard is: see guards.py, which takes them away."""
+"""What a guard is: `python -m tests.guards` takes them away."""
 
 from __future__ import annotations
 

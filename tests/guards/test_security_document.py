@@ -1,6 +1,6 @@
 """docs/security.md: each promise names tests, which are there, and has a guard whose removal makes one of them fail.
 
-That they do, ``python tests/guards/guards.py`` shows: it takes about ten minutes, and so is no part of the suite.
+That they do, ``python -m tests.guards`` shows: it takes about ten minutes, and so is no part of the suite.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from tests.guards.guard_list import GUARDS
-from tests.guards.guards import table
+from tests.guards.__main__ import GUARDS, table
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/security.md").read_text()
@@ -82,5 +81,5 @@ def test_every_promise_has_a_guard_or_says_why_not() -> None:
 
 
 def test_the_table_of_guards_is_the_list_of_guards() -> None:
-    """``python tests/guards/guards.py --table`` prints it."""
+    """``python -m tests.guards --table`` prints it."""
     assert table() in (ROOT / "docs/guards.md").read_text()
