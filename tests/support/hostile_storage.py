@@ -10,9 +10,7 @@ a line, and says ``done`` after each:
 
 from __future__ import annotations
 
-import math
 import os
-import stat
 import sys
 from pathlib import Path
 
@@ -20,16 +18,15 @@ import pyfuse3
 import trio
 
 from tests.support.faulty_source import Liar
+from tests.support.one_file_storage import OneFileStorage
 
-IMAGE_INO = 2
 
-
-class HostileStorage(pyfuse3.Operations):
+class HostileStorage(OneFileStorage):
     """Reads are not cached by the kernel: each gets an answer of its own."""
 
     def __init__(self, content: bytes, stale: bytes) -> None:
-        super().__init__()
-        self._content, self._stale = content, stale
+        super().__init__(content)
+        self._stale = stale
         self._hangs = 0
         self._released = trio.Event()
         self._liar = Liar(content, stale, 0, 0.0)
@@ -37,25 +34,12 @@ class HostileStorage(pyfuse3.Operations):
     def order(self, line: str) -> None:
         match line.split():
             case ["lie", seed, rate, hangs]:
-                self._liar = Liar(self._content, self._stale, seed, float(rate))
+                self._liar = Liar(self.content, self._stale, seed, float(rate))
                 self._hangs = int(hangs)
             case ["behave"]:
-                self._liar = Liar(self._content, self._stale, 0, 0.0)
+                self._liar = Liar(self.content, self._stale, 0, 0.0)
                 self._released.set()
                 self._released = trio.Event()
-
-    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        attributes = pyfuse3.EntryAttributes()
-        attributes.st_ino = inode
-        attributes.st_mode = stat.S_IFREG | 0o444 if inode == IMAGE_INO else stat.S_IFDIR | 0o755
-        attributes.st_size = len(self._content)
-        attributes.entry_timeout = attributes.attr_timeout = math.inf
-        return attributes
-
-    async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        if name != b"image":
-            raise pyfuse3.FUSEError(2)
-        return await self.getattr(IMAGE_INO, ctx)
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         return pyfuse3.FileInfo(fh=inode, direct_io=True)
@@ -72,7 +56,7 @@ class HostileStorage(pyfuse3.Operations):
                 self._hangs -= 1
                 await self._released.wait()
                 kind = "flipped" if kind == "late lie" else ""
-        return liar.spoil(kind, offset, min(size, max(len(self._content) - offset, 0)))
+        return liar.spoil(kind, offset, min(size, max(len(self.content) - offset, 0)))
 
 
 async def serve(content: str, stale: str, mountpoint: str) -> None:
