@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import _pytest.pathlib
+import hypothesis
 import pytest
 from removal import mounts_in, temporary_directory
 
@@ -32,6 +33,9 @@ from tests.support.machine import FUSE, Lack, explanation, lacking, table, unabl
 from tests.support.markers import mark
 from tests.support.mounts import clear_mount
 
+hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("slow", deadline=None, max_examples=3000)
+hypothesis.settings.load_profile("default")
 _fuse_mode: int | None = None
 _lacks: list[Lack] = []
 

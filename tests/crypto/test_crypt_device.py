@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -57,7 +57,6 @@ DEVICES = {sector_size: crypt_device(40_960, sector_size) for sector_size in SEC
 
 @on_both_kernels
 @given(st.lists(st.tuples(st.integers(0, 40_959), st.integers(1, 40_960)), max_size=6), st.sampled_from(SECTOR_SIZES))
-@settings(max_examples=60, deadline=None)
 def test_any_extents_are_read(ranges: list[tuple[int, int]], sector_size: int) -> None:
     device, plain = DEVICES[sector_size]
     extents = [Extent(offset, min(length, 40_960 - offset)) for offset, length in ranges]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mystfuse.crypto.sectors import find_zero_sectors
@@ -84,7 +84,6 @@ def holey(draw: st.DrawFn) -> bytes:
 
 
 @given(holey())
-@settings(deadline=None)
 @example(b"")
 @example(bytes(511))
 @example(bytes(512))

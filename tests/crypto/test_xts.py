@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, modes
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mystfuse.crypto import sectors
@@ -228,7 +228,6 @@ def test_xts_is_openssls_sector_by_sector(iv_mode: str, key_size: int, sector_si
 
 @on_both_kernels
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_xts_is_openssls_for_any_key_place_and_tweak(data: st.DataObject) -> None:
     key = data.draw(st.binary(min_size=32, max_size=32) | st.binary(min_size=64, max_size=64))
     assume(key[: len(key) // 2] != key[len(key) // 2 :])

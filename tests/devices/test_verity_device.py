@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mystfuse.devices.device import Extent
@@ -248,7 +248,6 @@ async def test_damage_that_was_transient_is_read_anew() -> None:
         assert bytes((await device.read([Extent(block * 512, 10)]))[0]) == image.data[block * 512 : block * 512 + 10]
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_tree_and_any_reads(data: st.DataObject) -> None:
     image = build(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mystfuse.errors import FormatError, UnsupportedFeature
@@ -103,7 +103,6 @@ def luks2_headers(draw: st.DrawFn) -> LuksHeader:
 
 
 @given(luks2_headers(), st.integers(0, (1 << 64) - 1))
-@settings(deadline=None)
 def test_a_luks2_header_is_read_back_as_it_was_written(header: LuksHeader, seqid: int) -> None:
     packed = pack_luks2(header, seqid, (b"a" * 64, b"b" * 64))
     assert len(packed) == 0x8000

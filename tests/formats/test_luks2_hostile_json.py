@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mystfuse.errors import FormatError
@@ -144,7 +144,6 @@ def test_every_field_that_is_needed_is_needed() -> None:
         ),
     )
 )
-@settings(deadline=None, max_examples=60)
 def test_any_json_raises_format_errors(value: Any) -> None:
     area = json.dumps(value).encode().replace(b"\0", b" ")
     with pytest.raises(FormatError):
@@ -155,7 +154,6 @@ AREA_SIZE = len(json.dumps(document()))
 
 
 @given(st.lists(st.tuples(st.integers(0, AREA_SIZE - 1), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=300)
 def test_bytes_changed_under_a_good_checksum_raise_format_errors_or_nothing(changes: list[tuple[int, int]]) -> None:
     damaged = bytearray(luks2_copy(document()))
     for position, value in changes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mystfuse.errors import FormatError, IntegrityError
@@ -20,7 +20,6 @@ from tests.support.luks_headers import GOOD_LUKS2, MIB, changed, document, flipp
         max_size=8,
     )
 )
-@settings(deadline=None, max_examples=300)
 def test_bytes_flipped_in_a_luks2_header_leave_it_as_it_was_or_refused(flips: list[tuple[int, int]]) -> None:
     damaged = bytearray(luks2())
     for position, mask in flips:

@@ -7,7 +7,7 @@ from itertools import product
 from types import ModuleType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mystfuse.kernels.pure import sectors as pure_sectors
@@ -47,7 +47,6 @@ def test_the_twins_decrypt_and_encrypt_alike(sector_size: int) -> None:
 
 @every_twin
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
 def test_any_sectors_are_openssls(twin: ModuleType, data: st.DataObject) -> None:
     sector_size = data.draw(st.sampled_from([512, 1024, 2048, 4096]))
     plain = randbytes(sector_size * data.draw(st.integers(1, 40)))
