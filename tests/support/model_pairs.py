@@ -33,7 +33,7 @@ from tests.support.model.results import Failed, agree, differences, spell
 from tests.support.mounts import mounted
 
 PEER = os.environ.get("MYSTFUSE_MODEL_PEER", "mystfuse")
-DEFAULT_EXAMPLES, STEPS, STEPS_BETWEEN_CHECKS = 7, 50, 25
+DEFAULT_EXAMPLES, STEPS, STEPS_BETWEEN_CHECKS = 4, 50, 25
 
 FSCK_WITH_UNLINKED_OPEN_FILES = PEER != "kernel"
 """Whether the image must be clean while files are open that have lost their last name. ext2 keeps no list of orphans:
