@@ -60,7 +60,12 @@ class Arenas:
             raise
         return slots
 
-    def fill(self, slots: Sequence[int], content: Content) -> None:
+    def fill(self, slot: int, content: Content) -> None:
+        """Put a block into a slot."""
+        memory, where = self.place(slot)
+        memory[where] = content
+
+    def fill_run(self, slots: Sequence[int], content: Content) -> None:
         """Put consecutive blocks into slots."""
         size, position = self._block_size, 0
         for run in runs_of(slots):

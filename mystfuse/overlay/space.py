@@ -191,7 +191,7 @@ class Space(ABC):
         if in_memory := len(new) + in_runs:
             # An operation that only replaces blocks of the store gives their places back, so a full store takes it.
             self._check(added - len(dropped), in_memory, use_reserve or not added)
-        slots = arenas.take(in_memory)
+        slots = arenas.take(in_memory) if in_memory else []
         kept: list[tuple[dict[int, int | None], dict[int, int | None]]] = []
         before: dict[int, Any] = {}
         entered: dict[int, Any] = {}
@@ -234,6 +234,8 @@ class Space(ABC):
 
     def _releasing(self, slots: Collection[int]) -> Callable[[], None]:
         """A call that gives slots back, and takes no memory for it."""
+        if not slots:
+            return _nothing
         arenas, spill = self._arenas, self._spill
         in_memory = [slot for slot in slots if slot >= 0] if spill else list(slots)
         places = [~slot for slot in slots if slot < 0] if spill else []
@@ -256,10 +258,10 @@ class Space(ABC):
         for first, content in runs:
             numbers = _numbers((first, content), self.block_size)
             some = slots[len(entries) : len(entries) + len(numbers)]
-            self._arenas.fill(some, content)
+            self._arenas.fill_run(some, content)
             entries.update(zip(numbers, some, strict=True))
-        for number, slot in zip(blocks, slots[len(entries) :], strict=True):
-            self._arenas.fill((slot,), blocks[number])
+        for (number, block), slot in zip(blocks.items(), slots[len(entries) :], strict=True):
+            self._arenas.fill(slot, block)
             entries[number] = slot
         if self._spill is not None:
             self._spill.note(entries)
@@ -299,6 +301,10 @@ class Space(ABC):
 
     def _is_short(self) -> bool:
         return self.limit - self._reserve - self.used < self._low_water
+
+
+def _nothing() -> None:
+    pass
 
 
 def _numbers(run: tuple[int, memoryview], block_size: int) -> range:

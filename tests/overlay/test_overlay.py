@@ -36,7 +36,7 @@ def test_slots_hold_what_was_stored_until_they_are_freed(size: int) -> None:
         else:
             content = step.to_bytes(8, "little") * (size // 8)
             (slot,) = arenas.take(1)
-            arenas.fill([slot], content)
+            arenas.fill(slot, content)
             assert slot not in expected
             expected[slot] = content
         assert arenas.used == len(expected)
@@ -51,7 +51,7 @@ def test_freed_memory_goes_back_to_the_system(size: int) -> None:
     before = resident_bytes()
     slots = arenas.take((256 << 20) // size)
     for slot in slots:
-        arenas.fill([slot], b"x" * size)
+        arenas.fill(slot, b"x" * size)
     assert resident_bytes() - before > 250 << 20
     # Every eighth block of the second half stays: only whole pages without a block can go back.
     kept = set(slots[len(slots) // 2 :: 64])

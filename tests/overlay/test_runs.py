@@ -80,13 +80,13 @@ def test_runs_fill_what_room_there_is(size: int, can_populate: bool, monkeypatch
                 del expected[slot]
         elif step % 3:
             (slot,) = arenas.take(1)
-            arenas.fill([slot], content := chance.randbytes(size))
+            arenas.fill(slot, content := chance.randbytes(size))
             assert slot not in expected
             expected[slot] = content
         else:
             blocks = [chance.randbytes(8) * (size // 8) for _ in range(chance.randrange(1, ARENA_SIZE // size * 2))]
             slots = arenas.take(len(blocks))
-            arenas.fill(slots, memoryview(b"".join(blocks)))
+            arenas.fill_run(slots, memoryview(b"".join(blocks)))
             assert len(slots) == len(set(slots)) == len(blocks) and expected.keys().isdisjoint(slots)
             expected.update(zip(slots, blocks, strict=True))
         assert arenas.used == len(expected)
@@ -98,7 +98,7 @@ def test_runs_fill_what_room_there_is(size: int, can_populate: bool, monkeypatch
 def test_a_run_that_the_system_has_no_memory_for_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     arenas = Arenas(BLOCK)
     (kept,) = arenas.take(1)
-    arenas.fill([kept], b"k" * BLOCK)
+    arenas.fill(kept, b"k" * BLOCK)
 
     def fail(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")

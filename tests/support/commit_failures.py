@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -47,18 +47,21 @@ def failing_store(number: int) -> Iterator[Failure]:
     """The system has no memory for one of the blocks that are stored."""
     failure = Failure()
     left = number
-    fill = Arenas.fill
 
-    def failing(self: Arenas, slots: Sequence[int], content: bytes | bytearray | memoryview) -> None:
-        nonlocal left
-        left -= 1
-        if left == -1:
-            failure.has_come = True
-            raise OSError(errno.ENOSPC, "injected")
-        fill(self, slots, content)
+    def failing(fill: Callable[..., None]) -> Callable[..., None]:
+        def fill_or_fail(*arguments: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                failure.has_come = True
+                raise OSError(errno.ENOSPC, "injected")
+            fill(*arguments)
+
+        return fill_or_fail
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Arenas, "fill", failing)
+        for name in ("fill", "fill_run"):
+            patch.setattr(Arenas, name, failing(getattr(Arenas, name)))
         yield failure
 
 
