@@ -12,7 +12,8 @@ from sys import getrefcount
 LONG = 64 << 10
 """Bytes: shorter buffers are made anew, which costs less than looking for one."""
 _SIZE = (1 << 20) + (64 << 10)
-"""Bytes of a buffer that is kept: what the kernel asks for at most."""
+"""Bytes of a buffer that is kept: the longest request of the kernel, and the rest of the verity blocks at its ends and
+between its pieces."""
 _COUNT = 12
 
 
