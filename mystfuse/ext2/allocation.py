@@ -185,7 +185,8 @@ class Allocator:
         groups = self.groups
         by_group: list[tuple[int, int, int]] = []
         for start, length in runs_of(numbers):
-            low, high = groups.locate_block(start)[0], groups.locate_block(start + length - 1)[0]
+            low, bit = groups.locate_block(start)
+            high = low + (bit + length - 1) // self._superblock.s_blocks_per_group
             by_group += [(group, start, length) for group in range(low, high + 1)]
         if len(by_group) > 1:
             # Blocks that are scattered over the groups must not be a miss each.

@@ -44,7 +44,7 @@ class GroupTable:
 
     def __init__(self, superblock: Superblock) -> None:
         self.superblock = superblock
-        self._places: dict[int, GroupDescriptor] = {}
+        self.known_places: dict[int, GroupDescriptor] = {}
         """Descriptors as they were when their places were found to be right; their counts may be old."""
         self._metadata: dict[int, list[tuple[int, int]]] = {}
         """What ``metadata_runs`` says of the same groups: every write asks."""
@@ -92,7 +92,7 @@ class GroupTable:
 
     def want_places(self, blocks: Blocks, groups: Iterable[int]) -> None:
         """Have in memory what ``places`` needs; raises as ``want_descriptors``."""
-        self.want_descriptors(blocks, (group for group in groups if group not in self._places))
+        self.want_descriptors(blocks, (group for group in groups if group not in self.known_places))
 
     def descriptor(self, blocks: Blocks, group: int) -> GroupDescriptor:
         """The descriptor of group number ``group``.
@@ -103,19 +103,19 @@ class GroupTable:
         """
         number, offset = self._locate(group)
         descriptor = GroupDescriptor._make(_LAYOUT.unpack_from(blocks.block(number), offset))
-        places = self._places.get(group)
+        places = self.known_places.get(group)
         if places is None or descriptor[:3] != places[:3]:
             self._check_places(group, descriptor)
-            if len(self._places) >= _MAX_PLACES:
-                self._places.clear()
+            if len(self.known_places) >= _MAX_PLACES:
+                self.known_places.clear()
                 self._metadata.clear()
-            self._places[group] = descriptor
+            self.known_places[group] = descriptor
             self._metadata[group] = self._find_metadata(group, descriptor)
         return descriptor
 
     def places(self, blocks: Blocks, group: int) -> GroupDescriptor:
         """The same, for where bitmaps and inode table are; the counts may be old."""
-        return self._places.get(group) or self.descriptor(blocks, group)
+        return self.known_places.get(group) or self.descriptor(blocks, group)
 
     def _check_places(self, group: int, descriptor: GroupDescriptor) -> None:
         first = self.first_block(group)

@@ -118,10 +118,10 @@ def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int
         return _stretch_in(superblock, inode, table[:EXT2_NDIR_BLOCKS], first)
     # Of the roots only this one: the next is for another number of blocks.
     table = table[path[0] : path[0] + 1]
-    position = reduce(lambda position, index: position * per_block + index, path[1:])
     for level, index in zip(range(len(path) - 1, 0, -1), (0, *path[1:-1]), strict=True):
         if not table[index]:
             span = per_block**level
+            position = reduce(lambda position, index: position * per_block + index, path[1:])
             return Stretch(False, _count_holes(table, index) * span - position % span)
         _check_pointers(superblock, inode, [table[index]])
         table = struct.unpack(f"<{per_block}I", blocks.block(table[index]))
@@ -141,11 +141,14 @@ def block_path(inode: Inode, per_block: int, logical: int) -> tuple[int, ...]:
     if logical < EXT2_NDIR_BLOCKS:
         return (logical,)
     position = logical - EXT2_NDIR_BLOCKS
-    for depth in (1, 2, 3):
-        if position < per_block**depth:
-            indices = (position // per_block**level % per_block for level in range(depth - 1, -1, -1))
-            return EXT2_NDIR_BLOCKS + depth - 1, *indices
-        position -= per_block**depth
+    if position < per_block:
+        return EXT2_NDIR_BLOCKS, position
+    position -= per_block
+    if position < per_block**2:
+        return EXT2_NDIR_BLOCKS + 1, *divmod(position, per_block)
+    position -= per_block**2
+    if position < per_block**3:
+        return EXT2_NDIR_BLOCKS + 2, position // per_block**2, *divmod(position % per_block**2, per_block)
     raise CorruptFilesystem(f"inode {inode.ino}: block {logical} is past what a map can hold")
 
 

@@ -28,6 +28,7 @@ class InodeTable:
 
     def __init__(self, groups: GroupTable, orphans: Container[int]) -> None:
         self._groups = groups
+        self._known_places = groups.known_places
         self._superblock = groups.superblock
         self._orphans = orphans
         self._parsed: dict[int, tuple[bytes, Inode]] = {}
@@ -49,7 +50,8 @@ class InodeTable:
             raise CorruptFilesystem(f"inode number {ino} is not between 1 and {superblock.s_inodes_count}")
         group, index = divmod(ino - 1, superblock.s_inodes_per_group)
         position, offset = divmod(index * superblock.s_inode_size, superblock.block_size)
-        return self._groups.places(blocks, group).bg_inode_table + position, offset
+        places = self._known_places.get(group) or self._groups.places(blocks, group)
+        return places.bg_inode_table + position, offset
 
     def read(self, blocks: Blocks, ino: int) -> Inode:
         """An inode that something refers to.

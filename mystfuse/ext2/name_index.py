@@ -239,19 +239,23 @@ class NameIndexes:
         return found_in
 
     def _find_indexed(self, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes) -> tuple[Found, int] | None:
-        for logical, block in self._probe(blocks, inode, index.candidates(name)):
-            if found := find_in_block(self._superblock, inode, block, logical, name):
-                return found, logical
+        candidates = index.candidates(name)
+        while some := self._next_blocks(blocks, inode, candidates):
+            for logical, number in some:
+                block = directory_block(inode, blocks, logical, number)
+                if found := find_in_block(self._superblock, inode, block, logical, name):
+                    return found, logical
         return None
 
-    def _probe(self, blocks: Blocks, inode: Inode, logicals: Iterator[int]) -> Iterator[tuple[int, bytes]]:
-        """Blocks of a directory, each with its number in the directory; many are fetched together, since removed names
+    def _next_blocks(self, blocks: Blocks, inode: Inode, logicals: Iterator[int]) -> list[tuple[int, int]]:
+        """The next blocks of a directory to search, each with its block number; fetched together, since removed names
         may have left many, each a miss of its own in the overlay's store."""
-        while some := list(islice(logicals, _MAX_PROBED_TOGETHER)):
-            numbers = [map_block(self._superblock, blocks, inode, logical) for logical in some]
-            blocks.want(number for number in numbers if number)
-            for logical, number in zip(some, numbers, strict=True):
-                yield logical, directory_block(inode, blocks, logical, number)
+        some = [
+            (logical, map_block(self._superblock, blocks, inode, logical))
+            for logical in islice(logicals, _MAX_PROBED_TOGETHER)
+        ]
+        blocks.want([number for _, number in some if number])
+        return some
 
     def _read_again(self, blocks: Blocks, inode: Inode, index: NameIndex) -> MystfuseError | None:
         """Enter the blocks that could not be read when the index was built; returns why names may still be missing, or
@@ -299,11 +303,12 @@ class NameIndexes:
                 if error is not None:
                     raise error
             logicals = index.blocks_with_names()
-        return not any(
-            True
-            for logical, block in self._probe(blocks, inode, logicals)
-            for _ in parse_block(self._superblock, inode, block, logical)
-        )
+        while some := self._next_blocks(blocks, inode, logicals):
+            for logical, number in some:
+                block = directory_block(inode, blocks, logical, number)
+                if any(True for _ in parse_block(self._superblock, inode, block, logical)):
+                    return False
+        return True
 
     def blocks_with_room(self, blocks: Blocks, inode: Inode, length: int) -> list[tuple[int, int]]:
         """Blocks of a directory to try for an entry of ``length`` bytes, in memory by then: where each is in the
