@@ -26,7 +26,7 @@ import hypothesis
 import pytest
 from removal import mounts_in, temporary_directory
 
-from tests.support import commands
+from tests.support import commands, logs
 from tests.support.commands import GROUP, USER, mystfuse, run
 from tests.support.images import DATA, GOLDEN_NAMES, PROJECT
 from tests.support.machine import FUSE, Lack, explanation, lacking, table, unable
@@ -120,6 +120,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.when == "teardown":
         commands.said.clear()
     return report
+
+
+@pytest.fixture(autouse=True)
+def judged_logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Warnings and errors in the log fail a test that has not announced them."""
+    with logs.judged(request.node):
+        yield
 
 
 @pytest.fixture(scope="session")

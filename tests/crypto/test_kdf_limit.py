@@ -118,6 +118,7 @@ def test_a_derivation_that_takes_more_memory_than_it_should_fails() -> None:
         derive(KdfLimit(60, 64 << 20), {**parameters, "memory": 1 << 20})
 
 
+@pytest.mark.logs(r"^mystfuse\.image\.unlock")
 def test_who_gives_up_leaves_no_process(caplog: pytest.LogCaptureFixture) -> None:
     header, content = with_slots(1, Pbkdf2("sha256", b"somesalt", 45_000_000))
     keys = Keys(passphrase=Secret.copy_of(PASSPHRASE))

@@ -75,6 +75,7 @@ def test_file_truncated_after_it_was_opened_is_an_error_that_says_where_it_ends(
     source.close()
 
 
+@pytest.mark.logs(r"^mystfuse\.devices\.reader")
 async def test_file_truncated_under_the_reader_fails_only_what_is_gone(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(CONTENT)

@@ -12,6 +12,8 @@ from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, PATIENCE
 from mystfuse.errors import ImageReadError, StorageTimeout
 from tests.support.memory_source import CONTENT, MemorySource, read_all, running, slice_of
 
+pytestmark = pytest.mark.logs(r"^mystfuse\.devices\.reader")
+
 
 async def test_hanging_read_times_out_quickly_while_others_are_served() -> None:
     source = MemorySource(hanging=(range(4096),))

@@ -35,6 +35,8 @@ from tests.support.memory_source import MemorySource, running
 from tests.support.mounts import caches_kept, daemon_pid, mounted
 from tests.support.verity_images import Image, build
 
+pytestmark = pytest.mark.logs(r"^mystfuse\.devices\.reader")
+
 # Devices, with virtual time: the threads of reads that are not answered hang as long as the test takes
 
 

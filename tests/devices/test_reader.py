@@ -16,6 +16,8 @@ from mystfuse.devices.source import FileSource
 from mystfuse.errors import ImageReadError
 from tests.support.memory_source import CONTENT, MemorySource, read_all, running, slice_of
 
+pytestmark = pytest.mark.logs(r"^mystfuse\.devices\.reader")
+
 
 @pytest.mark.parametrize("cached", [True, False])
 async def test_parts_come_in_the_order_asked_for_whatever_they_overlap(cached: bool) -> None:

@@ -53,6 +53,7 @@ async def test_cache_holds_what_it_is_given_and_no_more() -> None:
     assert len(device._verified_hash_blocks) == 100
 
 
+@pytest.mark.logs(r"^mystfuse\.devices\.verity")
 async def test_with_a_tiny_cache_damage_is_still_found_exactly() -> None:
     image = build(300, data_block_size=512, hash_block_size=512)
     dice = random.Random(8)
@@ -90,6 +91,7 @@ async def test_concurrent_readers_fetch_each_hash_block_once() -> None:
     assert {count for extent, count in unverified.reads.items() if extent.offset >= image.data_size} == {1}
 
 
+@pytest.mark.logs(r"^mystfuse\.devices\.verity")
 @pytest.mark.parametrize("cache_bytes", [1, 16 << 20])
 async def test_concurrent_readers_of_a_damaged_tree_fail_or_not_each_by_what_it_depends_on(cache_bytes: int) -> None:
     image = build(300, data_block_size=512, hash_block_size=512)

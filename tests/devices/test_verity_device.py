@@ -18,6 +18,8 @@ from mystfuse.errors import FormatError, ImageReadError, IntegrityError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 from tests.support.verity_images import Image, MemoryDevice, build, check_flip, device_for, device_over, random_extents
 
+pytestmark = pytest.mark.logs(r"^mystfuse\.devices\.verity")
+
 
 async def test_reads_equal_the_data(image: Image) -> None:
     device = device_for(image)

@@ -248,6 +248,7 @@ def test_a_superblock_cut_short_is_told(plain: bytes) -> None:
         Superblock.parse(plain[1024:2047])
 
 
+@pytest.mark.logs(r"^mystfuse\.volume")
 async def test_a_file_system_marked_as_having_errors_is_read_with_a_warning(
     plain: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

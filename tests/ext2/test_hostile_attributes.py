@@ -75,6 +75,7 @@ async def test_attribute_entries_without_an_end_stop_at_the_end_of_the_block(ima
     await assert_corrupt(volume.xattrs(ino))
 
 
+@pytest.mark.logs(r"^mystfuse\.ext2")
 async def test_an_attribute_of_unknown_namespace_or_without_a_name_is_left_out(image: Editor) -> None:
     ino = number_of(image, b"file")
     image.put("<B", body_xattr(image, ino) + 1, 99)

@@ -9,6 +9,7 @@ from tests.support.ext2_editor import ROOT, Editor, at, listed, listing, walk
 from tests.support.hostile_ext2 import MANY, assert_corrupt, number_of
 
 
+@pytest.mark.logs(r"^mystfuse\.ext2")
 @pytest.mark.parametrize("name", [b"", b"a/b", b"/", b"nul\0nul", b"\0", b".", b"..", b"../../etc"])
 async def test_an_entry_with_an_impossible_name_is_skipped_and_the_rest_listed(image: Editor, name: bytes) -> None:
     ino = number_of(image, b"dir")
@@ -33,6 +34,7 @@ async def test_dot_entries_that_come_first_but_lie_are_not_followed_for_dot(imag
     assert await listing(volume, ino) == [b"one"]
 
 
+@pytest.mark.logs(r"^mystfuse\.ext2")
 @pytest.mark.parametrize("second", [b".", b"x", b"..."])
 async def test_a_directory_without_dot_dot_in_its_place_has_no_parent(image: Editor, second: bytes) -> None:
     ino = number_of(image, b"dir")

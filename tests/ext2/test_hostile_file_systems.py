@@ -86,6 +86,7 @@ def metadata_ranges(image: Editor) -> list[range]:
     return ranges
 
 
+@pytest.mark.logs(r"^mystfuse\.ext2")
 async def test_no_random_damage_gets_out_anything_but_an_error_of_ours(pristine: bytes) -> None:
     ranges = metadata_ranges(Editor(pristine))
     started = time.process_time()

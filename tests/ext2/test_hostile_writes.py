@@ -22,6 +22,8 @@ from tests.fuzz.mutator import layout
 from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, make_image, merged
 
+pytestmark = pytest.mark.logs(r"^mystfuse\.(ext2|volume)")
+
 ADMIN = Caller(0, 0)
 LIMIT = 32 << 20
 MUTANTS = 400

@@ -12,6 +12,8 @@ from mystfuse.image.unlock import read_luks_header
 from tests.support.ext2_editor import MemoryDevice
 from tests.support.luks_headers import GOOD_LUKS2, MIB, changed, document, flipped, luks1, luks2, luks2_copy, read
 
+pytestmark = pytest.mark.logs(r"^mystfuse\.image\.unlock")
+
 
 @given(
     st.lists(

@@ -79,6 +79,7 @@ def names_of(superblock: Superblock, number: int, block: bytes) -> list[bytes]:
     return names
 
 
+@pytest.mark.logs(r"^mystfuse\.ext2")
 @needs_native
 @pytest.mark.parametrize("damages", [0, 3], ids=["sound", "damaged"])
 def test_native_find_is_as_going_through_the_block(damages: int, monkeypatch: pytest.MonkeyPatch) -> None:

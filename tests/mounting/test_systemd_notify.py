@@ -120,6 +120,7 @@ def test_a_mount_in_the_background_is_not_the_service(small_image: Path, tmp_pat
         manager.close()
 
 
+@pytest.mark.logs(r"^mystfuse\.mounting\.systemd_notify")
 def test_a_manager_that_is_gone_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

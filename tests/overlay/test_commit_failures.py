@@ -160,6 +160,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return tmp_path
 
 
+@pytest.mark.logs(r"^mystfuse\.(overlay|volume)")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("injection", INJECTIONS)
 async def test_a_commit_to_the_overlay_or_a_snapshot_is_whole_wherever_it_fails(
@@ -406,6 +407,7 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> Commits:
     return Commits(monkeypatch)
 
 
+@pytest.mark.logs(r"^mystfuse\.(overlay|volume)")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("injection", "with_snapshot"), [("allocation", False), ("allocation", True), ("block stored", False)]

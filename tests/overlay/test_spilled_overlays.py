@@ -22,6 +22,8 @@ from mystfuse.overlay.space import OverlayBusy, OverlayFull
 from mystfuse.overlay.store import OverlayStore, Sealed, open_store_file
 from tests.support.overlay_stores import BLOCK
 
+pytestmark = pytest.mark.logs(r"^mystfuse\.overlay")
+
 SEEDS = int(os.environ.get("MYSTFUSE_STORE_SEEDS", "4"))
 
 

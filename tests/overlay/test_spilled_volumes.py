@@ -125,6 +125,7 @@ async def test_the_merged_image_is_of_its_moment_wherever_its_blocks_are(tmp_pat
     assert bytes(await old.read(inode.ino, 0, 4 << 20)) == content
 
 
+@pytest.mark.logs(r"^mystfuse\.overlay")
 async def test_damage_is_met_where_it_is_and_nowhere_else(tmp_path: Path, eager: None) -> None:
     directory = tmp_path / "store"
     directory.mkdir()

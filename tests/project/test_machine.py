@@ -76,3 +76,15 @@ def test_words_that_are_no_utf_8_end_no_other_test(pytester: pytest.Pytester) ->
         conftest_of_mystfuse=(TESTS_OF_OURS / "conftest.py").read_text(),
     )
     pytester.runpytest_subprocess("-n1").assert_outcomes(passed=1, failed=1)
+
+
+def test_a_warning_that_is_not_announced_fails_its_test(pytester: pytest.Pytester) -> None:
+    paths = [str(TESTS_OF_OURS.parent), str(TESTS_OF_OURS.parent / "scripts"), str(pytester.path)]
+    test = "import logging\nimport pytest\ndef test_silent():\n    logging.error('odd 7')\n"
+    announced = "@pytest.mark.logs(r'odd \\d')\ndef test_announced():\n    logging.error('odd 7')\n"
+    pytester.makepyfile(
+        test_logs=test + announced,
+        conftest=CONFTEST.format(paths=paths, needs=""),
+        conftest_of_mystfuse=(TESTS_OF_OURS / "conftest.py").read_text(),
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=2, errors=1)

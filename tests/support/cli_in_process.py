@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import subprocess
 
@@ -14,6 +15,12 @@ def in_process(*arguments: str | os.PathLike[str]) -> subprocess.CompletedProces
     """What ``mystfuse ARGUMENTS`` says and exits with. Not for ``mount``, which forks."""
     given = [os.fspath(argument) for argument in arguments]
     output, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        status = run(given)
+    logger = logging.getLogger("mystfuse")
+    before = logger.handlers[:], logger.propagate, logger.level
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            status = run(given)
+    finally:
+        logger.handlers[:], logger.propagate = before[:2]
+        logger.setLevel(before[2])
     return subprocess.CompletedProcess(given, status, output.getvalue(), errors.getvalue())

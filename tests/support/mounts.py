@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import unmount
 from tests.support.commands import mystfuse, wait_until
+from tests.support.logs import fail_if_unannounced
 
 OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"', "sh")
 """To be run by unshare --mount: lets go of the copies of other tests' mounts, whose daemons would wait for us."""
@@ -57,14 +59,20 @@ def caches_kept() -> AbstractContextManager[None]:
 
 @contextmanager
 def mounted(image: Path, mountpoint: Path, *options: str, **kwargs: Any) -> Iterator[Path]:
-    """Mount ``image`` and yield the mountpoint; unmounts and waits for the daemon, also when the test fails."""
+    """Mount ``image`` and yield the mountpoint; unmounts and waits for the daemon, also when the test fails.
+
+    Unless the options name a log file, an internal error in the daemon's log fails the test that has not announced it.
+    """
     mountpoint.mkdir(exist_ok=True)
-    result = mystfuse("mount", *options, image, mountpoint, **kwargs)
-    try:
-        assert result.returncode == 0, result.stderr
-        yield mountpoint
-    finally:
-        clear_mount(mountpoint)
+    with tempfile.NamedTemporaryFile("r", prefix="mystfuse-test-log-", errors="replace") as log:
+        own_log = () if any(option.startswith("--log-file") for option in options) else (f"--log-file={log.name}",)
+        result = mystfuse("mount", *own_log, *options, image, mountpoint, **kwargs)
+        try:
+            assert result.returncode == 0, result.stderr
+            yield mountpoint
+        finally:
+            clear_mount(mountpoint)
+        fail_if_unannounced(line for line in log if "internal error" in line)
 
 
 def status_of(mountpoint: Path) -> dict[str, Any]:

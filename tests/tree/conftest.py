@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -13,16 +12,6 @@ import pytest
 from tests.support.commands import mystfuse, run
 from tests.support.ext2_editor import Editor, make_image
 from tests.support.mounts import mounted
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Commands that run within this process set up its logging."""
-    logger = logging.getLogger("mystfuse")
-    before = logger.handlers[:], logger.propagate, logger.level
-    yield
-    logger.handlers[:], logger.propagate, level = before
-    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

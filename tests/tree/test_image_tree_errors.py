@@ -124,6 +124,7 @@ async def test_what_is_no_image_is_told(tmp_path: Path) -> None:
             pytest.fail("opened")
 
 
+@pytest.mark.logs(r"^mystfuse\.devices\.verity")
 async def test_a_damaged_block_costs_what_is_in_it(small_image: Path, tmp_path: Path) -> None:
     image = tmp_path / "image"
     data = bytearray(small_image.read_bytes())

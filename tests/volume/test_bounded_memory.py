@@ -89,6 +89,7 @@ def test_counts_of_scattered_inodes_cost_no_more_than_the_kernel_pays() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.logs(r"^mystfuse\.devices\.reader")
 @pytest.mark.parametrize(
     "failure", [MemoryError(), RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "no memory")]
 )

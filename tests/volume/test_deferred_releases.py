@@ -6,6 +6,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -79,6 +80,7 @@ async def test_many_files_removed_below_a_damaged_bitmap_are_each_tried_twice_at
     assert_clean(await merged(volume), tmp_path / "merged")
 
 
+@pytest.mark.logs(r"^mystfuse\.volume")
 async def test_who_finds_no_space_does_not_wait_for_a_corrupt_orphan(tmp_path: Path, autojump_clock: MockClock) -> None:
     (tmp_path / "tree").mkdir()
     for name in ("broken", "last"):

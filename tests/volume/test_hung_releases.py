@@ -91,6 +91,7 @@ async def fill(volume: Volume) -> int:
     return inode.ino
 
 
+@pytest.mark.logs(r"^mystfuse\.volume")
 async def test_removed_files_on_hung_storage_cost_one_time_out_and_hold_up_nobody_without_space(
     device: HangingDevice, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ async def test_removed_files_on_hung_storage_cost_one_time_out_and_hold_up_nobod
     assert_clean(await merged(volume), tmp_path / "merged")
 
 
+@pytest.mark.logs(r"^mystfuse\.volume")
 async def test_an_orphan_that_is_being_freed_is_not_freed_twice(
     device: HangingDevice, autojump_clock: MockClock
 ) -> None:

@@ -98,6 +98,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+@pytest.mark.logs(r"^mystfuse\.volume")
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_an_operation_that_meets_damage_anywhere_leaves_nothing_behind(
     name: str, image: bytes, tmp_path: Path
@@ -197,6 +198,7 @@ async def test_an_operation_without_space_leaves_nothing_behind(
     assert_clean(await merged(volume), tmp_path / "merged")
 
 
+@pytest.mark.logs(r"^mystfuse\.volume")
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_an_operation_for_which_the_overlay_is_too_small_leaves_nothing_behind(
     name: str, image: bytes, tmp_path: Path

@@ -36,6 +36,7 @@ class CachedDevice(UnverifiedDevice):
         return lambda: [memoryview(bytes(self.content[extent.offset : extent.end])) for extent in extents]
 
 
+@pytest.mark.logs(r"^mystfuse\.devices\.verity")
 @pytest.mark.parametrize("what", ["data", "hash block", "root"])
 async def test_only_a_read_that_somebody_needs_tells_of_damage_each_time_and_logs_it_once(
     what: str, caplog: pytest.LogCaptureFixture

@@ -23,6 +23,7 @@ from mystfuse.system.workers import Workers
 from tests.support.limits import FailingSource
 
 
+@pytest.mark.logs(r"^mystfuse\.devices\.reader")
 @pytest.mark.parametrize("begins", [False, True])
 async def test_a_thread_that_never_begins_costs_a_time_out(
     begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
