@@ -1,4 +1,5 @@
-"""A mount that somebody is in: only for as long as he is, and that is never one of us."""
+"""Unmounting busy mounts: we wait a limited time for other processes to leave, and never keep a mount busy
+ourselves."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ STAY = 0.3
 
 
 def visit(mountpoint: Path, seconds: float) -> subprocess.Popen[bytes]:
-    """A process that is in there for so long."""
+    """A process that stays in the mount for ``seconds``."""
     visitor = subprocess.Popen(["sh", "-c", f"echo; exec sleep {seconds}"], cwd=mountpoint, stdout=subprocess.PIPE)
     assert visitor.stdout is not None
     visitor.stdout.readline()

@@ -1,5 +1,5 @@
-"""What somebody could do who has taken over a daemon or a keeper: code of ours, run in processes that are confined by
-the same functions."""
+"""What an attacker who runs code in a daemon or a keeper can do: the tests run code in processes that the same
+functions confine."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ ALONE = {
     "user": "confinement._filter_calls = lambda make: False\n"
     "confinement._leave_file_system = lambda: (None, False)\nconfinement.restrict_file_access = lambda proc: 0\n",
 }
-"""How to leave one layer of several."""
+"""Code that takes away one of several layers."""
 
 
 def inject(code: str, where: Path, outsider: int = 0, layer: str = "all") -> list[str]:
-    """The lines that a process prints which runs Python code with ``where`` and the process number ``outsider``."""
+    """The output of a process that runs Python code with ``where`` and the process number ``outsider``."""
     return run(sys.executable, "-c", PREPARED + ALONE[layer] + code, where, str(outsider)).stdout.splitlines()
 
 
 @pytest.mark.parametrize("layer", ALONE)
 def test_nothing_of_others_can_be_changed_or_reached_by_its_path(open_tmp_path: Path, layer: str) -> None:
-    """Each layer alone is enough: the filter, the empty root, the user that owns nothing."""
+    """Each layer alone is enough: the filter, the empty root directory, the user without files."""
     victim = open_tmp_path / "victim"
     victim.write_text("untouched")
     victim.chmod(0o644)
@@ -89,7 +89,7 @@ def test_nothing_of_others_can_be_changed_or_reached_by_its_path(open_tmp_path: 
 
 @needs_landlock
 def test_landlock_alone_opens_makes_removes_and_runs_nothing(tmp_path: Path) -> None:
-    """What is left of it for an ordinary user, and where there is no filter."""
+    """Landlock is all that an ordinary user's daemon has on a kernel that refuses the filter."""
     (tmp_path / "secret").write_text("secret")
     said = inject(
         "confinement._filter_calls = lambda make: False\nconfinement._become_own_user = lambda libc: None\n"
@@ -120,9 +120,9 @@ DEADLY = {
     "ptrace": "call('ptrace', 16, outsider, 0, 0)",
     "reading another's memory": "call('process_vm_readv', outsider, 0, 0, 0, 0, 0)",
     "taking another's descriptor": "call('pidfd_getfd', 0, 0, 0)",
-    "a user name space": "call('unshare', 0x10000000)",
-    "a mount name space": "call('unshare', 0x20000)",
-    "another's name space": "call('setns', memory, 0)",
+    "a user namespace": "call('unshare', 0x10000000)",
+    "a mount namespace": "call('unshare', 0x20000)",
+    "another process's namespace": "call('setns', memory, 0)",
     "mount": "call('mount', b'none', b'/', b'tmpfs', 0, None)",
     "a mount, the new way": "call('fsopen', b'tmpfs', 0)",
     "umount": "call('umount2', b'/', 2)",
@@ -159,7 +159,7 @@ def test_calls_that_no_daemon_makes_end_it(tmp_path: Path) -> None:
 REFUSED = {
     "fork": ("os.fork()", "EPERM"),
     "a process by clone": ("call('clone', signal.SIGCHLD, 0, 0, 0, 0)", "EPERM"),
-    "a thread in another name space": ("call('clone', 0x10000 | 0x20000, 0, 0, 0, 0)", "EPERM"),
+    "a thread in another namespace": ("call('clone', 0x10000 | 0x20000, 0, 0, 0, 0)", "EPERM"),
     "clone3": ("call('clone3', ctypes.create_string_buffer(88), 88)", "ENOSYS"),
     "a signal to another": ("os.kill(outsider, 0)", "EPERM"),
     "a signal to another's thread": ("call('tgkill', outsider, outsider, 0)", "EPERM"),
@@ -262,7 +262,7 @@ def test_the_daemon_of_root_is_a_user_of_its_own_in_an_empty_directory(small_ima
             assert task["Seccomp"] == "2" and task["NoNewPrivs"] == "1" and task["CapBnd"] == NO_CAPABILITIES
         assert os.listdir(f"/proc/{pid}/root/") == []
         assert " rwxp " not in Path(f"/proc/{pid}/maps").read_text()
-        # Who mounts is still root.
+        # The user who mounts is still root.
         assert (path / ".mystfuse").stat().st_uid == 0
 
 
@@ -327,7 +327,7 @@ def test_a_keeper_that_is_taken_over_neither_runs_nor_binds_nor_talks(tmp_path: 
 def test_nothing_is_imported_once_a_mount_is_served(
     encrypted: tuple[Path, Path], mountpoint: Path, tmp_path: Path
 ) -> None:
-    """There would be no files to import it from."""
+    """The daemon has no files to import it from."""
     image, passphrase = encrypted
     roomy = tmp_path / "roomy"
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "4096", roomy, "32M")
@@ -361,7 +361,7 @@ def test_nothing_is_imported_once_a_mount_is_served(
 
 
 def test_what_serves_plaintext_to_mke2fs_is_confined(tmp_path: Path) -> None:
-    """What stands in for mke2fs notes who serves the file, and runs the real one."""
+    """A stand-in for mke2fs notes which process serves the file, and runs the real mke2fs."""
     source, tools = tmp_path / "source", tmp_path / "tools"
     source.mkdir()
     tools.mkdir()

@@ -1,4 +1,4 @@
-"""What a daemon that was killed leaves (docs/adr/0019): a mountpoint that refuses, until somebody clears it."""
+"""Dead mounts (docs/adr/0019): the mountpoint refuses everything until `mystfuse umount` clears it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def kill_daemon(mountpoint: Path) -> None:
 
 
 def refusals(mountpoint: Path) -> list[int | None]:
-    """The errnos of what programs do with a directory."""
+    """The errnos that programs get from a directory."""
     attempts: list[Callable[[], object]] = [
         lambda: os.listdir(mountpoint),
         lambda: (mountpoint / "new").write_text("new"),
@@ -82,7 +82,7 @@ def test_rsync_deletes_nothing_from_a_backup_of_a_dead_mount(
     kill_daemon(mountpoint)
     assert run(*backup, check=False).returncode == 23
     assert sorted(os.listdir(tmp_path / "backup")) == saved
-    # Which an empty directory would not have kept.
+    # rsync would have emptied the backup if the mountpoint were an empty directory.
     assert mystfuse("umount", mountpoint).returncode == 0
     assert run(*backup).returncode == 0
     assert os.listdir(tmp_path / "backup") == []
@@ -159,7 +159,8 @@ def test_a_server_of_plaintext_that_fails_before_it_serves_leaves_no_mount(
 
 
 LITTLE = "-all,+sys_admin,+dac_read_search,+sys_chroot,+setuid,+setgid,+setpcap"
-"""What systemd's unit leaves root: without CAP_SYS_PTRACE it sees that others have descriptors, and not which."""
+"""The privileges that systemd's unit leaves root: without CAP_SYS_PTRACE it sees that other processes have descriptors,
+but not which."""
 
 
 @pytest.mark.parametrize("hides", [False, True], ids=["no ptrace", "hidepid"])
@@ -180,7 +181,7 @@ def test_a_live_mount_is_not_stale_though_its_daemon_cannot_be_seen(
 def test_a_mount_that_answers_is_not_stale_whoever_can_be_seen(
     small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an ordinary user, whose encrypted mount's daemon hidepid=2 hides from its own user."""
+    """An ordinary user's encrypted mount: hidepid=2 hides its daemon even from its own user."""
     assert mystfuse(small_image, mountpoint).returncode == 0
     monkeypatch.setattr(unmount, "find_daemon", lambda mount: None)
     monkeypatch.setattr(unmount, "find_other_server", lambda mount: None)

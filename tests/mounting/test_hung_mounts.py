@@ -1,4 +1,4 @@
-"""Commands that ask a mount whose daemon hangs: each ends after its time-out, and at once when told to."""
+"""Commands that ask a mount whose daemon hangs: each ends after its time-out, and at once on a signal."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ status.TIMEOUT = float(os.environ.get("STATUS_TIMEOUT", status.TIMEOUT))
 from mystfuse.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
-"""The command line, which stops a daemon when it comes to a place."""
+"""The command line in a process; it stops the daemon when it reaches a given place."""
 
 
 @contextmanager
 def hanging(
     image: Path, mountpoint: Path, place: str, *words: str | Path, timeout: str = "10"
 ) -> Iterator[subprocess.Popen[str]]:
-    """A command that has found its mount to hang."""
+    """A command that has found the mount hung."""
     with mounted(image, mountpoint):
         daemon = daemon_pid(mountpoint)
         process = subprocess.Popen(

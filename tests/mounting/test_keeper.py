@@ -1,4 +1,4 @@
-"""The keeper's protocol: four requests, each a fixed message, and no other message is answered."""
+"""The keeper's protocol: it answers four requests, each a fixed message, and no other message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_only_whole_messages_are_requests() -> None:
 
 
 def test_the_keeper_answers_no_other_message(tmp_path: Path) -> None:
-    """Not even with an error, which would be taken for the answer to the next request."""
+    """Not even with an error, which the daemon would take for the answer to its next request."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if not pid:

@@ -1,4 +1,4 @@
-"""Logs that nobody reads hold up no request, and those that somebody reads are whole and in order."""
+"""Log messages never delay a request when their reader is stuck; other readers get every line whole and in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.processes import is_running
 
 
 class Sink(logging.Handler):
-    """Keeps lines; while ``is_open`` is not set, it hangs."""
+    """A sink that keeps lines, and hangs while ``is_open`` is not set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,14 +160,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 def fill_logs(pid: int) -> None:
-    """Make a daemon log more than its readers take."""
+    """Make a daemon log more than its readers' buffers hold."""
     for _ in range(30):
         os.kill(pid, signal.SIGUSR1)
         time.sleep(0.01)
 
 
 def assert_serves(mountpoint: Path) -> None:
-    # By a process: what hangs there must not hang the tests.
+    # In a process of its own: a hang there must not hang the tests.
     cat = subprocess.Popen(["cat", mountpoint / "hello.txt"], stdout=subprocess.PIPE, text=True)
     try:
         assert cat.communicate(timeout=5)[0] == "hello\n"

@@ -1,4 +1,4 @@
-"""Ends of mounts: unmounting, signals, idle mounts, hung storage; and mounts of others stay."""
+"""How mounts end: unmounting, signals, idle mounts, hung storage. Mounts of other programs stay."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_storage_that_hangs_gives_eio_and_works_again_when_it_answers(tmp_path: 
     (source / "small").write_bytes(b"small")
     assert mystfuse("mkext2", source, outer_source / "inner.img").returncode == 0
     assert mystfuse("mkext2", outer_source, tmp_path / "outer.img").returncode == 0
-    # What has been read before comes from the page cache.
+    # The page cache has what was read before.
     with caches_kept(), mounted(tmp_path / "outer.img", tmp_path / "outer") as outer:
         pid = daemon_pid(outer)
         with mounted(outer / "inner.img", tmp_path / "inner", "--io-timeout=1") as inner:
@@ -125,7 +125,7 @@ def test_storage_that_hangs_gives_eio_and_works_again_when_it_answers(tmp_path: 
 
 
 def test_a_signal_ends_a_mount_of_which_the_kernel_knows_many_inodes(tmp_path: Path, mountpoint: Path) -> None:
-    """Unmounting takes the kernel a while then, in which pyfuse3's loop ends by itself."""
+    """Unmounting then takes the kernel a while, and pyfuse3's loop ends by itself meanwhile."""
     source = tmp_path / "source"
     for number in range(20_000):
         if number % 1000 == 0:
@@ -152,7 +152,7 @@ def test_a_daemon_never_unmounts_what_is_not_its_own(small_image: Path, mountpoi
 
     run("mount", "-t", "tmpfs", "below", mountpoint)
     try:
-        # Below ours, while ours is in use.
+        # Another program's mount below ours, while ours is in use.
         mystfuse("mount", small_image, mountpoint)
         pid = daemon_pid(mountpoint)
         with (mountpoint / "hello.txt").open():
@@ -160,7 +160,7 @@ def test_a_daemon_never_unmounts_what_is_not_its_own(small_image: Path, mountpoi
             wait_until(lambda: not is_running(pid))
         assert find_mount(str(mountpoint)) is None
         assert tmpfs_mounts() == 1
-        # On top of ours.
+        # Another program's mount on top of ours.
         mystfuse("mount", small_image, mountpoint)
         pid = daemon_pid(mountpoint)
         run("mount", "-t", "tmpfs", "above", mountpoint)

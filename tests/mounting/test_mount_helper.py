@@ -34,7 +34,8 @@ while :; do sleep 1000 & wait; done
 
 
 class Machine:
-    """Mounts and processes of its own. When its first process ends, all others do, and their mounts are gone."""
+    """A machine with mounts and processes of its own: when its first process ends, the kernel ends all others and
+    removes their mounts."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -52,7 +53,7 @@ class Machine:
         self._init = children.strip()
 
     def __call__(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command there."""
+        """Run a command on the machine."""
         enter = ["nsenter", f"--target={self._init}", "--mount", "--pid", f"--wd={self.directory}"]
         return run(*enter, *command, check=check)
 
@@ -67,12 +68,12 @@ class Machine:
         wait_until(lambda: not self.daemons())
 
     def daemons(self) -> list[str]:
-        """The numbers of the daemons that run there, in their own process name space."""
+        """The process numbers of the machine's daemons, in its own process namespace."""
         found = self("sh", "-c", "grep -lsE '^mystfuse:[0-9]' /proc/[0-9]*/comm", check=False).stdout
         return re.findall(r"/proc/(\d+)/", found)
 
     def mounts(self) -> list[list[str]]:
-        """The fields of our lines of /proc/mounts; those of others were there when the machine came up."""
+        """The fields of our lines of /proc/mounts. Lines of other programs were there when the machine started."""
         lines = self("cat", "/proc/mounts").stdout.splitlines()
         return [line.split() for line in lines if f" {self.mountpoint} " in line]
 
@@ -127,7 +128,7 @@ def test_mount_findmnt_and_umount(machine: Machine, root_hash: str) -> None:
     [
         ("defaults", {"rw", "nosuid", "nodev", "noatime", "default_permissions"}, {"ro", "noexec"}),
         ("rw,ro", {"ro"}, {"rw"}),
-        # mount(8) keeps these to itself, as its defaults; ours are the other way round.
+        # mount(8) drops these options because they are its defaults; our defaults differ.
         ("rw,dev,suid", {"rw", "nosuid", "nodev"}, set()),
         ("rw,allow_dev,allow_suid", {"rw"}, {"nosuid", "nodev"}),
         ("nosuid,allow_dev,allow_suid", {"nosuid"}, {"nodev"}),
@@ -332,7 +333,7 @@ def test_mount_fuse3_starts_us_without_privileges(machine: Machine) -> None:
         machine("mystfuse", "umount", machine.mountpoint)
         assert machine.daemons() == []
 
-    # It cannot unmount, but it ends.
+    # The daemon has no privilege to unmount, but it ends.
     machine.mount(*arguments, options)
     (daemon,) = machine.daemons()
     machine("kill", daemon)

@@ -1,4 +1,4 @@
-"""Beginnings of mounts: options, trust, status, other users, and what is refused."""
+"""Starting mounts: options, trust, status, other users, and what is refused."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_nocontrol_shows_the_images_own_directory(tmp_path: Path) -> None:
 
 
 def as_user(function: Callable[[], Any], uid: int = USER, gid: int = GROUP) -> Any:
-    """The result of ``function``, or the errno it raised, in a child process of an ordinary user."""
+    """The result of ``function`` in a child process of an ordinary user, or the errno it raised."""
     receiver, sender = os.pipe()
     child = os.fork()
     if not child:
@@ -192,7 +192,7 @@ def test_other_users_see_files_by_their_permissions_and_acls_but_not_the_control
         (source / name).write_text(name)
         (source / name).chmod(0o644 if name == "public" else 0o600)
     run("setfacl", "-m", f"u:{USER}:r", source / "acl")
-    # The group bits of the mode show the mask here: without ACLs enforced, the group would get in.
+    # The group bits of the mode show the mask here: if ACLs were not enforced, the group would get in.
     run("setfacl", "-m", f"u:1:r,g:{GROUP}:-", source / "mask")
     os.chown(source / "mask", 0, GROUP)
     os.setxattr(source / "public", "trusted.secret", b"1")
@@ -206,7 +206,7 @@ def test_other_users_see_files_by_their_permissions_and_acls_but_not_the_control
         assert as_user(lambda: (mountpoint / "mask").read_text()) == errno.EACCES
         assert as_user(lambda: os.listxattr(mountpoint / "public")) == ["user.known"]
         assert sorted(os.listxattr(mountpoint / "public")) == ["trusted.secret", "user.known"]
-        # Not even that it is there: the kernel alone, going by its mode, would say so.
+        # Other users do not even see that it exists: the kernel alone, by its mode, would tell them.
         assert as_user(lambda: os.stat(mountpoint / ".mystfuse").st_mode) == errno.EACCES
         assert as_user(lambda: os.listdir(mountpoint / ".mystfuse")) == errno.EACCES
         (mountpoint / ".mystfuse/status.json").read_text()
@@ -265,7 +265,7 @@ def test_mounting_costs_the_same_for_every_size(tmp_path: Path) -> None:
     times: dict[str, list[float]] = {size: [] for size in images}
     least = dict.fromkeys(images, math.inf)
     for number in range(40):
-        # The least of each: what else the machine does comes on top.
+        # The minimum of each: other work of the machine only adds time.
         if number >= 5 and least["64G"] - least["64M"] < 0.05:
             break
         for size, image in images.items():

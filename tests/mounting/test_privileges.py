@@ -1,4 +1,4 @@
-"""What the processes of a mount may do, what they hold open, and what they hand on to others."""
+"""What the processes of a mount may do, which descriptors they hold open, and what their children inherit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.processes import NO_CAPABILITIES, descriptors_of, is_running,
 
 def test_every_thread_of_the_daemon_is_without_privileges(small_image: Path, mountpoint: Path) -> None:
     with mounted(small_image, mountpoint) as path:
-        # With requests under way, so that there are threads.
+        # With requests pending, so that there are threads.
         (path / "sub/deep/data.bin").read_bytes()
         pid = daemon_pid(mountpoint)
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
@@ -49,7 +49,7 @@ def test_the_status_says_which_landlock_is_in_force(small_image: Path, mountpoin
 
 
 def test_a_kernel_without_landlock_mounts_all_the_same(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
-    """As an old kernel answers (ENOSYS), and a filter that forbids it (EPERM)."""
+    """An old kernel answers ENOSYS, a filter that forbids it EPERM."""
     for number in errno.ENOSYS, errno.EPERM:
         (tmp_path / "sitecustomize.py").write_text(
             "import ctypes, os\n"
@@ -88,7 +88,7 @@ def test_the_keeper_holds_nothing_but_its_end_of_the_talk(small_image: Path, mou
 
 
 def test_signals_to_all_processes_of_a_service_end_it_in_order(small_image: Path, mountpoint: Path) -> None:
-    """As a service manager and a terminal send them: the keeper stays until it is not needed any more."""
+    """A service manager and a terminal signal every process: the keeper stays until the daemon no longer needs it."""
     for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
         assert mystfuse(small_image, mountpoint).returncode == 0
         pid = daemon_pid(mountpoint)
@@ -114,7 +114,7 @@ def test_a_killed_daemon_takes_its_keeper_with_it(small_image: Path, mountpoint:
         keeper = keeper_of(pid)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_running(pid) and not is_running(keeper))
-        # What is below must not come to light by itself (docs/adr/0019).
+        # The directory below must not appear by itself (docs/adr/0019).
         assert find_mount(str(mountpoint)) is not None
         assert mystfuse("umount", mountpoint).returncode == 0
 
@@ -139,7 +139,7 @@ def test_an_ordinary_users_daemon_is_confined_and_unmounts_by_itself(
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         finally:
             os.close(pidfd)
-        # By fusermount3, which is setuid root: the daemon itself could not run it.
+        # fusermount3, which is set-user-ID root, unmounts: the daemon itself could not run it.
         wait_until(lambda: find_mount(str(mountpoint)) is None and not is_running(pid))
     finally:
         clear_mount(mountpoint)
@@ -185,7 +185,7 @@ def test_the_callers_descriptors_are_not_kept(
 
 
 def test_mke2fs_gets_the_image_and_nothing_else(tmp_path: Path, extra: list[int]) -> None:
-    """What stands in for mke2fs notes its descriptors and runs the real one."""
+    """A stand-in for mke2fs notes its descriptors and runs the real mke2fs."""
     source, tools = tmp_path / "source", tmp_path / "tools"
     source.mkdir()
     tools.mkdir()
@@ -202,7 +202,7 @@ def test_mke2fs_gets_the_image_and_nothing_else(tmp_path: Path, extra: list[int]
         )
         assert result.returncode == 0, result.stderr
         opened = re.findall(r" (\d+) -> (.*)", (tmp_path / "said").read_text())
-        # From 10 on they are the shell's own.
+        # Descriptors from 10 on are the shell's own.
         others = [target for number, target in opened if 2 < int(number) < 10]
         assert "/extra" not in str(opened)
         assert len(others) == 1 and ("(deleted)" in others[0] or "/plaintext" in others[0]), opened
@@ -245,8 +245,8 @@ def test_what_a_program_inherits(tmp_path: Path, extra: list[int]) -> None:
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^NoNewPrivs:\t(\d)", result.stdout, re.M) == ["1"]
     sets = dict(re.findall(r"^(Cap\w+):\t(\w+)", result.stdout, re.M))
-    # Those that break out of a container: CAP_SYS_MODULE, RAWIO, PTRACE, ADMIN, BOOT, TIME; MKNOD; MAC_ADMIN. With
-    # no-new-privileges the bounding set gives nothing back.
+    # The capabilities that break out of a container: CAP_SYS_MODULE, RAWIO, PTRACE, ADMIN, BOOT, TIME; MKNOD;
+    # MAC_ADMIN. With no-new-privileges the bounding set gives nothing back.
     for name in "CapEff", "CapPrm", "CapInh", "CapAmb":
         for capability in 16, 17, 19, 21, 22, 25, 27, 33:
             assert not int(sets[name], 16) >> capability & 1, (name, capability)
@@ -254,13 +254,13 @@ def test_what_a_program_inherits(tmp_path: Path, extra: list[int]) -> None:
     assert "extra" not in result.stdout and "SECRET_KEY" not in result.stdout
 
 
-# What mystfuse umount takes away
+# What mystfuse umount removes
 
 
 def test_umount_refuses_what_is_not_ours(tmp_path: Path) -> None:
     directory = tmp_path / "tmpfs"
     directory.mkdir()
-    # Its source calls itself ours; the type is what counts.
+    # Its source says mystfuse; only the type counts.
     run("mount", "-t", "tmpfs", "mystfuse", directory)
     try:
         assert_one_line(mystfuse("umount", directory), 7, "nothing of mystfuse's is mounted")
@@ -288,7 +288,7 @@ sys.stdin.read()
 
 
 def test_umount_leaves_a_mount_that_another_program_serves(open_tmp_path: Path) -> None:
-    """An ordinary user's, which says of itself that it is ours."""
+    """An ordinary user's mount, whose source says mystfuse."""
     mountpoint = open_tmp_path / "mount"
     mountpoint.mkdir()
     os.chown(mountpoint, USER, GROUP)

@@ -1,4 +1,5 @@
-"""Somebody who renames and links, at mountpoints and output paths, while we work: nothing of ours goes elsewhere."""
+"""An attacker renames directories and makes links at mountpoints and output paths while we work: nothing of ours ends
+up elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ while os.getppid() == %d:
 
 @contextmanager
 def exchanging(first: Path, second: Path) -> Iterator[None]:
-    """Another process exchanges two names as fast as it can, until the block ends."""
+    """Another process exchanges two names as fast as it can until the block ends."""
     racer = subprocess.Popen([sys.executable, "-c", RACER % os.getpid(), first, second], stdout=subprocess.PIPE)
     try:
         assert racer.stdout is not None
@@ -109,7 +110,7 @@ def test_a_race_at_an_output_path_hits_nobody_else(tmp_path: Path, without_namel
 
 
 def test_a_race_at_an_output_directory_hits_one_of_the_two(tmp_path: Path, without_nameless: bool) -> None:
-    """Each file ends up whole in the directory that it was begun in; nothing half-made is left in either."""
+    """Each file ends up whole in the directory where it was begun; neither directory has an incomplete file."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -189,7 +190,7 @@ def test_a_mountpoint_that_is_replaced_is_not_mounted_on(small_image: Path, tmp_
 def test_a_race_at_a_mountpoint_never_opens_what_a_link_leads_to(
     tmp_path: Path, has_openat2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The directory and a link to another one change places: what is opened has the name that it is mounted under."""
+    """The directory and a link to another one change places: we open the directory whose name the mount gets."""
 
     def unknown(*words: object) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -211,7 +212,7 @@ def test_a_race_at_a_mountpoint_never_opens_what_a_link_leads_to(
                 outcomes["refused"] += 1
                 continue
             try:
-                # Under victim's own name that is what was meant; under the other it must be the other.
+                # Under victim's own name, victim was meant; under the other name it must be the other directory.
                 wanted = victim / "mount" if path.startswith(str(victim)) else real / "mount"
                 assert os.fstat(descriptor).st_ino == inodes[wanted], path
                 outcomes["opened"] += 1
@@ -233,7 +234,7 @@ def test_a_link_that_is_given_as_mountpoint_is_followed_once(small_image: Path, 
 def test_a_race_while_unmounting_takes_nobody_elses_mount(
     small_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever owns a directory above the mountpoint puts a link in its place between looking and unmounting."""
+    """The owner of a directory above the mountpoint puts a link in its place between our check and umount2(2)."""
     real, moved, victim = tmp_path / "real", tmp_path / "moved", tmp_path / "victim"
     (real / "mount").mkdir(parents=True)
     (victim / "mount").mkdir(parents=True)
@@ -254,7 +255,7 @@ def test_a_race_while_unmounting_takes_nobody_elses_mount(
                 unmount(mountpoint, lazy, own)
             assert find_mount(str(victim / "mount")) is not None
             assert find_mount(str(moved / "mount")) is None
-            # The other mount has its name now.
+            # The other mount now has its name.
             with pytest.raises(GoneError):
                 unmount(mountpoint, lazy, own)
             assert find_mount(str(victim / "mount")) is not None

@@ -1,4 +1,4 @@
-"""How commands start: with descriptors that the caller has closed, with little memory, among the caller's traps."""
+"""How commands start: with closed standard descriptors, with little memory, in an environment that misleads Python."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.support.processes import keeper_of
 SCRIPT = Path(sys.executable).with_name("mystfuse")
 PROGRAMS = Path(__file__).parents[2] / "bin"
 CLOSED = list(product((False, True), repeat=3))
-"""Every choice of descriptors 0 to 2."""
+"""Each subset of descriptors 0 to 2."""
 
 
 def closing(closed: tuple[bool, ...]) -> Callable[[], None]:
-    """What closes descriptors in a child, for ``preexec_fn``."""
+    """A ``preexec_fn`` that closes these descriptors."""
 
     def close() -> None:
         for number in range(3):
@@ -43,7 +43,8 @@ def closing(closed: tuple[bool, ...]) -> Callable[[], None]:
 
 @pytest.mark.parametrize("how", ["foreground", "background"])
 def test_mounts_with_each_choice_of_closed_descriptors(how: str, small_image: Path, tmp_path: Path) -> None:
-    """Side by side, since it is 8 mounts: each answers, and what was closed is /dev/null in daemon and keeper."""
+    """The 8 mounts start side by side: each answers, and daemon and keeper have /dev/null for each closed
+    descriptor."""
     places = [tmp_path / "".join("cC"[is_closed] for is_closed in closed) for closed in CLOSED]
     processes = []
     try:
@@ -79,7 +80,8 @@ def test_mounts_with_each_choice_of_closed_descriptors(how: str, small_image: Pa
 
 
 def test_files_of_python_are_the_descriptors_themselves() -> None:
-    """A daemon closes all above 2: sys.stderr must be none of those, whose numbers something else gets then."""
+    """A daemon closes all descriptors above 2: if sys.stderr were one of those, other files would get its number
+    later."""
     code = (
         "import fcntl, os, sys; from mystfuse.cli.start import open_standard_descriptors; open_standard_descriptors()\n"
         "numbers = [file.fileno() for file in (sys.stdin, sys.stdout, sys.stderr)]\n"
@@ -93,7 +95,7 @@ def test_files_of_python_are_the_descriptors_themselves() -> None:
 def words(
     small_image: Path, small_tree: Path, make_keys: Callable[..., tuple[Path, Path]], tmp_path: Path
 ) -> dict[str, list[Any]]:
-    """Every command, by name: the arguments."""
+    """Every command's name and arguments."""
     public, private = make_keys("start")
     (tmp_path / "config.json").write_text('{"version": "0.1", "ApplicationPath": "/bin/true"}')
     (tmp_path / "tree/bin").mkdir(parents=True)
@@ -152,7 +154,7 @@ os._exit(0 if text == "hello\\n" else 1)
 
 
 def test_the_interface_in_a_program_that_has_closed_them(small_tree: Path, mountpoint: Path, tmp_path: Path) -> None:
-    """The key's pipe would have the number of a standard descriptor."""
+    """Without care, the key's pipe would get the number of a standard descriptor."""
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_bytes(bytes(range(64)))
     assert mystfuse("mkext2", "--encrypt", tmp_path / "key", small_tree, tmp_path / "image").returncode == 0
@@ -183,7 +185,7 @@ def test_little_memory_is_one_line_for_every_command(words: dict[str, list[Any]]
 def test_what_is_stated_is_enough_to_end_in_order(
     kind: int, least: int, words: dict[str, list[Any]], small_tree: Path, tmp_path: Path
 ) -> None:
-    """Where there are many processors, threads may be too many; no library must end us by a signal."""
+    """On a machine with many processors, threads may be too many; no library may end us by a signal."""
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_bytes(os.urandom(64))
     secret, opening = tmp_path / "secret", ("--key-file", tmp_path / "key")
@@ -217,7 +219,7 @@ def test_a_small_control_group_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def traps(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A directory of modules that nobody must import, and an environment that has Python do so."""
+    """A directory of modules that no command may import, and an environment that makes Python import them."""
     directory = tmp_path / "traps"
     directory.mkdir()
     for name in ("click", "trio", "sitecustomize", "usercustomize", "startup", "re", "mystfuse"):
@@ -273,7 +275,8 @@ def test_a_key_in_the_options_starts_us_again_as_isolated(
 def test_the_interface_imports_nothing_from_the_current_directory(
     traps: tuple[Path, dict[str, str]], small_image: Path, mountpoint: Path
 ) -> None:
-    """A program's own environment is its own; but Python puts nothing of the current directory before it for -m."""
+    """The program's own environment stays as it is; but for -m, Python must not put the current directory into the
+    path."""
     code = (
         "import sys; sys.path.remove(''); import mystfuse\n"
         "with mystfuse.mount(*sys.argv[1:], trust='self') as m: print((m.mountpoint / 'hello.txt').read_text())"
@@ -289,7 +292,8 @@ def test_what_is_installed_is_what_is_here() -> None:
 
 
 def test_as_pip_installs_them(traps: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    """Begun by sh, which starts the Python beside them, also by a link from elsewhere; or else the one in PATH."""
+    """The scripts are run by sh and start the Python beside them, also through a link; without one, the Python in
+    PATH."""
     directory, environment = traps
     prefix = tmp_path / "a prefix"
     (prefix / "bin").mkdir(parents=True)
@@ -308,7 +312,7 @@ def test_as_pip_installs_them(traps: tuple[Path, dict[str, str]], tmp_path: Path
 
 
 def test_children_that_the_caller_ignores_are_waited_for(tmp_path: Path) -> None:
-    """Some supervisors start programs so: mke2fs's failure was not noticed, and exec hung."""
+    """Some supervisors start programs with SIGCHLD ignored: mke2fs's failure went unnoticed, and exec hung."""
     (tmp_path / "mke2fs").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "mke2fs").chmod(0o755)
     (tmp_path / "tree").mkdir()

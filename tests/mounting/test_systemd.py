@@ -1,4 +1,4 @@
-"""The units under a real systemd, booted in name spaces of its own over a copy-on-write view of this machine."""
+"""The units under a real systemd, booted in namespaces of its own over a copy-on-write view of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.mounts import OWN_MOUNTS
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT = 100
-"""Seconds, for the boot and all of the script."""
+"""Seconds for the boot and the whole script."""
 
 BOOT = r"""
 set -e
@@ -116,7 +116,7 @@ FIRST_DOCUMENTED = 10
 
 
 def documented_commands() -> list[str]:
-    """What the documents ask systemd for; journalctl(1) has no journal here."""
+    """The systemctl commands that the documents tell users to run; journalctl(1) has no journal here."""
     commands: list[str] = []
     for document in sorted((PROJECT / "docs").glob("*.md")):
         commands += re.findall(r"^# (systemctl .*)$", document.read_text(), re.MULTILINE)
@@ -125,7 +125,7 @@ def documented_commands() -> list[str]:
 
 @pytest.fixture
 def said(open_tmp_path: Path, ordinary_user: list[str], small_tree: Path) -> dict[str, str]:
-    """What the script said under systemd, by its steps."""
+    """The script's output under systemd, by its steps."""
     if (
         os.geteuid()
         or not Path("/lib/systemd/systemd").exists()
@@ -134,7 +134,7 @@ def said(open_tmp_path: Path, ordinary_user: list[str], small_tree: Path) -> dic
         pytest.skip("no systemd that could be booted here")
     shutil.copytree(PROJECT / "systemd", open_tmp_path / "units")
     words = " ".join(ordinary_user[ordinary_user.index("env") : -1])
-    # The code is in /tmp, which is another one there.
+    # The checkout is in /tmp, and the unit has a /tmp of its own.
     python_path = next(word for word in ordinary_user if word.startswith("PYTHONPATH=")).partition("=")[2]
     for name, module in ("mount.mystfuse", "mystfuse.cli.commands.mount_helper"), ("mystfuse", "mystfuse"):
         launcher = open_tmp_path / name
@@ -173,7 +173,7 @@ def said(open_tmp_path: Path, ordinary_user: list[str], small_tree: Path) -> dic
 def test_the_units_work_under_systemd(said: dict[str, str]) -> None:
     assert "ActiveState=active" in said["1"] and "StatusText=/work/image mounted on /srv/app, read-only" in said["1"]
     assert said["1"].endswith("\nmounted\nhello\n"), said["1"]
-    # What the unit leaves is enough to give it all up.
+    # The privileges that the unit leaves are enough for the daemon to give them all up.
     assert '"seccomp": true' in said["1000"] and '"empty_root": true' in said["1000"], said["1000"]
     assert re.search(r'"own_user": \d+', said["1000"]), said["1000"]
     assert re.findall(r"^(\w+):\s+(\w+)$", said["1000"], re.MULTILINE) == [

@@ -1,4 +1,4 @@
-"""What a service manager hears on NOTIFY_SOCKET."""
+"""What mystfuse tells a service manager through NOTIFY_SOCKET."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_umount_stale_clears_dead_mounts_and_leaves_others_alone(small_image: Pa
 
 
 def test_a_core_limit_of_zero_is_no_error(small_image: Path, tmp_path: Path) -> None:
-    """As systemd's LimitCORE=0 sets it, and takes CAP_SYS_RESOURCE away."""
+    """systemd's LimitCORE=0 does this, and takes CAP_SYS_RESOURCE away."""
     (tmp_path / "key").write_bytes(os.urandom(64))
     (tmp_path / "key").chmod(0o600)
     command = f'ulimit -c 0; exec "{sys.executable}" -m mystfuse verify --key-file "{tmp_path}/key" "{small_image}"'
@@ -163,7 +163,7 @@ def test_the_units_are_valid(tmp_path: Path) -> None:
     for name in "mystfuse@.service", "examples/srv-app.mount":
         text = (SERVICE.parent / name).read_text().replace("/usr/local/bin/mystfuse", "/bin/true")
         unit = tmp_path / Path(name).name
-        # That the manual is installed is not the unit's matter.
+        # The unit does not need the manual to be installed.
         unit.write_text("\n".join(line for line in text.splitlines() if not line.startswith("Documentation=")))
         result = run("systemd-analyze", "verify", unit)
         assert result.stdout + result.stderr == ""

@@ -1,4 +1,5 @@
-"""Two that mount at one place at once: one is refused, and who has come to lie under another says so at its end."""
+"""Two processes mount at one place at once: we refuse one of them, and a daemon whose mount lies under another says so
+at its end."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.support.mounts import clear_mount, mounted
 
 
 def test_the_later_of_two_mounters_is_refused(small_image: Path, mountpoint: Path) -> None:
-    """Both have looked at the mountpoint before either has mounted."""
+    """Both check the mountpoint before either mounts."""
     keeper = Keeper(MountOptions(mountpoint=str(mountpoint), fsname="none"))
     try:
         with mounted(small_image, mountpoint):
@@ -47,7 +48,7 @@ def test_a_mount_that_lies_under_another_is_not_left_in_silence(small_image: Pat
             own = find_mount(str(mountpoint))
             assert own is not None
             assert mystfuse("mount", "-o", "nonempty", small_image, mountpoint).returncode == 0
-        # The other is somebody else's, and stays.
+        # The other mount is another program's, and stays.
         assert find_mount(str(mountpoint)) not in (None, own)
         assert mystfuse("umount", mountpoint).returncode == 0
         assert find_mount(str(mountpoint)) == own
@@ -57,8 +58,8 @@ def test_a_mount_that_lies_under_another_is_not_left_in_silence(small_image: Pat
 
 
 def test_of_two_that_have_mounted_the_lower_one_stays(mountpoint: Path) -> None:
-    """Each has looked directly before the other has mounted, and then looks for its own mount."""
-    # By a descriptor: nobody answers who looks into the first.
+    """Each checks just before the other mounts, and then looks for its own mount."""
+    # By a descriptor: a lookup in the first mount would get no answer.
     directory = os.open(mountpoint, os.O_PATH)
     options = MountOptions(mountpoint=str(mountpoint), fsname="none", directory=directory)
     server = KeeperServer(options)
