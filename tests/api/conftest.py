@@ -1,4 +1,4 @@
-"""A machine on which mounts are only noted."""
+"""A machine that only records which mounts a program makes."""
 
 from __future__ import annotations
 

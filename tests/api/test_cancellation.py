@@ -1,4 +1,4 @@
-"""Mounts and images whose task is cancelled, at every point, are ended."""
+"""Tasks cancelled at every point: their mounts and images are ended."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Block = Callable[[], Coroutine[Any, Any, None]]
 
 
 def run_trio(block: Block, at: int, when: str) -> tuple[int, bool]:
-    """Run it, cancelled before or after its task's step ``at``; returns how many steps it took, and whether it came
-    to its end."""
+    """Run it, cancelled before or after its task's step ``at``; returns the number of steps, and whether it ran to its
+    end."""
     steps, ended = 0, False
     scope = trio.CancelScope()
 
@@ -107,7 +107,7 @@ LOOPS = {"trio": run_trio, "asyncio": run_asyncio}
 
 
 def at_every_point(loop: str, block: Block, check: Callable[[], None]) -> int:
-    """Run the block, cancelled at its first point, its second, and so on, until it comes to its end uncancelled."""
+    """Run the block cancelled at its first point, at its second, and so on, until it runs to its end uncancelled."""
     for when in ("before", "after"):
         at = 0
         while True:
@@ -124,7 +124,7 @@ def at_every_point(loop: str, block: Block, check: Callable[[], None]) -> int:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_mount_cancelled_at_every_point(loop: str, machine: Machine) -> None:
     bodies = 0
-    # Kept: what is forgotten is cleared away anyway.
+    # Kept here: a mount object that is garbage-collected unmounts anyway.
     mounts: list[mystfuse.mount] = []
 
     async def block() -> None:
@@ -177,7 +177,7 @@ def test_a_mount_cancelled_when_it_is_there_and_not_yet_told(loop: str, machine:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_end_of_a_cancelled_block_is_not_cancelled(loop: str, machine: Machine) -> None:
-    """It waits for the unmount, which is slow, is cancelled again meanwhile, and what is told comes out."""
+    """The end waits for the slow unmount, is cancelled again meanwhile, and raises the original exception."""
     machine_unmount = machine.unmount_and_wait
 
     def slowly(path: str, lazy: bool, timeout: float) -> None:
@@ -230,7 +230,7 @@ def test_somebody_elses_mount_is_not_unmounted(machine: Machine, monkeypatch: py
     with mystfuse.mount("image", "/m", trust="self"):
         machine.mount = other
     assert machine.mount is other
-    # Nor one that was there before, when mounting fails, nor one that has come meanwhile.
+    # Neither a mount that was there before, when mounting fails, nor one that has appeared meanwhile.
     latest = Mount("/m", "0:101", "other", 0)
 
     def fail(self: Command, arguments: object, descriptors: object = ()) -> str:
@@ -269,7 +269,7 @@ def test_real_mounts_cancelled_after(delay: float, loop: str, small_image: Path,
 
 
 def test_a_program_that_forgets_the_end(small_image: Path, mountpoint: Path) -> None:
-    """Nothing is left at its end; and a process that it has forked takes nothing away."""
+    """At the program's end nothing is left; a process that it has forked unmounts nothing."""
     code = (
         "import os, sys, mystfuse\n"
         "m = mystfuse.mount(*sys.argv[1:], trust='self'); m.__enter__()\n"
@@ -295,7 +295,7 @@ def test_a_directory_that_is_left_meanwhile(
 def test_a_process_that_does_not_end_is_ended_by_force(
     small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped (SIGSTOP), as one that hangs: with the daemon that it is starting."""
+    """Stopped (SIGSTOP) like a process that hangs, together with the daemon that it starts."""
     monkeypatch.setattr("mystfuse.system.own_command._PATIENCE", 0.2)
 
     async def freeze(scope: trio.CancelScope) -> None:
@@ -323,7 +323,7 @@ def test_a_process_that_does_not_end_is_ended_by_force(
 
 
 def left_over() -> set[str]:
-    """Open files, and threads but for those that trio keeps a while for others."""
+    """The open files, and the threads except those that trio keeps for a while."""
     found = {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):

@@ -23,8 +23,8 @@ from tests.support.mounts import clear_mount
 
 
 def interrupted_at(at: int, action: Callable[[], None]) -> bool:
-    """Run ``action``, with a KeyboardInterrupt at the n-th instruction of ours, or line of others'. Whether there were
-    so many."""
+    """Run ``action`` with a KeyboardInterrupt at the n-th instruction of ours, or line of other code; returns whether
+    there were so many."""
     count = 0
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
@@ -47,7 +47,7 @@ def interrupted_at(at: int, action: Callable[[], None]) -> bool:
     return count >= at
 
 
-# A ^C in what Python does when objects are forgotten is lost by Python itself.
+# Python itself loses a ^C that comes in a finalizer.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("step", range(4))
 def test_a_block_interrupted_at_every_instruction(step: int, machine: Machine) -> None:
@@ -62,7 +62,7 @@ def test_a_block_interrupted_at_every_instruction(step: int, machine: Machine) -
     at = 1 + step
     while interrupted_at(at, block):
         if machine.mount is not None:
-            # ^C before the first instruction of __exit__, which nobody can catch: then it goes when it is forgotten.
+            # Nothing can catch ^C before the first instruction of __exit__: then garbage collection unmounts.
             mounts.clear()
             gc.collect()
             forgotten += 1
@@ -85,7 +85,8 @@ except KeyboardInterrupt:
 
 
 def test_programs_interrupted_while_they_mount(small_image: Path, tmp_path: Path) -> None:
-    """Real ones, side by side, at several moments from before the process that mounts starts to the block's body."""
+    """Real programs, side by side, each interrupted at another moment between the start of the mounting process and the
+    block's body."""
     programs = []
     try:
         for number in range(5):

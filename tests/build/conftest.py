@@ -14,7 +14,8 @@ from tests.support.commands import run
 
 @pytest.fixture(scope="module")
 def rich_tree(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``small_tree`` and what else root can put into a directory; the root directory has attributes of its own."""
+    """``small_tree`` and everything else that root can put into a directory; the root directory has attributes of its
+    own."""
     root = tmp_path_factory.mktemp("rich") / "tree"
     run("cp", "-a", small_tree, root)
     os.mknod(root / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -52,7 +53,7 @@ def rich_tree(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20,000 files of a few bytes: 0.5 MB as du counts, 20 MB in blocks of 1 KiB, and 20,000 inodes."""
+    """20,000 files of a few bytes: 0.5 MB by du, 20 MB in blocks of 1 KiB, and 20,000 inodes."""
     root = tmp_path_factory.mktemp("tiny") / "tree"
     for directory in range(100):
         (root / str(directory)).mkdir(parents=True)

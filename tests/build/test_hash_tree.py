@@ -1,4 +1,4 @@
-"""``write_tree`` writes the bytes and returns the root that plain hashlib makes."""
+"""``write_tree`` writes the same tree as plain hashlib, and returns its root hash."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 
 
 def expected_tree(superblock: VeritySuperblock, data: bytes) -> tuple[bytes, bytes]:
-    """The root and the tree, top level first, by the description of the format."""
+    """The root hash and the tree, top level first, by the description of the format."""
     before, behind = (superblock.salt, b"") if superblock.hash_type == 1 else (b"", superblock.salt)
     new = getattr(hashlib, superblock.algorithm)
 

@@ -1,4 +1,4 @@
-"""Images by ``mystfuse mkext2``, judged by e2fsck, veritysetup, openssl and the kernel."""
+"""Images by ``mystfuse mkext2``, checked with e2fsck, veritysetup, openssl and the kernel."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from tests.support.mounts import mounted
 
 
 def rule(directory: Path) -> int:
-    """The original's: du -b rounded up to 1 MiB, times 1.5, at least 8 MiB."""
-    # As du counted until coreutils 9.2, which leaves out directories.
+    """The original's rule: du -b rounded up to 1 MiB, times 1.5, at least 8 MiB."""
+    # As du counted until coreutils 9.2: without directories.
     used = sum(path.lstat().st_size for path in (directory, *directory.rglob("*")))
     return max(-(-used // MIB) * MIB * 3 // 2, 8 * MIB)
 
@@ -77,7 +77,7 @@ def inodes_of(image: Path) -> int:
 
 
 def inodes_by_default(size: int, environment: dict[str, str]) -> int:
-    """How many inodes mke2fs makes when it is left to it."""
+    """The number of inodes that mke2fs chooses by itself."""
     with tempfile.NamedTemporaryFile() as file:
         file.truncate(size)
         run("mke2fs", "-q", "-F", "-t", "ext2", file.name, f"{size >> 10}k", env=environment)
@@ -86,7 +86,7 @@ def inodes_by_default(size: int, environment: dict[str, str]) -> int:
 
 @pytest.mark.parametrize("free", ["0", "300M", "400M", "480M", "1G"])
 def test_there_are_as_many_inodes_as_mke2fs_gives(free: str, small_tree: Path, tmp_path: Path) -> None:
-    """Also where a first size was not enough: all of the free space must be of use."""
+    """Also where the first size was too small: files can use all of the free space."""
     image = tmp_path / "image"
     size = int(make(small_tree, image, f"--free={free}")["hash_offset"])
     assert inodes_of(image) >= inodes_by_default(size, dict(os.environ)) > size // 20000
@@ -95,7 +95,7 @@ def test_there_are_as_many_inodes_as_mke2fs_gives(free: str, small_tree: Path, t
 
 @pytest.mark.parametrize("ratio", [1024, 1 << 20])
 def test_another_mke2fs_conf_counts_and_everything_fits(ratio: int, tiny_files: Path, tmp_path: Path) -> None:
-    """With more inodes than ours would be, and with fewer than the directory needs."""
+    """One mke2fs.conf makes more inodes than our default, one fewer than the directory needs."""
     image, configuration = tmp_path / "image", tmp_path / "mke2fs.conf"
     configuration.write_text(
         f"[defaults]\nbase_features = filetype\nblocksize = 1024\ninode_size = 256\ninode_ratio = {ratio}\n"

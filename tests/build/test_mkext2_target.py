@@ -1,4 +1,4 @@
-"""Where ``mystfuse mkext2`` writes: an image whole or nothing at all, whatever happens."""
+"""The target of ``mystfuse mkext2``: a whole image or none, in every failure."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_an_unreadable_source_fails_and_leaves_nothing(open_tmp_path: Path, ordi
 def test_a_full_disk_is_told_and_nothing_is_left(
     options: tuple[str, ...], full_disk: Path, rich_tree: Path, tmp_path: Path
 ) -> None:
-    """Full while mke2fs copies, and full while the hash tree is written."""
+    """The disk fills up while mke2fs copies, and while we write the hash tree."""
     source = tmp_path / "source"
     source.mkdir()
     if not options:
@@ -118,7 +118,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(
 
 
 def is_mke2fs(pid: int) -> bool:
-    """Whether this process, which was our child's child, is still there."""
+    """Whether this process, once a grandchild of ours, still exists."""
     try:
         return b"mke2fs" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -126,7 +126,8 @@ def is_mke2fs(pid: int) -> bool:
 
 
 def is_copying(pid: int) -> bool:
-    """Whether this process is mke2fs, filling a file system: not the dry run before, nor what becomes mke2fs later."""
+    """Whether this process is mke2fs filling a file system, neither the dry run before nor a process that is about to
+    become mke2fs."""
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -158,7 +159,7 @@ def test_a_signal_leaves_nothing_behind(number: int, phase: str, tiny_files: Pat
             time.sleep(0.002)
         assert child
         if phase == "copying":
-            # It takes half a second, and we may be held up for longer: it must not come to its end meanwhile.
+            # It takes half a second, and the machine may delay us for longer: it must not finish meanwhile.
             os.kill(child, signal.SIGSTOP)
             assert is_copying(child)
         assert process.poll() is None
@@ -176,7 +177,7 @@ def test_a_signal_leaves_nothing_behind(number: int, phase: str, tiny_files: Pat
             assert process.returncode in (1, -signal.SIGTERM)
             assert "Traceback" not in error
         assert not list(target.iterdir())
-        # The helper ends too: it would go on filling the disk, unseen.
+        # The helper process ends too; otherwise it would fill the disk unnoticed.
         deadline = time.monotonic() + 0.25
         while is_mke2fs(child) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -192,7 +193,7 @@ def test_a_signal_leaves_nothing_behind(number: int, phase: str, tiny_files: Pat
 def test_without_nameless_files_a_hidden_name_is_used_and_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No file system here lacks O_TMPFILE, so this one refusal is played."""
+    """Every file system here has O_TMPFILE, so the test fakes its refusal."""
     real_open = os.open
 
     def open_without_tmpfile(path: Any, flags: int, *arguments: Any, **kwargs: Any) -> int:

@@ -37,7 +37,7 @@ def test_source_date_epoch_gives_the_same_bytes(options: tuple[str, ...], rich_t
 
 
 def test_source_date_epoch_gives_the_same_bytes_for_a_copy(small_tree: Path, tmp_path: Path) -> None:
-    """No file here has several extended attributes: mke2fs stores them in the order in which the system lists them."""
+    """No file here has several extended attributes: mke2fs stores them in the order of the system's list."""
     first, copied, copy = (tmp_path / name for name in ("first", "copied", "copy of it"))
     fields = make(small_tree, first, env=at_epoch(EPOCH))
     run("cp", "-a", small_tree, copy)
@@ -46,14 +46,14 @@ def test_source_date_epoch_gives_the_same_bytes_for_a_copy(small_tree: Path, tmp
         os.utime(path, ns=(status.st_atime_ns + 10**15, status.st_mtime_ns), follow_symlinks=False)
     assert make(copy, copied, env=at_epoch(EPOCH)) == fields
     assert copied.read_bytes() == first.read_bytes()
-    # What is different is different.
+    # Different directories give different images.
     (copy / "hello.txt").write_text("HELLO\n")
     os.utime(copy / "hello.txt", (1_500_000_000, 1_500_000_000))
     assert make(copy, copied, "--force", env=at_epoch(EPOCH))["root_hash"] != fields["root_hash"]
 
 
 def test_source_date_epoch_does_not_depend_on_how_directories_grew(tmp_path: Path) -> None:
-    """A directory that once held many names stays large, and its copy is small; both hold the same."""
+    """A directory that once held many names stays large, its copy is small; both have the same contents."""
     source, copy = tmp_path / "source", tmp_path / "copy"
     (source / "sub").mkdir(parents=True)
     (source / "file").write_bytes(b"x" * (8 * MIB - 10_000))

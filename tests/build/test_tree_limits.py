@@ -1,4 +1,5 @@
-"""Directories with something that does not fit: mkext2 names it before mke2fs meets it, or chooses larger blocks."""
+"""Directories with something too large for an image: mkext2 names it before mke2fs fails on it, or chooses larger
+blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def make(source: Path, *options: str) -> tuple[Path, int]:
-    """An image that e2fsck calls clean, and its block size."""
+    """An image that e2fsck calls clean; returns its block size."""
     image = source.parent / "image"
     result = mystfuse("mkext2", "--force", *options, source, image)
     assert result.returncode == 0, result.stderr
@@ -38,7 +39,7 @@ def make(source: Path, *options: str) -> tuple[Path, int]:
 
 
 def refused(source: Path, *parts: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """One line names what does not fit, mke2fs was not run for it, and nothing is left."""
+    """One line names the file that is too large, mke2fs did not run, and nothing is left."""
     result = mystfuse("mkext2", "--trace", *options, source, source.parent / "image")
     assert_one_line(result, 1, *parts)
     assert "mke2fs" not in result.stderr
@@ -67,7 +68,7 @@ def test_a_link_target_that_the_given_blocks_have_no_room_for_is_named(source: P
 
 @pytest.fixture
 def attributes(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, bytes]], None]:
-    """Gives every file attributes, as only some file systems can have them."""
+    """Give every file attributes of sizes that only some file systems can store."""
 
     def give(values: dict[str, bytes]) -> None:
         monkeypatch.setattr(os, "listxattr", lambda path, follow_symlinks: list(values))
@@ -84,7 +85,7 @@ def test_attributes_fit_or_are_named_exactly_where_mke2fs_draws_the_line(source:
         os.setxattr(source / str(number), "trusted.large", b"v" * size)
     image, block_size = make(source)
     with_given = mystfuse("mkext2", "--force", "--block-size=1024", source, image)
-    # In a block of 1024 bytes, beside header, entry and end.
+    # A block of 1024 bytes minus header, entry and end.
     fits = 32 + 16 + 8 + size + 4 <= 1024
     assert (with_given.returncode == 0) == fits, with_given.stderr
     assert block_size in ((1024, 4096) if fits else (4096,))
@@ -168,7 +169,7 @@ def test_a_time_past_the_epoch_is_set_back_however_late_it_is(shared_memory: Pat
 
 @pytest.fixture
 def shared_memory() -> Iterator[Path]:
-    """A directory on tmpfs, which holds any time and any number of links."""
+    """A directory on tmpfs, which stores any time and any number of links."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="mystfuse-test-", dir="/dev/shm") as name:  # noqa: S108
@@ -176,7 +177,8 @@ def shared_memory() -> Iterator[Path]:
 
 
 def test_too_many_names_of_a_file_are_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """mke2fs counts on from 0 at 65536, and makes what e2fsck calls broken. Shown with a smaller limit."""
+    """At 65536 mke2fs starts again from 0 and makes an image that e2fsck calls broken. The test uses a smaller
+    limit."""
     assert tree_limits.MAX_LINKS == 65_000
     monkeypatch.setattr(tree_limits, "MAX_LINKS", 4)
     monkeypatch.setattr("mystfuse.build.source_tree.MAX_LINKS", 4)
@@ -202,7 +204,7 @@ def test_too_many_subdirectories_are_named(source: Path, monkeypatch: pytest.Mon
 
 
 def test_a_name_that_is_too_long_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ntfs3 has them: 255 characters of up to three bytes."""
+    """ntfs3 has such names: 255 characters of up to three bytes."""
     monkeypatch.setattr(tree_limits, "MAX_NAME", 10)
     (source / ("x" * 10)).touch()
     scan(source)

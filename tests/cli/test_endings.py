@@ -1,5 +1,5 @@
-"""Commands that the system lets down: no room, no descriptors, no processes, no memory, nobody who reads, no directory.
-Each ends with one line and its status, and leaves nothing behind."""
+"""Commands without what they need from the system: room, descriptors, processes, memory, a reader, a current directory.
+Each ends with one line and its exit status, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STORM = (
     "import signal; signal.signal(signal.SIGALRM, lambda *_: None);"
     "signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001);" + START
 )
-"""A signal that is caught, every millisecond: what waits in the kernel is interrupted (EINTR)."""
+"""A caught signal every millisecond interrupts every wait in the kernel (EINTR)."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def mount(small_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def making(kit: Path, mount: Path, small_image: Path) -> dict[str, Callable[[Path], list[str | Path]]]:
-    """The commands that make something, by name: where it is to be -> the arguments."""
+    """The commands that write a file: target -> arguments."""
     return {
         "mkext2": lambda target: ["mkext2", "--force", kit / "tree", target],
         "encrypt": lambda target: ["mkext2", "--force", "--encrypt", kit / "key", kit / "tree", target],
@@ -75,7 +75,7 @@ def making(kit: Path, mount: Path, small_image: Path) -> dict[str, Callable[[Pat
 
 
 def python(code: str, *arguments: str | Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    """Run code in a new Python with mystfuse's arguments."""
+    """Run code in a new Python process with mystfuse's arguments."""
     return run(sys.executable, "-c", code, *arguments, check=False, **kwargs)
 
 
@@ -103,7 +103,7 @@ def test_what_is_no_file_is_not_replaced(
 def test_a_full_disk(making: dict[str, Callable[[Path], list[str | Path]]], small_image: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
-    # The package is small.
+    # A package is small.
     for size, name in (("200k", "commit"), ("8k", "package"), ("200k", "extract")):
         run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", full)
         try:
@@ -144,7 +144,7 @@ def test_nobody_hears(arguments: tuple[str, ...], small_image: Path, mount: Path
     places = {"IMAGE": str(small_image), "MOUNT": str(mount)}
     words = " ".join(places.get(word, word) for word in arguments)
     command = f"'{sys.executable}' -m mystfuse {words}"
-    # A full disk is told; a reader who has gone is not; who has closed something does not want to know.
+    # A full disk is an error; a reader that has gone away is none, nor is a descriptor that the caller has closed.
     for redirection, status, line in (
         ("> /dev/full", 1, "mystfuse: the output cannot be written: No space left on device\n"),
         (">&-", 0, ""),
@@ -188,7 +188,7 @@ def test_the_current_directory_is_gone(
 
 
 def test_few_descriptors(kit: Path, small_image: Path, tmp_path: Path, mountpoint: Path) -> None:
-    """With some of them it works, with none it says so; nothing lies between."""
+    """With some number of descriptors a command works; with fewer it says so, and never anything else."""
     for limit in (5, 6, 7, 10, 12, 14, 16, 18, 24):
         for arguments in (("mkext2", kit / "tree", tmp_path / "x"), ("mount", small_image, mountpoint)):
             result = mystfuse(
@@ -206,7 +206,7 @@ def test_few_descriptors(kit: Path, small_image: Path, tmp_path: Path, mountpoin
 
 
 def test_little_memory(small_image: Path, mountpoint: Path) -> None:
-    """So much more than Python itself takes."""
+    """Memory beyond what Python itself takes."""
     code = (
         "import re, resource, sys; size = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]);"
         "limit = (size << 10) + (int(sys.argv.pop(1)) << 20);"
@@ -227,7 +227,7 @@ def test_little_memory(small_image: Path, mountpoint: Path) -> None:
 
 
 def test_few_processes(small_image: Path, open_tmp_path: Path, ordinary_user: list[str]) -> None:
-    # Somebody who has no other processes.
+    # A user without other processes.
     user, *rest = ordinary_user[4:]
     nobody_else = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", user, *rest]
     shutil.copy(small_image, open_tmp_path / "image")
@@ -311,7 +311,8 @@ def test_without_proc(making: dict[str, Callable[[Path], list[str | Path]]], tmp
 
 
 def test_namespaces_of_others_hold_nothing_up(kit: Path, tmp_path: Path) -> None:
-    """A private mount namespace that is made meanwhile has the mount that mke2fs writes into, and keeps it."""
+    """A private mount namespace that another process makes meanwhile has a copy of the mount that mke2fs writes into,
+    and keeps it."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/big").write_bytes(os.urandom(24 << 20))
     temporary = tmp_path / "temporary"
@@ -323,7 +324,7 @@ def test_namespaces_of_others_hold_nothing_up(kit: Path, tmp_path: Path) -> None
         mounts = Path("/proc/self/mountinfo")
         wait_until(lambda: str(temporary) in mounts.read_text() or process.poll() is not None, 60)
         assert process.poll() is None
-        # But no mount of tests beside this one.
+        # Without the mounts of other tests.
         let_go = (
             """awk -v own="$1" '$3 == "fuse.mystfuse" && index($2, own) != 1 { print $2 }' /proc/self/mounts |"""
             " xargs -r umount -l -i"
@@ -378,7 +379,7 @@ def test_what_the_system_says_is_explained() -> None:
 
 
 def test_a_file_is_written_whole_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system takes as much at a time as it likes."""
+    """Each write(2) may take only some of the bytes."""
     real, room = os.write, 1 << 20
 
     def write(descriptor: int, data: memoryview) -> int:

@@ -1,4 +1,4 @@
-"""``mystfuse fssig``: the original's lines, exactly, and one line for what is no image."""
+"""``mystfuse fssig`` prints exactly the original's lines; for other files, one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ["magic", "version", "hash_offset", "root_hash", "signer", "signature", 
 
 
 def independent(image: Path) -> dict[str, str]:
-    """The fields of an fssig, read here from the table in the format's description."""
+    """The fields of an fssig, decoded here by the table in the format's description."""
     data = image.read_bytes()[-4096:]
     magic, version, hash_offset = struct.unpack_from("<QQQ", data)
     (size,) = struct.unpack_from("<Q", data, 1112)
@@ -53,7 +53,7 @@ def test_roothash_is_the_hash_alone(name: str, golden: dict[str, Path]) -> None:
     result = mystfuse("fssig", "--roothash", golden[name])
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == independent(golden[name])["root_hash"] + "\n"
-    # veritysetup is of the same opinion.
+    # veritysetup agrees.
     offset = independent(golden[name])["hash_offset"]
     run("veritysetup", "verify", golden[name], golden[name], result.stdout.strip(), f"--hash-offset={offset}")
 
@@ -71,7 +71,7 @@ def test_json_has_the_same_fields_in_the_same_order(name: str, golden: dict[str,
 
 
 def test_signed_golden_image_names_its_signer(golden: dict[str, Path]) -> None:
-    """The signer of the golden images, by the public key that was used."""
+    """The signer of the golden images, computed from the public key."""
     public = DATA / "public.pem"
     modulus = (
         run("openssl", "rsa", "-pubin", "-in", public, "-noout", "-modulus").stdout.strip().removeprefix("Modulus=")

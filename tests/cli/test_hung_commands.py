@@ -1,4 +1,4 @@
-"""Commands and the API on storage that does not answer: each ends after its time-out, and at once when told to."""
+"""Commands and the API on storage that does not answer: each ends after its time-out, and at once on a signal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.mounts import clear_mount
 
 
 class Storage:
-    """What the image is on: see ``quiet_storage``."""
+    """The storage of the images: see ``quiet_storage``."""
 
     def __init__(self, content: Path, mountpoint: Path) -> None:
         program = [sys.executable, "-m", "tests.support.quiet_storage", content, mountpoint]
@@ -36,7 +36,7 @@ class Storage:
         self._mountpoint = mountpoint
         self._server = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
         assert self._server.stdout is not None and self._server.stdout.readline() == "ready\n"
-        # What the kernel asks once.
+        # Read now what the kernel reads only once.
         FileSource(self.image).close()
 
     def hang(self) -> None:
@@ -63,7 +63,7 @@ def storage(small_image: Path, tmp_path: Path) -> Iterator[Storage]:
 
 
 def is_waiting(pid: int) -> bool:
-    """Whether one of the threads of a process, or of its children, waits in the kernel for storage."""
+    """Whether a thread of a process or of its children waits in the kernel for storage."""
     tasks = list(Path(f"/proc/{pid}/task").iterdir())
     children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     places = [(task / "wchan").read_text() for task in tasks]
@@ -72,7 +72,7 @@ def is_waiting(pid: int) -> bool:
 
 @contextmanager
 def started(storage: Storage, tmp_path: Path, timeout: str) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """All commands that open an image, each on its way, or waiting for storage."""
+    """All commands that open an image, each either starting or waiting for storage."""
     (tmp_path / "mount").mkdir()
     arguments = {
         "ls": ["/"],
@@ -134,7 +134,7 @@ def test_signals_end_commands_at_once(number: signal.Signals, storage: Storage, 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_verify_in_the_middle_ends(number: signal.Signals, storage: Storage) -> None:
-    """The beginning has been read; it is the blocks that do not come."""
+    """verify has read the beginning; the reads of the blocks hang."""
     patch = """
 import sys, mystfuse.image.verify as verify
 from mystfuse.devices.source import FileSource
@@ -177,7 +177,7 @@ main(sys.argv[1:])
 async def test_the_api_times_out_and_can_be_cancelled(
     at: str, small_image: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    # Threads have to begin.
+    # Threads take a moment to start.
     autojump_clock.autojump_threshold = 0.1
     released, closed = threading.Event(), threading.Event()
 
@@ -214,8 +214,8 @@ async def test_the_api_times_out_and_can_be_cancelled(
 
 
 def test_who_has_waited_for_storage_has_no_thread_more() -> None:
-    """Found once: setns(2), which takes a process of one thread, failed when the thread that had opened the image was
-    still on its way out."""
+    """A regression: setns(2) takes a process of one thread only, and failed while the thread that had opened the image
+    was ending."""
 
     class Slow:
         def __del__(self) -> None:

@@ -1,4 +1,4 @@
-"""Processes that hang: the keeper, mke2fs, and what serves mke2fs its file. Nothing waits for them for ever."""
+"""Processes that hang: the keeper, mke2fs, and the server of mke2fs's file. Every wait for them ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ keeper.PATIENCE = keeper._QUICK = 1.0
 from mystfuse.cli.main import main
 main(sys.argv[1:])
 """
-"""The command line, with a second where a minute is."""
+"""The command line, with time-outs of a second instead of a minute."""
 
 
 def command(*arguments: str | Path, patch: str = "") -> list[str | Path]:
@@ -43,7 +43,7 @@ def test_a_keeper_that_hangs_does_not_hang_mounting(small_image: Path, mountpoin
     try:
         for options in ([], ["-f"]):
             with (tmp_path / "stderr").open("w+") as stderr:
-                # Not a pipe: the keeper has it, too.
+                # Not a pipe: the keeper would hold it open.
                 done = subprocess.run(
                     command("mount", *options, small_image, mountpoint, patch=patch), stderr=stderr, timeout=20
                 )
@@ -58,7 +58,7 @@ def test_a_keeper_that_hangs_does_not_hang_mounting(small_image: Path, mountpoin
 
 
 def test_a_keeper_that_hangs_does_not_hang_an_idle_mount_nor_its_end(small_image: Path, mountpoint: Path) -> None:
-    """It cannot unmount any more, and says so; everything else goes on."""
+    """The daemon can no longer unmount, and says so; everything else works."""
     options = ["-f", "--idle-timeout=1", small_image, mountpoint]
     daemon = subprocess.Popen(
         command("mount", *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
@@ -105,14 +105,14 @@ def test_an_answer_that_comes_late_is_not_taken_for_another(mountpoint: Path) ->
 
 @pytest.mark.parametrize("is_passed", [False, True])
 def test_a_keeper_holds_no_descriptor_that_it_has_handed_over(is_passed: bool, mountpoint: Path) -> None:
-    """It would keep alive the mount of a daemon that was killed, and look like another server of that mount, or of
-    the next that has its number."""
+    """A descriptor in the keeper would keep the mount of a killed daemon alive, and look like a second daemon of that
+    mount or of the next one with its number."""
     with open("/dev/fuse", "rb+", buffering=0) as fuse:
         passed = fuse.fileno() if is_passed else None
         keeper = Keeper(MountOptions(mountpoint=str(mountpoint), fsname="none", descriptor=passed))
         try:
             descriptor, mount = keeper.mount()
-            # It does one thing after the other: what belongs to mounting is done when this has been answered.
+            # The keeper handles requests one by one: its answer shows that it has finished mounting.
             keeper.raise_read_ahead()
             assert "/dev/fuse" not in descriptors_of(keeper._pid)
             if descriptor is not None:
@@ -125,7 +125,7 @@ def test_a_keeper_holds_no_descriptor_that_it_has_handed_over(is_passed: bool, m
 
 @contextmanager
 def encrypting(tmp_path: Path, small_tree: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """``mkext2 --encrypt`` while mke2fs, which is ours, does nothing; and the process that serves it its file."""
+    """``mkext2 --encrypt`` while our stand-in for mke2fs does nothing; yields also the server of its file."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "key").write_bytes(os.urandom(64))
     (tmp_path / "key").chmod(0o600)

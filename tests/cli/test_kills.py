@@ -1,5 +1,5 @@
-"""Whatever ends a command, and whenever, there is either the old state or the new one. A few rounds of each case;
-``kill_matrix.py`` plays as many as are wanted."""
+"""A command that is killed at any moment leaves either the old state or the new one. A few rounds of each case;
+``kill_matrix.py`` runs any number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.kill_place import HIDDEN, Place
 
 ROUNDS = int(os.environ.get("MYSTFUSE_KILL_ROUNDS", "2"))
 SLOW = {"mkext2", "commit", "mount-foreground", "run"} if ROUNDS < 10 else set()
-"""Much like others."""
+"""Similar to other commands."""
 SEED = os.environ.get("MYSTFUSE_KILL_SEED", "1")
 
 
@@ -53,7 +53,7 @@ def test_the_old_state_or_the_new_one(matrix: Matrix) -> None:
 
 
 def test_killed_before_it_is_renamed(tmp_path: Path, small_tree: Path) -> None:
-    """What is left then is complete, and has a name that tells what it is."""
+    """The file that is left is complete, and its name says what it is."""
     target = tmp_path / "image"
     target.write_bytes(b"old")
     code = (

@@ -1,4 +1,4 @@
-"""The manual says what the program does: the manual pages have click's options."""
+"""The manual pages describe the program: they have exactly click's options."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def options_of(name: str) -> set[str]:
 
 
 def section_of(page: str, name: str) -> str:
-    """What is between a heading of a manual page and the next."""
+    """The text between a heading of a manual page and the next."""
     match = re.search(rf"^\.S[sh] {name}\n(.*?)(?=^\.S[sh] |\Z)", PAGES[page].read_text(), re.MULTILINE | re.DOTALL)
     assert match, f"{page} has no section {name}"
     return match[1]
 
 
 def flags_of(section: str) -> set[str]:
-    """The options that a section names: what follows Fl, up to the next macro or argument."""
+    """The options in a section: the words after Fl, up to the next macro or argument."""
     flags: set[str] = set()
     for line in section.splitlines():
         if line.startswith((".It Fl", ".Fl")):

@@ -1,4 +1,4 @@
-"""What is said of wrong arguments: one line that names what is wrong, and leads where it can be put right."""
+"""Messages about wrong arguments: one line that names the mistake and the remedy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_file_of_such_a_name_is_read(
     )
 
 
-# Commands that are none
+# Misspelt commands
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_insecure_is_suggested_for_file_systems_alone(tmp_path: Path) -> None:
 
 @contextmanager
 def stopped(mountpoint: Path) -> Iterator[None]:
-    """The daemon of a mount answers nothing until the block ends."""
+    """The daemon of a mount is stopped until the block ends."""
     mount = find_mount(str(mountpoint))
     assert mount is not None
     daemon = find_daemon(mount)
@@ -228,7 +228,7 @@ def test_mounting_twice_is_told_without_looking_into_the_mount(small_image: Path
 
 
 def test_umount_asks_nothing_of_a_mount_that_hangs(small_image: Path, mountpoint: Path) -> None:
-    """Not even for attributes, which nobody has asked for before."""
+    """Not even attributes that the kernel does not know yet."""
     with mounted(small_image, mountpoint), stopped(mountpoint):
         result = mystfuse("umount", "--lazy", "--timeout=0.1", mountpoint, timeout=20)
         assert_one_line(result, 7, "unmounted, but still in use: its daemon has not ended")
@@ -236,7 +236,7 @@ def test_umount_asks_nothing_of_a_mount_that_hangs(small_image: Path, mountpoint
 
 @contextmanager
 def using(code: str, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has done something with a mount, until the block ends."""
+    """A process that has run a function inside a mount, until the block ends."""
     program = f"import mmap, os, sys, time; {code}; print(flush=True); time.sleep(100)"
     process = subprocess.Popen([sys.executable, "-c", program, *map(str, words)], stdout=subprocess.PIPE)
     try:
@@ -263,7 +263,7 @@ def test_a_busy_mount_names_who_uses_it(small_image: Path, mountpoint: Path, cod
     with mounted(small_image, mountpoint), using(code, mountpoint) as process:
         result = mystfuse("umount", mountpoint)
         assert_one_line(result, 7, f"{mountpoint}: in use by process {process.pid} (", said, "--lazy")
-        # Not our keeper, which has open what the mount hides, nor what looks alike.
+        # Neither our keeper, which has the directory under the mount open, nor paths that only look alike.
         assert result.stderr.count("process ") == 1, result.stderr
 
 

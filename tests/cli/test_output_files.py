@@ -1,4 +1,4 @@
-"""Files that commands make and replace: whose they are, who may open them, and that they outlive a crash."""
+"""Files that commands make and replace: owner, permissions, and that they survive a crash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MASKS = (0, 0o022, 0o077, 0o777)
 
 @pytest.fixture
 def umask() -> Iterator[Callable[[int], int]]:
-    """os.umask, undone at the end."""
+    """os.umask, restored at the end."""
     before = os.umask(0o022)
     yield os.umask
     os.umask(before)
@@ -72,7 +72,7 @@ def test_root_keeps_the_owner(tmp_path: Path, without_nameless: bool) -> None:
 
 
 def test_an_acl_is_kept_and_none_is_handed_down(tmp_path: Path, without_nameless: bool) -> None:
-    """The group's bits are the mask of an ACL: without it the group would get what the named users have."""
+    """The group's bits are the mask of an ACL: without it the group would get the permissions of the named users."""
     target = tmp_path / "image"
     target.write_text("old")
     target.chmod(0o600)
@@ -111,7 +111,7 @@ def test_what_cannot_be_kept_costs_permissions_and_gives_none(
 def test_nobody_gains_anything_at_any_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_nameless: bool
 ) -> None:
-    """After each call that changes the new file, it can be opened by nobody who could not open the old one."""
+    """After each call that changes the new file, every user who can open it could open the old one."""
     target = tmp_path / "image"
     target.write_text("old")
     os.chown(target, 1234, 4321)

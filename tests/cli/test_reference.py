@@ -68,7 +68,7 @@ END
 
 @pytest.fixture
 def directory(open_tmp_path: Path) -> Path:
-    """A working directory with ``appdir``, which holds a program, and ``config.json``."""
+    """A working directory with ``appdir``, which contains a program, and ``config.json``."""
     (open_tmp_path / "appdir/bin").mkdir(parents=True)
     source = open_tmp_path / "hello.c"
     source.write_text('#include <stdio.h>\nint main(void) { puts("Hello World!"); return 0; }\n')
@@ -78,7 +78,7 @@ def directory(open_tmp_path: Path) -> Path:
 
 
 def run_script(directory: Path, command: list[str], python: list[str], prefix: tuple[str, ...] = ()) -> None:
-    """Run the document, ``myst`` and ``mystfuse`` being ``command``."""
+    """Run the document's script, with ``command`` as ``myst`` and ``mystfuse``."""
     programs = directory / "programs"
     programs.mkdir()
     for name in "myst", "mystfuse":

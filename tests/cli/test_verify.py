@@ -1,4 +1,4 @@
-"""verify: accepts whatever veritysetup makes, and finds exactly what was damaged in it."""
+"""verify accepts every tree that veritysetup makes, and finds exactly the damaged blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SALT = "5a" * 32
 
 @dataclass(frozen=True)
 class Kind:
-    """What to ask veritysetup for."""
+    """Arguments for veritysetup."""
 
     blocks: int
     salt: str = SALT
@@ -43,7 +43,7 @@ class Kind:
         return self.blocks * self.data_block_size
 
     def level_sizes(self) -> list[int]:
-        """Hash blocks a level, the lowest first: counted here as the kernel's documentation does."""
+        """Hash blocks in each level, the lowest first: counted here by the kernel's documentation."""
         per_block, counts, count = self.hash_block_size // self.digest_size, [], self.blocks
         while count > 1:
             count = -(-count // per_block)
@@ -65,7 +65,7 @@ class Tree:
         return (f"--hash-offset={self.hash_offset}", f"--roothash={self.root_hash}")
 
     def level_offsets(self) -> list[int]:
-        """Where each level begins, the lowest first. On disk the top comes first."""
+        """Where each level begins, the lowest first. On disk the top level comes first."""
         size = self.kind.hash_block_size
         position = -(-(self.hash_offset + 512) // size) * size
         offsets = []
@@ -103,7 +103,7 @@ KINDS = {
 
 
 def write_random_filesystem(image: Path, size: int) -> None:
-    """Random bytes behind an EXT2 superblock that says so many; below 4096 there is none so small."""
+    """Random bytes behind an EXT2 superblock that states this size; below 4096 blocks no such file system exists."""
     superblock = bytearray(os.urandom(1024))
     blocks, per_group, inodes = size // 1024, 8192, 16
     groups = -(-(blocks - 1) // per_group)
@@ -118,7 +118,7 @@ def write_random_filesystem(image: Path, size: int) -> None:
 
 @pytest.fixture(scope="module")
 def make_tree(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tree]:
-    """Makes the tree of ``KINDS`` with that name, once. Never write to its image."""
+    """Makes the tree of ``KINDS`` with that name, once. Tests must not write to its image."""
     directory = tmp_path_factory.mktemp("trees")
     made: dict[str, Tree] = {}
 
@@ -130,8 +130,8 @@ def make_tree(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             run("mke2fs", "-q", "-F", "-t", "ext2", "-d", small_tree, image, f"{kind.data_size // 1024}k")
         else:
             write_random_filesystem(image, kind.data_size)
-        # mke2fs may leave a last group out that is too small. The superblock's place is a multiple of 512 bytes at
-        # least, and veritysetup wants the file to reach it.
+        # mke2fs may leave out a last group that is too small. The hash offset is a multiple of at least 512 bytes, and
+        # veritysetup requires the file to reach it.
         os.truncate(image, max(kind.data_size, 4096))
         offset = max(kind.data_size, 4096)
         said = run(
@@ -155,7 +155,7 @@ def verify(image: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def bad_ranges(result: subprocess.CompletedProcess[str]) -> list[tuple[str, int, int]]:
-    """What and which bytes (first, last) a verify in text lists."""
+    """The kind and the bytes (first, last) of the damage that verify lists as text."""
     assert result.returncode == 4, (result.stdout, result.stderr)
     lines = result.stdout.splitlines()
     matches = [re.fullmatch(r"bad: bytes (\d+) to (\d+) \((.+)\)", line) for line in lines]
@@ -183,14 +183,14 @@ def test_veritysetups_tree_is_accepted_and_each_damage_found(
     kind = tree.kind
     result = verify(tree.image, *tree.options)
     if kind.data_size < 4096:
-        # All is as it was hashed, but no file system is so small.
+        # All blocks match the tree, but no file system is so small.
         assert (result.returncode, result.stdout) == (6, "")
     else:
         assert result.returncode == 0, result.stderr
         assert result.stdout == (
             f"{tree.image}: {kind.data_size} bytes verified, root hash {tree.root_hash}, its root hash was given\n"
         )
-    # Another root hash vouches for nothing.
+    # With another root hash nothing is verified.
     wrong = tree.root_hash[:-1] + ("0" if tree.root_hash[-1] != "0" else "1")
     assert verify(tree.image, tree.options[0], f"--roothash={wrong}").returncode == 4
     # One byte in the first, the last and a middle data block: exactly these are listed.
@@ -206,7 +206,7 @@ def test_veritysetups_tree_is_accepted_and_each_damage_found(
     assert result.stderr == (
         f"mystfuse: {damaged}: {count} damaged range{'s' * (count > 1)}, {len(blocks) * size} bytes\n"
     )
-    # One byte in the last hash block of each level: that block, and all that it vouched for.
+    # One byte in the last hash block of each level: that block and all blocks below it.
     per_block = kind.hash_block_size // kind.digest_size
     sizes = kind.level_sizes()
     for level, (offset, count) in enumerate(zip(tree.level_offsets(), sizes, strict=True)):
@@ -228,7 +228,7 @@ def test_a_file_system_under_veritysetups_tree_mounts(
         for path in small_tree.rglob("*"):
             if path.is_file() and not path.is_symlink():
                 assert (mountpoint / path.relative_to(small_tree)).read_bytes() == path.read_bytes()
-    # The superblock of the file system is in data block 0 or 1 or 2.
+    # The file system's superblock is in data block 0, 1 or 2.
     damaged = flip(tree.image, tmp_path / "damaged", 1024 + 56)
     result = mystfuse("mount", *tree.options, damaged, tmp_path / "mount")
     assert result.returncode == 4
@@ -237,7 +237,7 @@ def test_a_file_system_under_veritysetups_tree_mounts(
 
 
 def test_veritysetup_agrees_about_our_damage(make_tree: Callable[[str], Tree], tmp_path: Path) -> None:
-    """The judge judged: it accepts what we accept and rejects what we reject."""
+    """veritysetup accepts what we accept and rejects what we reject."""
     tree = make_tree("hash blocks of 1024")
     check = ("veritysetup", "verify", tree.image, tree.image, tree.root_hash, f"--hash-offset={tree.hash_offset}")
     run(*check)
@@ -256,7 +256,7 @@ def test_neighbours_are_merged_and_others_are_not(make_tree: Callable[[str], Tre
 
 
 def test_every_second_block_damaged_is_counted_to_the_end(tmp_path: Path) -> None:
-    """Thousands of ranges: a thousand are listed, all are counted."""
+    """Thousands of ranges: verify lists a thousand and counts all."""
     image = tmp_path / "image"
     data = os.urandom(512) * 5000
     image.write_bytes(data)
@@ -314,7 +314,7 @@ def test_a_truncated_tree_or_data_is_refused(name: str, make_tree: Callable[[str
 
 
 def test_more_may_follow_the_tree_and_lie_between(tmp_path: Path) -> None:
-    """Without an fssig the tree may be anywhere behind the data, and anything behind the tree."""
+    """Without an fssig the tree may be anywhere behind the data, and other bytes may follow the tree."""
     image = tmp_path / "image"
     write_random_filesystem(image, 300 * 4096)
     offset = 310 * 4096
@@ -326,7 +326,7 @@ def test_more_may_follow_the_tree_and_lie_between(tmp_path: Path) -> None:
 
 
 def test_the_data_may_not_lie_within_the_tree(make_tree: Callable[[str], Tree], tmp_path: Path) -> None:
-    """A superblock that claims more data than there is before it."""
+    """A superblock that states more data than the file has in front of it."""
     tree = make_tree("as mkext2")
     for blocks in (2049, 1 << 40, 1 << 63, 0):
         shutil.copyfile(tree.image, tmp_path / "claims")

@@ -19,13 +19,14 @@ from tests.support.packages import APPLETS, COMMAND, Keys, root_hash
 
 @pytest.fixture(scope="session")
 def keys(make_keys: Callable[..., Keys]) -> Keys:
-    """Who signs the packages: public, private. (A private key is checked when it is read, a large one for long.)"""
+    """The key pair that signs the packages: public, private. (We check a private key when we read it, which takes long
+    for a large one.)"""
     return make_keys("package", bits=2048)
 
 
 @pytest.fixture(scope="session")
 def image_keys(make_keys: Callable[..., Keys]) -> Keys:
-    """Who signs the images: public, private."""
+    """The key pair that signs the images: public, private."""
     return make_keys("image")
 
 
@@ -58,7 +59,7 @@ def data_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def package(tmp_path: Path, keys: Keys, image: Path) -> Callable[..., Path]:
-    """Makes a package that trusts ``image``, of the settings given beside a version and a path."""
+    """Makes a package that trusts ``image``; settings besides a version and a path are keyword arguments."""
 
     def make(*options: str, trusted: bool = True, **settings: Any) -> Path:
         config = tmp_path / "config.json"
@@ -127,7 +128,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def programs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of ``tree``. Never write to it."""
+    """An image of ``tree``. Tests must not write to it."""
     path = tmp_path_factory.mktemp("image") / "root.img"
     assert mystfuse("mkext2", tree, path).returncode == 0
     return path

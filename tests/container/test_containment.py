@@ -1,4 +1,4 @@
-"""What a program under ``exec`` cannot do to the machine, the caller, and the caller's terminal: attacks, as root."""
+"""Attacks by a program under ``exec``, run as root, on the machine, the caller, and the caller's terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["image"]
 def test_what_container_engines_mask_is_empty(image: Path) -> None:
     there = [path for path in MASKED if os.path.exists(path)]
     assert "/proc/keys" in there
-    # A directory is one of the program's own, so it has to be read-only.
+    # A directory there is a file system of the sandbox's own, so it has to be read-only.
     script = "for x; do test -d $x && echo $x $(ls -A $x) $(mkdir $x/new 2>&1) || echo $x $(cat $x); done"
     for path, line in zip(there, said(image, "sh", "-c", script, "sh", *there).splitlines(), strict=True):
         refusal = f" mkdir: can't create directory '{path}/new': Read-only file system"
@@ -58,11 +58,11 @@ def writable_beneath(path: str) -> list[str]:
 
 @needs_root
 def test_nothing_of_the_machine_in_proc_can_be_written(image: Path) -> None:
-    """Everything that is there, not only what somebody has thought of."""
+    """Every file of /proc, not a list of known ones."""
     found = writable_beneath("/proc")
     assert "/proc/sys/kernel/core_pattern" in found
     opened = [line.split()[0] for line in said(image, "attack", "write", *found).splitlines() if line.endswith(" 0")]
-    # What is written to a file of /proc/pressure, and to an empty one that masks, concerns the writer alone.
+    # A write to a file of /proc/pressure, or to an empty file that masks another, affects the writer alone.
     assert [path for path in opened if not path.startswith("/proc/pressure/") and path not in MASKED] == []
 
 
@@ -71,7 +71,7 @@ def test_nothing_of_the_machine_in_proc_can_be_written(image: Path) -> None:
 
 @needs_filter
 def test_the_policy_decides_about_every_call() -> None:
-    """A call that somebody adds to the table is not allowed by that alone."""
+    """Adding a call to the table does not allow it."""
     policy = program_policy()
     assert set(policy) == known_syscalls()
     numbers = syscall_numbers("x86_64")
@@ -112,7 +112,7 @@ def test_a_machine_whose_calls_are_not_known_is_told(
 
 @needs_filter
 def test_what_containers_may_not_call_is_refused(image: Path) -> None:
-    """Each call, made with arguments that are wrong, so that one which gets through does no harm, and says EFAULT."""
+    """Each call with wrong arguments, so that a call which gets through does no harm and answers EFAULT."""
     refused = [name for name, rules in program_policy().items() if rules == refuse(errno.EPERM) and name in NUMBERS]
     assert {"mount", "umount2", "pivot_root", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl",
             "add_key", "kexec_load", "open_by_handle_at", "unshare", "setns", "init_module", "syslog", "reboot",
@@ -138,13 +138,13 @@ def test_arguments_decide_where_engines_look_at_them(image: Path) -> None:
         ("ioctl", 0, 0x541C, "=x"): errno.EPERM,
     }
     assert dict(zip(attempts, calls(image, *attempts), strict=True)) == attempts
-    # To be traced by its parent, as debuggers begin; and a call that no kernel has yet.
+    # PTRACE_TRACEME, with which debuggers begin; and a call that no kernel has yet.
     script = f"attack call {NUMBERS['ptrace']} 0 0 0 0; attack call 999 0; true"
     assert said(image, "sh", "-c", script).split() == [str(NUMBERS["ptrace"]), "0", "999", str(errno.ENOSYS)]
 
 
 def test_a_32_bit_program_is_refused_in_one_line(image: Path) -> None:
-    """It has calls of its own, which the filter would end it for."""
+    """It has its own system call numbers, for which the filter would kill it."""
     if platform.machine() not in ("x86_64", "aarch64"):
         pytest.skip("no 32-bit programs here")
     result = mystfuse("exec", image, "narrow")
@@ -182,7 +182,7 @@ def test_the_callers_session_keyring_is_not_the_programs(image: Path, options: t
         [*command, "-m", "mystfuse", "exec", *options, image, *attack], capture_output=True, text=True, check=True,
         timeout=60,
     )  # fmt: skip
-    # Privileged, it may look, and finds nothing.
+    # With privileges it may search, and finds nothing.
     assert result.stdout.split()[1] == str(errno.ENOKEY if options else errno.EPERM)
 
 
@@ -193,7 +193,7 @@ def has_scopes() -> bool:
 
 @pytest.fixture
 def listener() -> Iterator[str]:
-    """The name of an abstract socket of the host that somebody listens on."""
+    """The name of an abstract socket on which a process of the host listens."""
     name = f"mystfuse-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"\0{name}")
@@ -223,7 +223,7 @@ def test_namespaces_are_its_own(image: Path) -> None:
 
 @pytest.fixture
 def pids_groups() -> list[Path]:
-    """Where a control group for processes can be made."""
+    """A place where we can make a control group for processes."""
     places = [Path("/sys/fs/cgroup/pids"), *Path("/sys/fs/cgroup").glob("cgroup.subtree_control")]
     return [place for place in places if os.access(place, os.W_OK)]
 
@@ -261,7 +261,7 @@ def test_an_ordinary_users_processes_are_bounded(
 
 @needs_root
 def test_root_keeps_its_users_but_not_its_power_outside(image: Path, tmp_path: Path) -> None:
-    """The user namespace: every number means what it means outside."""
+    """The user namespace maps every number to itself."""
     (tmp_path / "file").touch()
     os.chown(tmp_path / "file", 77, 88)
     script = (
@@ -289,7 +289,7 @@ def test_a_privileged_program_may_do_what_we_may(image: Path) -> None:
 
 @needs_root
 def test_without_user_namespaces_root_is_told_what_to_do(image: Path) -> None:
-    """As if max_user_namespaces were 0."""
+    """As with max_user_namespaces set to 0."""
     code = (
         "import os, sys, unittest.mock, mystfuse.container.namespaces as namespaces\n"
         "real = namespaces._unshare\n"
@@ -308,8 +308,8 @@ def test_without_user_namespaces_root_is_told_what_to_do(image: Path) -> None:
 
 @needs_root
 def test_where_proc_is_masked_already_root_is_told_what_to_do(image: Path) -> None:
-    """In a container: the kernel lets nobody see more by mounting another."""
-    # Another /proc, of a chroot say, would show it all.
+    """As in a container: the kernel refuses a new mount of /proc that would show more than the masked one."""
+    # Another /proc, of a chroot for example, would show everything.
     script = (
         "awk '/ - proc / && $5 != \"/proc\" {print $5}' /proc/self/mountinfo | xargs -r umount -l;"
         'mount -t tmpfs none /proc/bus && exec "$@"'
@@ -321,7 +321,7 @@ def test_where_proc_is_masked_already_root_is_told_what_to_do(image: Path) -> No
 
 
 def test_a_package_is_contained_as_well(image: Path, make_keys: object, tmp_path: Path) -> None:
-    """The same way in: what ``run`` starts."""
+    """``run`` starts the program through the same functions."""
     public, private = make_keys("contained", bits=2048)  # type: ignore[operator]
     del public
     root_hash = mystfuse("fssig", "--roothash", image).stdout.strip()

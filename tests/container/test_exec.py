@@ -1,4 +1,4 @@
-"""``mystfuse exec``: what a program in an image sees, and what it cannot reach."""
+"""``mystfuse exec``: what a program in an image sees, and what it has no access to."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_program_is_alone_with_the_image(programs: Path) -> None:
 
 
 def test_it_runs_where_few_processes_are(programs: Path) -> None:
-    """As in a container: no process has the numbers that bubblewrap's have in their own namespace."""
+    """As in a container: no process here has the number that bubblewrap has in its own namespace."""
     alone = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     result = run(*alone, sys.executable, "-m", "mystfuse", "exec", programs, "/bin/sh", "-c", "echo $$", check=False)
     assert (result.returncode, result.stdout) == (0, "2\n"), result.stderr
@@ -189,7 +189,8 @@ def test_single_files_are_mounted(programs: Path, small_image: Path, tmp_path: P
 def test_what_is_no_image_any_more_cannot_be_written_to_by_mistake(
     programs: Path, small_image: Path, tmp_path: Path
 ) -> None:
-    """A carrier can make a file of an image that is named without a word more: it is told, and not changed."""
+    """A carrier can replace an image with a plain file: when it was named without options, exec says so and changes
+    nothing."""
     cut = tmp_path / "cut"
     cut.write_bytes(bytes(4096) + small_image.read_bytes()[4096:-4096])
     before = cut.read_bytes()
@@ -211,7 +212,7 @@ def test_a_link_of_another_user_is_not_followed_by_root(programs: Path, open_tmp
 def test_what_looks_like_an_image_is_not_shown_as_a_file(
     programs: Path, small_image: Path, tmp_path: Path, damage: str
 ) -> None:
-    """Damaged, it is refused as before: nobody takes what is in it for something that was verified."""
+    """A damaged image is refused as before: its contents must not pass for verified ones."""
     data = bytearray(small_image.read_bytes())
     if damage == "fssig":
         del data[-4096:]
@@ -225,7 +226,7 @@ def test_what_looks_like_an_image_is_not_shown_as_a_file(
 
 
 def test_a_link_in_the_image_leads_nowhere_outside(tree: Path, tmp_path: Path) -> None:
-    """Where to mount and what to run are resolved inside the image, as the program sees it."""
+    """We resolve the mountpoints and the program inside the image, as the program sees it."""
     victim, hostile = tmp_path / "victim", tmp_path / "hostile"
     victim.mkdir()
     shutil.copytree(tree / "bin", hostile / "bin", symlinks=True)

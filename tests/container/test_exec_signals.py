@@ -1,4 +1,4 @@
-"""``mystfuse exec``: signals, the terminal, and that nothing is left."""
+"""``mystfuse exec``: signals, the terminal, and cleaning up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.commands import wait_until
 
 
 def processes_of(programs: Path) -> list[int]:
-    """All processes that belong to an ``exec`` of this image, by their command lines, or being below one that does."""
+    """All processes of an ``exec`` of this image: by their command lines, and the descendants of those."""
     found: list[int] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -43,7 +43,7 @@ def processes_of(programs: Path) -> list[int]:
 
 
 def comms_of(programs: Path) -> list[str]:
-    """What those processes call themselves, the deepest last."""
+    """The names of those processes, the deepest last."""
     names: list[str] = []
     for pid in processes_of(programs):
         with suppress(OSError):
@@ -62,7 +62,7 @@ def start(programs: Path, *command: str, **kwargs: object) -> subprocess.Popen[b
 
 
 def names_in_tmp() -> set[str]:
-    """What is called as what mystfuse makes, but for the tests' own."""
+    """Directories with the names that mystfuse gives, except the tests' own."""
     names = set(os.listdir("/tmp")) | set(os.listdir("/mnt"))
     return {name for name in names if name.startswith("mystfuse") and "test" not in name}
 
@@ -113,7 +113,7 @@ def test_nothing_is_left_whoever_is_killed(programs: Path) -> None:
         with start(programs, *SLEEPING) as process:
             # A shell that has forked is still called "sh" in the child, until that runs "sleep".
             wait_until(lambda: len(chain := processes_of(programs)) >= 7 and name_of(chain[-1]) == "sleep")
-            # The daemon's keeper can be killed without anybody noticing: the mount is gone with the namespace.
+            # The keeper can be killed without an effect: the mount disappears with the namespace.
             (keeper,) = (pid for pid in processes_of(programs) if name_of(pid) == "mystfuse:keeper")
             chain = [pid for pid in processes_of(programs) if pid != keeper]
             if index % 2:
@@ -128,10 +128,10 @@ def test_nothing_is_left_whoever_is_killed(programs: Path) -> None:
             assert status != 0 or names[-1] == "sleep"
             wait_until(lambda: processes_of(programs) == [])
         assert os.fsencode(programs) not in Path("/proc/self/mountinfo").read_bytes()
-        # Tests beside this one make such directories too, which do not stay.
+        # Other tests make such directories too, for a short time.
         wait_until(lambda before=before: not names_in_tmp() - before)
         index += 1
-    # Ourselves, the daemon, bubblewrap outside and inside, the shell, and what it runs.
+    # Ourselves, the daemon, bubblewrap outside and inside, the shell, and the shell's child.
     assert {"bwrap", "sh", "sleep"} <= set(names) and len(names) >= 6, names
 
 
@@ -174,13 +174,13 @@ def test_the_terminal_is_the_programs(programs: Path, terminal: Terminal) -> Non
     mystfuse_exec = f"{sys.executable} -m mystfuse exec {programs} "
     terminal.type(mystfuse_exec + "stty size\n")
     terminal.expect(r"\n37 119\r\n")
-    # ^C ends it, and it alone.
+    # ^C ends the program, and only the program.
     terminal.type(mystfuse_exec + "sh -c 'echo up; sleep 1000'; echo status $?\n")
     terminal.expect(r"\nup\r\n")
     wait_until(lambda: comms_of(programs)[-1:] == ["sleep"])
     terminal.type("\x03")
     terminal.expect("status 130")
-    # It may also do as it likes with it.
+    # The program may also handle it.
     terminal.type(
         mystfuse_exec + "sh -c 'trap \"echo caught\" INT; echo up; sleep 1000; echo after; exit 5'; echo status $?\n"
     )

@@ -1,4 +1,4 @@
-"""The file of a package: signed as a whole, canonical, and as openssl verifies it."""
+"""Package files: signed as a whole, canonical, and verifiable with openssl."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_same_settings_make_the_same_bytes(package: Callable[..., Path], ima
 def test_200_random_changes_of_one_byte_are_refused(
     package: Callable[..., Path], image_keys: Keys, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without a root file system: a package that was believed would end with that, not be run.
+    # It has no root file system: if a changed package passed, it would fail for that reason and run nothing.
     monkeypatch.delenv("MYST_ROOTFS", raising=False)
     monkeypatch.delenv("MYST_ROOTFS_PATH", raising=False)
     path = package("--pubkey", str(image_keys[0]), MemorySize="40m", Mount=[{"Target": "/x", "Type": "ramfs"}])
@@ -114,7 +114,7 @@ def test_truncated_and_extended_packages_are_refused(package: Callable[..., Path
 
 
 def signed(contents: bytes, key: SigningKey) -> bytes:
-    """A package file around any contents, rightly signed."""
+    """A package file with any contents and a valid signature."""
 
     class Contents:
         root_hashes = public_keys = ()

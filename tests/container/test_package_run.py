@@ -1,4 +1,4 @@
-"""Running a package: arguments, environment, bounds, mounts, and the file itself as a program."""
+"""Running a package: arguments, environment, limits, mounts, and executing the file itself."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ KILLED = 128 + 9
 
 
 def refused_run(package: Path, *arguments: str | Path) -> str:
-    """The one line that says why a package is not run with these arguments. Its root file system is not there, and
-    would be missed only later."""
+    """The one line that says why a package is not run with these arguments. Its root file system is missing, which we
+    would notice only later."""
     result = in_process("run", package, "--rootfs", "/absent.img", *arguments)
     assert (result.returncode, result.stdout) == (USAGE, "")
     lines = [line for line in result.stderr.splitlines() if "vouched for by nobody but itself" not in line]
@@ -64,7 +64,7 @@ def test_environment_is_what_the_package_says(package: Callable[..., Path], imag
         HostEnvironmentVariables=["TESTNAME", "OURS", "UNSET"],
     )
     lines = output(path, image, env={"TESTNAME": "x y", "OURS": "host", "OTHER": "no"}).splitlines()
-    # bubblewrap says where it starts the program.
+    # bubblewrap sets PWD.
     assert sorted(line for line in lines if not line.startswith("PWD=")) == [
         "A=1",
         "EMPTY=",
@@ -82,7 +82,7 @@ def test_hostname_and_directory(package: Callable[..., Path], image: Path) -> No
 def test_memory_is_bounded(package: Callable[..., Path], image: Path) -> None:
     hungry = {"ApplicationPath": "/bin/tail", "ApplicationParameters": ["/dev/zero"], "MemorySize": "16m"}
     result = execute(package(**hungry), image)
-    # A control group kills, a resource limit refuses.
+    # A control group kills the program, a resource limit refuses the memory.
     assert result.returncode == KILLED or "out of memory" in result.stderr
     assert output(package(**script("head -c 4000000 /dev/zero | tail | head -c 1 | cat -v"), MemorySize="16m"), image)
     assert output(package(ApplicationParameters=["small"], MemorySize="8m"), image) == "small\n"
@@ -95,7 +95,7 @@ def test_what_is_written_is_bounded_too(package: Callable[..., Path], image: Pat
     text = f"{write.format('/tmp')}; {write.format('/ram')}"
     path = package(**script(text), MemorySize="8m", Mount=[{"Target": "/ram", "Type": "ramfs"}])
     result = execute(path, image)
-    # In a control group, these count as the program's memory.
+    # In a control group, these bytes count as the program's memory.
     assert result.stdout == "full\nfull\n" or result.returncode == KILLED
 
 
@@ -119,7 +119,7 @@ def test_a_program_is_put_into_its_control_group(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_control_group_is_made_where_it_can_be(tmp_path: Path) -> None:
-    """On plain files: which group is taken, and what is written. (Nothing here makes a kernel obey.)"""
+    """On plain files: the group that we choose, and the limits that we write. (No kernel enforces them here.)"""
     root, proc = tmp_path / "cgroup", tmp_path / "proc"
     own = root / "user.slice/shell.scope"
     own.mkdir(parents=True)
@@ -134,14 +134,14 @@ def test_a_control_group_is_made_where_it_can_be(tmp_path: Path) -> None:
     (root / "user.slice/cgroup.subtree_control").write_text("cpu memory\n")
     left_behind = root / "user.slice/mystfuse-99999999"
     left_behind.mkdir()
-    # A directory of a real control group has files as soon as it is made; this one has none, so it is given back.
+    # A real control group's directory has files as soon as it exists; this one has none, so we remove it.
     assert make_group(memory, proc, (root,)) is None
     assert make_pids_group(10, proc, root) is None
     assert sorted(os.listdir(root / "user.slice")) == ["cgroup.subtree_control", "shell.scope"]
 
 
 def test_each_controller_that_is_there_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On plain files, in which groups are made with what the kernel would put there."""
+    """On plain files: the test makes the files that the kernel would make in a new group."""
     root, proc = tmp_path / "cgroup", tmp_path / "proc"
     (root / "a").mkdir(parents=True)
     (proc / "self").mkdir(parents=True)
@@ -227,11 +227,11 @@ def test_a_mount_has_its_own_trust(
         path = package(**script("echo ran"), Mount=[{"Target": "/data", "Type": "ext2", **trust}])
         return execute(path, image, "--mount", f"{source}=/data")
 
-    # The package's list has the root file system's root hash alone.
+    # The package's list has only the root hash of the root file system.
     assert mounting(image).stdout == "ran\n"
     assert mounting(data_image).returncode == NOT_TRUSTED
     assert mounting(data_image, RootHash=root_hash(data_image)).stdout == "ran\n"
-    # Its own trust is all that counts for it.
+    # Only the mount's own trust counts for it.
     assert mounting(image, Roothash="data.roothash").returncode == NOT_TRUSTED
     assert mounting(image, PublicKey="image.pem").stdout == "ran\n"
     assert mounting(data_image, PublicKey="other.pem", Roothash="data.roothash").stdout == "ran\n"

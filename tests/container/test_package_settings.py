@@ -1,4 +1,4 @@
-"""Settings of a package: a bad one is refused by its name."""
+"""Settings of a package: we refuse a bad one by its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.packages import USAGE, Keys
 
 @pytest.fixture
 def refused(tmp_path: Path, keys: Keys) -> Callable[[Any], str]:
-    """Makes a package of a configuration that must be refused; gives the one line that says why."""
+    """Makes a package of a configuration that must be refused; returns the line that says why."""
 
     def refuse(settings: Any) -> str:
         config = tmp_path / "config.json"

@@ -1,4 +1,4 @@
-"""Who may sign a package, and which images it may load."""
+"""Which keys may sign a package, and which images it may load."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_pinned_signers(
     result = in_process("run", "--no-trust-self", path, "--rootfs", image)
     assert (result.returncode, result.stdout) == (NOT_TRUSTED, "")
     assert re.fullmatch(rf"mystfuse: {path}: not trusted: [^\n]+\n", result.stderr)
-    # As it is when the package itself is executed.
+    # As when the package itself is executed.
     result = run(
         path, check=False, env={"PATH": path_with_mystfuse, "MYST_ROOTFS": str(image), "MYSTFUSE_TRUST_SELF": "no"}
     )
@@ -40,7 +40,7 @@ def test_pinned_signers(
 
 
 def with_directory(name: str, directory: Path) -> list[str]:
-    """The command with another directory of the system's configuration."""
+    """The command with another configuration directory of the system."""
     module, variable = name.rsplit(".", 1)
     code = f"import pathlib, {module} as m; m.{variable} = pathlib.Path({str(directory)!r})"
     return [sys.executable, "-c", f"{code}\nfrom mystfuse.cli.main import main\nmain()"]
@@ -60,7 +60,7 @@ def test_the_directory_of_signers(
     shutil.copy(keys[0], signers / "ours.pem")
     result = run(*command)
     assert (result.stdout, result.stderr) == ("hello\n", "")
-    # A broken directory pins nobody, and trusts nobody.
+    # A broken directory pins no signer and trusts no key.
     (signers / "broken.pem").write_text("?")
     assert run(*command, check=False).returncode == USAGE
 
@@ -74,7 +74,7 @@ def test_an_image_that_is_not_in_the_lists_is_refused(
     result = execute(other, image)
     assert (result.returncode, result.stdout) == (NOT_TRUSTED, "")
     assert "not trusted" in result.stderr
-    # What this machine trusts otherwise does not count.
+    # The machine's other trusted keys do not count.
     (tmp_path / "trust.d").mkdir()
     shutil.copy(image_keys[0], tmp_path / "trust.d/image.pem")
     command = with_directory("mystfuse.trust.sources.TRUST_DIRECTORY", tmp_path / "trust.d")

@@ -1,4 +1,4 @@
-"""Who resolves names for a program under ``exec``: /etc/resolv.conf of the image, or the host's."""
+"""Name servers of a program under ``exec``: /etc/resolv.conf of the image, or the host's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HAD_RESOLVER = Path(RESOLVER).exists()
 
 @pytest.fixture
 def host_resolver(tmp_path: Path) -> Iterator[Callable[[Path | None], list[str]]]:
-    """Words that run a command with another /etc/resolv.conf on the host; None for none."""
+    """A command prefix that gives the host another /etc/resolv.conf; None for none."""
 
     def words(resolver: Path | None) -> list[str]:
         shown = tmp_path / "empty"
@@ -42,7 +42,7 @@ def host_resolver(tmp_path: Path) -> Iterator[Callable[[Path | None], list[str]]
 def test_names_are_resolved_as_on_the_host_where_the_image_does_not_say(
     host_resolver: Callable[[Path | None], list[str]], tmp_path: Path, there: str | None
 ) -> None:
-    """A link to what is not there is what images of systems with systemd-resolved have."""
+    """Images of systems with systemd-resolved have a dangling link there."""
     root, host = tmp_path / "root", tmp_path / "host"
     (root / "bin").mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin/cat")
@@ -87,7 +87,7 @@ def test_an_image_says_who_resolves_names(tmp_path: Path, there: str | None, say
     assert root.is_empty_or_absent(RESOLVER) == says_nothing
     if says_nothing:
         root.remove_link(RESOLVER)
-        # A file is made there, in the image.
+        # exec makes a file there, in the image.
         assert root.make_file(RESOLVER).startswith(f"{etc}/")
         assert Path(RESOLVER).exists() == HAD_RESOLVER
     else:

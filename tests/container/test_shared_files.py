@@ -1,5 +1,4 @@
-"""What is the host's own and a program under ``exec`` sees all the same: nodes of devices, the terminal, files on its
-standard descriptors."""
+"""What a program under ``exec`` shares with the host: device nodes, the terminal, files on its standard descriptors."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ __all__ = ["image"]
 
 @needs_root
 def test_the_hosts_device_nodes_cannot_be_changed(image: Path) -> None:
-    """User 0 owns them, whatever namespace it is in. (The attack sets what is set already, but for a time.)"""
+    """User 0 owns them in every namespace. (The attack sets the values that they have already, except for a time.)"""
     nodes = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]
     masks = ["/proc/keys"]
     before = [(os.stat(node).st_mode, os.stat(node).st_mtime_ns) for node in nodes]
@@ -39,7 +38,7 @@ def test_the_hosts_device_nodes_cannot_be_changed(image: Path) -> None:
 
 
 def test_a_file_that_is_given_to_be_read_cannot_be_written_to(image: Path, tmp_path: Path) -> None:
-    """Nor can its mode be changed. It is read from where the caller has stopped, and to where the program stops."""
+    """Nor can the program change its mode. It reads from the caller's position, and leaves its own position behind."""
     path = tmp_path / "input"
     path.write_text("1\n2\n3\n4\n")
     path.chmod(0o640)
@@ -57,7 +56,7 @@ def test_a_file_that_is_given_to_be_read_cannot_be_written_to(image: Path, tmp_p
     assert lines[0] == "got 2" and lines[3] == "got 3", lines
     assert all("Read-only file system" in line for line in lines[1:3])
     assert path.read_text() == "1\n2\n3\n4\n" and path.stat().st_mode & 0o777 == 0o640
-    # A file without a name is nobody's any more.
+    # A file that has been unlinked is read as well.
     with path.open("rb") as file:
         path.unlink()
         result = subprocess.run(
@@ -72,7 +71,7 @@ def test_a_file_that_cannot_be_kept_from_being_written_to_is_refused(image: Path
     path, other = tmp_path / "input", tmp_path / "other"
     path.write_text("x")
     with path.open("rb") as file:
-        # It still has a name, which is not the one that it was opened by.
+        # It still has a name, but not the one that the caller opened.
         other.hardlink_to(path)
         path.unlink()
         path.write_text("y")
@@ -93,8 +92,8 @@ def test_a_file_that_cannot_be_kept_from_being_written_to_is_refused(image: Path
 
 @needs_filter
 def test_nobody_types_into_the_callers_terminal(image: Path) -> None:
-    """The attack itself: what the program puts into the terminal's input, the shell after it would execute. Nor does
-    the program let others read and write it, who may not."""
+    """The attack: the program pushes bytes into the terminal's input, which the shell would execute later. Nor may the
+    program give other users access to the terminal."""
     pid, fd = pty.fork()
     if pid == 0:
         words = ["call", str(NUMBERS["ioctl"]), "0", "0x5412", "=x", "-"]
@@ -106,20 +105,20 @@ def test_nobody_types_into_the_callers_terminal(image: Path) -> None:
         while select.select([fd], [], [], 30)[0]:
             output += os.read(fd, 4096)
     except OSError:
-        # The terminal's other side is closed.
+        # The other end of the terminal is closed.
         pass
     finally:
         os.close(fd)
         _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, output
-    # A kernel that has TIOCSTI switched off says EIO.
+    # A kernel with TIOCSTI switched off answers EIO.
     assert f"{NUMBERS['ioctl']} {errno.EPERM}\r\n".encode() in output
     assert output.count(f"{NUMBERS['fchmod']} {errno.EROFS}\r\n".encode()) == 3
 
 
 @needs_root
 def test_the_program_that_starts_it_cannot_be_changed(image: Path, tmp_path: Path) -> None:
-    """/proc/1/exe is the host's bubblewrap, and user 0 in there its owner."""
+    """/proc/1/exe is the host's bubblewrap, which user 0 of the namespace owns."""
     bubblewrap = tmp_path / "bwrap"
     shutil.copy(shutil.which("bwrap") or "", bubblewrap)
     os.utime(bubblewrap, (1, 1))
@@ -136,7 +135,7 @@ def test_the_program_that_starts_it_cannot_be_changed(image: Path, tmp_path: Pat
 
 @needs_root
 def test_a_null_device_of_another_directory_is_replaced_by_ours(image: Path, tmp_path: Path) -> None:
-    """As in a chroot, or a service with devices of its own: whatever way it is opened."""
+    """As in a chroot, or in a service with its own devices; opened in every way."""
     script = """mount -t tmpfs -o dev tmpfs "$0" && mknod -m 600 "$0/null" c 1 3 && shift 0 &&
         "$@" <> "$0/null" >&2 && "$@" < "$0/null" >&2; stat -c %a "$0/null" """
     command = [sys.executable, "-m", "mystfuse", "exec", image, "sh", "-c", "! chmod 666 /proc/self/fd/0"]
