@@ -1,6 +1,6 @@
-"""Sound file systems with a file of every kind, for others to break, and where everything in them is.
+"""Sound file systems with a file of every kind, which other modules damage, and the places of everything in them.
 
-The kernel fills them, so that hash-indexed directories and shared attribute blocks are real ones.
+The kernel fills them, so that hash-indexed directories and shared attribute blocks are genuine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OPTIONS = {
     "4k": ("-b", "4096", "-N", "256", "-I", "256"),
     "small-inodes": ("-b", "2048", "-N", "512", "-I", "128", "-O", "^resize_inode"),
 }
-"""mke2fs's, by the name of the base. The first has four groups."""
+"""mke2fs's arguments, by the name of the base. The first has four groups."""
 SIZE = "6M"
 UUID = "c0ffee00-1234-4321-8765-0123456789ab"
 HTREE_NAMES = tuple(f"{number:04}-{'n' * 110}" for number in range(48))
@@ -39,7 +39,7 @@ def _make_base(path: Path, options: tuple[str, ...]) -> bytes:
     with kernel_mount(path, path.with_suffix(".mnt"), "rw") as root:
         _fill(root, block_size)
     path.with_suffix(".mnt").rmdir()
-    # What the kernel notes of its mount differs from run to run; nothing else does.
+    # The kernel's notes about its mount differ from run to run; nothing else does.
     debugfs(path, "ssv mtime 0", "ssv wtime 0", "ssv lastcheck 0", "ssv mnt_count 0")
     run("e2fsck", "-fn", path)
     return path.read_bytes()
@@ -95,7 +95,7 @@ def write_at(path: Path, pieces: dict[int, bytes]) -> None:
 
 
 class Layout(Editor):
-    """A file system to be broken: finds inodes by path, and tells what a block is used for."""
+    """A file system to be damaged: it finds inodes by path, and says what a block is used for."""
 
     def number(self, path: str) -> int:
         """The inode number at a path below the root, found without the code under test."""
@@ -123,7 +123,7 @@ class Layout(Editor):
         return self.block(self.number(path), index)
 
     def pointer_of(self, path: str, index: int = 0) -> int:
-        """The block number in that pointer."""
+        """The block number in the pointer."""
         return self.get("<I", self.at(path) + 40 + 4 * index)
 
     def set_inode(self, path: str, layout: str, offset: int, *values: int) -> None:
@@ -154,7 +154,7 @@ class Layout(Editor):
         self.data[self.bitmap(group, 0) + bit // 8] ^= 1 << bit % 8
 
     def is_free(self, number: int) -> bool:
-        """What the bitmap says of a block."""
+        """The bit of a block in the bitmap."""
         group, bit = divmod(number - self.first_data_block, self.get("<I", 1024 + 32))
         return not self.data[self.bitmap(group, 0) + bit // 8] >> bit % 8 & 1
 

@@ -1,6 +1,6 @@
-"""Seals a broken file system, mounts it for real, has everything done in it, and judges how that went.
+"""Seals a broken file system, mounts it for real, runs every operation in it, and judges the outcomes.
 
-Everything that touches a mount is a process of its own, with a time limit: a hang is found, and nothing of it is left.
+Each access to a mount is in a process of its own, with a time limit: so we find a hang, and nothing of it is left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mystfuse.mounting.unmount import unmount, unmount_and_wait
 from mystfuse.trust.signature import SigningKey
 from tests.corruption.exercise import Outcomes, exercise, walk
 
-# What a command imports when it is run is imported once, before it is forked.
+# We import before forking what a command would import later, so that each fork does not import it again.
 for name in (
     "mystfuse.mounting.session",
     *(f"mystfuse.cli.commands.{command}" for command in ("mount", "verify", "ls", "tar", "extract")),
@@ -40,13 +40,13 @@ for name in (
     import_module(name)
 
 STEP_SECONDS = 60.0
-"""What no step may take on a machine that has nothing else to do; see ``patience``."""
+"""Seconds that any step may take on an idle machine; see ``patience``."""
 MEMORY_LIMIT = 256 << 20
-"""Bytes that the daemon may take at most, the 16 MiB of its overlay included."""
+"""The daemon's maximum memory in bytes, its overlay of 16 MiB included."""
 OVERLAY_LIMIT = "16M"
 
 CORRUPT = frozenset({"EUCLEAN", "EIO"})
-"""What is wrong with the file system is said so."""
+"""The errnos for a broken file system."""
 READ_ERRNOS = {
     "stat": {"ELOOP", "ENOENT"},
     "list": set[str](),
@@ -57,22 +57,22 @@ READ_ERRNOS = {
     "readlink": set[str](),
     "follow": {"ENOENT", "ELOOP", "ENOTDIR", "ENAMETOOLONG"},
 }
-"""What else may come of reading, and why:
+"""Other errnos that reading may give, and why:
 
-ENODATA: the kernel's answer for user attributes of what has become a device (fs/xattr.c, xattr_permission).
-ELOOP: the kernel's answer to a directory inside itself (fs/dcache.c, d_splice_alias), and to links in a circle.
-ENOENT, ENOTDIR, ENAMETOOLONG: what a changed symlink leads to; of a path, that a directory in two places has moved.
-"""
+ENODATA: the kernel's answer for user attributes of an inode that has become a device (fs/xattr.c, xattr_permission).
+ELOOP: the kernel's answer to a directory inside itself (fs/dcache.c, d_splice_alias), and to links in a circle. ENOENT,
+ENOTDIR, ENAMETOOLONG: what a changed symlink leads to; for a path: a directory in two places has moved. """
 WRITE_ERRNOS = {
-    # ENOENT, ENOTDIR: an earlier step did not make it, or moved it. ENOSPC: counts and bitmaps that say so.
-    # EPERM: immutable or append-only flags. EEXIST, ENOTEMPTY, EISDIR: it is there, or holds what cannot be removed.
+    # ENOENT, ENOTDIR: an earlier step did not make it, or moved it. ENOSPC: the counts and bitmaps say so. EPERM:
+    # immutable or append-only flags. EEXIST, ENOTEMPTY, EISDIR: it exists already, or contains something that the
+    # kernel refuses to remove.
     "create": {"ENOENT", "ENOTDIR", "ENOSPC", "EPERM", "EISDIR", "ELOOP", "EFBIG", "EEXIST", "ENXIO", "EMLINK"},
     "mkdir": {"ENOENT", "ENOTDIR", "ENOSPC", "EPERM", "EEXIST", "EMLINK", "ELOOP"},
     "symlink": {"ENOENT", "ENOTDIR", "ENOSPC", "EPERM", "EEXIST", "ELOOP"},
     "mknod": {"ENOENT", "ENOTDIR", "ENOSPC", "EPERM", "EEXIST", "ELOOP"},
     "link": {"ENOENT", "ENOTDIR", "ENOSPC", "EPERM", "EEXIST", "EMLINK", "ELOOP"},
-    # EINVAL: into itself. EBUSY: a mountpoint. ESTALE: a directory that the kernel knows in another place, where it
-    # cannot be moved from while directories are locked for this rename (fs/dcache.c, __d_unalias).
+    # EINVAL: into itself. EBUSY: a mountpoint. ESTALE: a directory that the kernel knows in another place; while
+    # directories are locked for this rename, the kernel does not move it (fs/dcache.c, __d_unalias).
     "rename": {"ENOENT", "ENOTDIR", "ENOSPC", "EPERM", "EEXIST", "EINVAL", "EISDIR", "ENOTEMPTY", "EMLINK", "ELOOP",
                "EBUSY", "ESTALE"},
     "unlink": {"ENOENT", "ENOTDIR", "EISDIR", "EPERM", "ELOOP"},
@@ -97,15 +97,15 @@ TOOL_WORDS = {
 
 @dataclass
 class Report:
-    """How one image did."""
+    """The outcomes of one image."""
 
     name: str
     damage: list[str]
     size: int
-    """Bytes of the file system."""
+    """The size of the file system in bytes."""
     mount_status: int = -1
     said: str = ""
-    """What the mount said on stderr."""
+    """The mount's messages on stderr."""
     walk: Outcomes = field(default_factory=dict)
     walk_again: Outcomes = field(default_factory=dict)
     tools: dict[str, list[str]] = field(default_factory=dict)
@@ -116,11 +116,11 @@ class Report:
     peak: int = 0
     """Bytes: the daemon's VmHWM."""
     commands: dict[str, int] = field(default_factory=dict)
-    """Exit statuses of what was done without a mount."""
+    """Exit statuses of the commands that need no mount."""
     kernel: Outcomes | str | None = None
-    """What the kernel's own driver said, or why it would not mount it."""
+    """What the kernel's own driver answered, or why it refused the mount."""
     faults: list[str] = field(default_factory=list)
-    """What must not be."""
+    """The faults: broken promises."""
 
     @property
     def is_mounted(self) -> bool:
@@ -131,7 +131,7 @@ class Report:
 
 
 def seal(filesystem: bytes, path: Path, key: SigningKey) -> None:
-    """Put a fresh hash tree and a good signature behind a file system, whatever is in it."""
+    """Add a fresh hash tree and a valid signature to a file system, whatever its contents."""
     size = -(-len(filesystem) // 4096) * 4096
     superblock = VeritySuperblock(size // 4096, b"s" * 32, b"u" * 16, data_block_size=4096, hash_block_size=4096)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -147,8 +147,8 @@ def seal(filesystem: bytes, path: Path, key: SigningKey) -> None:
 
 
 class Driver:
-    """Works in one directory, with one signer that is trusted. Start it from a small process: daemons are forked from
-    it, and their memory is measured."""
+    """Works in one directory, with one trusted signer. Start it from a small process: it forks daemons and measures
+    their memory."""
 
     def __init__(self, directory: Path) -> None:
         self._image = directory / "image"
@@ -179,7 +179,7 @@ class Driver:
 
         Args:
             thorough: see ``exercise``.
-            commands: also what needs no mount: ls, extract, tar, verify.
+            commands: also the commands that need no mount: ls, extract, tar, verify.
             kernel: also read it through the kernel's driver, for ``Report.kernel``.
         """
         report = Report(name, damage, len(filesystem))
@@ -196,7 +196,7 @@ class Driver:
             self._run_commands(report)
         if kernel:
             self._ask_kernel(report)
-        # Daemons are left to us where we are the first process.
+        # Where we are the first process, orphaned daemons become our children.
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -221,7 +221,7 @@ class Driver:
                 report.faults.append(f"refused with more than one line: {report.said}")
 
     def _command(self, *arguments: str | Path, stdout: Path = Path(os.devnull)) -> int | None:
-        """Run the command line in a process of its own; its exit status, or None if it did not end in time."""
+        """Run the command line in a process of its own; returns its exit status, or None if it did not end in time."""
         words = [os.fspath(argument) for argument in arguments]
 
         def run() -> None:
@@ -282,7 +282,7 @@ class Driver:
             report.faults.append("the daemon does not tell its status")
 
     def _end(self, report: Report) -> None:
-        """Unmount; the daemon has to be there until then, and gone afterwards."""
+        """Unmount; the daemon has to run until then, and to end afterwards."""
         mountpoint = str(self._mountpoint)
         mount = find_mount(mountpoint)
         daemon = find_daemon(mount) if mount else None
@@ -329,7 +329,8 @@ class Driver:
             faults += [f"{tool}: {word}" for word in words if word not in TOOL_WORDS and "loop" not in word]
 
     def _run_commands(self, report: Report) -> None:
-        """What needs no mount. Its exit status is documented, every line on stderr is ours, nothing is left behind."""
+        """The commands that need no mount. Their exit statuses are documented, every line on stderr is ours, and they
+        leave nothing behind."""
         target = self._image.with_name("extracted")
         trust = ("--pubkey", self._public)
         for name, words in {
@@ -355,7 +356,7 @@ class Driver:
             subprocess.run(["rm", "-rf", target], check=True)
 
     def _ask_kernel(self, report: Report) -> None:
-        """Read the same through the kernel's driver, read-only, in a process that can be left behind."""
+        """Read the same through the kernel's driver, read-only, in a process that we can abandon if it hangs."""
         mountpoint = str(self._kernel_mountpoint)
         mounted = subprocess.run(
             ["mount", "-t", "ext4", "-o", f"loop,sizelimit={report.size},ro,errors=continue", self._image, mountpoint],
@@ -383,7 +384,7 @@ class Driver:
 
 
 def differences(report: Report) -> list[str]:
-    """Where the kernel's driver answers otherwise than the mount did, reading."""
+    """Where the kernel's driver answers a read otherwise than the mount did."""
     if report.kernel is None:
         return []
     ours = "mounted" if report.is_mounted else "refused"
@@ -414,7 +415,7 @@ def _first_traceback(log: str) -> str:
 
 
 def patience() -> float:
-    """Seconds that a step may take now, with all that the machine has to do besides."""
+    """Seconds that a step may take now, given the machine's load."""
     return STEP_SECONDS * max(os.getloadavg()[0] / (os.cpu_count() or 1), 1)
 
 
@@ -449,7 +450,7 @@ def _has_ended(pidfd: int, seconds: float) -> bool:
 
 
 def _wait(pidfd: int, seconds: float) -> int | None:
-    """The exit status of a child; None, and it is killed, if it does not end in time."""
+    """The exit status of a child; None if it does not end in time, and then it is killed."""
     try:
         in_time = _has_ended(pidfd, seconds)
         if not in_time:
@@ -463,7 +464,7 @@ def _wait(pidfd: int, seconds: float) -> int | None:
 
 
 def unmet(report: Report, expected: tuple[str, ...]) -> list[str]:
-    """What a named case expects, and did not get; see ``named``."""
+    """The expectations of a named case that did not come true; see ``named``."""
     missed: list[str] = []
     for line in expected:
         operation, _, rest = line.partition(" ")

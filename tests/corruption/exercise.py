@@ -1,6 +1,6 @@
-"""What is done in a mounted file system: everything in it is read, then it is changed in every directory.
+"""The operations in a mounted file system: read everything in it, then change it in every directory.
 
-Every outcome is kept: "ok" and what came, or the name of an errno. ``walk`` does the same to a kernel mount.
+We keep every outcome: "ok" and the result, or the name of an errno. ``walk`` does the same to a kernel mount.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 from tests.support.commands import SBIN
 
 MAX_PATHS = 600
-"""A loop of directories could go on for ever; the kernel lets none through, but this is not the place to trust it."""
+"""A loop of directories could go on for ever. The kernel lets none through; this bound does not rely on that."""
 MAX_DEPTH = 40
 MAX_CHANGED = 24
-"""Files that are changed, of those that were found."""
+"""How many of the files that it found it changes."""
 READ_AT_ONCE = 64 << 10
 HEAD, TAIL = 640 << 10, 128 << 10
-"""Bytes that are read at the front and at the end of a file: sizes may be nonsense."""
+"""Bytes that it reads at the start and at the end of a file: sizes may be nonsense."""
 TOOLS = (
     ("find", "-P", ".", "-ls"),
     ("getfattr", "-R", "-P", "-h", "-d", "-m", "-", "."),
@@ -54,7 +54,7 @@ def outcome_of(function: Callable[[], Any]) -> str:
 
 
 def walk(root: str) -> Outcomes:
-    """Look at everything: listings, attributes, contents, targets, extended attributes."""
+    """Read everything: listings, attributes, contents, targets, extended attributes."""
     outcomes: Outcomes = {}
     waiting = [("", 0)]
     while waiting and len(outcomes) < MAX_PATHS:
@@ -105,7 +105,7 @@ def _xattrs(full: str) -> bytes:
 
 
 def _read(full: str, size: int) -> str:
-    """A digest of what can be read; with the first error if there is one, which costs nothing behind it."""
+    """A digest of the readable bytes; with the first error, if there is one. Blocks behind an error are read too."""
     summary = hashlib.sha256()
     first: str | None = None
     positions = list(range(0, min(size, HEAD), READ_AT_ONCE))
@@ -139,28 +139,28 @@ def run_tools(root: str) -> dict[str, list[str]]:
 
 
 class Writer:
-    """Changes a file system in every way there is, wherever it can; counts how each went."""
+    """Changes a file system by every operation, wherever possible; counts the outcomes."""
 
     def __init__(self, root: str, outcomes: Outcomes, seed: int) -> None:
         self.counts: Counter[str] = Counter()
-        """"operation errno" -> how often; "operation ok" too."""
+        """"operation errno" or "operation ok" -> how often."""
         self._root = root
         self._random = random.Random(seed)
         self._directories = [path for path, found in outcomes.items() if "list" in found]
         self._files = [path for path, found in outcomes.items() if "list" not in found and path]
         self._random.shuffle(self._files)
-        # What makes a directory large is all the same file.
+        # Entries that only make a directory large are links to one file.
         self._files.sort(key=lambda path: path.startswith("htree/"))
 
     def change(self) -> None:
-        """Make something of every kind in every directory, then change every file that was found, or most of them."""
+        """Make a file of every kind in every directory, then change every file that was found, or most of them."""
         for path in self._directories[:40]:
             self._populate(path)
         for number, path in enumerate(self._files[:MAX_CHANGED]):
             self._change_file(path, number)
 
     def remove(self) -> None:
-        """rm -r, and something new where everything was."""
+        """rm -r, then make new files everywhere."""
         self._remove_below(self._root, 0)
         self._populate("")
         self._do("write", self._write, self._full("last"), b"last" * 100_000, os.O_CREAT | os.O_WRONLY)
@@ -174,7 +174,7 @@ class Writer:
                 is_directory = stat.S_ISDIR(os.lstat(child).st_mode)
             except OSError as error:
                 self.counts[f"lstat {code(error)}"] += 1
-                # It may still be possible to remove the name.
+                # The name alone may still be removable.
                 is_directory = False
             if is_directory and depth < MAX_DEPTH:
                 self._remove_below(child, depth + 1)
@@ -256,10 +256,10 @@ def read_merged_image(root: str) -> str:
 
 
 def exercise(root: str, seed: int, thorough: bool, tell: Callable[[dict[str, Any]], None]) -> None:
-    """All of it; ``tell`` gets a message before each step and its outcome behind it.
+    """Run all steps; ``tell`` gets a message before each step and its outcome afterwards.
 
     Args:
-        thorough: also by other people's tools, and once more when everything has been changed.
+        thorough: also with standard tools, and once more after all changes.
     """
 
     def step(name: str, function: Callable[[], Any]) -> Any:

@@ -1,5 +1,5 @@
-"""Corrupt file systems by seed, as many as wanted: ``scripts/corrupt --count 1000 --seed 1``. Prints every fault as it
-is found, and what all came to at the end; exit status 1 if there was a fault."""
+"""Corrupt file systems by seed, any number of them: ``scripts/corrupt --count 1000 --seed 1``. Prints every fault as
+soon as it finds one, and totals at the end; exit status 1 if there was a fault."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main() -> int:
         tasks = list(CASES)
     with temporary_directory("mystfuse-corrupt-") as directory, _unmounting(directory):
         bases = make_bases(Path(directory))
-        # Started anew: what daemons are forked from must not have grown.
+        # Started afresh (spawn): daemons are forked from a process that has not grown.
         context = get_context("spawn")
         with context.Pool(
             arguments.jobs, _start, (Path(directory), bases, arguments.commands, arguments.kernel)
@@ -63,7 +63,7 @@ def main() -> int:
 
 @contextmanager
 def _unmounting(directory: str) -> Iterator[None]:
-    """Take away what is mounted below the directory in the end: nobody is to remove what is in it."""
+    """Unmount everything below the directory at the end: removing it must not remove the contents of a mount."""
     try:
         yield
     finally:
@@ -73,11 +73,11 @@ def _unmounting(directory: str) -> Iterator[None]:
 
 
 _work_on: Callable[[str | int], Report]
-"""What a process of the pool does with a task."""
+"""A process of the pool does one task."""
 
 
 def _start(directory: Path, bases: dict[str, bytes], commands: int, kernel: int) -> None:
-    """A process of the pool begins."""
+    """Prepare a process of the pool."""
     global _work_on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     own = directory / f"job-{os.getpid()}"
@@ -93,17 +93,17 @@ def _start(directory: Path, bases: dict[str, bytes], commands: int, kernel: int)
 
 
 def _work(task: str | int) -> Summary:
-    """One file system; what it came to, not every outcome."""
+    """One file system; returns counts, not every outcome."""
     summary = Summary()
     summary.add(tell(_work_on(task)))
     return summary
 
 
 def drive_case(driver: Driver, bases: dict[str, bytes], case: Case, kernel: bool = True) -> Report:
-    """The file system of a named case. What it expected and did not get is among the faults.
+    """The file system of a named case. Its unmet expectations are among the faults.
 
     Args:
-        kernel: do it thoroughly, without a mount too, and ask the kernel.
+        kernel: thoroughly, with the commands that need no mount, and with the kernel's driver.
     """
     filesystem = case.make(bases)
     report = driver.drive(case.name, filesystem, [case.what], 0, kernel, kernel, kernel and not case.is_dangerous)
@@ -125,7 +125,7 @@ def tell(report: Report) -> Report:
     for fault in report.faults:
         print(f"{report.name}: {'; '.join(report.damage)}: {fault}", flush=True)
     if found := differences(report):
-        # Not each path: what was answered, and what was answered instead.
+        # Not each path: only our answer, and the kernel's.
         kinds = Counter(re.sub(r" of '.*': |^'.*': ", ": ", difference) for difference in found)
         what = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
         print(f"differs: {report.name}: {'; '.join(report.damage)}: {what}", flush=True)
@@ -133,7 +133,7 @@ def tell(report: Report) -> Report:
 
 
 class Summary:
-    """What many reports come to."""
+    """The sum of many reports."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -171,7 +171,7 @@ class Summary:
         self._peak = max(self._peak, (report.peak, report.name))
 
     def merge(self, other: Summary) -> None:
-        """Add what another has counted."""
+        """Add another sum."""
         self.faults += other.faults
         for mine, others in (
             (self._total, other._total),

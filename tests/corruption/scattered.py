@@ -1,4 +1,4 @@
-"""Damage by seed: 1 to 4 structure-aware ones in a base, each with the values that break parsers."""
+"""Damage by seed: 1 to 4 damages in a base, each in a known structure, with the values that break parsers."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ FILES = ("plain", "empty", "direct", "single", "double", "huge", "sparse", "dir/
 DIRECTORIES = ("", "dir", "hollow", "htree", "acl", "lost+found", *(DEEP[: 2 * depth + 1] for depth in range(6)))
 OTHERS = ("fast", "slow", "fifo", "char", "block")
 MAPPED = ("single", "double", "huge", "sparse", "lost+found")
-"""What has indirect blocks, in some base at least."""
+"""Files with indirect blocks, in some base at least."""
 
 
 def spoil(base: bytes, seed: int) -> tuple[bytes, list[str]]:
-    """A base with the damage of a seed, and what that is."""
+    """A base with the damage of a seed, and a description of that damage."""
     layout = Layout(base)
     source = random.Random(seed)
     done: list[str] = []
@@ -60,7 +60,7 @@ def spoil(base: bytes, seed: int) -> tuple[bytes, list[str]]:
         try:
             done.append(damage(layout, source))
         except (AssertionError, struct.error, IndexError) as error:
-            # An earlier damage has taken away what this one looks for.
+            # An earlier damage has removed the structure that this one changes.
             done.append(f"(not {damage.__name__}: {error})")
     return bytes(layout.data), done
 
@@ -89,7 +89,7 @@ def any_path(source: random.Random) -> str:
 
 
 def odd_block(layout: Layout, source: random.Random) -> int:
-    """A block number that a pointer should not have: outside, metadata, somebody else's, or free."""
+    """A block number that a pointer should not have: outside the file system, of metadata, of another file, or free."""
     group = source.randrange(layout.groups)
     metadata = layout.descriptor(group)
     other = source.choice(("empty", "direct", "dir", "htree", "plain", "shared-one"))

@@ -1,8 +1,8 @@
-"""Corrupt file systems behind valid hash trees and signatures, under a real mount: an error comes of it, or what is
-there; never a crash, a hang, or an internal error. Each named case, and some by seed; ``scripts/corrupt`` takes any
-number.
+"""Corrupt file systems behind valid hash trees and signatures, under a real mount: an operation gives an error or the
+file system's contents; never a crash, a hang, or an internal error. Each named case, corrupt`` takes any number/and
+some by seed; ``scripts/corrupt`` runs any number/corrupt`` takes any number.
 
-One process drives them all, small and in name spaces of its own, and says how each went.
+One small process in namespaces of its own runs them all, and reports the outcomes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ reports += [drive_seed(driver, bases, int(seed), commands=12) for seed in sys.ar
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
     directory = tmp_path_factory.mktemp("corruption")
     (directory / "work").mkdir()
-    # Whoever kills us kills it too.
+    # If the parent is killed, the kernel kills this process too.
     words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--pid", "--fork",
              "--kill-child", "--mount-proc", *OWN_MOUNTS]  # fmt: skip
     result = subprocess.run(
@@ -72,7 +72,7 @@ def test_damage_by_seed_ends_in_errors_and_in_nothing_worse(reports: dict[str, R
 
 
 def test_what_is_not_damaged_is_read_and_written_without_an_error(reports: dict[str, Report]) -> None:
-    """The judge is no better than what it is shown: a sound file system has to pass without any."""
+    """A check of the driver itself: a sound file system has to pass without any error."""
     report = reports["a_map_with_a_block_here_and_there"]
     assert {outcome.partition(" ")[0] for found in report.walk.values() for outcome in found.values()} == {
         "ok",

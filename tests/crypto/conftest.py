@@ -12,7 +12,7 @@ from mystfuse.crypto import sectors
 
 @pytest.fixture(scope="module", params=["native", "pure"])
 def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The ciphers of the C kernel, then of the fallback, in the place of those that were chosen at import."""
+    """Parameter: the ciphers of the C kernel, then of the fallback, instead of those chosen at import."""
     module = importlib.import_module(f"mystfuse.kernels.{request.param}.sectors")
     with pytest.MonkeyPatch.context() as patch:
         for name in "XtsCipher", "CbcCipher", "EcbCipher":

@@ -1,4 +1,5 @@
-"""AES-CBC and AES-ECB over sectors have the vectors of NIST and of the kernel, and are OpenSSL's sector by sector."""
+"""AES-CBC and AES-ECB over sectors give the vectors of NIST and of the kernel, and OpenSSL's results sector by
+sector."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def test_cbc_is_openssls_sector_by_sector(iv_mode: str, key_size: int, sector_si
 @on_both_kernels
 @pytest.mark.parametrize("bits", NIST_CBC)
 def test_cbc_has_the_vectors_of_nist(bits: int) -> None:
-    # A sector's first block is added to a number; the blocks after one that is the vectors' vector are theirs.
+    # A sector's first block depends on the sector's number; the blocks behind one that equals NIST's vector are NIST's.
     sector = (NIST_CBC_VECTOR + bytes.fromhex(NIST_CBC[bits])).ljust(512, b"\0")
     cipher = cipher_of("cbc", "plain64", bytes.fromhex(NIST_KEYS[bits]))
     plain = bytes(cipher.decrypt(sector, 12345))

@@ -1,4 +1,4 @@
-"""The crypt device gives the plaintext of any extents, and errors where it has none."""
+"""The crypt device returns the plaintext of any extents, and errors for extents that it does not have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAYLOAD = 3 * 4096
 
 
 def crypt_device(size: int, sector_size: int = 512, behind: int = 0) -> tuple[CryptDevice, bytes]:
-    """A device, and what must be read of it."""
+    """A device, and the plaintext that reads must return."""
     key, plain = randbytes(64), randbytes(size, "plain")
     below = (
         randbytes(PAYLOAD, "header") + encrypt_sectors("aes-xts-plain64", key, plain, 0, sector_size) + bytes(behind)
@@ -44,7 +44,7 @@ async def test_extents_at_and_across_any_boundary_are_read(sector_size: int) -> 
     edges += [(64 << 10) - back for back in (sector_size + 1, sector_size, sector_size - 1, 512, 2, 1, 0)]
     extents = [Extent(start, end - start) for start, end in product(edges, edges) if start < end]
     random.Random(0).shuffle(extents)
-    # All at once, which goes through a thread, and each by itself.
+    # All at once, in a thread, and each by itself.
     for extent, part in zip(extents, await device.read(extents), strict=True):
         assert part == plain[extent.offset : extent.end]
     for extent in extents[::7]:
@@ -67,7 +67,7 @@ def test_any_extents_are_read(ranges: list[tuple[int, int]], sector_size: int) -
 @on_both_kernels
 @pytest.mark.parametrize("behind", [0, 4096])
 async def test_extents_outside_the_payload_are_refused(behind: int) -> None:
-    """Also where the device below goes on; and the good ones beside them are not read."""
+    """Also where the device below is longer; the valid extents beside them are not read."""
     device, plain = crypt_device(8192, behind=behind)
     for offset, length in [
         (8192, 1),
@@ -105,7 +105,7 @@ async def test_large_requests_are_decrypted_by_a_thread(monkeypatch: pytest.Monk
     for length in (1, INLINE_BYTES, INLINE_BYTES + 1, 1 << 20):
         (part,) = await device.read([Extent(0, length)])
         assert part == plain[:length]
-    # The sum counts, with what the sectors have beside what is wanted.
+    # The total counts, including the rest of the sectors.
     parts = await device.read([Extent(511, INLINE_BYTES // 2), Extent(1 << 19, INLINE_BYTES // 2)])
     assert [bytes(part) for part in parts] == [
         plain[511 : 511 + INLINE_BYTES // 2],

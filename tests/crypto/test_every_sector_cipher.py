@@ -1,4 +1,4 @@
-"""What holds for every cipher: whole sectors only, threads share it; and sectors of zeros are found."""
+"""Every cipher takes whole sectors only, may be shared by threads, and finds sectors of zeros."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_parts_of_sectors_are_refused(chain_mode: str, iv_mode: str, key_size: i
             cipher.decrypt(bytes(length), 0)
         with pytest.raises(ValueError):
             cipher.encrypt(bytes(length), 0)
-    # A refusal leaves nothing behind in the cipher.
+    # A refused call does not change the cipher.
     plain = randbytes(2 * sector_size)
     encrypted = encrypt_sectors(f"aes-{chain_mode}-{iv_mode}", randbytes(key_size), plain, 8, sector_size)
     assert cipher.decrypt(encrypted, 8) == plain
@@ -75,7 +75,7 @@ def naive_zero_sectors(data: bytes) -> list[tuple[int, int]]:
 
 @st.composite
 def holey(draw: st.DrawFn) -> bytes:
-    """Runs of zeros and others, ending anywhere, mostly near the edges of sectors."""
+    """Runs of zeros and other bytes, ending anywhere, mostly near the edges of sectors."""
     data = b""
     for _ in range(draw(st.integers(0, 8))):
         length = 512 * draw(st.integers(0, 3)) + draw(st.sampled_from([0, 0, 0, 1, 2, 255, 256, 510, 511]))

@@ -1,4 +1,4 @@
-"""What opening an encrypted image may cost: all key slots of a header together, in a process that is ended."""
+"""The limit on opening an encrypted image: for all key slots of a header together, in a process that we can end."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from tests.support.mounts import mounted
 
 GIB = 1 << 30
 ENDLESS = {"hash_name": "sha256", "salt": "00" * 32, "iterations": (1 << 31) - 1}
-"""About half an hour."""
+"""Iterations for about half an hour."""
 
 
 def derive(limit: KdfLimit, parameters: dict[str, Any], times: int = 1) -> None:
-    """Ask a process for it, and end that."""
+    """Ask a deriver, and end it."""
 
     async def main() -> None:
         try:
@@ -54,7 +54,7 @@ def derive(limit: KdfLimit, parameters: dict[str, Any], times: int = 1) -> None:
 
 
 def with_slots(count: int, kdf: Argon2 | Pbkdf2) -> tuple[LuksHeader, bytes]:
-    """An image with so many slots that this key derivation opens."""
+    """An image whose key derivation opens this many slots."""
     header, content = locked()
     slots = tuple(replace(header.keyslots[0], number=number, kdf=kdf) for number in range(count))
     return replace(header, keyslots=slots), content
@@ -80,7 +80,7 @@ def test_a_header_that_would_cost_too_much_is_refused_at_once(count: int, kdf: A
     ) as caught:
         open_with(with_slots(count, kdf), passphrase=PASSPHRASE)
     assert time.process_time() - started < 1
-    # What it says would do does: nothing is started here, since there is no such memory.
+    # The stated costs are enough: the test starts no derivation, for the memory that they state does not exist.
     (limit,) = re.findall(r"--kdf-limit (\S+) does", str(caught.value))
     keys = Keys(passphrase=Secret.copy_of(PASSPHRASE), limit=parse_kdf_limit(limit))
     assert keys.limit.memory >= kdf.memory_size and keys.limit.seconds >= count * kdf.seconds(64)
@@ -89,7 +89,7 @@ def test_a_header_that_would_cost_too_much_is_refused_at_once(count: int, kdf: A
 
 
 def test_a_derivation_that_takes_longer_than_it_should_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    # So many processors that it is the clock that ends it, and not the limit of processor time.
+    # With so many processors the clock ends it before the limit of processor time does.
     monkeypatch.setattr(os, "cpu_count", lambda: 10_000)
     started = time.monotonic()
     with pytest.raises(MystfuseError, match=r"took longer than 0\.3 s, and was ended \(--kdf-limit"):
@@ -123,7 +123,7 @@ def test_who_gives_up_leaves_no_process(caplog: pytest.LogCaptureFixture) -> Non
     header, content = with_slots(1, Pbkdf2("sha256", b"somesalt", 45_000_000))
     keys = Keys(passphrase=Secret.copy_of(PASSPHRASE))
     children: list[int] = []
-    # What other tests of this process have started.
+    # Children that other tests have started.
     before = child_processes()
 
     async def main() -> None:
@@ -146,7 +146,7 @@ def child_processes() -> set[int]:
 
 
 class noting:  # noqa: N801  # a context manager
-    """Notes which children there are while something is under way."""
+    """Records the children of this process while the block runs."""
 
     def __init__(self, children: list[int]) -> None:
         self._children = children
@@ -163,7 +163,7 @@ def test_the_process_holds_nothing_and_shows_nothing() -> None:
     limits = resource.getrlimit(resource.RLIMIT_CORE)
     with open(os.devnull) as held:
         try:
-            # Whoever runs the tests may allow no core dumps anyway.
+            # The caller of the tests may allow no core dumps anyway.
             resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
             deriver = Deriver(KdfLimit(60))
         finally:
@@ -192,7 +192,7 @@ def test_the_process_holds_nothing_and_shows_nothing() -> None:
 
 
 def test_others_of_the_same_user_do_not_look_into_the_process() -> None:
-    """What is in /proc of a process that is not dumpable is root's."""
+    """/proc/PID of a process that is not dumpable belongs to root."""
     script = (
         "import os, time; from mystfuse.crypto.deriver import Deriver; from mystfuse.crypto.kdf_limit import KdfLimit; "
         "deriver = Deriver(KdfLimit()); path = f'/proc/{deriver._pid}/environ'; deadline = time.monotonic() + 10\n"
@@ -213,7 +213,7 @@ def test_a_daemon_has_no_such_process_once_it_serves(small_tree: Path, tmp_path:
         assert (mountpoint / "hello.txt").read_text() == "hello\n"
         daemons = []
         for process in Path("/proc").iterdir():
-            # Others end meanwhile.
+            # Other processes end meanwhile.
             with suppress(OSError):
                 if process.name.isdigit() and str(tmp_path) in (process / "cmdline").read_text(errors="replace"):
                     daemons.append(process)

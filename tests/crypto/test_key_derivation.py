@@ -53,8 +53,8 @@ RFC_7914 = [
     ),
 ]
 
-# Argon2 version 0x13 (RFC 9106). The RFC's own vectors have a secret and associated data, which LUKS2 and so our
-# function do not; these are of the reference implementation, phc-winner-argon2, src/test.c: variant, passes, KiB,
+# Argon2 version 0x13 (RFC 9106). The RFC's own vectors have a secret and associated data, which LUKS2, and so our
+# function, lacks; these are from the reference implementation, phc-winner-argon2, src/test.c: variant, passes, KiB,
 # lanes, password, salt -> 32 bytes of key.
 ARGON2 = {
     "argon2i 2 65536 1 password somesalt": "c1628832147d9720c5bd1cfd61367078729f6dfb6f8fea9ff98158e0d7816ed0",
@@ -72,7 +72,7 @@ ARGON2 = {
 
 
 def naive_split(key: bytes, stripes: int, hash_name: str, filling: bytes) -> bytes:
-    """LUKS1 On-Disk Format Specification 1.2.3, section 2.4, read once more and done byte by byte."""
+    """LUKS1 On-Disk Format Specification 1.2.3, section 2.4, implemented here byte by byte."""
     size = len(key)
 
     def diffuse(block: bytes) -> bytes:
@@ -146,7 +146,7 @@ def test_a_key_is_split_as_the_specification_says_and_merged_again(size: int, ha
 
 @pytest.mark.parametrize("hash_name, expected", AF_KNOWN.items())
 def test_the_splitter_has_a_known_answer(hash_name: str, expected: str) -> None:
-    """Computed with ``naive_split``: a key of 0 to 63, three stripes, filled with 64 to 191."""
+    """Computed with ``naive_split``: a key of bytes 0 to 63, three stripes, filled with 64 to 191."""
     material = split_key(memoryview(bytes(range(64))), 3, hash_name, lambda length: bytes(range(64, 64 + length)))
     assert material[:128] == bytes(range(64, 192))
     assert material[128:].hex() == expected

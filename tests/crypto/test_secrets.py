@@ -1,4 +1,4 @@
-"""Memory for secrets: wiped, locked, in no core dump, shown nowhere."""
+"""Memory for secrets: wiped, locked, left out of core dumps and of repr."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_secrets_are_left_out_of_core_dumps_and_locked() -> None:
 
 
 def crash(tmp_path: Path, lines: str) -> tuple[str, int, list[str]]:
-    """Run Python code that may dump core, and does not end well: what it wrote, its wait status, the files it left."""
+    """Run Python code that may dump core and that fails; returns its output, its wait status, and the files it left."""
     directory = Path(tempfile.mkdtemp(dir=tmp_path))
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + dedent(lines)
 
@@ -159,7 +159,7 @@ def test_a_hardened_process_leaves_no_core(tmp_path: Path, death: str) -> None:
     )
     output, status, files = crash(tmp_path, forked + death)
     assert status == 0 and files == [], output
-    # What would have been left without it.
+    # Without hardening, a core file is left.
     _, status, files = crash(tmp_path, f"import os, signal\n{death}")
     if not os.WCOREDUMP(status):
         pytest.skip("nothing dumps core here, hardened or not")

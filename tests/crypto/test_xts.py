@@ -1,4 +1,4 @@
-"""AES-XTS over sectors has the vectors of IEEE 1619, and is OpenSSL's sector by sector."""
+"""AES-XTS over sectors gives the vectors of IEEE 1619, and OpenSSL's results sector by sector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Hash trees that veritysetup made in another file, or without a superblock: every command reads them as it does."""
+"""Hash trees that veritysetup made in another file, or without a superblock: every command reads them as veritysetup
+does."""
 
 from __future__ import annotations
 
@@ -49,14 +50,14 @@ def make(file_system: Path, where: Path, is_apart: bool, *options: str, offset: 
     offset = offset or (0 if is_apart else data.stat().st_size)
     words = [*options, *([f"--hash-offset={offset}"] if offset else [])]
     if not is_apart:
-        # Else it takes the tree for data.
+        # Otherwise veritysetup would hash the tree as data.
         block_size = next((int(word.split("=")[1]) for word in options if word.startswith("--data-block-size")), 4096)
         words.append(f"--data-blocks={offset // block_size}")
     said = run("veritysetup", "format", *words, data, tree).stdout
     found = re.search(r"Root hash:\s+([0-9a-f]+)", said)
     assert found
     run("veritysetup", "verify", *words, data, tree, found[1])
-    # What the superblock says we are not told.
+    # The options do not repeat what the superblock states.
     ours = words if "--no-superblock" in options else [word for word in words if word.startswith("--hash-offset")]
     device = [f"--hash-device={tree}"] if is_apart else []
     return Detached(data, tree, (*ours, *device, f"--roothash={found[1]}"))
@@ -189,7 +190,7 @@ def test_the_parts_are_read_as_one(tmp_path: Path) -> None:
 
 
 def test_a_mount_keeps_both_files(file_system: Path, tmp_path: Path, mountpoint: Path) -> None:
-    """They may be removed: the daemon has them open."""
+    """After their removal: the daemon has them open."""
     made = make(file_system, tmp_path, True)
     assert mystfuse("mount", *made.options, made.data, mountpoint).returncode == 0
     made.data.unlink()

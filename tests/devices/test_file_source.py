@@ -1,4 +1,4 @@
-"""Files as sources: exact ranges or an error, whatever becomes of the file."""
+"""Files as sources: exact ranges or an error, even if the file is cut, deleted or damaged meanwhile."""
 
 from __future__ import annotations
 

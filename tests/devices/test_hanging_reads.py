@@ -62,8 +62,8 @@ async def test_hung_storage_costs_everybody_one_time_out_however_many_wait(autoj
 
 
 async def test_retries_of_merged_reads_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
-    """Together they meet an error, and alone storage does not answer."""
-    # The thread that meets the error must get the time for it.
+    """A merged read meets an error, and then storage does not answer the single reads."""
+    # Give the thread that meets the error time for it.
     autojump_clock.autojump_threshold = 0.05
 
     class Source(MemorySource):
@@ -96,7 +96,7 @@ async def test_what_is_left_of_a_failed_request_is_not_read_but_its_neighbours_a
 async def test_slow_storage_that_answers_each_read_in_time_fails_nobody_however_many_wait() -> None:
     source = MemorySource(delay=0.05)
     async with running(source, io_timeout=1) as reader:
-        # All together take twice as long as one may.
+        # All of them together take twice as long as a single read may.
         extents = [Extent(1024 * index, 100) for index in range(40 * COLD_READS)]
         assert await read_all(reader, extents) == [slice_of(extent) for extent in extents]
 
@@ -106,7 +106,7 @@ async def test_hanging_reads_give_their_places_back_until_there_are_too_many() -
     async with running(source, io_timeout=0.1) as reader:
         hanging = [Extent(8192 * index, 10) for index in range(COLD_READS)]
         assert all(isinstance(result, StorageTimeout) for result in await read_all(reader, hanging))
-        # Other places of the image are read as before.
+        # Reads elsewhere in the image work as before.
         beyond = Extent(100 * 8192, 10)
         assert bytes((await reader.read([beyond]))[0]) == slice_of(beyond)
         many = [Extent(8192 * index, 10) for index in range(60)]

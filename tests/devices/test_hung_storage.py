@@ -1,4 +1,4 @@
-"""Storage that does not answer: what each request then costs, from the devices to commands and mounts."""
+"""Storage that does not answer: how long each request then takes, from devices to commands and mounts."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from tests.support.verity_images import Image, build
 pytestmark = pytest.mark.logs(r"^mystfuse\.devices\.reader")
 
 # Devices, with virtual time: the threads of reads that are not answered hang as long as the test takes
+# Devices, with virtual time: the threads of hanging reads hang until the test ends
 
 
 @asynccontextmanager
@@ -49,7 +50,7 @@ async def verified(image: Image, source: MemorySource) -> AsyncIterator[VerityDe
 
 
 async def read_blocks(device: VerityDevice, blocks: Iterable[int]) -> dict[int, bytes | tuple[str, float]]:
-    """Of each block, read by a task of its own, all at once: the bytes, or the kind of the error and the seconds."""
+    """For each block, read by a task of its own, all at once: the bytes, or the type of the error and the seconds."""
     results: dict[int, bytes | tuple[str, float]] = {}
 
     async def read(block: int) -> None:
@@ -79,7 +80,7 @@ async def test_waiters_share_the_time_out_of_a_hash_block(what: str, autojump_cl
             assert seconds <= 30 + PATIENCE
         asked = [call for call in source.calls if call.offset <= image.path(0)[0].start < call.end]
         assert len(asked) == 1, "it was asked for by one of them"
-        # Nothing of it stays: who asks later asks storage again.
+        # The failure is not remembered: a later reader asks storage again.
         source.release.set()
         assert await read_blocks(device, range(16)) == {
             block: image.data[512 * block : 512 * (block + 1)] for block in range(16)
@@ -87,7 +88,7 @@ async def test_waiters_share_the_time_out_of_a_hash_block(what: str, autojump_cl
 
 
 async def test_waiters_get_a_hash_block_that_came_beside_what_did_not(autojump_clock: MockClock) -> None:
-    """One reader's data hangs; the others need the same hash blocks, and have them at once."""
+    """One reader's data hangs; the other readers need the same hash blocks, and get them at once."""
     autojump_clock.autojump_threshold = 0.05
     image = build(300, data_block_size=512, hash_block_size=512)
     source = MemorySource(hanging=(range(512),), content=bytes(image.content))
@@ -152,7 +153,7 @@ async def test_operations_that_need_many_blocks_are_few_at_once_and_wait_no_long
             reads.append(sum(extent.length for extent in extents))
             await trio.sleep_forever()
 
-    # Nothing is changed.
+    # Nothing has changed.
     filesystem = cast(FileSystem, None)
     runner = Runner(filesystem, BlockCache(Device(bytes(1)), 65536), None, lambda: 0, io_timeout=30)
     timed_out: list[float] = []
@@ -180,13 +181,13 @@ async def test_operations_that_need_many_blocks_are_few_at_once_and_wait_no_long
 
 @contextmanager
 def hanging_mount(directory: Path, source: Path, *options: str) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A mount of a tree whose image lies on a file system that can be made to hang, by what comes with it. It is of
-    ours, too; its daemon is stopped."""
+    """A mount of a tree whose image lies on a file system of ours, which hangs when the test stops its daemon; by the
+    files beside the image."""
     outer_source = directory / "outer-source"
     outer_source.mkdir()
     assert mystfuse("mkext2", source, outer_source / "inner.img").returncode == 0
     assert mystfuse("mkext2", outer_source, directory / "outer.img").returncode == 0
-    # What has been read before comes from the page cache.
+    # The page cache has what was read before.
     with caches_kept(), mounted(directory / "outer.img", directory / "outer") as outer:
         pid = daemon_pid(outer)
         try:
@@ -197,7 +198,7 @@ def hanging_mount(directory: Path, source: Path, *options: str) -> Iterator[tupl
 
 
 def read_directly(path: Path, offset: int) -> tuple[int | None, float]:
-    """Read 4 KiB past the page cache: the errno, and how long it took."""
+    """Read 4 KiB past the page cache; returns the errno and the seconds."""
     started = time.monotonic()
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
@@ -210,7 +211,7 @@ def read_directly(path: Path, offset: int) -> tuple[int | None, float]:
 
 
 def test_readers_of_hung_storage_hold_up_neither_each_other_nor_the_rest(tmp_path: Path) -> None:
-    """Many more than there are threads for reading, or reads that the kernel sends by itself at once."""
+    """More readers than we have threads for reading, and than the kernel sends reads by itself at once."""
     count = 60
     assert count < MAX_TASKS
     (tmp_path / "source").mkdir()
@@ -221,7 +222,7 @@ def test_readers_of_hung_storage_hold_up_neither_each_other_nor_the_rest(tmp_pat
         (mountpoint / "payload").stat()
         hang()
         with ThreadPoolExecutor(count) as pool:
-            # Not what was read ahead when the image was opened.
+            # Not the blocks that were read ahead when the image was opened.
             offsets = range(1 << 20, count << 17, 114688)
             readers = [pool.submit(read_directly, mountpoint / "payload", offset) for offset in offsets]
             time.sleep(0.5)

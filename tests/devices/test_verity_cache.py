@@ -1,4 +1,4 @@
-"""The cache of hash blocks: bounded, shared by concurrent readers, and of no influence on what is read."""
+"""The cache of hash blocks: bounded, shared by concurrent readers, and without influence on results."""
 
 from __future__ import annotations
 

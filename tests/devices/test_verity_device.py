@@ -1,4 +1,4 @@
-"""dm-verity's promise: the data that the root hash stands for, or an error for exactly what is damaged."""
+"""The verity device gives the data that the root hash stands for, or an error for exactly the damaged blocks."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ async def test_forged_data_with_a_forged_hash_block_is_refused_with_the_upper_le
     image.content[block * 512 : (block + 1) * 512] = forged
     slot = leaf.start + 32 * (block % 16)
     image.content[slot : slot + 32] = hashlib.sha256(image.superblock.salt + forged).digest()
-    # A second time too: what was refused is not kept.
+    # A second time too: a refused block is not cached.
     for _ in range(2):
         with pytest.raises(IntegrityError, match="hash block 1 of level 0 "):
             await device.read([Extent(block * 512, 512)])
@@ -245,7 +245,7 @@ async def test_damage_that_was_transient_is_read_anew() -> None:
     with pytest.raises(IntegrityError):
         await device.read([Extent(40 * 512, 10)])
     image.content[leaf.start] ^= 1
-    # 32 is the one whose digest was damaged: kept, it would be wrong for that block alone.
+    # 32 is the block whose digest was damaged: a cached hash block would fail that block alone.
     for block in (40, 32):
         assert bytes((await device.read([Extent(block * 512, 10)]))[0]) == image.data[block * 512 : block * 512 + 10]
 

@@ -1,4 +1,4 @@
-"""Files, links, devices, times, owners and attributes are read as mke2fs and the kernel wrote them."""
+"""Files, links, devices, times, owners and attributes read as mke2fs and the kernel wrote them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.ext2_editor import (
 )
 
 SPARSE_OFFSETS = (5_000, 100_000, 10_000_000, 70_000_000)
-"""Behind direct, single, double and triple indirection, with 1 KiB blocks."""
+"""Block numbers behind direct, single, double and triple indirection, with 1 KiB blocks."""
 MARK = b"here are some bytes of a sparse file;" * 60
 
 
@@ -390,7 +390,7 @@ async def test_statfs_is_what_the_kernel_says(tmp_path: Path, size: str, options
 
 
 async def test_the_first_file_over_2_gib_makes_revision_0_dynamic(tmp_path: Path) -> None:
-    """large_file is a feature, and only revision 1 has features."""
+    """large_file is a feature, and revision 0 has no features."""
     path = make_image(tmp_path / "image", "-b", "1024", "-r", "0", "-O", "none", size="2M")
     volume = await Volume.open(MemoryDevice(path.read_bytes()), 8 << 20)
     caller = Caller(0, 0)

@@ -1,4 +1,4 @@
-"""Which file systems are taken, and which are refused by name: revisions, block and inode sizes, features, bounds."""
+"""Which file systems we accept, and which we refuse by name: revisions, block and inode sizes, features, bounds."""
 
 from __future__ import annotations
 

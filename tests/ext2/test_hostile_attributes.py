@@ -81,7 +81,7 @@ async def test_an_attribute_of_unknown_namespace_or_without_a_name_is_left_out(i
     image.put("<B", body_xattr(image, ino) + 1, 99)
     assert await (await image.open()).xattrs(ino) == {}
     image.put("<BB", body_xattr(image, ino), 0, 1)
-    # Without its name, what follows is read from the name's bytes: told or left out, never believed.
+    # Without its name, the next entry is read from the name's bytes: it is an error or left out, never believed.
     volume = await image.open()
     await assert_corrupt(volume.xattrs(ino))
 

@@ -176,7 +176,7 @@ async def test_a_damaged_directory_block_ends_a_listing_behind_what_is_in_front_
             got, offset = await volume.entries(ino, offset, 5)
             shown += [entry.name for entry, _ in got]
     assert shown == names[: names.index(lost[0])]
-    # Whoever goes on behind the damage gets the rest.
+    # A reader who goes on behind the damage gets the rest.
     rest: list[bytes] = []
     offset = 4 * 1024
     while offset < (await volume.inode(ino)).size:

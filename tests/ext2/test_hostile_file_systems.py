@@ -1,4 +1,4 @@
-"""Hostile superblocks and group tables, and random damage anywhere: an error of ours, in bounded time."""
+"""Hostile superblocks and group tables, and random damage anywhere: one of our errors, in bounded time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_copies_of_the_superblock_are_counted_as_if_one_by_one(image: Editor, sp
 
 
 def test_hundreds_of_millions_of_groups_take_no_time(image: Editor) -> None:
-    """A sparse file can be as large as it likes."""
+    """A sparse file can have any size."""
     image.put("<I", 1024 + 4, (1 << 32) - 1)
     image.put("<I", 1024 + 32, 8)
     image.put("<I", 1024 + 40, 4)
@@ -71,7 +71,7 @@ def test_groups_too_small_for_their_own_metadata_are_refused(image: Editor) -> N
 
 
 def metadata_ranges(image: Editor) -> list[range]:
-    """Where the metadata is, the important bytes of each by themselves."""
+    """The places of the metadata; the important bytes of each one by one."""
     ranges = [range(1024, 1024 + 104), range(1024, 2048), range(image.descriptor(), image.descriptor() + 32)]
     inodes = [ROOT, *(number_of(image, name) for name in (b"dir", b"many", b"file", b"large", b"fast", b"slow"))]
     ranges += [range(image.inode(ino), image.inode(ino) + 256) for ino in inodes]

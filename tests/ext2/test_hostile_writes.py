@@ -1,4 +1,4 @@
-"""Changing a broken or malicious file system: an error of ours, in bounded time, and never a crash; in process."""
+"""Changing a broken or malicious file system, in process: one of our errors, in bounded time, and never a crash."""
 
 from __future__ import annotations
 
@@ -68,9 +68,8 @@ async def number_of(volume: Volume, name: bytes, parent: int = ROOT) -> int:
 
 
 def accounts(data: bytes) -> list[tuple[int, int]]:
-    """How many more blocks and inodes are free by the bitmap of each group than by its counts; and at last, by the
-    counts of all groups than by the superblock's. Zeros, unless the image was broken; whatever is taken or freed, they
-    stay what they are."""
+    """For each group, how many more blocks and inodes are free by its bitmaps than by its counts; last, by the counts
+    of all groups than by the superblock's. All are zeros unless the image was broken, and no operation changes them."""
     image = Editor(data)
     differences: list[tuple[int, int]] = []
     totals = [0, 0]
@@ -89,7 +88,7 @@ def accounts(data: bytes) -> list[tuple[int, int]]:
 
 
 def assert_accounts_of(image: Editor, volume: Volume, what: object) -> None:
-    """What is free is still counted as it was."""
+    """The counts of free blocks and inodes are as far off as before."""
     assert volume.overlay is not None
     now = bytearray(image.data)
     for number in range(image.blocks_count):
@@ -99,13 +98,13 @@ def assert_accounts_of(image: Editor, volume: Volume, what: object) -> None:
     before, after = accounts(bytes(image.data)), accounts(bytes(now))
     assert after[:-1] == before[:-1], what
     for field, most in enumerate((image.blocks_count, image.inodes_count)):
-        # The superblock's do not rise over what there is; those that were over it are made that.
+        # The superblock's counts stay within the totals; a count that was larger has become the total.
         if image.get("<I", 1024 + 12 + 4 * field) <= most != struct.unpack_from("<I", now, 1024 + 12 + 4 * field)[0]:
             assert after[-1][field] == before[-1][field], what
 
 
 async def outcome(operation: Awaitable[object], volume: Volume) -> str:
-    """``done``, or the error of an operation that has changed nothing."""
+    """``done``, or the error of an operation that changed nothing."""
     before = volume.changes
     try:
         await operation
@@ -170,11 +169,11 @@ async def test_an_indirect_block_that_is_its_own_child_ends(image: Editor) -> No
 
 
 LINK_COUNTS = {
-    # Nothing that is not in use is changed.
+    # An inode with 0 links is not in use: no operation changes it.
     0: ["EUCLEAN", "EUCLEAN", "EUCLEAN", "EUCLEAN", "EUCLEAN", "ENOENT"],
-    # The first of two names takes the inode with it.
+    # Removing the first of two names frees the inode.
     1: ["done", "done", "done", "EUCLEAN", "done", "ENOTEMPTY"],
-    # No more directories in it.
+    # EMLINK: the directory may have no more subdirectories.
     32000: ["EMLINK", "done", "done", "done", "done", "done"],
     65535: ["EMLINK", "done", "done", "done", "done", "done"],
 }
@@ -206,7 +205,7 @@ async def test_link_counts_that_cannot_be(image: Editor, links: int) -> None:
 
 
 async def test_counts_and_bitmaps_that_lie_end_in_errors(image: Editor) -> None:
-    """Everything is said to be free while nothing is, and the other way round."""
+    """The counts say that everything is free while nothing is, and the reverse."""
     for (free, fill), (made, is_freed) in {
         (0xFFFF, 0xFF): ("ENOSPC", False),
         (0, 0): ("ENOSPC", False),
@@ -230,7 +229,7 @@ async def test_counts_and_bitmaps_that_lie_end_in_errors(image: Editor) -> None:
             assert await outcome(operation, volume) == expected, (free, fill)
         for orphan in list(volume.orphans):
             await volume.release(orphan)
-        # What cannot be freed stays whole: it is removed, and its space is lost.
+        # An inode with blocks that are not safe to free stays whole: its name is removed, and its space is lost.
         assert bool(volume.orphans) != is_freed, (free, fill)
         assert_accounts_of(edited, volume, (free, fill))
 
@@ -251,7 +250,7 @@ async def test_no_inode_in_use_is_given_away(image: Editor) -> None:
 
 
 async def test_a_directory_block_that_is_overwritten_as_a_file_has_no_room(image: Editor) -> None:
-    """Found once: names longer than their entries left less than no room."""
+    """A regression: names longer than their entries left less than no room."""
     volume = await open_volume(image)
     file, many = await number_of(volume, b"file"), await number_of(volume, b"many")
     edit_inode(image, file, "<I", 40, image.get("<I", image.pointer(many, 4)))
@@ -306,7 +305,7 @@ async def test_random_damage_gives_errors_of_ours_in_bounded_time(pristine: byte
                 await random_operation(volume, source, inodes)
             except (OSError, MystfuseError):
                 failed += 1
-                # Long files are cut in steps, each whole by itself; these have no such length.
+                # Long files are truncated in steps, each a transaction; these files are short.
                 assert volume.changes == before, f"seed {seed}, step {step}: a failed operation has changed something"
             except Exception as error:
                 error.add_note(f"seed {seed}, step {step}")
@@ -362,7 +361,7 @@ async def random_operation(volume: Volume, source: random.Random, inodes: list[i
 
 
 async def test_inode_bitmaps_that_are_all_wrong_are_told_after_a_few(tmp_path: Path) -> None:
-    """Each group's bitmap says that its first inode is free, which is in use: no operation goes through all groups."""
+    """Each group's bitmap says that its first inode, which is in use, is free: no operation tries all groups."""
     path = make_image(tmp_path / "image", "-b", "1024", "-g", "256", "-N", "800", "-O", "^resize_inode", size="25M")
     image = Editor(path.read_bytes())
     groups = image.blocks_count // 256
@@ -383,7 +382,8 @@ async def test_inode_bitmaps_that_are_all_wrong_are_told_after_a_few(tmp_path: P
 
 @pytest.mark.parametrize(("free_blocks", "free_inodes"), [(1, 0), (0, 1)])
 async def test_a_search_for_room_that_the_counts_promise_in_vain_ends(free_blocks: int, free_inodes: int) -> None:
-    """Blocks of 64 KiB in thousands of groups, all full, whatever their counts say: not all bitmaps are read."""
+    """Blocks of 64 KiB in thousands of groups, all full, though their counts say otherwise: an operation does not read
+    all bitmaps."""
     image, place = load("large").copy(), layout("large")
     block, per_group, groups = 65536, 128, 4000
     image.size = per_group * groups * block

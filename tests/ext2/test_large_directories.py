@@ -1,4 +1,4 @@
-"""Names: every one of a large directory is found and listed, whatever its bytes."""
+"""Names: lookups and listings find every name of a large directory, whatever bytes it has."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def long_names() -> list[bytes]:
 
 @pytest.fixture(scope="module", params=["linear", "indexed"])
 def crowded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An image with a directory of many names, as mke2fs wrote it and as e2fsck indexed it by hash."""
+    """An image with a directory of many names, written by mke2fs and indexed by e2fsck."""
     directory = tmp_path_factory.mktemp("crowded")
     crowd = directory / "tree/crowd"
     crowd.mkdir(parents=True)

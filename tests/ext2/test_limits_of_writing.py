@@ -51,7 +51,7 @@ async def fill(volume: Volume, ino: int, left: int = 0) -> int:
 
 
 async def test_releases_at_the_same_time_free_each_inode_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Found once: a release freed what another had freed, and somebody had got since."""
+    """A regression: a release freed an inode that another release had freed, and that had been allocated since."""
     volume = await Volume.open(MemoryDevice(make_image(tmp_path, "64M", "-b", "1024")), 128 << 20)
     before = await volume.statistics()
     orphans = []
@@ -86,13 +86,13 @@ async def test_releases_at_the_same_time_free_each_inode_once(tmp_path: Path, ca
 
 
 async def test_a_scattered_file_is_written_and_removed_across_many_groups(tmp_path: Path) -> None:
-    """Found once: a bitmap each of over 40 groups, missed one by one, was taken for an endless operation."""
+    """A regression: the bitmaps of over 40 groups, missed one by one, looked like an endless operation."""
     image = make_image(tmp_path, "64M", "-b", "1024", "-g", "1024", "-m", "0", "-N", "1024")
     volume = await Volume.open(MemoryDevice(image), 128 << 20)
     filler = await volume.create(EXT2_ROOT_INO, b"filler", FILE, ROOT)
     size = await fill(volume, filler.ino)
     assert volume.superblock.groups_count > 60
-    # Room for four blocks in each group, then one file that takes it all.
+    # Leave four free blocks in each group, then let one file take them all.
     data = bytearray(await merged(volume))
     block_size = volume.superblock.block_size
     freed = 0
@@ -109,7 +109,7 @@ async def test_a_scattered_file_is_written_and_removed_across_many_groups(tmp_pa
     other = await volume.create(EXT2_ROOT_INO, b"other", FILE, ROOT)
     written = await volume.write(other.ino, 0, bytes(200 * block_size), ROOT)
     assert written == 200 * block_size
-    # A volume that has seen none of the groups yet.
+    # A volume that has read none of the groups yet.
     volume = await Volume.open(MemoryDevice(await merged(volume)), 128 << 20)
     await volume.remove(EXT2_ROOT_INO, b"other", False)
     await volume.release(other.ino)
@@ -121,7 +121,7 @@ async def test_a_scattered_file_is_written_and_removed_across_many_groups(tmp_pa
 async def test_writes_that_fit_in_part_are_written_in_part_whatever_they_meet(
     tmp_path: Path, with_snapshot: bool, start: int
 ) -> None:
-    """A range of blocks of the image, blocks that have been written, and new ones; with a snapshot nothing is free."""
+    """A range of blocks: of the image, written ones, and new ones; a snapshot keeps all of them."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").write_bytes(b"o" * 100 * 1024)
@@ -142,7 +142,7 @@ async def test_writes_that_fit_in_part_are_written_in_part_whatever_they_meet(
         except OSError as error:
             assert error.errno == errno.ENOSPC
         assert written < 300 * 1024 and volume.overlay.used <= volume.overlay.limit
-        # At most what a write needs besides its data is left over.
+        # At most the metadata that a write needs besides its data is left over.
         assert volume.overlay.room <= 8
         assert written or room <= 12
         content = bytes(await volume.read(inode.ino, 0, 1 << 20))
@@ -167,7 +167,7 @@ async def test_a_damaged_bitmap_costs_its_group_and_no_other(tmp_path: Path, whi
 async def test_a_large_empty_directory_is_removed_and_a_large_full_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found once: more blocks than an operation may miss, in steps. EXT2 never shrinks a directory."""
+    """A regression: more blocks than an operation may miss; it now goes in steps. EXT2 never shrinks a directory."""
     monkeypatch.setattr(runner, "MAX_RUNS", 10)
     make_image(tmp_path, "32M", "-b", "1024", "-N", "14000")
     with kernel_mount(tmp_path / "image", tmp_path / "kernel", "rw") as kernel:
@@ -195,7 +195,7 @@ async def test_a_large_empty_directory_is_removed_and_a_large_full_one_is_not(
 async def test_a_rename_between_directories_too_large_to_index_together_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found once: each of the two indexes pushed out the other, for ever."""
+    """A regression: each of the two indexes evicted the other, for ever."""
     monkeypatch.setattr(name_index, "MAX_INDEXED_NAMES", 3000)
     source = tmp_path / "source"
     for name in ("one", "two", "three"):
@@ -236,7 +236,7 @@ def test_references_take_no_more_memory_than_inodes_that_are_known() -> None:
 
 
 class SlowDevice(MemoryDevice):
-    """Lets other tasks run within every read."""
+    """A device that lets other tasks run within every read."""
 
     async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         for _ in range(3):
@@ -245,7 +245,7 @@ class SlowDevice(MemoryDevice):
 
 
 async def test_many_tasks_at_once_over_a_slow_image(tmp_path: Path) -> None:
-    """Transactions of eight tasks that restart each other's blocks; the file system stays whole."""
+    """Eight tasks restart each other's transactions; the file system stays sound."""
     source = tmp_path / "source"
     for number in range(4):
         (source / f"d{number}").mkdir(parents=True)
@@ -279,7 +279,7 @@ async def test_many_tasks_at_once_over_a_slow_image(tmp_path: Path) -> None:
                     case 4:
                         await volume.create(old, b"sub%d-%d" % (seed, step), DIRECTORY, ROOT)
             except OSError as error:
-                # EISDIR: nobody holds the inode here, and its number may have become a directory's meanwhile.
+                # EISDIR: no task holds the inode here, and its number may have become a directory's meanwhile.
                 assert error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOSPC, errno.EISDIR), error
             except CorruptFilesystem as error:
                 # Another task has removed and released the inode between two steps of this one.
@@ -295,7 +295,8 @@ async def test_many_tasks_at_once_over_a_slow_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stride", [256 << 10, 64 << 20])
 async def test_a_file_with_a_block_here_and_there_is_cut_and_removed(tmp_path: Path, stride: int) -> None:
-    """Found once: an indirect block for each block of data, each fetched by itself, more than an operation may miss."""
+    """A regression: an indirect block for each data block, each fetched by itself, exceeded the misses that an
+    operation may have."""
     source = tmp_path / "source"
     source.mkdir()
     with (source / "file").open("wb") as file:
@@ -321,7 +322,7 @@ async def test_a_file_with_a_block_here_and_there_is_cut_and_removed(tmp_path: P
 async def test_a_file_that_is_scattered_over_all_groups_is_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found once: the descriptor of each group was a miss of its own."""
+    """A regression: the descriptor of each group was a miss of its own."""
     monkeypatch.setattr(runner, "MAX_RUNS", 20)
     source = tmp_path / "source"
     source.mkdir()
@@ -332,7 +333,7 @@ async def test_a_file_that_is_scattered_over_all_groups_is_written_to(
         )
     )
     _, ino = image.find(EXT2_ROOT_INO, b"file")
-    # A descriptor block is of 32 groups.
+    # One descriptor block describes 32 groups.
     pointers = [1 + 256 * group + 200 for group in range(0, 800, 32)]
     image.put(f"<{len(pointers)}I", image.block(ino, 12), *pointers)
     volume = await Volume.open(MemoryDevice(image.data), 16 << 20)

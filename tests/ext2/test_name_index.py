@@ -1,4 +1,4 @@
-"""The index of a directory's names, by itself: what is added, removed and added again is found where it is."""
+"""The index of a directory's names finds each name where it is after adding, removing and adding again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where blocks and inodes are put, and attribute blocks that several inodes share; in process, judged by e2fsck."""
+"""Placement of blocks and inodes, and attribute blocks that several inodes share; in process, checked by e2fsck."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def group_of(volume: Volume, ino: int) -> int:
 
 @pytest.mark.parametrize("block_size", [1024, 4096])
 async def test_files_written_in_turns_are_in_long_runs(tmp_path: Path, block_size: int) -> None:
-    """Each of a file's runs is cut only by its indirect blocks, by a group's metadata, or by the other file's turn."""
+    """Only its indirect blocks, a group's metadata, or the other file's turn interrupt a file's runs."""
     volume = await open_fresh(tmp_path, "-b", str(block_size))
     one = await volume.create(EXT2_ROOT_INO, b"one", FILE, ROOT)
     other = await volume.create(EXT2_ROOT_INO, b"other", FILE, ROOT)
@@ -66,10 +66,10 @@ async def test_a_file_alone_is_cut_by_its_own_indirect_blocks_only(tmp_path: Pat
     inode = await volume.create(EXT2_ROOT_INO, b"file", FILE, ROOT)
     position = 0
     while position < 8 * MIB:
-        # Odd sizes: most writes begin and end within a block.
+        # Odd sizes, so that most writes begin and end within a block.
         position += await volume.write(inode.ino, position, b"x" * 100_003, ROOT)
     runs = await runs_of(volume, inode.ino)
-    # 12 direct ones, 1024 behind the first indirect block, and the rest behind two more.
+    # 12 direct blocks, 1024 behind the first indirect block, and the rest behind two more.
     assert [count for _, count in runs][:2] == [12, 1024] and len(runs) == 3
     gaps = [after[0] - (before[0] + before[1]) for before, after in pairwise(runs)]
     assert gaps == [1, 2]
@@ -91,7 +91,8 @@ async def test_directories_spread_and_files_stay_with_them(tmp_path: Path) -> No
             await volume.write(file.ino, 0, bytes(5000), ROOT)
             ((first, _), *_) = await runs_of(volume, file.ino)
             assert (first - 1) // volume.superblock.s_blocks_per_group == homes[-1]
-    # Those with a copy of the superblock have less than the average free, and are passed over, as in the kernel.
+    # Groups with a copy of the superblock have fewer free blocks than the average, and are passed over, as in the
+    # kernel.
     assert len(set(homes)) == groups // 2
     assert_clean(await merged(volume), tmp_path / "merged")
 
@@ -113,7 +114,7 @@ async def test_every_block_and_inode_of_every_group_can_be_used(tmp_path: Path) 
 
 @pytest.mark.parametrize("inode_size", ["128", "256"])
 async def test_attribute_blocks_that_are_shared_are_copied(tmp_path: Path, inode_size: str) -> None:
-    """The kernel makes inodes with the same attributes share their block."""
+    """The kernel lets inodes with the same attributes share their block."""
     image = tmp_path / "image"
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024", "-I", inode_size, image, "8M")
     names = ["one", "two", "three", "four"]
@@ -143,7 +144,7 @@ async def test_attribute_blocks_that_are_shared_are_copied(tmp_path: Path, inode
     assert await volume.xattrs(inos["two"]) == {}
     assert await volume.xattrs(inos["four"]) == {b"user.shared": b"s" * 400}
     assert_clean(await merged(volume), tmp_path / "merged")
-    # Alone, it is changed in place.
+    # An attribute block with one user is changed in place.
     await volume.set_xattr(inos["four"], b"user.shared", b"t" * 300, ROOT)
     four = await volume.inode(inos["four"])
     assert four.i_file_acl == shared and await volume.xattrs(inos["four"]) == {b"user.shared": b"t" * 300}

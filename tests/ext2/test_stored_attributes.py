@@ -1,4 +1,5 @@
-"""What an operation answers is what was stored: the kernel keeps it for a day, and reads the rest back later."""
+"""The attributes that an operation returns are those on disk: the kernel caches them for a day, and reads the rest
+later."""
 
 from __future__ import annotations
 
@@ -87,7 +88,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "directory").mkdir(parents=True)
     (tree / "other").write_bytes(b"other")
     (tree / "file").write_bytes(b"")
-    # More blocks than are freed in one step.
+    # More blocks than one step frees.
     os.truncate(tree / "file", LARGE // 2)
     with (tree / "file").open("r+b") as file:
         file.write(b"x" * (6 << 20))
@@ -98,7 +99,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Size(NamedTuple):
     inode: int
     extra: int | None = None
-    """The i_extra_isize of all inodes, where it is to be another than mke2fs's."""
+    """The i_extra_isize of all inodes, where the test needs another than mke2fs's."""
 
 
 @pytest.fixture(scope="module", params=[Size(128), Size(256), Size(256, 0), Size(256, 8)], ids=str)
@@ -135,7 +136,7 @@ Answer = tuple[int, ...]
 
 
 def stored(path: Path) -> Answer:
-    """What the file system says, whatever the kernel has kept of it: mode, links, owner, size, blocks, times."""
+    """What the file system stores, past the kernel's caches: mode, links, owner, size, blocks, times."""
     buffer = ctypes.create_string_buffer(256)
     flags = AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC
     assert LIBC.statx(AT_FDCWD, os.fsencode(path), flags, STATX_BASIC_STATS, buffer) == 0, ctypes.get_errno()
@@ -147,7 +148,7 @@ def stored(path: Path) -> Answer:
 
 
 def kept(path: Path) -> Answer:
-    """The same as everybody gets it."""
+    """The same attributes through the kernel's caches."""
     found = path.lstat()
     times = found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
     return found.st_mode, found.st_nlink, found.st_uid, found.st_gid, found.st_size, found.st_blocks, *times
@@ -200,16 +201,16 @@ def test_what_the_kernel_keeps_is_what_is_stored_and_as_fine_as_its_own_ext2(
         for step, operation in STEPS.items():
             for directory in (ours, kernels):
                 operation(directory)
-            # No listing: it would tell the kernel the attributes anew.
+            # No listing: it would give the kernel fresh attributes.
             for name in NAMES:
-                found, twin = ours / name, kernels / name
-                assert os.path.lexists(found) == os.path.lexists(twin)
+                found, expected = ours / name, kernels / name
+                assert os.path.lexists(found) == os.path.lexists(expected)
                 if not os.path.lexists(found):
                     continue
                 assert kept(found) == stored(found), (step, found)
-                assert stored(twin)[:4] == stored(found)[:4], (step, found)
-                for mine, theirs in zip(stored(found)[6:], stored(twin)[6:], strict=True):
-                    # Nanoseconds where the kernel's ext2 has them; a whole second by chance does not happen to all.
+                assert stored(expected)[:4] == stored(found)[:4], (step, found)
+                for mine, theirs in zip(stored(found)[6:], stored(expected)[6:], strict=True):
+                    # Nanoseconds where the kernel's ext2 has them; not every file has a whole second by chance.
                     assert bool(mine % 10**9) <= (inode_size > 128), (step, found)
                     assert bool(theirs % 10**9) <= (inode_size > 128), (step, found)
         assert any(time_ns % 10**9 for time_ns in stored(ours / "filled")[6:]) == (inode_size > 128)

@@ -1,4 +1,4 @@
-"""LUKS1 headers: fields where the specification has them, bad values refused, what we lack named."""
+"""LUKS1 headers: fields where the specification has them, bad values refused, unsupported features named."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_extremes_of_luks1_that_can_be_are_read() -> None:
         luks1({0: luks1_slot(stripes=1, iterations=1, offset=2), 1: luks1_slot(stripes=4000, offset=4096 - 500)})
     )
     assert [slot.stripes for slot in header.keyslots] == [1, 4000]
-    # Of a slot that is not in use nothing counts.
+    # The fields of an inactive slot do not count.
     garbage = luks1_slot(active=0xDEAD, iterations=U32, offset=U32, stripes=U32)
     assert parse_luks1(luks1(dict.fromkeys(range(8), garbage))).keyslots == ()
     assert parse_luks1(luks1(hash_spec=b"SHA512")).digest.kdf.hash_name == "sha512"

@@ -1,4 +1,4 @@
-"""LUKS2 headers: fields where the specification has them, checksums, bad values refused, what we lack named."""
+"""LUKS2 headers: fields where the specification has them, checksums, bad values refused, unsupported features named."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_json_area_that_is_none_is_refused(case: str) -> None:
         checked(copy, data)
     with pytest.raises(FormatError):
         read(luks2(area, size))
-    # A good second one counts.
+    # A good second header counts.
     assert read(data + luks2_copy(document_for(size), size, size)) is not None
 
 
@@ -202,7 +202,7 @@ def test_a_wrong_checksum_is_told() -> None:
         assert copy is not None
         with pytest.raises(FormatError, match="checksum"):
             checked(copy, flipped(data, position))
-    # Behind a SHA-256 the field has 32 bytes more, which do not count.
+    # Behind a SHA-256 the field has 32 more bytes, which do not count.
     assert checked(copy, flipped(data, 0x1E0)) == document()
     assert checked(copy, data) == document()
     with pytest.raises(FormatError):
@@ -252,7 +252,7 @@ def test_a_binary_header_cut_short_is_none() -> None:
     assert HeaderCopy.parse(data[:512], 0) is not None
 
 
-# What is not in the good JSON area, and what the refusal names.
+# Additions to the good JSON area, and the words of the refusal.
 UNSUPPORTED = {
     "integrity": (changed("segments 0 integrity", {"type": "hmac(sha256)"}), "hmac(sha256)"),
     "integrity, AEAD": (changed("segments 0 integrity", {"type": "aead\n"}), r"aead\n"),
@@ -400,5 +400,5 @@ def test_extremes_of_luks2_that_can_be_are_read() -> None:
     assert parse(changed("config requirements", {"mandatory": []})) == parse(document())
     assert parse(changed("segments 0 size", "4096")).payload_size == 4096
     assert parse(changed("segments 0", document()["segments"]["0"] | {"sector_size": 4096})).sector_size == 4096
-    # Slots that are not of the segment's key are not looked at.
+    # Slots that are not of the segment's key do not count.
     assert parse(changed("keyslots 3", {"type": "luks2"})) == parse(document())

@@ -1,4 +1,5 @@
-"""LUKS2's JSON area: whatever is missing, of another type or damaged is a FormatError, or a header within bounds."""
+"""LUKS2's JSON area: with any part missing, of another type or damaged, it is a FormatError or a header within
+bounds."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def paths(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def mutants(good: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every document that has one thing of ``good`` missing, added to or replaced by each of the bad values."""
+    """Every document in which one part of ``good`` is missing, has an addition, or is replaced by one of the bad
+    values."""
     for *way, last in (path for path in paths(good) if path):
         for value in ["missing", "twice", *BAD_VALUES]:
             mutant = copying.deepcopy(good)
@@ -98,7 +100,8 @@ def test_every_field_missing_or_bad_raises_format_errors_or_nothing(case: str) -
 
 
 def test_every_field_that_is_needed_is_needed() -> None:
-    """What of the good JSON area may be missing is what the specification calls optional, or is of no use to us."""
+    """Only those parts of the good JSON area are optional that the specification calls optional, or that we do not
+    use."""
     unneeded = set()
     for path in paths(document()):
         if path:

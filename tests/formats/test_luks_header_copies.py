@@ -1,4 +1,4 @@
-"""Which LUKS header of a device counts: either copy of LUKS2, the newer one, none."""
+"""Which LUKS header of a device counts: either copy of LUKS2, the newer one, or none."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_bytes_flipped_in_a_luks2_header_leave_it_as_it_was_or_refused(flips: li
     try:
         header = read(bytes(damaged))
     except FormatError:
-        # Neither is as it was, or the first one's version says that it is not LUKS2.
+        # Neither is unchanged, or the version of the first one says that it is not LUKS2.
         first, second = luks2()[:0x4000], luks2()[0x4000:]
         assert (damaged[:0x4000] != first and damaged[0x4000:] != second) or damaged[6:8] != b"\0\2"
     else:
         if header is None:
-            # Nothing of it can be told any more.
+            # Nothing of it is legible any more.
             assert damaged[:6] != b"LUKS\xba\xbe"
             assert HeaderCopy.parse(bytes(damaged[0x4000:]), 0x4000) is None
         else:
@@ -48,7 +48,7 @@ def test_either_luks2_header_will_do() -> None:
         for begin in (0, 0x4000):
             assert read(flipped(whole, begin + position)) == GOOD_LUKS2, (begin, position)
         with pytest.raises(FormatError):
-            # The sizes must be believed to find a damaged one at all; the magic of the first is still there.
+            # Finding a damaged header at all takes believable sizes; the magic of the first one is still there.
             read(flipped(whole, max(position, 9), 0x4000 + position))
     assert read(bytes(0x4000) + whole[0x4000:]) == GOOD_LUKS2
     assert read(b"\xff" * 0x4000 + whole[0x4000:]) == GOOD_LUKS2
@@ -73,14 +73,14 @@ def test_the_newer_header_counts(first: int, second: int) -> None:
     )
     header = read(copies)
     assert header is not None and header.iv_tweak == (4096 if second > first else 0)
-    # But not when it is damaged.
+    # But not if it is damaged.
     for position, tweak in (0x2000, 4096), (0x6000, 0):
         header = read(flipped(copies, position))
         assert header is not None and header.iv_tweak == tweak
 
 
 def test_the_second_header_is_where_the_first_says() -> None:
-    """A newer one elsewhere is what has been left from before."""
+    """A newer header elsewhere is left over from before."""
     stale = luks2_copy(changed("segments 0 iv_tweak", "8"), 0x8000, 0x8000, seqid=9)
     assert read(luks2() + stale) == GOOD_LUKS2
     assert read(luks2_copy(document()) + bytes(0x4000) + stale) == GOOD_LUKS2
@@ -90,9 +90,9 @@ def test_an_ext2_file_system_is_not_luks() -> None:
     superblock = bytearray(0x8000)
     superblock[1080:1082] = b"\x53\xef"
     assert read(bytes(superblock)) is None
-    # Also where an old second header was left behind it.
+    # Also where an old second LUKS2 header is left behind it.
     assert read(bytes(superblock[:0x4000]) + luks2()[0x4000:]) is None
-    # But LUKS comes first.
+    # But a LUKS header in front counts first.
     superblock[:0x3FF] = luks2()[:0x3FF]
     with pytest.raises(FormatError):
         read(bytes(superblock))
@@ -120,5 +120,5 @@ def test_small_devices_are_no_luks_or_refused(content: bytes) -> None:
 async def test_what_cannot_be_read_is_not_taken_for_anything() -> None:
     with pytest.raises(IntegrityError):
         await read_luks_header(MemoryDevice(luks2(), [range(4095, 4096)]))
-    # Damage elsewhere is not met.
+    # Damage elsewhere is not read.
     assert await read_luks_header(MemoryDevice(luks2() + bytes(MIB), [range(0x8000, MIB)])) == GOOD_LUKS2

@@ -1,4 +1,4 @@
-"""The verity superblock: what is written is read back, and what is out of bounds is refused."""
+"""The verity superblock: reading gives back the written fields, and values out of bounds are refused."""
 
 from __future__ import annotations
 
