@@ -123,6 +123,7 @@ def test_a_luks2_header_that_does_not_fit_is_not_written() -> None:
         pack_luks2(replace(GOOD_LUKS2, keyslots=slots), 1, (bytes(64), bytes(64)))
 
 
+@pytest.mark.logs(r"^mystfuse\.image\.unlock")
 @pytest.mark.parametrize("size", HEADER_SIZES)
 def test_headers_of_every_size_are_found(size: int) -> None:
     area = changed("segments 0 offset", str(16 * MIB))
@@ -135,6 +136,7 @@ def test_headers_of_every_size_are_found(size: int) -> None:
     assert read(whole[:size] + bytes(size)) == header
 
 
+@pytest.mark.logs(r"^mystfuse\.image\.unlock")
 @pytest.mark.parametrize("algorithm", HASHES)
 def test_headers_with_every_checksum_are_read(algorithm: str) -> None:
     data = luks2_copy(document(), csum_alg=algorithm.encode())

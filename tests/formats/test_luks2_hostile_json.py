@@ -156,6 +156,7 @@ def test_any_json_raises_format_errors(value: Any) -> None:
 AREA_SIZE = len(json.dumps(document()))
 
 
+@pytest.mark.logs(r"^mystfuse\.image\.unlock")
 @given(st.lists(st.tuples(st.integers(0, AREA_SIZE - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_bytes_changed_under_a_good_checksum_raise_format_errors_or_nothing(changes: list[tuple[int, int]]) -> None:
     damaged = bytearray(luks2_copy(document()))
