@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mystfuse.api.image import open_image
     from mystfuse.api.mount import make_image, mount
+    from mystfuse.api.open_image import open_image
     from mystfuse.errors import (
         CorruptFilesystem,
         FormatError,
@@ -49,7 +49,7 @@ __all__ = [
 _MODULES = dict.fromkeys(__all__, "mystfuse.errors") | {
     "make_image": "mystfuse.api.mount",
     "mount": "mystfuse.api.mount",
-    "open_image": "mystfuse.api.image",
+    "open_image": "mystfuse.api.open_image",
 }
 """Where each name is defined."""
 

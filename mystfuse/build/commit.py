@@ -12,7 +12,7 @@ from pathlib import Path
 from mystfuse.build.hash_tree import write_all
 from mystfuse.build.luks_format import make_luks_header
 from mystfuse.build.seal import VERITY_BLOCK_SIZE, seal, truncate
-from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher
+from mystfuse.crypto.sector_ciphers import SECTOR_SIZE, XtsCipher
 from mystfuse.devices.patience import wait_for_storage
 from mystfuse.errors import MystfuseError
 from mystfuse.formats.fssig import Fssig

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from mystfuse.crypto.sectors import XtsCipher
+from mystfuse.crypto.sector_ciphers import XtsCipher
 from mystfuse.devices.patience import wait_for_storage
 from mystfuse.errors import ExitStatus, MountError, MystfuseError
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.fuse.requirements import require_fuse
 from mystfuse.mounting.daemonize import Report, end_child, run_in_background
-from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.keeper_client import Keeper
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.unmount import unmount
 from mystfuse.system.atomic_file import AtomicFile

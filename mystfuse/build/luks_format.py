@@ -8,7 +8,7 @@ from uuid import UUID
 
 from mystfuse.build.hash_tree import write_all
 from mystfuse.crypto.key_derivation import derive_pbkdf2, split_key
-from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher, find_zero_sectors
+from mystfuse.crypto.sector_ciphers import SECTOR_SIZE, XtsCipher, find_zero_sectors
 from mystfuse.formats.luks import Argon2, CipherSpec, KeyDigest, Keyslot, LuksHeader, Pbkdf2
 from mystfuse.formats.luks1 import DIGEST_SIZE, SALT_SIZE, STRIPES, keyslot_offset, pack_luks1, payload_offset_for
 from mystfuse.formats.luks2 import DEFAULT_HEADER_SIZE, DEFAULT_PAYLOAD_OFFSET, pack_luks2

@@ -22,7 +22,7 @@ from mystfuse.build.luks_format import Random, encrypt_zeros, make_luks_header
 from mystfuse.build.seal import VERITY_BLOCK_SIZE, seal, truncate
 from mystfuse.build.source_tree import SourceTree, scan
 from mystfuse.build.tree_limits import choose_block_size
-from mystfuse.crypto.sectors import XtsCipher
+from mystfuse.crypto.sector_ciphers import XtsCipher
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.superblock import Superblock

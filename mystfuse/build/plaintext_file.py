@@ -14,11 +14,11 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, RequestContext, SetattrFields
 
-from mystfuse.crypto.sectors import SECTOR_SIZE, XtsCipher, find_zero_sectors
+from mystfuse.crypto.sector_ciphers import SECTOR_SIZE, XtsCipher, find_zero_sectors
 from mystfuse.errors import MountError
 from mystfuse.fuse.libfuse_session import open_session
 from mystfuse.mounting.find_daemon import name_this_process
-from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.keeper_client import Keeper
 from mystfuse.system.threads import call_in_thread
 
 _MAX_TASKS = 2

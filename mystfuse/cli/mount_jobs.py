@@ -21,7 +21,7 @@ from mystfuse.fuse.requirements import require_fuse
 from mystfuse.mounting.mount_job import MountJob
 from mystfuse.mounting.mount_table import find_mount_of
 from mystfuse.mounting.mountpoint import open_mountpoint, refuse_second_mount, resolve_mountpoint
-from mystfuse.overlay.store import open_store_file
+from mystfuse.overlay.encrypted_store import open_store_file
 from mystfuse.system.memory import available_memory
 from mystfuse.system.output_paths import open_for_appending
 

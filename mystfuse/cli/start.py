@@ -23,7 +23,7 @@ def mystfuse() -> NoReturn:
 
 def mount_helper() -> NoReturn:
     """The command ``mount.mystfuse``, with the exit statuses that mount(8) understands."""
-    _start("mystfuse.cli.commands.mount_helper", failed=2, interrupted=8)
+    _start("mystfuse.cli.commands.mount_mystfuse", failed=2, interrupted=8)
 
 
 def _start(module: str, failed: int, interrupted: int) -> NoReturn:

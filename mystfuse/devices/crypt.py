@@ -8,7 +8,7 @@ from threading import Lock
 
 import trio
 
-from mystfuse.crypto.sectors import SECTOR_SIZE, SectorCipher
+from mystfuse.crypto.sector_ciphers import SECTOR_SIZE, SectorCipher
 from mystfuse.devices.buffers import Buffers
 from mystfuse.devices.device import Device, Extent, PendingRead
 from mystfuse.errors import ImageReadError

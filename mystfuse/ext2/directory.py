@@ -17,7 +17,7 @@ from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.kernels.directory import find_entry
+from mystfuse.kernels.directory_names import find_entry
 from mystfuse.kernels.interface import NOT_FOUND
 
 log = logging.getLogger(__name__)

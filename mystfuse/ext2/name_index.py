@@ -24,7 +24,7 @@ from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.directory import Found, block_count, directory_block, find_in_block, parse_block
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.kernels.directory import block_keys, name_key
+from mystfuse.kernels.directory_names import block_keys, name_key
 
 MAX_NAMES = 4_000_000
 """Names in one directory: one that has more counts as broken."""

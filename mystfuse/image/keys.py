@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mystfuse.crypto.deriver import Deriver
+from mystfuse.crypto.derivation_process import Deriver
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
 from mystfuse.errors import MystfuseError, WrongKey

@@ -12,7 +12,7 @@ from math import ceil
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.key_derivation import merge_key
 from mystfuse.crypto.secret import Secret
-from mystfuse.crypto.sectors import SECTOR_SIZE, make_sector_cipher
+from mystfuse.crypto.sector_ciphers import SECTOR_SIZE, make_sector_cipher
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import FormatError, MystfuseError, UnsupportedFeature, WrongKey

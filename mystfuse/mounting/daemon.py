@@ -14,10 +14,10 @@ from functools import partial
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, explain, innermost, one_line
 from mystfuse.mounting.daemon_logs import DaemonLogs
 from mystfuse.mounting.daemonize import Report
-from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.keeper_client import Keeper
 from mystfuse.mounting.mount_job import MountJob
 from mystfuse.mounting.systemd_notify import Notifier
-from mystfuse.overlay.store import prepare_store
+from mystfuse.overlay.encrypted_store import prepare_store
 from mystfuse.system.confinement import Confinement, confine
 from mystfuse.system.imports import importing
 from mystfuse.system.memory import note_available_memory

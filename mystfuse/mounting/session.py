@@ -27,7 +27,7 @@ from mystfuse.image.open import TrustedImage
 from mystfuse.image.pipeline import run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.mounting.find_daemon import name_this_process
-from mystfuse.mounting.keeper import PATIENCE, Keeper
+from mystfuse.mounting.keeper_client import PATIENCE, Keeper
 from mystfuse.mounting.mount_table import Mount
 from mystfuse.mounting.status_json import status_source
 from mystfuse.mounting.unmount import BusyError

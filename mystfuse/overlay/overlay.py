@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from errno import EBUSY
 
 from mystfuse.overlay.arena import Content
+from mystfuse.overlay.encrypted_store import OverlayStore
 from mystfuse.overlay.snapshot import Snapshot
 from mystfuse.overlay.space import Runs, Space
 from mystfuse.overlay.spill import Table
-from mystfuse.overlay.store import OverlayStore
 
 MAX_SNAPSHOTS = 4
 _SMALL_TABLE = 10_000

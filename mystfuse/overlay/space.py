@@ -12,8 +12,8 @@ import trio
 
 from mystfuse.errors import MystfuseError
 from mystfuse.overlay.arena import TOUCHED, Arenas, Content
+from mystfuse.overlay.encrypted_store import OverlayStore
 from mystfuse.overlay.spill import PLACE, Spill, Table
-from mystfuse.overlay.store import OverlayStore
 
 ENTRY = 128
 """Bytes that a table costs for a block."""

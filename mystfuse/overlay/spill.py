@@ -22,8 +22,8 @@ import trio
 
 from mystfuse.errors import ImageReadError, MystfuseError, StorageTimeout
 from mystfuse.overlay.arena import TOUCHED, Arenas
+from mystfuse.overlay.encrypted_store import FULL, TAG_SIZE, OverlayStore, Sealed
 from mystfuse.overlay.slots import USED, Slots
-from mystfuse.overlay.store import FULL, TAG_SIZE, OverlayStore, Sealed
 from mystfuse.system.threads import call_in_thread, start_in_thread
 from mystfuse.system.workers import INLINE_BYTES
 

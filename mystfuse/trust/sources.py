@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from mystfuse.errors import UsageError
 from mystfuse.system.configured_file import read_configured_file
-from mystfuse.trust.directory import MAX_SMALL_FILE, hex_digest, read_trust_directory
 from mystfuse.trust.policy import TrustPolicy
+from mystfuse.trust.trust_directory import MAX_SMALL_FILE, hex_digest, read_trust_directory
 
 if TYPE_CHECKING:
     from mystfuse.trust.signature import PublicKey

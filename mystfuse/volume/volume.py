@@ -30,8 +30,8 @@ from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.rename import DirectoryName, rename
 from mystfuse.ext2.setattr import AttributeChanges, set_attributes
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.overlay.encrypted_store import OverlayStore
 from mystfuse.overlay.overlay import Overlay
-from mystfuse.overlay.store import OverlayStore
 from mystfuse.system.workers import Workers
 from mystfuse.volume.file_reader import FileReader
 from mystfuse.volume.merged_image import MergedImage

@@ -16,14 +16,14 @@ import pytest
 from mystfuse.errors import MountError
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting.find_daemon import find_other_server
-from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.keeper_client import Keeper
 from mystfuse.mounting.mount_table import find_mount
 from tests.support.commands import wait_until
 from tests.support.processes import descriptors_of, is_running, keeper_of
 
 PATIENT = """
 import os, signal, sys
-import mystfuse.mounting.keeper as keeper
+import mystfuse.mounting.keeper_client as keeper
 keeper.PATIENCE = keeper._QUICK = 1.0
 {patch}
 from mystfuse.cli.main import main

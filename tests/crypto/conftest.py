@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mystfuse.crypto import sectors
+from mystfuse.crypto import sector_ciphers as sectors
 
 
 @pytest.fixture(scope="module", params=["native", "pure"])

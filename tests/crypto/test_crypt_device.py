@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from mystfuse.crypto import sectors
+from mystfuse.crypto import sector_ciphers as sectors
 from mystfuse.devices.crypt import CryptDevice
 from mystfuse.devices.device import Extent
 from mystfuse.errors import ImageReadError, IntegrityError

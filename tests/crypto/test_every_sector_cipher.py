@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mystfuse.crypto.sectors import find_zero_sectors
+from mystfuse.crypto.sector_ciphers import find_zero_sectors
 from tests.support.dm_crypt import encrypt_sectors, randbytes
 from tests.support.sector_ciphers import SECTOR_SIZES, cipher_of, on_both_kernels
 

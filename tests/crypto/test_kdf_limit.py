@@ -19,7 +19,7 @@ import trio
 
 from mystfuse.cli.key_options import parse_kdf_limit
 from mystfuse.cli.mount_options import parse_mount_options
-from mystfuse.crypto.deriver import Deriver
+from mystfuse.crypto.derivation_process import Deriver
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
 from mystfuse.errors import FormatError, MystfuseError, UsageError
@@ -194,7 +194,8 @@ def test_the_process_holds_nothing_and_shows_nothing() -> None:
 def test_others_of_the_same_user_do_not_look_into_the_process() -> None:
     """/proc/PID of a process that is not dumpable belongs to root."""
     script = (
-        "import os, time; from mystfuse.crypto.deriver import Deriver; from mystfuse.crypto.kdf_limit import KdfLimit; "
+        "import os, time; from mystfuse.crypto.derivation_process import Deriver\n"
+        "from mystfuse.crypto.kdf_limit import KdfLimit; "
         "deriver = Deriver(KdfLimit()); path = f'/proc/{deriver._pid}/environ'; deadline = time.monotonic() + 10\n"
         "while os.stat(path).st_uid and time.monotonic() < deadline: time.sleep(0.01)\n"
         "print(os.geteuid(), os.stat('/proc/self/environ').st_uid, os.stat(path).st_uid)"

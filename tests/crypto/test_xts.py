@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mystfuse.crypto import sectors
+from mystfuse.crypto import sector_ciphers as sectors
 from tests.support.dm_crypt import encrypt_sectors, randbytes
 from tests.support.sector_ciphers import FIRST_SECTORS, SECTOR_SIZES, cipher_of, on_both_kernels
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.name_index import _RECENT, NameIndex
-from mystfuse.kernels.directory import name_key
+from mystfuse.kernels.directory_names import name_key
 
 
 def test_names_are_found_before_and_after_they_are_merged() -> None:

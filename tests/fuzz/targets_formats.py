@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from mystfuse.cli.commands.mount_helper import _Call, _options_for_us
+from mystfuse.cli.commands.mount_mystfuse import _Call, _options_for_us
 from mystfuse.cli.container import ContainerMount
 from mystfuse.cli.mount_options import OPTION_NAMES, parse_mount_options
 from mystfuse.cli.options import parse_id, parse_seconds, parse_size
@@ -31,10 +31,10 @@ from mystfuse.formats.luks2 import BINARY_HEADER_SIZE, HeaderCopy, pack_luks2, p
 from mystfuse.formats.package import PackageContents, PackageFile
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 from mystfuse.fuse.mount_options import MountOptions
-from mystfuse.trust.directory import hex_digest
 from mystfuse.trust.package import open_package, sign_package
 from mystfuse.trust.policy import TrustPolicy, TrustReason, decide
 from mystfuse.trust.signature import PublicKey, SigningKey
+from mystfuse.trust.trust_directory import hex_digest
 from tests.fuzz.harness import Choices, Target, ensure
 
 DATA = Path(__file__).parents[1] / "data"

@@ -6,7 +6,7 @@ from tests.guards.guard import Guard
 
 _VERITY = "mystfuse/devices/verity.py"
 _SIGNATURE = "mystfuse/trust/signature.py"
-_DIRECTORY = "mystfuse/trust/directory.py"
+_DIRECTORY = "mystfuse/trust/trust_directory.py"
 _ALLOCATION = "mystfuse/ext2/allocation.py"
 
 OF_IMAGES: tuple[Guard, ...] = (
@@ -216,14 +216,14 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "a derivation ends when its time is up",
-        "mystfuse/crypto/deriver.py",
+        "mystfuse/crypto/derivation_process.py",
         "signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))",
         "pass",
         ("crypto/test_kdf_limit.py::test_a_derivation_that_takes_longer_than_it_should_is_ended",),
     ),
     Guard(
         "a derivation has no more memory than it may",
-        "mystfuse/crypto/deriver.py",
+        "mystfuse/crypto/derivation_process.py",
         "_lower(resource.RLIMIT_AS, size + limit.memory + _SLACK)",
         "pass",
         ("crypto/test_kdf_limit.py::test_a_derivation_that_takes_more_memory_than_it_should_fails",),
@@ -378,7 +378,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     # The overlay's disk.
     Guard(
         "a nonce never comes again",
-        "mystfuse/overlay/store.py",
+        "mystfuse/overlay/encrypted_store.py",
         'return counter.to_bytes(12, "big")',
         "return bytes(12)",
         (
@@ -388,7 +388,7 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "a spilled block has its tag",
-        "mystfuse/overlay/store.py",
+        "mystfuse/overlay/encrypted_store.py",
         'return IntegrityError(f"overlay store: block {sealed.slot} is corrupted")',
         "return bytes(block)",
         (
@@ -398,21 +398,21 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "the store's file can be given no name",
-        "mystfuse/overlay/store.py",
+        "mystfuse/overlay/encrypted_store.py",
         "os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC",
         "os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC",
         ("overlay/test_overlay_store.py::test_the_file_has_no_name_and_is_nobody_elses",),
     ),
     Guard(
         "the store's file has no name",
-        "mystfuse/overlay/store.py",
+        "mystfuse/overlay/encrypted_store.py",
         'return os.open(".", os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)',
         'return os.open(".store", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)',
         ("overlay/test_overlay_store_mounts.py::test_nothing_is_left_when_the_daemon_is_killed",),
     ),
     Guard(
         "a full disk is no space",
-        "mystfuse/overlay/store.py",
+        "mystfuse/overlay/encrypted_store.py",
         "FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})",
         "FULL: frozenset[int] = frozenset()",
         ("overlay/test_spilled_overlays.py::test_a_full_disk_is_no_space_and_nothing_is_lost",),

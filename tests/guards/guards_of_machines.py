@@ -146,7 +146,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     ),
     Guard(
         "what starts again is as isolated",
-        "mystfuse/cli/commands/mount_helper.py",
+        "mystfuse/cli/commands/mount_mystfuse.py",
         "[sys.executable, *interpreter, *call.without_key(receiver)]",
         "[sys.executable, *interpreter[-1:], *call.without_key(receiver)]",
         ("mounting/test_start.py::test_a_key_in_the_options_starts_us_again_as_isolated",),

@@ -16,7 +16,7 @@ import mystfuse.image.keys
 import mystfuse.image.unlock
 from mystfuse.crypto.key_derivation import split_key
 from mystfuse.crypto.secret import Secret
-from mystfuse.crypto.sectors import XtsCipher
+from mystfuse.crypto.sector_ciphers import XtsCipher
 from mystfuse.devices.device import Extent
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError, MystfuseError, WrongKey
 from mystfuse.formats.luks import (

@@ -22,7 +22,7 @@ from mystfuse.ext2.directory import parse_block
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.kernels.interface import NOT_FOUND, UNUSUAL
-from mystfuse.kernels.pure import directory as pure_directory
+from mystfuse.kernels.pure import directory_names as pure_directory
 from tests.support.kernels import native_directory, needs_native
 
 DIRECTORY = cast(Inode, SimpleNamespace(ino=2))

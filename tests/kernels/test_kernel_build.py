@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mystfuse import kernels
-from mystfuse.kernels.pure import directory as pure_directory
+from mystfuse.kernels.pure import directory_names as pure_directory
 from mystfuse.kernels.pure import hashing as pure_hashing
 from mystfuse.kernels.pure import sectors as pure_sectors
 from tests.support.kernels import native, native_directory, native_hashing, native_sectors, needs_native
@@ -46,7 +46,8 @@ def test_the_twins_have_the_same_interface() -> None:
 def test_the_environment_chooses(value: str | None, pure: bool) -> None:
     script = """
 from mystfuse import kernels
-from mystfuse.crypto import hashing, sectors
+from mystfuse.crypto import hashing
+from mystfuse.crypto import sector_ciphers as sectors
 print(kernels.name(), hashing.BlockHasher.__module__, sectors.XtsCipher.__module__, sep="|")
 """
     environment = {name: text for name, text in os.environ.items() if name != kernels.PURE_PYTHON_VARIABLE}

@@ -86,7 +86,7 @@ class Machine:
 def installed(ordinary_user: list[str], small_tree: Path, open_tmp_path_of_module: Path) -> Iterator[Machine]:
     directory = open_tmp_path_of_module
     words = " ".join(ordinary_user[ordinary_user.index("env") : -1])
-    for name, module in ("mount.mystfuse", "mystfuse.cli.commands.mount_helper"), ("mystfuse", "mystfuse"):
+    for name, module in ("mount.mystfuse", "mystfuse.cli.commands.mount_mystfuse"), ("mystfuse", "mystfuse"):
         (directory / name).write_text(f'#!/bin/sh\nexec {words} {module} "$@"\n')
         (directory / name).chmod(0o755)
     assert mystfuse("mkext2", small_tree, directory / "image").returncode == 0

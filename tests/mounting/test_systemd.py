@@ -136,7 +136,7 @@ def said(open_tmp_path: Path, ordinary_user: list[str], small_tree: Path) -> dic
     words = " ".join(ordinary_user[ordinary_user.index("env") : -1])
     # The checkout is in /tmp, and the unit has a /tmp of its own.
     python_path = next(word for word in ordinary_user if word.startswith("PYTHONPATH=")).partition("=")[2]
-    for name, module in ("mount.mystfuse", "mystfuse.cli.commands.mount_helper"), ("mystfuse", "mystfuse"):
+    for name, module in ("mount.mystfuse", "mystfuse.cli.commands.mount_mystfuse"), ("mystfuse", "mystfuse"):
         launcher = open_tmp_path / name
         launcher.write_text(f'#!/bin/sh\nexec {words.replace(python_path, "/code")} {module} "$@"\n')
         launcher.chmod(0o755)

@@ -12,7 +12,7 @@ import pytest
 import mystfuse as api
 from mystfuse.errors import MountError
 from mystfuse.fuse.mount_options import MountOptions
-from mystfuse.mounting.keeper import Keeper
+from mystfuse.mounting.keeper_client import Keeper
 from mystfuse.mounting.keeper_server import KeeperServer
 from mystfuse.mounting.mount import mount
 from mystfuse.mounting.mount_table import find_mount, find_mount_of, find_mounts

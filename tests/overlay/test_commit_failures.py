@@ -21,10 +21,10 @@ from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.rename import RENAME_EXCHANGE
 from mystfuse.ext2.setattr import AttributeChanges
+from mystfuse.overlay.encrypted_store import OverlayStore, open_store_file
 from mystfuse.overlay.overlay import Overlay
 from mystfuse.overlay.snapshot import Snapshot
 from mystfuse.overlay.space import Space
-from mystfuse.overlay.store import OverlayStore, open_store_file
 from mystfuse.volume.runner import Runner
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mystfuse.errors import ImageReadError, IntegrityError
+from mystfuse.overlay.encrypted_store import OverlayStore, Sealed, open_store_file
 from mystfuse.overlay.slots import Slots, runs_of
-from mystfuse.overlay.store import OverlayStore, Sealed, open_store_file
 from tests.support.commands import run
 from tests.support.overlay_stores import BLOCK, flip, replay, swap, truncate, zero
 

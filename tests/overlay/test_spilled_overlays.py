@@ -16,10 +16,10 @@ import trio
 
 from mystfuse.errors import ImageReadError, IntegrityError, MystfuseError, StorageTimeout
 from mystfuse.overlay import spill
+from mystfuse.overlay.encrypted_store import OverlayStore, Sealed, open_store_file
 from mystfuse.overlay.overlay import MAX_SNAPSHOTS, Overlay
 from mystfuse.overlay.snapshot import Snapshot
 from mystfuse.overlay.space import OverlayBusy, OverlayFull
-from mystfuse.overlay.store import OverlayStore, Sealed, open_store_file
 from tests.support.overlay_stores import BLOCK
 
 pytestmark = pytest.mark.logs(r"^mystfuse\.overlay")

@@ -15,7 +15,7 @@ from mystfuse.errors import IntegrityError
 from mystfuse.ext2 import name_index
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.overlay.store import open_store_file
+from mystfuse.overlay.encrypted_store import open_store_file
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice, assert_clean, merged

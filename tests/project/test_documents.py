@@ -74,7 +74,7 @@ def test_the_commands_of_a_document_work(
     (open_tmp_path / "bin").mkdir()
     for name, words in {
         "mystfuse": f"{python} -m mystfuse",
-        "mount.mystfuse": f"{python} -m mystfuse.cli.commands.mount_helper",
+        "mount.mystfuse": f"{python} -m mystfuse.cli.commands.mount_mystfuse",
         "python3": python,
     }.items():
         (open_tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')

@@ -13,7 +13,7 @@ from mystfuse.kernels.pure import sectors as pure_sectors
 native: ModuleType | None
 try:
     from mystfuse.kernels import native
-    from mystfuse.kernels.native import directory as native_directory  # noqa: F401
+    from mystfuse.kernels.native import directory_names as native_directory  # noqa: F401
     from mystfuse.kernels.native import hashing as native_hashing
     from mystfuse.kernels.native import sectors as native_sectors
 except ImportError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mystfuse.crypto.sectors import SectorCipher, make_sector_cipher
+from mystfuse.crypto.sector_ciphers import SectorCipher, make_sector_cipher
 
 SECTOR_SIZES = (512, 1024, 2048, 4096)
 FIRST_SECTORS = (0, 8, 0xFFFFFFF8, 0xFFFFFFFF, 0x100000000, 1 << 40)

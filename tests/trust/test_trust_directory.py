@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from mystfuse.errors import UsageError
-from mystfuse.trust.directory import MAX_SMALL_FILE, read_trust_directory
 from mystfuse.trust.signature import PublicKey
 from mystfuse.trust.sources import collect_trust, parse_root_hash
+from mystfuse.trust.trust_directory import MAX_SMALL_FILE, read_trust_directory
 
 
 def test_a_hash_offset_goes_with_one_root_hash_and_no_key(our_public: PublicKey) -> None:

@@ -19,9 +19,9 @@ from mystfuse.errors import MystfuseError, NotTrusted, UsageError
 from mystfuse.formats.configuration import Configuration, MountType
 from mystfuse.formats.package import MAX_PACKAGE_SIZE
 from mystfuse.system.configured_file import open_configured_file
-from mystfuse.trust.directory import read_trust_directory
 from mystfuse.trust.package import Package, open_package
 from mystfuse.trust.sources import read_public_keys
+from mystfuse.trust.trust_directory import read_trust_directory
 
 SIGNERS_DIRECTORY = Path("/etc/mystfuse/signers.d")
 ROOTFS_VARIABLES = ("MYST_ROOTFS", "MYST_ROOTFS_PATH")

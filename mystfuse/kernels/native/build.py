@@ -12,7 +12,7 @@ import tempfile
 from cffi import FFI
 
 HERE = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
-SOURCES = [os.path.join(HERE, name) for name in ("directory.c", "hashing.c", "sectors.c")]
+SOURCES = [os.path.join(HERE, name) for name in ("directory_names.c", "hashing.c", "sectors.c")]
 COMPILE_ARGS = ["-std=c11", "-O3", "-Wall", "-Wextra"]
 
 # What the OpenSSF's "Compiler Options Hardening Guide for C and C++" lists for a shared library at run time.

@@ -51,7 +51,7 @@ int sector_cipher_run(sector_cipher *self, int encrypts, const uint8_t *in, uint
 
 const char *libcrypto_version(void);
 
-/* -- directory.c
+/* -- directory_names.c
  *
  * Blocks of ext2's directories. They may hold anything. Of one in which something is not as usual both functions say so, and
  * nothing else: what is to be done about it is decided by Python. */

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from mystfuse import kernels
 
 if TYPE_CHECKING or not kernels.IS_NATIVE:
-    from mystfuse.kernels.pure.directory import block_keys, find_entry, name_key
+    from mystfuse.kernels.pure.directory_names import block_keys, find_entry, name_key
 else:
-    from mystfuse.kernels.native.directory import block_keys, find_entry, name_key
+    from mystfuse.kernels.native.directory_names import block_keys, find_entry, name_key
 
 __all__ = ["block_keys", "find_entry", "name_key"]
