@@ -37,7 +37,6 @@ from tests.support.verity_images import Image, build
 
 pytestmark = pytest.mark.logs(r"^mystfuse\.devices\.reader")
 
-# Devices, with virtual time: the threads of reads that are not answered hang as long as the test takes
 # Devices, with virtual time: the threads of hanging reads hang until the test ends
 
 

@@ -115,7 +115,7 @@ def subject(make_keys: Callable[..., tuple[Path, Path]], tmp_path_factory: pytes
 
 @pytest.fixture
 def copy(subject: Subject, tmp_path: Path) -> Path:
-    """A copy of the image, to be damaged."""
+    """A copy of the image, for the test to damage."""
     target = tmp_path / "image"
     run("cp", "--sparse=always", subject.image, target)
     return target
@@ -123,7 +123,7 @@ def copy(subject: Subject, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def image(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unsigned image of ``small_tree`` with 48 MiB of room. Never write to it."""
+    """An unsigned image of ``small_tree`` with 48 MiB of free space. Tests must not write to it."""
     path = tmp_path_factory.mktemp("writing") / "image"
     result = mystfuse("mkext2", "--free=48M", small_tree, path)
     assert result.returncode == 0, result.stderr

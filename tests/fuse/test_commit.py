@@ -1,4 +1,4 @@
-"""``mystfuse commit``: a new image of the present state, or nothing."""
+"""``mystfuse commit``: a new image of the present state, or none."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_commit_of_a_damaged_image_fails(image: Path, tmp_path: Path) -> None:
     with mounted(damaged, tmp_path / "mount") as mountpoint:
         result = mystfuse("commit", mountpoint, tmp_path / "target")
         assert result.returncode == 1 and "damaged" in result.stderr and result.stderr.count("\n") == 1
-        # What is broken can be replaced, and the rest saved.
+        # Replace the damaged file, and the rest can be saved.
         (mountpoint / "sub/deep/data.bin").unlink()
         wait_until(lambda: status_of(mountpoint)["unlinked_inodes"] == 0)
         assert mystfuse("commit", mountpoint, tmp_path / "target").returncode == 0

@@ -1,4 +1,4 @@
-"""Nothing in ``.mystfuse``, the control directory of a mount, can be changed."""
+"""``.mystfuse``, the control directory of a mount, is immutable."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ IN_CONTROL: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("name", IN_CONTROL)
 def test_control_directory(pair: Pair, name: str) -> None:
-    """Nothing in it can be changed, nor can it itself."""
+    """No operation changes its contents or the directory itself."""
     root = pair.ours
     assert outcome(partial(IN_CONTROL[name], root / CONTROL, root)) == "EPERM"
     assert sorted(os.listdir(root / CONTROL)) == ["image", "status.json"]
 
 
 def test_control_directory_read_only(read_only_pair: Pair) -> None:
-    """The kernel is asked first whether the mount is writable; what it leaves to us is as ever."""
+    """The kernel first checks whether the mount is writable; the errnos of requests that reach us are the same."""
     root = read_only_pair.ours
     answers = {name: outcome(partial(call, root / CONTROL, root)) for name, call in IN_CONTROL.items()}
     assert set(answers.values()) == {"EROFS"}

@@ -1,4 +1,5 @@
-"""Damaged images: exactly what is damaged is an error, all else is right, and no byte is ever wrong."""
+"""Damaged images: exactly the damaged parts give errors, everything else reads right, and no read gives a wrong
+byte."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from tests.support.mounts import clear_mount
 
 @dataclass
 class Seen:
-    """What became of an image: refused with a status, or a word for each path."""
+    """The outcome for an image: refused with a status, or one word for each path."""
 
     status: int
     found: dict[str, str] = field(default_factory=dict)
@@ -41,7 +42,7 @@ class Seen:
 
 
 def look(image: Path, subject: Subject, tmp_path: Path, *options: str) -> Seen:
-    """Mount an image and look at everything in it. Only what must hold of every image is asserted here."""
+    """Mount an image and read everything in it; asserts only what holds for every image."""
     mountpoint, log = tmp_path / "mount", tmp_path / "log"
     mountpoint.mkdir(exist_ok=True)
     log.unlink(missing_ok=True)
@@ -70,7 +71,7 @@ def swap(image: Path, first: int, second: int) -> None:
 
 
 def bad_ranges(image: Path, *options: str) -> list[tuple[str, int, int]]:
-    """What ``verify`` lists: what, first block of 4096 bytes, number of blocks."""
+    """Each line of ``verify``: the kind, the first block of 4096 bytes, the number of blocks."""
     result = in_process("verify", "--json", *options, image)
     assert result.returncode == 4, result
     assert re.fullmatch(r"mystfuse: [^\n]+\n", result.stderr), result.stderr
@@ -79,20 +80,20 @@ def bad_ranges(image: Path, *options: str) -> list[tuple[str, int, int]]:
 
 
 def check(subject: Subject, image: Path, tmp_path: Path, damaged: set[int]) -> Seen:
-    """Mount a damaged image: what is safe reads right, what is not gives an error, or the mount is refused."""
+    """Mount a damaged image: undamaged parts read right, damaged ones give an error, or the mount is refused."""
     seen = look(image, subject, tmp_path)
     if not damaged.isdisjoint({0, subject.inode["."]}):
-        # Superblock, group descriptors, root inode: there is nothing to show.
+        # Superblock, group descriptors, root inode: without them there is no mount.
         assert seen.status == 4
         return seen
     if seen.status == 4:
-        # The root directory's names may be missed at once, or by the first who looks.
+        # The daemon may miss the root directory's names at once, or when a program lists it first.
         assert not damaged.isdisjoint(subject.data["."])
         return seen
     assert seen.status == 0
     must = subject.safe(damaged)
     assert not seen.failed & must, {path: seen.found[path] for path in seen.failed & must}
-    # And what holds damage in itself cannot have been read.
+    # And no path that contains damage itself can have been read.
     lost = {path for path, blocks in subject.data.items() if not damaged.isdisjoint(blocks)}
     assert lost <= seen.failed
     return seen
@@ -108,7 +109,7 @@ def test_without_damage_everything_reads_right(subject: Subject, tmp_path: Path)
 def test_a_flipped_byte_of_a_file_costs_that_file_alone(
     index: int, subject: Subject, copy: Path, tmp_path: Path
 ) -> None:
-    """A direct block, its indirect blocks' neighbourhood, the middle and the end."""
+    """A direct block, blocks beside its indirect blocks, the middle and the end."""
     block = subject.data["big"][index]
     flip(copy, block * BLOCK + 3000)
     assert bad_ranges(copy, subject.trust) == [("data", block, 1)]
@@ -163,7 +164,7 @@ def test_a_flipped_byte_of_the_inode_table_costs_its_inodes(subject: Subject, co
     seen = check(subject, copy, tmp_path, {block})
     assert victim in seen.failed
     assert len(seen.failed) <= BLOCK // 128
-    # The directory is still listed: every name of it, also of the inodes that are lost.
+    # A listing still has every name of the directory, including those of lost inodes.
     assert seen.found["b"] == "right"
 
 
@@ -216,7 +217,7 @@ def test_swapped_blocks_are_both_found(what: str, subject: Subject, copy: Path, 
     if what != "hash of two levels":
         assert {one // BLOCK, two // BLOCK} <= seen
     else:
-        # What is below a hash block that is wrong cannot be judged, but the data under it are told.
+        # Blocks below a wrong hash block have no trusted digest, but verify lists the data under it.
         assert two // BLOCK in seen
         assert ("data under a bad hash block", PER_BLOCK * PER_BLOCK, 20480 - PER_BLOCK * PER_BLOCK) in ranges
     damaged = {first + each for kind, first, count in ranges if kind.startswith("data") for each in range(count)}
@@ -252,7 +253,7 @@ def test_swapped_blocks_are_both_found(what: str, subject: Subject, copy: Path, 
 def test_each_field_of_the_verity_superblock(
     name: str, offset: int, mask: int, status: int, subject: Subject, copy: Path, tmp_path: Path
 ) -> None:
-    """Of an image whose salt vouches for all of it; what begins otherwise is told by the digests."""
+    """The salt covers all of this image's superblock; the digests show other changes."""
     flip(copy, subject.hash_offset + offset, mask)
     verified = in_process("verify", subject.trust, copy)
     assert verified.returncode == status, verified
@@ -308,7 +309,7 @@ def test_truncated_at_ten_places_it_is_refused(subject: Subject, copy: Path, tmp
             result = in_process("verify", *options, copy)
             assert result.returncode == 6, place
             assert re.fullmatch(r"mystfuse: [^\n]+\n", result.stderr), result.stderr
-    # And with the fssig put back behind what is left, which is what an attacker would do.
+    # The same with the fssig put behind the rest, as an attacker would do.
     for place in places[3:]:
         os.truncate(copy, place)
         with copy.open("ab") as file:
@@ -317,7 +318,7 @@ def test_truncated_at_ten_places_it_is_refused(subject: Subject, copy: Path, tmp
 
 
 def test_a_hole_in_the_middle_costs_what_was_in_it(subject: Subject, copy: Path, tmp_path: Path) -> None:
-    """All of ``big`` gone, as after a disk's trim."""
+    """All of ``big`` has become a hole, as after a disk's trim."""
     blocks = subject.data["big"]
     run("fallocate", "--punch-hole", f"--offset={blocks[1] * BLOCK}", f"--length={200 * BLOCK}", copy)
     damaged = set(range(blocks[1], blocks[1] + 200))

@@ -34,7 +34,7 @@ from tests.support.mounts import caches_kept, clear_mount, drop_caches
 
 @contextlib.contextmanager
 def mounted_copy(copy: Path, subject: Subject, tmp_path: Path, *options: str) -> Iterator[Path]:
-    """A mount with a log; it has to end in order."""
+    """A mount with a log; it has to end cleanly."""
     mountpoint, log = tmp_path / "mount", tmp_path / "log"
     mountpoint.mkdir()
     try:
@@ -63,7 +63,7 @@ def test_changed_in_place_while_mounted(subject: Subject, copy: Path, tmp_path: 
         assert {path for path in safe if found[path] != "right"} == set()
         status = json.loads(mystfuse("status", "--json", mountpoint).stdout)
         assert status["blocks_failed"] > 0
-        # What is put right reads right again.
+        # Repaired blocks read right again.
         for block, data in before.items():
             write_at(copy, block * BLOCK, data)
         assert set(walk(mountpoint, subject).values()) == {"right"}
@@ -76,7 +76,7 @@ def test_hash_tree_overwritten_while_mounted(subject: Subject, copy: Path, tmp_p
         found = walk(mountpoint, subject)
         assert_never_wrong(found)
         assert found["big"] == "EIO"
-        # What was verified is remembered: the first hash block of level 0 vouches for all that is in its span.
+        # Verified hash blocks stay cached: the first one of level 0 verifies all data in its span.
         early = subject.safe(set(range(PER_BLOCK, 20480)))
         assert {path for path in early if found[path] != "right"} == set()
 
@@ -96,7 +96,7 @@ def test_cut_short_while_mounted(how: str, subject: Subject, copy: Path, tmp_pat
 
 
 def test_deleted_or_replaced_while_mounted(subject: Subject, copy: Path, small_image: Path, tmp_path: Path) -> None:
-    """The daemon holds the file open: nothing is lost."""
+    """The daemon has the file open, so its data stays readable."""
     with mounted_copy(copy, subject, tmp_path) as mountpoint:
         other = tmp_path / "other"
         run("cp", small_image, other)
@@ -107,7 +107,7 @@ def test_deleted_or_replaced_while_mounted(subject: Subject, copy: Path, small_i
 
 
 def test_never_a_wrong_byte_while_somebody_keeps_writing(subject: Subject, copy: Path, tmp_path: Path) -> None:
-    """The image flips back and forth between right and wrong under four readers."""
+    """The image alternates between right and wrong bytes under four readers."""
     stop = threading.Event()
     used = sorted(
         {block for path, blocks in subject.data.items() if path.startswith(("big", "a/")) for block in blocks}

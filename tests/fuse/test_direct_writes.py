@@ -1,5 +1,5 @@
-"""What is written with O_DIRECT is what everybody reads from then on: through the page cache, through a mapping, and in
-the attributes. See direct_writes.c."""
+"""Every read that follows a write with O_DIRECT returns the written bytes: through the page cache, through a mapping,
+and in the attributes. See direct_writes.c."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.mounts import mounted
 
 SOURCE = Path(__file__).parents[1] / "support/direct_writes.c"
 CYCLES = 40
-"""Of asynchronous writes that the kernel does not wait for, about every sixth leaves old bytes."""
+"""Of the asynchronous writes that the kernel does not wait for, about one in six leaves old bytes in the page cache."""
 SIZE = 655360
 ENGINES = ("sync", "aio", "uring")
 
@@ -30,7 +30,8 @@ Writer = Callable[[Path, str, int, int], None]
 
 @pytest.fixture(scope="module")
 def write_directly(tmp_path_factory: pytest.TempPathFactory) -> Writer:
-    """Runs direct_writes on a file: with which call, how many bytes, and which process serves the file (0: none)."""
+    """Runs direct_writes on a file; arguments: which call, how many bytes, and the process that serves the file (0:
+    none)."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -87,7 +88,7 @@ def _request(opcode: int, flags: int) -> bytes:
 
 
 def _device(*requests: bytes) -> tuple[int, int]:
-    """A descriptor that gives requests as /dev/fuse does, and the other end."""
+    """A descriptor that gives requests as /dev/fuse does, and its other end."""
     ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for request in requests:
         kernels.send(request)

@@ -84,7 +84,7 @@ XATTRS = cases(
     Case("set trusted", set_on_file("trusted.new", b"value")),
     Case("set security", set_on_file("security.new", b"value")),
     Case("create", set_on_file("user.new", b"value", os.XATTR_CREATE)),
-    Case("create what is there", set_on_file("user.u", b"new", os.XATTR_CREATE), EEXIST),
+    Case("create one that exists", set_on_file("user.u", b"new", os.XATTR_CREATE), EEXIST),
     Case("replace", set_on_file("user.u", b"new", os.XATTR_REPLACE)),
     Case("replace what is missing", set_on_file("user.new", b"value", os.XATTR_REPLACE), ENODATA),
     Case("create and replace", set_on_file("user.u", b"new", os.XATTR_CREATE | os.XATTR_REPLACE), EEXIST),
@@ -138,7 +138,7 @@ XATTRS = cases(
 
 
 def acl_of(users: int) -> bytes:
-    """An ACL that names so many users."""
+    """An ACL that names this many users."""
     named = ((0x02, 6, uid) for uid in range(users))
     return acl((0x01, 6, NO_ID), *named, (0x04, 4, NO_ID), (0x10, 6, NO_ID), (0x20, 4, NO_ID))
 

@@ -44,7 +44,7 @@ from tests.support.mounts import mounted
 
 @contextmanager
 def small_pair(block_size: int, *options: str) -> Iterator[Pair]:
-    """Both mounts of an empty image that is soon full."""
+    """Both mounts of an empty image that fills up soon."""
     with open_directory() as directory:
         (directory / "source").mkdir()
         image = make_image(directory, directory / "source", block_size, "2M", *options)
@@ -74,7 +74,8 @@ def fill(path: Path, step: int) -> tuple[int, bool]:
 
 
 def fill_up(root: Path, step: int) -> tuple[int, bool]:
-    """Fill one file, then others with what is too little for the first one's next block and its indirect blocks.
+    """Fill one file, then others with the blocks that are too few for the first one's next block and its indirect
+    blocks.
 
     Returns:
         As ``fill`` of the first, which is called ``filler``.
@@ -164,7 +165,7 @@ def test_full(full_pair: Pair, case: Case) -> None:
 
 
 def test_write_that_fits_in_part(full_pair: Pair) -> None:
-    """It is cut short; the kernel takes a page or nothing, we take every block."""
+    """The write is cut short; the kernel takes whole pages only, we take every block."""
     kernel = "1000" if full_pair.block_size == 4096 else "ENOSPC"
     for root, expected in ((full_pair.kernel, kernel), (full_pair.ours, "1000")):
         path = root / "filler"
@@ -174,7 +175,7 @@ def test_write_that_fits_in_part(full_pair: Pair) -> None:
 
 @pytest.mark.parametrize("block_size", (1024, 4096))
 def test_writing_until_it_is_full(block_size: int) -> None:
-    """A write that fits in part is cut short, the next one fails; when something is removed there is room again."""
+    """A write that fits in part is cut short, the next one fails; removing something makes room again."""
     with small_pair(block_size, "-m", "0") as pair:
         kernel, ours = (fill_up(root, block_size) for root in pair.sides())
         assert ours == kernel
@@ -189,7 +190,7 @@ def test_writing_until_it_is_full(block_size: int) -> None:
 
 
 def test_full_inode_table() -> None:
-    """Names of what there is already can still be made."""
+    """Hard links to existing files still work."""
 
     def make_all(root: Path) -> list[str]:
         made: list[str] = []
@@ -221,7 +222,7 @@ def test_full_inode_table() -> None:
 
 
 def test_reserved_blocks() -> None:
-    """They are for root. On a handle it counts here who opened it, as a write does not say who writes."""
+    """Reserved blocks are for root. On a handle the opener counts here, as the kernel does not tell us who writes."""
     with small_pair(1024, "-m", "20") as pair:
         for root in pair.sides():
             (root / "users").mkdir()
@@ -263,7 +264,7 @@ def test_reserved_blocks() -> None:
 
 
 def test_full_overlay() -> None:
-    """What is written fills the memory that it may take up; removing something makes room."""
+    """Written data fills the memory of the overlay; removing something makes room."""
     with open_directory() as directory:
         (directory / "source").mkdir()
         image = make_image(directory, directory / "source", 1024, "16M", "-N", "4096")
@@ -273,7 +274,7 @@ def test_full_overlay() -> None:
             size, is_short = fill(root / "filler", 1024)
             assert 1 << 20 < size < 2 << 20
             assert is_short
-            # What a block of a file and its indirect blocks find no room for still is room for a directory.
+            # Blocks that are too few for a file's block and its indirect blocks are enough for a directory.
             directories = 0
             while outcome(partial(os.mkdir, root / f"{directories}")) == DONE:
                 directories += 1

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("no_umask")
 
 
 def flagged(name: str) -> list[Case]:
-    """What both an immutable and an append-only inode refuse; the directory given is the root."""
+    """Operations that both an immutable and an append-only inode refuse; the given directory is the root."""
     inside = f"{name}-directory"
     chown_to_same = EPERM if name == "immutable" else DONE
     return [
@@ -138,7 +138,7 @@ def test_immutable_and_append_only(pair: Pair, case: Case) -> None:
 
 
 def flagged_for_users(name: str) -> list[Case]:
-    """An immutable inode is refused as such by the kernel's ext2, by FUSE for its mode, which is looked at first."""
+    """The kernel's ext2 refuses an immutable inode as such; FUSE checks the mode first, and refuses it for that."""
     refused = partial(Case, kernel=EPERM, ours=EACCES) if name == "immutable" else partial(Case, kernel=EACCES)
     return [
         Case(f"{name}: chmod", lambda d: os.chmod(d / name, 0o600), EPERM),
@@ -170,7 +170,7 @@ def compare_flagged(pair: Pair) -> None:
 
 
 def test_links_of_a_file(pair: Pair) -> None:
-    """32000 of them here, as ext2 has always had it; the ext4 driver allows 65000."""
+    """The limit is 32000 here, as in ext2; the ext4 driver allows 65000."""
     answers = {
         f"links-{number}": [
             [outcome(partial(os.link, root / f"links-{number}", root / f"new-{number}-{nth}")) for nth in (1, 2)]
@@ -189,7 +189,8 @@ def test_links_of_a_file(pair: Pair) -> None:
 
 
 def test_subdirectories(pair: Pair) -> None:
-    """Each is a link to its directory: 31998 of them here. Other names are not counted, and a rename can fail too."""
+    """Each is a link to its directory: 31998 of them fit here. Other names do not count, and a rename can exceed the
+    limit too."""
 
     def try_all(root: Path, number: int) -> list[str]:
         directory = root / f"directory-{number}"

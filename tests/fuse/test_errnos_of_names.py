@@ -43,7 +43,7 @@ from tests.support.errno_pairs import (
 )
 
 LONG = "n" * 256
-"""A name that is a byte too long."""
+"""A name that is one byte too long."""
 
 
 pytestmark = pytest.mark.usefixtures("no_umask")
@@ -287,7 +287,7 @@ def test_names_too_long(pair: Pair, case: Case) -> None:
 
 
 def test_longest_names(pair: Pair) -> None:
-    """A byte less, and every call works."""
+    """One byte shorter, and every call works."""
     longest, other = "n" * 255, "m" * 255
     for number, call in enumerate(
         (

@@ -56,7 +56,8 @@ from tests.support.errno_pairs import (
 
 F_OFD_SETLK = 37
 MAX_FILE_SIZES = {1024: 17_247_252_480, 4096: 2_196_873_666_560}
-"""By block size: what the block map reaches, and for 4 KiB blocks what i_blocks can count, indirect blocks included."""
+"""By block size: the largest file that the block map reaches; for 4 KiB blocks that i_blocks can count, indirect blocks
+included."""
 
 
 pytestmark = pytest.mark.usefixtures("no_umask")
@@ -89,7 +90,7 @@ def ofd_lock(handle: int) -> None:
 
 
 def posix_lock(path: Path) -> str:
-    """What a child answers that wants what its parent has locked."""
+    """The answer to a child that asks for a lock that its parent holds."""
     with opened(path, os.O_RDWR) as handle:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         child = os.fork()
@@ -102,7 +103,7 @@ def while_running(directory: Path, call: Callable[[Path], object]) -> object:
     """Call with the path of a program that is running."""
     program = directory / "program"
     shutil.copy(Path("/bin/sleep").resolve(), program)
-    # What was written must not be open for writing when it is run.
+    # No process may have the program open for writing when it starts.
     with subprocess.Popen([program, "60"]) as process:
         try:
             return call(program)
@@ -123,7 +124,7 @@ def seek(path: Path, offset: int, whence: int) -> int:
 
 
 def seek_in_sparse(path: Path, whence: int) -> int:
-    """Seek from the beginning of a file that is a hole up to its last byte."""
+    """Seek from the beginning of a file that is a hole except for its last byte."""
     os.truncate(path, 0)
     write_at(path, b"x", 200_000)
     with opened(path, os.O_RDONLY) as handle:
@@ -233,7 +234,7 @@ HANDLES = cases(
     Case("copy a range", lambda d: copy_range(d / "file", d / "other"), "8"),
     Case("name to handle", lambda d: name_to_handle(d / "file"), "0"),
     Case(
-        "map what cannot be mapped",
+        "map a directory",
         handle_of("full", os.O_RDONLY, lambda h: mmap.mmap(h, 1, mmap.MAP_SHARED, 1)),
         "ENODEV",
     ),
@@ -246,7 +247,7 @@ def test_handles(pair: Pair, case: Case) -> None:
 
 
 def append_at(path: Path, size: int) -> int:
-    """Append to a file of such a size."""
+    """Append to a file of this size."""
     os.truncate(path, size)
     return write_at(path, b"x", 0, os.O_WRONLY | os.O_APPEND)
 

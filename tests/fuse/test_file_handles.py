@@ -18,9 +18,9 @@ from tests.support.mounts import drop_caches, logged, mounted
 _FILEID_INO64_GEN = 0x81
 """include/linux/exportfs.h: inode number, high half first, and generation."""
 NUMBERS = [0, 1 << 16, (1 << 31) + 12, (1 << 32) + 3, (1 << 32) + 12, (1 << 63) + 12]
-"""That no file has: 0, more than there are, and those that are like another one's in 32 bits."""
+"""Inode numbers that no file has: 0, numbers past the last, and numbers that equal another one's low 32 bits."""
 RESERVED = range(2, 11)
-"""2 is the root, in the image; the kernel calls it 1."""
+"""The root is inode 2 in the image; the kernel calls it 1."""
 
 
 class Handle:
@@ -97,7 +97,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mount(image: Path, tmp_path: Path) -> Iterator[tuple[Path, Callable[[], str]]]:
-    """The mountpoint, and a function that gives what the daemon has logged."""
+    """The mountpoint, and a function that returns the daemon's log."""
     log = tmp_path / "log"
     with mounted(image, tmp_path / "mount", "-o", "trust_self", f"--log-file={log}") as mountpoint:
         yield mountpoint, lambda: logged(mountpoint, log)
@@ -121,7 +121,7 @@ def test_handles_outlive_the_kernels_memory(mount: tuple[Path, Callable[[], str]
         finally:
             os.close(descriptor)
         assert (mountpoint / name).read_bytes() == content + b" and more"
-    # From a directory's handle the kernel finds its way up.
+    # From a directory's handle the kernel finds the parents.
     drop_caches(2)
     descriptor = known["one/two"][1].open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -143,7 +143,7 @@ def test_the_handle_of_a_removed_file_is_stale_and_no_fault_of_the_image(
     assert handles[1].stat(mountpoint).st_size == 3
     (mountpoint / "file").unlink()
     (mountpoint / "dir").rmdir()
-    # What was known by its handle is forgotten as any other, and freed.
+    # The kernel forgets an inode that it knew by its handle like any other, and we free it.
     wait_until(lambda: os.statvfs(mountpoint).f_ffree == before.f_ffree)
     assert all(is_stale(handle, mountpoint) for handle in handles)
     (mountpoint / "another").write_text("new")

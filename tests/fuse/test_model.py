@@ -1,9 +1,9 @@
 """Random sequences of operations on a writable mount, on the kernel's own mount of the same image, and on a model.
 
-After every operation the three must have answered the same, and show the same of what it touched. Every now and then,
-and at the end, their whole trees are compared and e2fsck judges what ``.mystfuse/image`` has become. A mount serves
-many sequences, each in a directory of its own that is removed afterwards: blocks and inodes are used again, and none
-may leak.
+After every operation the answers of the three and the files that it touched must agree. Every now and then, and at the
+end, their whole trees are compared and e2fsck judges what ``.mystfuse/image`` has become. A mount serves many
+sequences, each in a directory of its own that is removed afterwards: blocks and inodes are used again, and none may
+leak.
 
     MYSTFUSE_MODEL_EXAMPLES=2000 pytest tests/fuse/test_model.py  # so many sequences per configuration, always others
     MYSTFUSE_MODEL_SEED=7 ...                                  # these again
@@ -179,7 +179,7 @@ def test_random_sequences_agree(pair: Pair, record_property: Callable[[str, Any]
 
 @pytest.mark.parametrize("pair", CONFIGURATIONS[:1], ids=str, indirect=True)
 def test_comparison_sees_differences(pair: Pair) -> None:
-    """Whatever is changed on our side alone is found."""
+    """The comparison finds every change on our side alone."""
 
     def replace_link(side: Mounted) -> None:
         side.unlink("c")

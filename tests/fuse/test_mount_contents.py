@@ -1,4 +1,5 @@
-"""What a mount shows, judged by the golden manifest, by the kernel's own mount of the same image, and by real tools."""
+"""The contents of a mount, compared with the golden manifest and the kernel's own mount of the same image, and read by
+common tools."""
 
 from __future__ import annotations
 
@@ -124,7 +125,7 @@ def test_everyday_tools_agree_with_the_source(mount: Path, small_tree: Path) -> 
         return sorted(line for line in lines if "lost+found" not in line)
 
     for command in (
-        # A directory's size and link count are the file system's own.
+        # The size and link count of a directory depend on the file system.
         ("find", ".", "!", "-type", "d", "-printf", "%p %y %m %n %s %l\n"),
         ("grep", "-r", "hello", "."),
         ("getfattr", "-Rhd", "-m-", "."),
@@ -244,7 +245,7 @@ def test_names_too_long_and_not_directories_give_the_kernels_errnos(mount: Path)
 
 
 def test_a_directory_that_was_once_large_still_lists(tmp_path: Path) -> None:
-    """EXT2 never shrinks a directory: most of its blocks are empty when its names are gone."""
+    """EXT2 never shrinks a directory: most of its blocks are empty after its names are removed."""
     image, kernel = tmp_path / "image", tmp_path / "kernel"
     kernel.mkdir()
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024", "-N", "30000", "-O", "^dir_index", image, "40M")

@@ -24,7 +24,7 @@ from tests.support.mounts import clear_mount, mounted, status_of
 
 @pytest.fixture
 def mount(image: Path, tmp_path: Path) -> Iterator[Path]:
-    """A fresh writable mount; at the end e2fsck must have nothing to say, and the image be what it was."""
+    """A fresh writable mount; at the end e2fsck must find no fault, and the image must be unchanged."""
     before = sha256(image)
     with mounted(image, tmp_path / "mount", "-o", "suid,dev") as mountpoint:
         yield mountpoint
@@ -231,7 +231,7 @@ def test_a_full_overlay_says_so_and_everything_stays_readable_and_removable(imag
 
 
 def test_a_direct_write_that_fits_in_part_finds_no_space(image: Path, tmp_path: Path) -> None:
-    """Found by the soak: answered with fewer bytes, the kernel makes EIO of it."""
+    """Found by scripts/soak: for an answer of fewer bytes the kernel reports EIO."""
     with (
         mounted(image, tmp_path / "mount", "--overlay-limit=4M") as mountpoint,
         mmap.mmap(-1, 1 << 20) as buffer,
@@ -249,7 +249,7 @@ def test_a_direct_write_that_fits_in_part_finds_no_space(image: Path, tmp_path: 
                 assert written >= 2 << 20 if flags else written == size
                 for start in range(0, written, len(buffer)):
                     assert os.pread(direct, len(buffer), start) == buffer[:]
-                # There is room for part of it, then.
+                # Now there is room for part of it.
                 (mountpoint / "small").write_bytes(bytes(100_000))
             finally:
                 os.close(direct)
@@ -257,7 +257,7 @@ def test_a_direct_write_that_fits_in_part_finds_no_space(image: Path, tmp_path: 
 
 
 def test_listings_show_what_is_there_now(mount: Path) -> None:
-    """Entries that were prepared for a listing are not handed over when something has changed since."""
+    """A listing does not use entries that were prepared before a change."""
     directory = mount / "many"
     directory.mkdir()
     for number in range(1000):
@@ -276,7 +276,8 @@ def test_listings_show_what_is_there_now(mount: Path) -> None:
 
 
 def test_removing_what_is_listed_while_it_is_listed_leaves_nothing(mount: Path) -> None:
-    """Found once, by bonnie++: behind an entry at the front of a block that was removed, the next was left out."""
+    """A regression, found with bonnie++: after the removal of an entry at the front of a block, a listing left out the
+    next one."""
     directory = mount / "many"
     directory.mkdir()
     for count, length in ((3000, 8), (500, 200)):
@@ -331,7 +332,7 @@ def test_a_sparse_file_of_five_gigabytes_takes_what_its_data_takes(mount: Path) 
 
 
 def test_many_processes_at_once(mount: Path, tmp_path: Path) -> None:
-    """Eight processes create, rename, link, write and unlink in the same directories; each file carries its digest."""
+    """Eight processes create, rename, link, write and unlink in the same directories; each file contains its digest."""
     script = r"""
 import hashlib, os, random, sys
 root, seed = sys.argv[1], int(sys.argv[2])
@@ -387,7 +388,7 @@ def test_readers_of_a_file_that_is_rewritten_see_whole_writes(mount: Path) -> No
     with ThreadPoolExecutor(1) as pool:
         writer = pool.submit(write)
         try:
-            # Past the kernel's cache, in which reads and writes of a page may mix: what the daemon answers is whole.
+            # Past the page cache, in which reads and writes of a page may mix: each of the daemon's answers is whole.
             direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
             try:
                 with mmap.mmap(-1, 4096) as buffer:
