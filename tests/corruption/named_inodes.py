@@ -75,7 +75,7 @@ def extra_isize(layout: Layout) -> None:
 
 @case("stat plain ok", "list dir ok")
 def times(layout: Layout) -> None:
-    """Times with all bits: nanoseconds over a second, years past 2446."""
+    """Times with all bits set: nanoseconds over a second, years after 2446."""
     for path in ("plain", "dir"):
         layout.set_inode(path, "<III", 8, 0x80000000, 0x7FFFFFFF, 0xFFFFFFFF)
         layout.set_inode(path, "<IIIII", 132, *[0xFFFFFFFF] * 5)
@@ -83,7 +83,7 @@ def times(layout: Layout) -> None:
 
 @case("stat fifo ok", "stat char ok", "stat block ok", "writing unlink ok")
 def special_files_with_blocks(layout: Layout) -> None:
-    """A FIFO and devices with i_blocks and pointers of somebody else."""
+    """A FIFO and devices with i_blocks and another file's pointers."""
     for path in ("fifo", "char", "block"):
         layout.set_inode(path, "<I", 28, 64)
         for index in range(2, 15):
@@ -227,7 +227,7 @@ def xattr_magic(layout: Layout) -> None:
 
 @case("xattr shared-one ok", "writing removexattr ok", "writing unlink ok")
 def xattr_refcount_too_low(layout: Layout) -> None:
-    """h_refcount 1 for two inodes: whoever goes first frees it: f_special_ea."""
+    """h_refcount 1 for two inodes: the first to go frees the block: f_special_ea."""
     layout.put("<I", layout.xattr_block("shared-one") + 4, 1)
 
 

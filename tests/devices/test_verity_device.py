@@ -56,7 +56,7 @@ async def test_nothing_asked_for_is_nothing_read() -> None:
     assert unverified.requests == 0
 
 
-async def test_request_larger_than_a_batch_is_right() -> None:
+async def test_request_of_more_than_one_step_is_right() -> None:
     image = build(600, data_block_size=65536, hash_block_size=512)
     device = device_for(image)
     extents = [Extent(0, image.data_size), Extent(5, 10), *(Extent(start << 16, 1) for start in range(0, 600, 2))]

@@ -1,4 +1,4 @@
-"""``scripts/fuzz``: runs targets one after the other, each for its part of the time, and says what came of it."""
+"""``scripts/fuzz``: runs targets one after the other, each for its part of the time, and prints the results."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from tests.fuzz.targets import TARGETS
 PROJECT = Path(__file__).parents[2]
 WORK = PROJECT / ".fuzz"
 MAX_CRASHES = 5
-"""Of one target in one run: it goes on after each."""
+"""Crashes of one target in one run: it goes on after each."""
 MAX_INPUT_SECONDS = 60
-"""Of the clock. The targets themselves complain of processor time, much earlier."""
+"""Seconds of the clock. The targets themselves raise after less processor time."""
 MAX_MEMORY = 1024
-"""MiB that a target may take up."""
+"""MiB that a target may use."""
 _PROGRESS = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+)")
 _STATISTIC = re.compile(r"stat::number_of_executed_units:\s+(\d+)")
 
 
 @dataclass
 class Outcome:
-    """What came of one target."""
+    """The result of one target."""
 
     executions: int = 0
     seconds: float = 0
     reached: int = 0
-    """Edges of the code that the inputs reach between them."""
+    """Edges of the code that the inputs reach together."""
     new_inputs: int = 0
     crashes: list[Path] = field(default_factory=list)
     complaint: str = ""
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def replay(target: Target, path: Path) -> int:
-    """Run one input; 1 if it breaks something."""
+    """Run one input; returns 1 if it breaks a promise."""
     try:
         target.run(path.read_bytes())
     except Exception:
@@ -104,7 +104,7 @@ def run_all(targets: list[Target], seconds: float, work: Path) -> int:
             try:
                 outcomes[target.name] = run(target, each, work, show)
             except KeyboardInterrupt:
-                # What came of the others is told all the same.
+                # Print the results of the other targets all the same.
                 is_interrupted = True
                 break
     table = Table()
@@ -130,7 +130,7 @@ def run_all(targets: list[Target], seconds: float, work: Path) -> int:
 
 
 def run(target: Target, seconds: float, work: Path, show: Callable[[str, float], None]) -> Outcome:
-    """Fuzz one target for so long, going on after a crash."""
+    """Fuzz one target for this many seconds, going on after a crash."""
     corpus, crashes = work / "corpus" / target.name, work / "crashes"
     corpus.mkdir(parents=True, exist_ok=True)
     crashes.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,8 @@ def write_seeds(target: Target, directory: Path) -> None:
 
 
 def merge(target: Target, found: Path) -> None:
-    """Make the corpus in the repository the least that reaches what it and ``found`` do between them, seeds apart."""
+    """Reduce the corpus in the repository to the smallest that reaches as much as it and ``found`` together, without
+    seeds."""
     corpus = CORPUS / target.name
     with temporary_directory("mystfuse-fuzz-") as scratch:
         seeds, merged = Path(scratch) / "seeds", Path(scratch) / "merged"
@@ -198,7 +199,7 @@ def merge(target: Target, found: Path) -> None:
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         given = {path.name for path in seeds.iterdir()}
-        # Beside it first: whoever interrupts this finds one of the two.
+        # Written beside it first, so that an interrupt leaves one of the two.
         new = corpus.with_name(f".{corpus.name}.new")
         remove_tree(new, ignore_errors=True)
         new.mkdir(parents=True)

@@ -24,7 +24,7 @@ NO_ROOM = 1 << 20
 
 
 class Memory:
-    """Blocks of an image that are all there, and a commit."""
+    """The blocks of an image, all in memory, and a commit."""
 
     def __init__(self, image: SparseImage) -> None:
         self.image = image
@@ -42,7 +42,7 @@ class Memory:
         return Blocks(self.get)
 
     def change(self, operation: Callable[Concatenate[Change, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation, and commit what it changes; nothing is changed if it raises."""
+        """Run an operation and commit its changes; if it raises, nothing changes."""
         transaction = Transaction(self.superblock.block_size, self.get, _Nothing(), lambda: NO_ROOM)
         transaction.restart()
         result = operation(Change(self.filesystem, transaction, ADMIN, 1_700_000_000 * 10**9), *args, **kwargs)
@@ -65,7 +65,7 @@ class Memory:
 
 
 class _Nothing:
-    """What has been written since is in the image itself."""
+    """Blocks written since then are in the image itself."""
 
     def get(self, number: int) -> bytes | None:
         return None
@@ -76,7 +76,7 @@ class _Nothing:
 
 @cache
 def numbers(name: str) -> dict[bytes, int]:
-    """Inode numbers by name, of the root directory of an image."""
+    """Inode numbers by name in the root directory of an image."""
     memory = Memory(load(name).copy())
     root = memory.filesystem.inode(memory.blocks(), ROOT)
     entries, _ = list_entries(memory.superblock, memory.blocks(), root, 0, 100)
@@ -89,7 +89,7 @@ def change(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> bool:
-    """Whether the operation did something, or said why not."""
+    """Whether the operation changed something; if not, it said why."""
     try:
         memory.change(operation, *args, **kwargs)
     except (CorruptFilesystem, OSError):

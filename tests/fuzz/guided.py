@@ -1,4 +1,4 @@
-"""One target under libFuzzer, guided by what of mystfuse each input reaches: ``python -m fuzz.guided TARGET
+"""One target under libFuzzer, guided by the code of mystfuse that each input reaches: ``python -m fuzz.guided TARGET
 [LIBFUZZER-OPTION...]``. In a process of its own, since libFuzzer ends it."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ with atheris.instrument_imports(include=["mystfuse.formats", "mystfuse.ext2", "m
 def main() -> None:
     import logging
 
-    # What is skipped in an image is logged: not here, a million times.
+    # We log what we skip in an image: not here, where it would happen a million times.
     logging.disable(logging.ERROR)
     name, *options = sys.argv[1:]
     atheris.Setup([sys.argv[0], *options], TARGETS[name].run)

@@ -1,4 +1,4 @@
-"""What the targets share: what a target is, what it may raise, and how it makes decisions of bytes."""
+"""The base of the targets: a target, the errors that it may raise, and decisions made from bytes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pathlib import Path
 from typing import TypeVar
 
 CORPUS = Path(__file__).parent / "corpus"
-"""A directory a target: inputs that between them reach what has been reached so far."""
+"""A directory for each target: inputs that together reach all code that was reached so far."""
 REGRESSIONS = Path(__file__).parent / "regressions"
-"""A directory a target: inputs that once broke something."""
+"""A directory for each target: inputs that broke a promise once."""
 MAX_SECONDS = 10.0
-"""Of processor time for one input, instrumentation included: far more than any needs."""
+"""Processor time for one input, instrumentation included: far more than any input needs."""
 
 T = TypeVar("T")
 
 
 class InvariantBroken(AssertionError):
-    """The code under test has done something that it promises not to."""
+    """The code under test has broken a promise."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Code under test, as a function of bytes. It raises nothing, unless the code is wrong."""
+    """Code under test, as a function of bytes. It raises nothing unless that code is wrong."""
 
     name: str
     function: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]] = field(default=lambda: [b""])
     """Well-formed inputs to start from, besides those in the corpus."""
     max_length: int = 2048
-    """Bytes of input."""
+    """The maximum length of an input in bytes."""
     words: Sequence[bytes] = ()
-    """What inputs are made of, to be put into them."""
+    """Words of the format, which the fuzzer inserts into inputs."""
 
     def run(self, data: bytes) -> None:
         """Run one input.
@@ -46,13 +46,13 @@ class Target:
             self.function(data)
 
     def stored(self) -> list[Path]:
-        """The inputs that are kept in the repository."""
+        """The inputs in the repository."""
         return sorted([*(CORPUS / self.name).glob("*"), *(REGRESSIONS / self.name).glob("*")])
 
 
 @contextmanager
 def bounded(seconds: float = MAX_SECONDS, what: str = "one input") -> Iterator[None]:
-    """Complain if this takes too long, in processor time, so that a busy machine makes no difference."""
+    """Raise if this takes too long, in processor time, so that a busy machine makes no difference."""
     started = time.thread_time()
     yield
     spent = time.thread_time() - started
@@ -60,14 +60,14 @@ def bounded(seconds: float = MAX_SECONDS, what: str = "one input") -> Iterator[N
 
 
 def ensure(holds: bool, message: str) -> None:
-    """Raise InvariantBroken if something does not hold."""
+    """Raise InvariantBroken unless this holds."""
     if not holds:
         raise InvariantBroken(message)
 
 
 class Choices:
-    """Decisions made of bytes, one after the other; without any left, all are 0. So every input means something, and
-    inputs that look alike do alike."""
+    """Decisions made from bytes, one after the other; behind the last byte all are 0. So every input has a meaning, and
+    similar inputs have similar ones."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -103,8 +103,8 @@ class Choices:
         """A value for a field of ``size`` bytes that is likely to break something.
 
         Args:
-            old: what is there.
-            others: values that mean something in this place.
+            old: the present value.
+            others: values with a meaning in this place.
         """
         mask = (1 << 8 * size) - 1
         half = 1 << 8 * size - 1

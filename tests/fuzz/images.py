@@ -20,21 +20,21 @@ from mystfuse.errors import ImageReadError
 
 IMAGES = Path(__file__).parent / "images"
 PIECE = 1024
-"""Bytes that an image is kept and changed in."""
+"""The size of an image in bytes."""
 OPTIONS = {
-    # Four groups, small blocks, attributes in inode and block.
+    # Four groups, small blocks, attributes in inodes and blocks.
     "small": ("-b", "1024", "-g", "1024", "-N", "512", "-I", "256", "4M"),
     # Revision 0: no features, inodes of 128 bytes.
     "old": ("-b", "1024", "-r", "0", "-O", "none", "-N", "256", "2M"),
-    # As many groups as so few blocks make.
+    # As many groups as this number of blocks allows.
     "groups": ("-b", "1024", "-g", "256", "-O", "^resize_inode,^meta_bg", "-N", "2048", "-I", "128", "24M"),
-    # The largest blocks, and inodes of a page.
+    # The largest blocks, and inodes of one page.
     "large": ("-b", "65536", "-N", "256", "-I", "4096", "8M"),
 }
 
 
 class SparseImage:
-    """An image without its zeros, to be changed in copies that cost little.
+    """An image without its zeros; copies of it cost little.
 
     Args:
         size: bytes; what is not in ``pieces`` is zeros.
@@ -46,7 +46,7 @@ class SparseImage:
         self.size = size
 
     def copy(self) -> SparseImage:
-        """A copy of what it was before any change."""
+        """A copy of the original, before any change."""
         return SparseImage(self._pieces, self.size)
 
     def get(self, offset: int, length: int) -> bytes:
@@ -59,7 +59,7 @@ class SparseImage:
         return b"".join(parts)[start : start + length]
 
     def put(self, offset: int, data: bytes) -> None:
-        """Overwrite bytes; what would lie outside is left out."""
+        """Overwrite bytes; bytes outside the image are dropped."""
         start, end = max(offset, 0), min(offset + len(data), self.size)
         while start < end:
             number, within = divmod(start, PIECE)
@@ -70,7 +70,7 @@ class SparseImage:
             start += len(part)
 
     def number(self, offset: int, size: int) -> int:
-        """The little-endian number of ``size`` bytes there."""
+        """The little-endian number of ``size`` bytes at an offset."""
         return int.from_bytes(self.get(offset, size), "little")
 
     def put_number(self, offset: int, size: int, value: int) -> None:
@@ -78,7 +78,7 @@ class SparseImage:
 
 
 class SparseDevice:
-    """A device on an image that answers everything, and counts."""
+    """A device on an image that answers every read, and counts."""
 
     def __init__(self, image: SparseImage) -> None:
         self.size = image.size
@@ -95,7 +95,7 @@ class SparseDevice:
 
 @cache
 def load(name: str) -> SparseImage:
-    """One of the images in ``images/``. Change copies alone."""
+    """One of the images in ``images/``. Change only copies of it."""
     data = lzma.decompress((IMAGES / f"{name}.img.xz").read_bytes())
     zeros = bytes(PIECE)
     pieces = {
@@ -107,7 +107,7 @@ def load(name: str) -> SparseImage:
 
 
 def make(directory: Path) -> None:
-    """Make all images, with mke2fs, of a tree of everything that has metadata."""
+    """Make all images, with mke2fs, from a tree with every kind of metadata."""
     tree = directory / "tree"
     (tree / "dir/sub").mkdir(parents=True)
     (tree / "many").mkdir()

@@ -1,4 +1,4 @@
-"""Breaks a file system in places that mean something: a structure, a field of it, and a nasty value."""
+"""Damages a file system in known places: a structure, a field of it, and a value that often breaks parsers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fuzz.images import SparseImage, load
 
 ROOT = 2
 Fields = tuple[tuple[int, int], ...]
-"""(byte offset, bytes) of each."""
+"""Fields of each structure as (byte offset, bytes)."""
 
 SUPERBLOCK: Fields = (
     (0, 4), (4, 4), (8, 4), (12, 4), (16, 4), (20, 4), (24, 4), (32, 4), (40, 4), (58, 2), (76, 4), (80, 2), (82, 2),
@@ -28,24 +28,25 @@ INODE: Fields = (
 )  # fmt: skip
 ENTRY: Fields = ((0, 4), (4, 2), (6, 1), (7, 1), (8, 1), (9, 1), (8, 4))
 INDEX: Fields = ((0x18, 4), (0x1C, 1), (0x1D, 1), (0x1E, 1), (0x20, 2), (0x22, 2), (0x24, 4), (0x28, 4), (0x2C, 4))
-"""Of a dx_root: reserved_zero, hash_version, info_length, indirect_levels, limit, count, block, then hash and block."""
+"""Fields of a dx_root: reserved_zero, hash_version, info_length, indirect_levels, limit, count, block, then hash and
+block."""
 XATTR_HEADER: Fields = ((0, 4), (4, 4), (8, 4), (12, 4), (16, 4))
 XATTR_ENTRY: Fields = ((0, 1), (1, 1), (2, 2), (4, 4), (8, 4), (12, 4), (16, 4))
 
 
 class Layout(NamedTuple):
-    """Where everything is in a sound image, in bytes."""
+    """The byte offsets of all structures in a sound image."""
 
     superblock: Superblock
     table: int
     groups: int
     bitmaps: list[int]
     metadata: list[int]
-    """Block numbers of what is not data."""
+    """Numbers of the metadata's blocks."""
     inodes: dict[int, int]
-    """Of each inode in use, where it is."""
+    """The offset of each inode in use."""
     directories: dict[int, list[int]]
-    """Of each directory, its blocks, as block numbers."""
+    """The block numbers of each directory."""
     indirect: list[int]
     """Block numbers."""
     xattr_blocks: list[int]
@@ -90,7 +91,7 @@ def layout(name: str) -> Layout:
 
 
 def mutate(image: SparseImage, name: str, choices: Choices) -> None:
-    """Break something in ``image``, which was a copy of the image called so."""
+    """Damage ``image``, a copy of the image of this name."""
     place = layout(name)
     superblock = place.superblock
     size = superblock.block_size

@@ -1,4 +1,4 @@
-"""Targets: each structure of the file system by itself, over blocks that are all in memory."""
+"""Targets: each structure of the file system by itself, with all blocks in memory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.fuzz.images import load
 
 
 def superblock(data: bytes) -> None:
-    """Whatever a superblock says, mounting it takes no longer. The first byte says whether the inode count is made to
-    fit, without which hardly anything is accepted."""
+    """Mounting takes no longer for any superblock. The first byte says whether to make the inode count fit; without
+    that, we refuse almost all."""
     choices = Choices(data)
     makes_fit = choices.below(2)
     raw = bytearray(choices.take(1024))
@@ -67,8 +67,8 @@ def vars_of(statistics: object) -> list[int]:
 
 
 def groups(data: bytes) -> None:
-    """A descriptor that is accepted has its group's metadata inside the group; taking and freeing keep the counts right
-    or complain."""
+    """An accepted descriptor has its group's metadata inside the group; taking and freeing keep the counts right, or
+    raise."""
     choices = Choices(data)
     memory = Memory(load(choices.pick((*SOUND, "groups"))).copy())
     superblock = memory.superblock
@@ -110,7 +110,7 @@ def groups(data: bytes) -> None:
 
 
 def inode(data: bytes) -> None:
-    """An inode is what it is read as: written and read again it is the same."""
+    """Writing an inode and reading it back gives the same inode."""
     choices = Choices(data)
     size = choices.pick((128, 256, 512, 4096))
     offset = choices.pick((0, size))
@@ -126,7 +126,7 @@ def inode(data: bytes) -> None:
     parsed.pack_into(packed, offset)
     again = Inode.parse(bytes(packed), 12, offset, size)
     ensure(len(packed) == len(raw) and packed[:offset] == raw[:offset], "something else is written as well")
-    # Times are cut to what the fields hold, and a nanosecond field may say more than a second.
+    # Times are truncated to their fields' sizes, and a nanosecond field may exceed a second.
     times = ("atime_ns", "ctime_ns", "mtime_ns")
     for name in times:
         before, after = getattr(parsed, name), getattr(again, name)
@@ -140,12 +140,12 @@ def inode(data: bytes) -> None:
 
 
 def block_map(data: bytes) -> None:
-    """The four ways to ask where a file's blocks are agree, whatever its map says; it can be released, or it cannot."""
+    """The four ways to find a file's blocks agree for any map; releasing the map works or raises."""
     choices = Choices(data)
     memory = Memory(load(choices.pick(SOUND)).copy())
     superblock = memory.superblock
     size = superblock.block_size
-    # Indirect blocks, and what pointers point to: free blocks near the end, mostly.
+    # Indirect blocks, and the targets of pointers: mostly free blocks near the end.
     pool = [superblock.s_blocks_count - 1 - index for index in range(12)]
     others = (*pool, superblock.s_blocks_count, superblock.s_first_data_block, 1)
     ino = numbers(choices.pick(SOUND[:1]))[b"file"] if size == 1024 and superblock.features else 13
@@ -176,7 +176,7 @@ def block_map(data: bytes) -> None:
         ensure(len(answers[0]) == count, "another number of blocks")
         ensure(all(not number or superblock.is_data_block(number) for number in answers[0]), "outside")
         ensure(map_block(superblock, memory.blocks(), file, first) == answers[0][0], "map_block disagrees")
-        # A stretch looks at the pointers behind as well, which may be broken.
+        # A stretch also reads the following pointers, which may be broken.
         stretch = ask(lambda: map_stretch(superblock, memory.blocks(), file, first))  # noqa: B023
         if stretch is not None:
             ensure(stretch.length > 0 and stretch.is_data == bool(answers[0][0]), f"{stretch} at {first}")
@@ -194,7 +194,7 @@ def block_map(data: bytes) -> None:
 
 
 def ask(question: Callable[[], T]) -> T | None:
-    """The answer, or None if the map is told as broken."""
+    """The answer, or None if the map is broken."""
     try:
         return question()
     except CorruptFilesystem:
@@ -205,7 +205,7 @@ def ask(question: Callable[[], T]) -> T | None:
 
 
 def directory(data: bytes) -> None:
-    """A listing and look-ups agree about any directory; adding, renaming and removing change what they say they change.
+    """Listings and lookups agree for any directory; adding, renaming and removing change exactly the given names.
 
     The directory's blocks are the input: of one block, or of several, with or without file types, perhaps hash-indexed.
     """
@@ -231,7 +231,7 @@ def directory(data: bytes) -> None:
         try:
             child = memory.filesystem.lookup(memory.blocks(), ino, entry)
         except CorruptFilesystem:
-            # The inode may be impossible, or the name's block broken in front of it for the other way to read it.
+            # The inode may be impossible, or the name's block broken in front of it for the other reader.
             continue
         ensure(child is not None, f"{entry!r} is listed and not found")
         assert child is not None
@@ -256,7 +256,7 @@ def directory(data: bytes) -> None:
 
 
 def listing(memory: Memory, ino: int, step: int) -> list[tuple[bytes, int]] | None:
-    """All names of a directory with their inode numbers; None if it is told as broken."""
+    """All names of a directory with their inode numbers; None if it is broken."""
     names: list[tuple[bytes, int]] = []
     offset = 0
     try:
@@ -290,7 +290,7 @@ def directory_seeds() -> list[bytes]:
 
 
 def symlink(data: bytes) -> None:
-    """A target is refused or as long as the inode says, and shorter than the longest path; no inode is both kinds."""
+    """A target is refused, or as long as the inode says and shorter than the longest path; no inode is both kinds."""
     choices = Choices(data)
     image = choices.pick(SOUND)
     memory = Memory(load(image).copy())
@@ -315,7 +315,7 @@ def symlink(data: bytes) -> None:
 
 
 def bitmap(data: bytes) -> None:
-    """Runs in a bitmap are what counting bit by bit finds."""
+    """Runs in a bitmap equal those that counting bit by bit finds."""
     choices = Choices(data)
     size = 1 + choices.below(4096)
     raw = choices.pick((b"\xff", b"\0")) * choices.below(300) + choices.take(choices.below(64))

@@ -1,5 +1,5 @@
-"""Targets: what is around the file system. fssig, verity superblock, LUKS headers, packages, keys, and the command
-line's words."""
+"""Targets: everything around the file system. fssig, verity superblock, LUKS headers, packages, keys, and words of the
+command line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.fuzz.harness import Choices, Target, ensure
 
 DATA = Path(__file__).parents[1] / "data"
 KEY_PEM = (Path(__file__).parent / "signer.pem").read_bytes()
-"""A private key for tests alone: it signs what the targets take apart."""
+"""A private key for tests alone: it signs the targets' inputs."""
 
 
 @cache
@@ -53,7 +53,7 @@ def public_key() -> PublicKey:
 
 
 def one_line_of(error: Exception) -> None:
-    """What is told to the user is one line that is not empty."""
+    """A message to the user is one line, and not empty."""
     message = one_line(error.message if isinstance(error, click.BadParameter) else str(error))
     ensure(bool(message) and message.isprintable(), f"{type(error).__name__} says {message!r}")
 
@@ -68,7 +68,7 @@ def signed_fssig() -> Fssig:
 
 
 def fssig(data: bytes) -> None:
-    """An fssig is what it is read as, and nobody is believed but who signed this root hash."""
+    """An fssig reads back as written, and only the signer of this root hash is trusted."""
     try:
         parsed = Fssig.parse(data.ljust(4096, b"\0") if len(data) > 7 else data)
     except FormatError as error:
@@ -101,7 +101,7 @@ def fssig_seeds() -> list[bytes]:
 
 
 def verity(data: bytes) -> None:
-    """A superblock is what it is read as, and its tree's levels lie one behind the other, as large as they must be."""
+    """A superblock reads back as written; the levels of its tree follow one another and have the right sizes."""
     choices = Choices(data)
     hash_offset = choices.number(8) >> 1
     try:
@@ -138,7 +138,7 @@ def verity_seeds() -> list[bytes]:
 
 
 def check_header(header: LuksHeader) -> None:
-    """What every header that is accepted keeps to."""
+    """What holds for every accepted header."""
     ensure(header.payload_offset > 0 and header.sector_size in (512, 1024, 2048, 4096), "an impossible payload")
     ensure(set(header.key_sizes) <= set(header.cipher.key_sizes), "an impossible key")
     ensure(len(header.keyslots) <= 32, f"{len(header.keyslots)} key slots")
@@ -161,7 +161,7 @@ def check_header(header: LuksHeader) -> None:
 
 
 def luks1(data: bytes) -> None:
-    """A header is refused or within bounds, and says the same when its slots are where cryptsetup puts them."""
+    """A header is refused or within bounds, and stays the same when its slots are where cryptsetup puts them."""
     try:
         header = parse_luks1(data)
     except FormatError as error:
@@ -190,7 +190,7 @@ def luks1_seeds() -> list[bytes]:
 
 
 def luks2(data: bytes) -> None:
-    """The binary header is taken as it is when the first byte is odd; else the rest is the JSON area of a good one."""
+    """If the first byte is odd, the rest is the binary header; else it is the JSON area of a good one."""
     if data[:1] and data[0] & 1:
         offset = data[0] >> 1 << 14
         copy = HeaderCopy.parse(data[1:], offset)
@@ -263,7 +263,7 @@ CONFIGURATION: dict[str, Any] = {
 
 
 def configuration(data: bytes) -> None:
-    """Any JSON is a configuration or a usage error, and a configuration has one spelling, which is read back."""
+    """Any JSON is a configuration or a usage error; a configuration has one canonical spelling, which reads back."""
     try:
         parsed = Configuration.of(parse_json_object(data))
     except (UsageError, ValueError) as error:
@@ -278,7 +278,7 @@ def configuration(data: bytes) -> None:
 
 
 def package_contents(data: bytes) -> None:
-    """A signed line is refused or in the one spelling; whom it trusts can be told or is refused."""
+    """A signed line is refused or canonical; the keys and hashes that it trusts are listed or refused."""
     try:
         contents = PackageContents.parse(data)
     except FormatError as error:
@@ -306,7 +306,7 @@ def package_bytes() -> bytes:
 
 
 def package(data: bytes) -> None:
-    """Nothing is taken for a package but what was signed, byte for byte. The first bytes say what is done to one."""
+    """Only signed bytes are accepted as a package. The first bytes choose the change to a signed one."""
     choices = Choices(data)
     original = package_bytes()
     changed = bytearray(original)
@@ -346,7 +346,7 @@ JSON_WORDS = [
 
 
 def keys(data: bytes) -> None:
-    """Any bytes are an RSA key of a size that is accepted or refused, in PEM and in DER, and no key verifies noise."""
+    """Any bytes are refused or an RSA key of an accepted size, in PEM and in DER; and no key verifies noise."""
     choices = Choices(data)
     is_pem = choices.below(2)
     text = choices.rest()
@@ -393,7 +393,7 @@ def words(data: bytes) -> None:
 
 
 def options(data: bytes) -> None:
-    """-o of mount, of mount(8), and --mount of exec."""
+    """-o of mount and of mount(8), and --mount of exec."""
     text = data.decode("utf-8", "surrogateescape").replace("\0", "")
     given: dict[str, Any] = {"roothashes": (), "pubkeys": ()}
     try:

@@ -1,4 +1,4 @@
-"""Targets: whole file systems, broken in some places, read and written as a mount would, FUSE left out."""
+"""Targets: whole damaged file systems, read and written as a mount would, without FUSE."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ ADMIN, SOMEBODY = Caller(0, 0), Caller(1234, 100, lambda: frozenset({7}))
 NAMES = ("small", "small", "groups", "old", "large")
 OVERLAY_LIMIT = 4 << 20
 OPERATION_SECONDS = 4.0
-"""Of processor time for one operation, instrumentation included."""
+"""Seconds of processor time for one operation, instrumentation included."""
 OPERATION_BYTES = 96 << 20
-"""That one operation may read of the image: what it may pin, and what is fetched along."""
+"""Bytes that one operation may read of the image: those that it may pin, and those fetched along with them."""
 
 T = TypeVar("T")
 
 
 class Tester:
-    """A volume, each of whose operations is watched."""
+    """A volume that checks each operation."""
 
     def __init__(self, volume: Volume, device: SparseDevice) -> None:
         self.volume = volume
@@ -39,10 +39,10 @@ class Tester:
         self.failures = 0
 
     async def ask(self, operation: Awaitable[T], is_whole: bool = True) -> T | None:
-        """The result of an operation; None if it fails as it may.
+        """The result of an operation; None if it fails with an allowed error.
 
         Args:
-            is_whole: nothing has happened if it fails.
+            is_whole: a failure changes nothing.
         """
         volume, changes, read = self.volume, self.volume.changes, self.device.bytes_read
         result: T | None = None
@@ -59,7 +59,7 @@ class Tester:
         return result
 
     async def walk(self, most: int = 60) -> None:
-        """Look at everything there is."""
+        """Read everything."""
         volume = self.volume
         statistics = await self.ask(trio_awaitable(volume.statistics()))
         ensure(statistics is None or statistics.free_blocks >= 0, "less than nothing is free")
@@ -98,7 +98,7 @@ class Tester:
             ensure(offset <= size, "a stretch behind the end")
 
     async def list(self, ino: int, size: int) -> list[int]:
-        """The inode numbers in a directory; some of its names are looked up."""
+        """The inode numbers in a directory; looks up some of its names."""
         offset = 0
         children: list[int] = []
         for _ in range(40):
@@ -173,7 +173,7 @@ async def trio_awaitable(value: T | Awaitable[T]) -> T:
 
 
 async def serve(image: SparseImage, choices: Choices | None, inodes: list[int], directories: list[int]) -> None:
-    """Mount, walk, and, with ``choices``, write as they say, walk again, and take a snapshot."""
+    """Mount and walk; with ``choices``, write as they say, walk again, and take a snapshot."""
     device = SparseDevice(image)
     try:
         with bounded(OPERATION_SECONDS, "mounting"):
@@ -198,7 +198,7 @@ async def serve(image: SparseImage, choices: Choices | None, inodes: list[int], 
 
 
 def damaged(choices: Choices) -> tuple[str, SparseImage]:
-    """An image with as many things wrong as the choices say."""
+    """An image with as many damages as the choices say."""
     name = choices.pick(NAMES)
     image = load(name).copy()
     for _ in range(choices.below(5)):
@@ -207,13 +207,13 @@ def damaged(choices: Choices) -> tuple[str, SparseImage]:
 
 
 def image(data: bytes) -> None:
-    """Reading a broken file system gives its data or an error that is in the documents, in bounded time and memory."""
+    """Reading a broken file system gives its data or a documented error, in bounded time and memory."""
     _, broken = damaged(Choices(data))
     trio.run(serve, broken, None, [], [])
 
 
 def image_writes(data: bytes) -> None:
-    """Writing to one changes what it should, or nothing; besides the same."""
+    """Writing to a broken file system makes the right change or none; the rest as for reading."""
     choices = Choices(data)
     name, broken = damaged(choices)
     place = layout(name)
@@ -222,7 +222,7 @@ def image_writes(data: bytes) -> None:
 
 
 def geometry(data: bytes) -> None:
-    """A file system that says it is huge, on a device that says so too, is no more work than a small one."""
+    """A file system and a device that state a huge size are no more work than small ones."""
     choices = Choices(data)
     name = choices.pick(("small", "groups", "large"))
     broken = load(name).copy()
@@ -237,7 +237,7 @@ def geometry(data: bytes) -> None:
     broken.put(1024 + 12, struct.pack("<II", choices.number(4), choices.number(4)))
     broken.put(1024 + 32, struct.pack("<III", per_group, per_group, inodes_per_group))
     if choices.below(2):
-        # Groups whose metadata is where it has to be: one behind the other, as the first block says it is.
+        # Groups with their metadata in the right places: one behind the other, as the first block states.
         first, size = superblock.s_first_data_block, superblock.block_size
         free = choices.pick((0, 1, 0xFFFF))
         for group in range(min(count, choices.pick((8, 300, 3000)))):

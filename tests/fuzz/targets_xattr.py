@@ -15,7 +15,7 @@ from tests.fuzz.images import load
 
 
 def xattr(data: bytes) -> None:
-    """Attributes are refused, or change exactly as they are told to: in the inode's body, in its block, in both."""
+    """Attributes are refused or change exactly as requested: in the inode's body, in its block, in both."""
     choices = Choices(data)
     image = choices.pick(("small", "small", "large", "old"))
     memory = Memory(load(image).copy())
@@ -24,7 +24,7 @@ def xattr(data: bytes) -> None:
     at = memory.inode_offset(ino)
     inode = memory.filesystem.inode(memory.blocks(), ino)
     if choices.below(2) and superblock.s_inode_size > 128:
-        # Behind the usual extra fields: where the magic number is.
+        # Behind the usual extra fields, at the magic number.
         memory.image.put(at + 160 + choices.pick((0, 4, 20)), choices.take(choices.below(96)))
     if choices.below(2) and inode.i_file_acl:
         position = inode.i_file_acl * superblock.block_size + choices.pick((0, 32, 48, 256))
@@ -59,7 +59,7 @@ def xattrs(memory: Memory, ino: int) -> dict[bytes, bytes] | None:
 
 
 def acl(data: bytes) -> None:
-    """An ACL is refused or read back as it was written, on disk and as an attribute, and a mode can be put into it."""
+    """An ACL is refused, or reads back as written, on disk and as an attribute; and a mode can be merged into it."""
     with suppress(CorruptFilesystem):
         value = acl_to_xattr(data, 12)
         ensure(len(value) <= 4 + 2 * len(data), "an ACL that grows")

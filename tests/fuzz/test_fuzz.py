@@ -1,5 +1,5 @@
-"""Every target with its seeds, with what is stored for it, and with inputs of hypothesis; ``scripts/fuzz`` does it for
-longer, guided by coverage."""
+"""Every target with its seeds, its stored inputs, and inputs of hypothesis; ``scripts/fuzz`` runs them for longer,
+guided by coverage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.fuzz.harness import Choices, InvariantBroken, Target, bounded
 from tests.fuzz.targets import TARGETS
 
 EXAMPLES = 60
-"""Of hypothesis, a target."""
+"""Examples of hypothesis for each target."""
 
 
 @pytest.fixture(params=TARGETS.values(), ids=TARGETS.keys())
@@ -37,7 +37,7 @@ def test_seeds_and_stored_inputs_break_nothing(target: Target) -> None:
 def test_inputs_of_hypothesis_break_nothing(target: Target) -> None:
     seeds = target.seeds()
     length = st.binary(max_size=min(target.max_length, 400))
-    # Well-formed inputs with something else in some place.
+    # Well-formed inputs with one change.
     changed = st.builds(_overwritten, st.sampled_from(seeds), st.integers(0, 1 << 16), st.binary(max_size=8))
 
     @settings(

@@ -36,15 +36,15 @@ from tests.guards.guards_of_images import OF_IMAGES  # noqa: E402
 from tests.guards.guards_of_machines import OF_MACHINES  # noqa: E402
 
 GUARDS: tuple[Guard, ...] = (*OF_IMAGES, *OF_MACHINES)
-"""Of what an image, its storage and its signer can do, and of what others on the machine can."""
+"""Against an image, its storage and its signer, and against other users of the machine."""
 TIMEOUT = 240
 """Seconds: without a guard against hanging, a test may hang."""
 _LIMITS = {resource.RLIMIT_NOFILE: 4096, resource.RLIMIT_FSIZE: 1 << 30}
-"""Without a guard against endless work, a test must not fill the disk, nor descend for ever."""
+"""Without a guard against endless work, a test must neither fill the disk nor descend without end."""
 
 
 class Copy:
-    """A copy of the project, ``directory/copy``, whose tests leave what they make in ``directory/t``."""
+    """A copy of the project in ``directory/copy``; its tests use ``directory/t`` as their temporary directory."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "copy"
@@ -54,10 +54,10 @@ class Copy:
         ignored = shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".fuzz", ".hypothesis")
         shutil.copytree(PROJECT, self.path, symlinks=True, ignore=ignored)
         environment = Path(sys.prefix)
-        # What it is made of is only read: links will do, where there can be any.
+        # The tests only read the originals, so links will do where they are possible.
         how = "-al" if environment.stat().st_dev == self.path.stat().st_dev else "-a"
         subprocess.run(["cp", how, environment, self.path / ".venv"], check=True)
-        # The copy's own: where the package is, and who runs the commands.
+        # The copy needs its own path of the package and its own commands.
         for file in [*self.path.glob(".venv/lib/*/site-packages/__editable__*"), *self.path.glob(".venv/bin/*")]:
             if file.is_file() and not file.is_symlink() and str(PROJECT).encode() in file.read_bytes():
                 text, mode = file.read_text(), file.stat().st_mode
@@ -66,7 +66,7 @@ class Copy:
                 file.chmod(mode)
 
     def run(self, tests: tuple[str, ...], *options: str) -> str:
-        """Run tests, below tests/; returns what pytest says. A test that hangs is ended, and named as failed."""
+        """Run tests, below tests/; returns pytest's output. A test that hangs is ended and counts as failed."""
         command = [self.path / ".venv/bin/python3", "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *options]
         process = subprocess.Popen(
             [*command, f"--basetemp={self._temporary / 'p'}", *(f"tests/{test}" for test in tests)],
@@ -92,7 +92,7 @@ class Copy:
             return f"{guard.file} has its code {code.count(guard.code)} times"
         _write(file, code.replace(guard.code, guard.without))
         try:
-            # Of several tests each has to fail, of one the first of its cases.
+            # Of several tests each has to fail; of a single one, its first case.
             output = self.run(guard.tests, *(["-x"] if len(guard.tests) == 1 else []))
         finally:
             _write(file, code)
@@ -104,12 +104,12 @@ class Copy:
 
 
 def _is_of(case: str, test: str) -> bool:
-    """Whether what pytest names is a test, or one of its cases."""
+    """Whether pytest's name is this test, or one of its cases."""
     return case == f"tests/{test}" or case.startswith((f"tests/{test}[", f"tests/{test} "))
 
 
 def _write(file: Path, code: str) -> None:
-    """Not in the file as it is: that is PROJECT's time and size, by which Python knows what it has compiled."""
+    """Replace the file instead of writing to it: by its time and size Python knows what it has compiled."""
     file.write_text(code)
     for compiled in file.parent.glob(f"__pycache__/{file.stem}.*"):
         compiled.unlink()
@@ -146,7 +146,7 @@ def main() -> int:
     copies: SimpleQueue[Copy] = SimpleQueue()
 
     def try_one(guard: Guard) -> bool:
-        """Whether its tests fail."""
+        """Whether the guard's tests fail."""
         copy = copies.get()
         try:
             started = time.monotonic()

@@ -10,12 +10,12 @@ class Guard:
     """A piece of code that keeps a promise."""
 
     name: str
-    """What it sees to."""
+    """The promise that it keeps."""
     file: str
-    """Below the project's directory."""
+    """A path below the project's directory."""
     code: str
-    """It stands there once."""
+    """The piece of code; the file has it once."""
     without: str
-    """What stands in its place when it is gone."""
+    """What replaces the piece to take the guard away."""
     tests: tuple[str, ...]
-    """Below tests/, ``test_file.py::test_name``: each of them fails then."""
+    """Below tests/, ``test_file.py::test_name``: without the guard each of them fails."""

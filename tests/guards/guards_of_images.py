@@ -1,4 +1,4 @@
-"""Guards against who carries an image, against a signer whose file system is broken, and against the overlay's disk."""
+"""Guards against the carrier of an image, a signer whose file system is broken, and the overlay's disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Guards against other users of the machine, against programs and packages that are run, and against accidents."""
+"""Guards against other users of the machine, against programs and packages that mystfuse runs, and against
+accidents."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ from tests.guards.__main__ import GUARDS, table
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/security.md").read_text()
 NO_GUARD = "(no single guard: "
-"""How a promise begins to say why none of its own can be taken away."""
+"""The words with which a promise says why it has no guard of its own."""
 
 
 def promises() -> list[str]:
-    """The rows of the tables of what is promised."""
+    """The rows of the tables of promises."""
     promised = TEXT[TEXT.index("## What is promised") : TEXT.index("## What is not promised")]
     return [
         line for line in promised.splitlines() if line.startswith("|") and "---" not in line and "shown by" not in line
@@ -27,13 +27,13 @@ def promises() -> list[str]:
 
 
 def named_in(text: str) -> set[str]:
-    """What it names, as pytest does, below tests/."""
+    """The tests that it names, as pytest does, below tests/."""
     return set(re.findall(r"`tests/([\w/]+\.py::\w+)`", text))
 
 
 @cache
 def collected_from(file: str) -> frozenset[str]:
-    """The tests that pytest collects from a file: its functions, no methods, and nothing that is only mentioned."""
+    """The tests that pytest collects from a file: its functions."""
     found = [node for node in ast.parse((ROOT / "tests" / file).read_text()).body if isinstance(node, FUNCTIONS)]
     return frozenset(node.name for node in found if node.name.startswith("test_"))
 
@@ -42,7 +42,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def gone(tests: set[str]) -> list[str]:
-    """Those that are not there."""
+    """The named tests that do not exist."""
     return sorted(test for test in tests if test.partition("::")[2] not in collected_from(test.partition("::")[0]))
 
 
@@ -65,7 +65,7 @@ def test_every_guard_is_in_its_place() -> None:
     for guard in GUARDS:
         assert guard.code != guard.without and guard.tests, guard.name
         if guard.file.endswith(".py"):
-            # A piece that does not fit would let any test fail.
+            # A piece that breaks the file would let any test fail.
             ast.parse((ROOT / guard.file).read_text().replace(guard.code, guard.without))
 
 

@@ -17,7 +17,7 @@ from tests.support.luks_peers import CHEAP, EPOCH, MADE, PASSPHRASE, Made, make_
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A directory that is emptied after the test: pytest would keep what is in it, tens of megabytes a test."""
+    """A directory that is emptied after the test: pytest would keep its contents, tens of megabytes for each test."""
     yield tmp_path
     remove_tree(tmp_path)
 
@@ -45,7 +45,7 @@ def passphrase(secret_files: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(small_tree: Path, secret_files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
-    """The same directory and SOURCE_DATE_EPOCH in every kind of image. Never write to them."""
+    """The same directory and SOURCE_DATE_EPOCH in every kind of image. Tests must not write to them."""
     directory = tmp_path_factory.mktemp("made")
     images = {}
     for name, options in MADE.items():
@@ -59,13 +59,13 @@ def made(small_tree: Path, secret_files: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def plain(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file system of 8 MiB with 1 KiB blocks. Never write to it."""
+    """A file system of 8 MiB with 1 KiB blocks. Tests must not write to it."""
     return make_ext2(small_tree, tmp_path_factory.mktemp("plain") / "ext2", 1024)
 
 
 @pytest.fixture(scope="module")
 def plain_4096(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with 4 KiB blocks: cryptsetup puts no larger sectors around smaller blocks."""
+    """The same with 4 KiB blocks: cryptsetup uses no sectors larger than the file system's blocks."""
     return make_ext2(small_tree, tmp_path_factory.mktemp("plain-4096") / "ext2", 4096)
 
 
@@ -88,7 +88,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def image(keys: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encrypted image (LUKS1) of ``small_tree``, with a passphrase. Never write to it."""
+    """An encrypted image (LUKS1) of ``small_tree``, with a passphrase. Tests must not write to it."""
     path = tmp_path_factory.mktemp("encrypted") / "luks1.img"
     result = mystfuse("mkext2", "--encrypt", keys / "key", "--passphrase-file", keys / "passphrase", small_tree, path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""Mounting encrypted images: keys and passphrases from everywhere, wrong ones, damage and hostile headers."""
+"""Mounting encrypted images: keys and passphrases from every source, wrong ones, damage and hostile headers."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_no_active_slot_is_told(keys: Path, small_tree: Path, tmp_path: Path, mo
 
 
 def test_trust_comes_before_the_key(image: Path, keys: Path, mountpoint: Path) -> None:
-    """Nobody's header is parsed, and no key tried on it, before somebody has vouched for it."""
+    """An untrusted image's header is not parsed, and no key is tried on it."""
     refused(NOT_TRUSTED, "mount", "--roothash", "ab" * 32, "--key-file", keys / "wrong", image, mountpoint)
 
 
@@ -190,7 +190,7 @@ def test_damaged_ciphertext_is_an_error_and_never_data(
 
 
 def luks1(image: Path, target: Path, *fields: tuple[int, bytes]) -> Path:
-    """The LUKS part of an image, bare, with other bytes at these offsets."""
+    """The LUKS part of an image by itself, with other bytes at these offsets."""
     data = bytearray(image.read_bytes())
     del data[hash_offset_of(data) :]
     for offset, value in fields:
@@ -220,7 +220,7 @@ HOSTILE = {
 
 @contextmanager
 def computing_less_than(seconds: float) -> Iterator[None]:
-    """The processor time of the processes that end in the block: others may be computing beside them."""
+    """The processor time of the processes that end in the block; other processes may compute at the same time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     yield
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -268,7 +268,7 @@ def test_an_honest_but_slow_derivation_can_be_interrupted(
             process.wait()
         assert process.returncode == 1
         assert stderr.decode().splitlines()[-1] == "mystfuse: interrupted"
-        # What derives keys dies with the daemon, which takes a moment.
+        # The deriver dies with the daemon, but takes a moment.
         deadline = time.monotonic() + 5
         while run("pgrep", "-f", str(slow), check=False).stdout and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -315,7 +315,7 @@ def test_an_ordinary_user_makes_opens_and_commits(
         run(*ours, "mkext2", *options, source, image)
         run(*ours, "mount", "--passphrase-file", directory / "passphrase", image, mountpoint)
         run(*as_user, "diff", "-r", "--no-dereference", "--exclude=lost+found", source, mountpoint)
-        # The daemon is not for its own user to look into.
+        # The daemon is not dumpable, so that even its own user cannot look into it.
         pid = json.loads(run(*ours, "status", "--json", mountpoint).stdout)["pid"]
         for name in "environ", "mem":
             assert run(*as_user, "head", "-c1", f"/proc/{pid}/{name}", check=False).returncode

@@ -1,4 +1,4 @@
-"""The golden encrypted image has what its manifest says, for the right key alone."""
+"""The golden encrypted image has the contents of its manifest, and opens with the right key alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Golden:
 
 @pytest.fixture(scope="module")
 def golden_luks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Golden]:
-    """The golden encrypted image, unpacked, and what opens it. Never write to it."""
+    """The golden encrypted image, unpacked, and its key. Tests must not write to it."""
     directory = tmp_path_factory.mktemp("golden-luks")
     image = directory / "luks-1024.img"
     with lzma.open(DATA / "luks-1024.img.xz") as packed, image.open("wb") as unpacked:

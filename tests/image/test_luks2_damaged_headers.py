@@ -32,7 +32,7 @@ from tests.support.mounts import clear_mount
 
 @pytest.mark.parametrize("size", ["16k", "64k", "1m", "4m"])
 async def test_one_good_luks2_header_is_enough(size: str, plain: Path, passphrase: Path, scratch: Path) -> None:
-    """Wherever the second one is. What we can still open is what cryptsetup can."""
+    """Wherever the second header is. We open exactly those images that cryptsetup opens."""
     key, data = secrets.token_bytes(64), plain.read_bytes()[: 64 << 10]
     options = (f"--luks2-metadata-size={size}", "--luks2-keyslots-size=1m")
     image = luks_format(scratch / "image", passphrase, key, *options, version=2)
@@ -66,14 +66,14 @@ async def test_one_good_luks2_header_is_enough(size: str, plain: Path, passphras
                 await assert_opens(sealed, data, key=key)
             except MystfuseError as error:
                 pytest.fail(f"{which} header, {damage}: {error!r}")
-            # It repairs what it opens, so it comes last.
+            # cryptsetup repairs a header that it opens, so it comes last.
             cryptsetup("open", "--test-passphrase", f"--key-file={passphrase}", copy)
 
 
 async def test_a_luks2_header_whose_version_is_damaged_is_a_damaged_one(
     plain: Path, passphrase: Path, scratch: Path
 ) -> None:
-    """Unless it says LUKS1. cryptsetup gives up on any version but 0, though the second header is good."""
+    """Unless the version says LUKS1. cryptsetup gives up on other versions, though the second header is good."""
     key, data = secrets.token_bytes(64), plain.read_bytes()[: 64 << 10]
     image = luks_format(scratch / "image", passphrase, key, version=2)
     payload = encrypt_sectors("aes-xts-plain64", key, data)
@@ -91,7 +91,7 @@ async def test_a_luks2_header_whose_version_is_damaged_is_a_damaged_one(
 
 
 def fill_at(image: Path, data: bytes, offset: int) -> Sealed:
-    """``fill`` for a header that cryptsetup need not be able to read."""
+    """``fill`` for a header that cryptsetup may fail to read."""
     with image.open("r+b") as file:
         file.seek(offset)
         file.write(data)
@@ -133,7 +133,7 @@ async def test_with_both_luks2_headers_damaged_the_image_is_refused(
 
 @pytest.mark.parametrize("stale", [0, 16 << 10])
 async def test_the_newer_luks2_header_counts(stale: int, slots: list[Path], plain: Path, scratch: Path) -> None:
-    """A change that was cut off between the two: one of them is good, but not what was last written."""
+    """A change that was interrupted between the two headers: one of them is good, but out of date."""
     key, data = secrets.token_bytes(64), plain.read_bytes()[: 64 << 10]
     image = luks_format(scratch / "image", slots[0], key, version=2)
     before = image.read_bytes()[stale : stale + (16 << 10)]

@@ -1,4 +1,4 @@
-"""We open what cryptsetup and qemu-img encrypt, with every cipher, hash and sector size."""
+"""We open images that cryptsetup and qemu-img encrypt, with every cipher, hash and sector size."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.support.mounts import mounted
 
 
 async def assert_holds(sealed: Sealed, plain: bytes, key: bytes | None, passphrase: bytes | None) -> None:
-    """Each of what is given opens it, and what is in it is exactly ``plain``: whole, and in pieces from anywhere."""
+    """Each of the given keys opens it, and its contents are exactly ``plain``: whole, and in pieces from anywhere."""
     for given in ({"key": key}, {"passphrase": passphrase}):
         if None in given.values():
             continue
@@ -56,7 +56,7 @@ async def assert_holds(sealed: Sealed, plain: bytes, key: bytes | None, passphra
 
 
 def volume_key(image: Path, passphrase: Path) -> bytes:
-    """The master key, as cryptsetup finds it out."""
+    """The master key, as cryptsetup finds it."""
     found = image.with_suffix(".key")
     found.unlink(missing_ok=True)
     cryptsetup("luksDump", "--dump-volume-key", f"--volume-key-file={found}", f"--key-file={passphrase}", image)
@@ -78,7 +78,7 @@ async def test_images_by_qemu_are_read(
 ) -> None:
     image = scratch / "image"
     qemu_encrypt(plain, image, passphrase, cipher, mode, iv, hash_name)
-    # cryptsetup cannot say the key: the kernel's XTS does not have AES-192.
+    # cryptsetup does not find this key: the kernel's XTS lacks AES-192.
     key = None if (cipher, mode) == ("aes-192", "xts") else volume_key(image, passphrase)
     await assert_holds(seal(image), plain.read_bytes(), key, PASSPHRASE)
 
@@ -124,7 +124,7 @@ async def test_files_that_cryptsetup_encrypts_are_read(
 
 
 async def test_a_file_that_cryptsetup_encrypts_anew_is_read(plain_4096: Path, passphrase: Path, scratch: Path) -> None:
-    """With another key and cipher: what the header had for the old one is gone."""
+    """With another key and cipher: reencryption replaces the header's old key."""
     image, old_key, new_key = scratch / "image", secrets.token_bytes(64), secrets.token_bytes(32)
     reencrypt(plain_4096, image, passphrase, old_key, "aes-xts-plain64", 4096)
     write_secret(scratch / "new", new_key)
@@ -222,7 +222,8 @@ async def test_every_cipher_and_sector_size_of_luks2_is_read(
 def test_headers_by_cryptsetup_mount(
     version: int, cipher: str, bits: int, options: tuple[str, ...], plain: Path, passphrase: Path, scratch: Path
 ) -> None:
-    """With an fssig, by passphrase and by key. (EXT2 blocks smaller than a sector: dm-crypt could not, we can.)"""
+    """With an fssig, by passphrase and by key. (We also read EXT2 blocks smaller than a sector, which dm-crypt
+    refuses.)"""
     key, sector_size = secrets.token_bytes(bits // 8), 2048 if version == 2 else 512
     image = luks_format(scratch / "image", passphrase, key, f"--cipher={cipher}", *options, version=version)
     sealed = fill(image, encrypt_sectors(cipher, key, plain.read_bytes(), 0, sector_size))
@@ -244,7 +245,7 @@ async def test_passphrases_can_be_any_bytes(plain: Path, scratch: Path) -> None:
         file = write_secret(scratch / "file", said)
         sealed = fill(luks_format(scratch / "image", file, key, version=1 + number % 2), encrypted)
         await assert_opens(sealed, data, passphrase=said)
-        # Not with a zero byte: HMAC pads short keys with those.
+        # No zero byte at the end: HMAC pads short keys with those.
         await assert_wrong(sealed, passphrase=said + b"!")
 
 
@@ -264,7 +265,7 @@ async def test_headers_that_cryptsetup_converts_are_read(
 async def test_segments_with_an_iv_tweak_and_a_size_are_read(
     cipher: str, sector_size: int, passphrase: Path, scratch: Path
 ) -> None:
-    """Numbers of sectors that pass 32 bits, where plain and plain64 part."""
+    """Sector numbers that pass 32 bits, where plain and plain64 differ."""
     tweak, size = (1 << 32) - 1000, MIB
     run("mke2fs", "-q", "-t", "ext2", scratch / "plain", f"{size >> 10}k")
     key, data = secrets.token_bytes(32), (scratch / "plain").read_bytes()
@@ -276,6 +277,6 @@ async def test_segments_with_an_iv_tweak_and_a_size_are_read(
     await assert_holds(sealed, data, key, PASSPHRASE)
     async with opened(sealed, key=key) as pipeline:
         assert pipeline.device.size == size
-    # What the tree covers behind the payload is not looked at by anybody: it is not what was sealed.
+    # The tree covers bytes behind the payload; no read returns them, and they are not those that the test wrote.
     os.truncate(image, payload_offset(image) + size + MIB)
     assert "the LUKS payload has 1048576 bytes, but" in str(await refusal(fill(image, b""), key=key))

@@ -31,7 +31,7 @@ from tests.support.luks_peers import (
 
 
 def add_slots(image: Path, slots: list[Path]) -> None:
-    """All but the first, which formatted it, each into the slot of its number."""
+    """All but the first passphrase, which formatted the device, each in the slot of its number."""
     for number, file in enumerate(slots[1:], 1):
         cryptsetup("luksAddKey", f"--key-file={slots[0]}", f"--new-keyfile={file}", f"--new-key-slot={number}", *PBKDF2,
                    image)  # fmt: skip
@@ -102,7 +102,7 @@ async def test_slots_are_tried_by_their_priority(slots: list[Path], plain: Path,
 
 
 async def test_a_slot_for_another_key_does_not_open_the_image(slots: list[Path], plain: Path, scratch: Path) -> None:
-    """LUKS2 keeps unbound keys, of any size, which reencryption will take or somebody has put there; and tokens."""
+    """LUKS2 keeps unbound keys of any size, made by reencryption or by a user; and tokens."""
     key, data = secrets.token_bytes(64), plain.read_bytes()[: 64 << 10]
     image = luks_format(scratch / "image", slots[0], key, version=2)
     other = write_secret(scratch / "other", secrets.token_bytes(64))

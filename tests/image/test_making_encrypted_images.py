@@ -1,4 +1,4 @@
-"""Making and committing encrypted images, and that nothing is left when that fails."""
+"""Making and committing encrypted images; a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_same_directory_and_key_give_the_same_image(small_tree: Path, keys: 
 
 
 def test_all_of_the_payload_is_encrypted(image: Path) -> None:
-    """Nobody sees what of the file system is in use."""
+    """The ciphertext does not show which parts of the file system are in use."""
     data = image.read_bytes()
     sectors = [data[start : start + 512] for start in range(LUKS1_PAYLOAD, hash_offset_of(data), 512)]
     assert len(set(sectors)) == len(sectors)
@@ -124,7 +124,7 @@ def test_making_that_is_ended_leaves_nothing(keys: Path, tmp_path: Path, number:
     if number is not signal.SIGKILL:
         assert (process.returncode, stderr) == (1, b"mystfuse: interrupted\n")
     else:
-        # Then the child cleans up.
+        # The child cleans up after that.
         wait_until(lambda: not list(temporary.iterdir()))
     assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
     assert list(target.iterdir()) == list(temporary.iterdir()) == []
@@ -145,12 +145,12 @@ def test_making_that_is_killed_at_any_moment_leaves_nothing(keys: Path, tmp_path
         wait_until(lambda: run("pgrep", "-f", f"mkext2 --encrypt {keys}", check=False).stdout == "")
         assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
         (tmp_path / "x.img").unlink(missing_ok=True)
-        # What was there before the child is an empty directory at most.
+        # Before the child starts, there is an empty directory at most.
         assert [path for path in temporary.rglob("*") if path.stat().st_size and path.is_file()] == []
 
 
 def test_a_hangup_is_ignored_when_it_is_to_be(keys: Path, tmp_path: Path) -> None:
-    """nohup: what makes the image must not die with the terminal."""
+    """Under nohup, the process that makes the image must not die with the terminal."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "big").write_bytes(secrets.token_bytes(32 << 20))
@@ -211,7 +211,7 @@ def test_a_terminal_is_asked_twice_for_a_new_passphrase(
 def test_nothing_is_left_when_the_child_is_ended_while_it_cleans_up(
     keys: Path, small_tree: Path, tmp_path: Path
 ) -> None:
-    """Found once: the child had removed the file that was mounted on, and nobody removed its directory."""
+    """A regression: the child had removed the mountpoint's file, but the parent left the directory."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     code = (

@@ -1,4 +1,4 @@
-"""What we encrypt, judged by cryptsetup, qemu-img, nbdkit, veritysetup, e2fsck and the kernel's AES."""
+"""Images that we encrypt, checked with cryptsetup, qemu-img, nbdkit, veritysetup, e2fsck and the kernel's AES."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENCRYPTED = [name for name in MADE if name != "plain"]
 
 
 def assert_same_file_system(raw: Path, plain: Made) -> None:
-    """e2fsck is content, and it is the file system of the image that is not encrypted."""
+    """e2fsck finds no fault, and the file system equals that of the unencrypted image."""
     run("e2fsck", "-fn", raw)
     data = raw.read_bytes()
     assert not any(data[plain.hash_offset :])
@@ -71,7 +71,8 @@ def test_cryptsetup_knows_our_headers(name: str, made: dict[str, Made]) -> None:
 def test_our_headers_are_laid_out_like_those_of_cryptsetup(
     version: int, made: dict[str, Made], secret_files: Path, scratch: Path
 ) -> None:
-    """``cryptsetup luksFormat`` with the original's options makes the same header, but for what is random and costs."""
+    """``cryptsetup luksFormat`` with the original's options makes the same header, except for random values and
+    costs."""
     theirs, ours = scratch / "theirs", made[f"luks{version}"].image
     with theirs.open("wb") as file:
         file.truncate(32 * MIB)
@@ -128,7 +129,7 @@ def test_cryptsetup_opens_our_image_without_a_slot_with_the_key(
             assert result.returncode == status, (file, result)
     passphrase = f"--key-file={secret_files / 'passphrase'}"
     assert cryptsetup("open", "--test-passphrase", passphrase, image, check=False).returncode != 0
-    # And who has the key can give it a passphrase.
+    # With the key, cryptsetup can also add a passphrase.
     copy = made[name].copy(scratch / "copy")
     cryptsetup("luksAddKey", f"--volume-key-file={secret_files / 'key'}", "--key-size=512", *PBKDF2,
                f"--new-keyfile={secret_files / 'passphrase'}", copy)  # fmt: skip
@@ -158,22 +159,23 @@ def test_nbdkit_serves_our_luks1_image(made: dict[str, Made], passphrase: Path, 
 
 
 def test_cryptsetup_decrypts_our_luks2_image(made: dict[str, Made], secret_files: Path, scratch: Path) -> None:
-    """For good, in place, with the kernel's AES. Nothing else but dm-crypt reads LUKS2."""
+    """In place, with the kernel's AES: only dm-crypt reads LUKS2 otherwise."""
     image = made["luks2-no-slot"].copy(scratch / "luks")
     passphrase = secret_files / "passphrase"
-    # A cheap slot: it will be opened several times.
+    # A cheap slot, since the test opens it several times.
     cryptsetup("luksAddKey", f"--volume-key-file={secret_files / 'key'}", "--key-size=512", *PBKDF2,
                f"--new-keyfile={passphrase}", image)  # fmt: skip
     cryptsetup("reencrypt", "--decrypt", "--force-offline-reencrypt", f"--header={scratch / 'header'}",
                f"--key-file={passphrase}", image)  # fmt: skip
     with image.open("r+b") as file:
-        # The payload is moved to the front; where it was its ciphertext is left.
+        # cryptsetup moves the payload to the front, and leaves ciphertext behind it.
         file.truncate(made["plain"].hash_offset)
     assert_same_file_system(image, made["plain"])
 
 
 def test_all_our_ciphertexts_are_the_same_but_for_the_headers(made: dict[str, Made]) -> None:
-    """One key, one file system, the same numbers of sectors: what qemu-img and cryptsetup say of one holds for all."""
+    """One key, one file system, the same sector numbers: results of qemu-img and cryptsetup for one image hold for
+    all."""
     payloads = set()
     for name in ENCRYPTED:
         image = made[name]

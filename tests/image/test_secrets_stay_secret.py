@@ -25,7 +25,7 @@ def forms_of(secret: bytes) -> list[bytes]:
 
 
 def test_no_plaintext_and_no_key_touches_a_disk(keys: Path, tmp_path: Path, mountpoint: Path) -> None:
-    """Image directory and temporary directory are on a disk of their own, all of which is searched afterwards."""
+    """Image directory and temporary directory are on a disk of their own; the test searches all of it afterwards."""
     disk, directory, source = tmp_path / "disk", tmp_path / "on-disk", tmp_path / "source"
     directory.mkdir()
     source.mkdir()
@@ -76,7 +76,7 @@ def test_the_daemon_shows_no_key(image: Path, keys: Path, mountpoint: Path, tmp_
 
 
 def memory_of(pid: int) -> bytes:
-    """What a process has in memory, as root can see it."""
+    """The memory of a process, as root sees it."""
     parts: list[bytes] = []
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
@@ -90,7 +90,7 @@ def memory_of(pid: int) -> bytes:
 
 
 def test_keys_are_wiped_once_the_image_is_open(image: Path, keys: Path, mountpoint: Path) -> None:
-    """What is left are the two AES keys, apart, in OpenSSL's key schedules, which begin with them."""
+    """Only the two AES keys are left, apart from each other, at the start of OpenSSL's key schedules."""
     key = (keys / "key").read_bytes()
     with mounted(image, mountpoint, "--key-file", str(keys / "key")):
         memory = memory_of(daemon_pid(mountpoint))
@@ -105,7 +105,7 @@ def test_there_is_no_core_dump(image: Path, small_image: Path, keys: Path, mount
     confined: set[int | None] = set()
 
     def crash(directory: Path, *arguments: str | Path) -> set[str]:
-        """Let a mount in the foreground die by SIGSEGV; returns what it leaves in its directory."""
+        """Let a mount in the foreground die by SIGSEGV; returns the files that it leaves in its directory."""
         directory.mkdir()
 
         def allow_core() -> None:
@@ -131,6 +131,6 @@ def test_there_is_no_core_dump(image: Path, small_image: Path, keys: Path, mount
     control = crash(tmp_path / "plain", small_image)
     assert "no limit" in control
     if not Path("/proc/sys/kernel/core_pattern").read_text().startswith(("|", "/")):
-        # Under Landlock a daemon makes no file, and the kernel none in its name.
+        # Landlock keeps a daemon from making files, and the kernel from making them for it.
         assert len(control) == (1 if confined != {None} else 2), "this system dumps no cores at all"
     assert crash(tmp_path / "encrypted", "--key-file", keys / "key", image) == set()

@@ -1,4 +1,4 @@
-"""Unlocking: the master key or a passphrase opens a LUKS image, whatever else is a clear error, and keys are wiped."""
+"""Unlocking: the master key or a passphrase opens a LUKS image, anything else is a clear error, and keys are wiped."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def locked(
     iv_tweak: int = 0,
     slot_cipher: str = "",
 ) -> tuple[LuksHeader, bytes]:
-    """A header with a slot for each passphrase, and the device it belongs to; few iterations, to be fast."""
+    """A header with a slot for each passphrase, and its device; few iterations, to be fast."""
     spec, slot_spec = CipherSpec.parse(cipher), CipherSpec.parse(slot_cipher or cipher)
     slot_key_size = 64 if slot_spec.chain_mode == "xts" else 32
     device, slots = bytearray(PAYLOAD_OFFSET), []
@@ -74,7 +74,7 @@ def locked(
 
 
 class Shown:
-    """A progress that notes what is shown."""
+    """A progress object that records what it shows."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -97,7 +97,7 @@ def open_with(
     shown: Shown | None = None,
     damaged: tuple[range, ...] = (),
 ) -> Unlocked:
-    """Unlock; whatever happens, the keys must be wiped."""
+    """Unlock; in every case the keys must be wiped."""
     keys = Keys(
         None if key is None else Secret.copy_of(key), None if passphrase is None else Secret.copy_of(passphrase)
     )
@@ -168,7 +168,7 @@ def test_sector_size_and_iv_tweak_are_the_headers(cipher: str, key_size: int, se
 )
 def test_a_key_that_cannot_be_one_is_told_at_once(wrong: bytes) -> None:
     header, content = locked()
-    # The digest would take a minute.
+    # The digest alone would take a minute.
     kdf = replace(header.digest.kdf, iterations=MAX_ITERATIONS // 2)
     slow = replace(header, digest=replace(header.digest, kdf=kdf))
     begin = time.process_time()
@@ -190,7 +190,7 @@ def test_a_wrong_key_is_told(wrong: bytes) -> None:
 
 
 def test_what_can_be_a_key_in_two_forms_is_tried_in_both() -> None:
-    """64 hex digits are a key of 64 bytes, or one of 32; a header without slots takes both."""
+    """64 hex digits are a key of 64 bytes, or of 32; for a header without slots we try both."""
     digits = randbytes(32, "digits").hex().encode()
     for key in (digits, bytes.fromhex(digits.decode())):
         header, content = locked((), key=key)
@@ -211,7 +211,7 @@ def test_a_passphrase_opens_its_slot(stripes: int) -> None:
 
 
 def test_a_passphrase_of_a_luks1_header_opens_it() -> None:
-    """From the bytes to the payload, with 4000 stripes."""
+    """From the header's bytes to the payload, with 4000 stripes."""
     key, salt, slot_salt = randbytes(32, "luks1"), b"\x77" * 32, b"\x88" * 32
     header = luks1(
         {0: DISABLED, 6: luks1_slot(iterations=12, salt=slot_salt, offset=300)},
@@ -237,7 +237,7 @@ def test_a_passphrase_of_a_luks1_header_opens_it() -> None:
 def test_a_passphrase_opens_a_slot_of_argon2() -> None:
     header, content = locked()
     kdf = Argon2("argon2id", b"somesalt", 2, 256, 1)
-    # phc-winner-argon2, src/test.c: what "password" gives.
+    # phc-winner-argon2, src/test.c: the key that "password" gives.
     slot_key = bytes.fromhex("9dfeb910e80bad0311fee20f9c0e2b12c17987b4cac90c2ef54d5b3021c68bfe")
     slot = replace(header.keyslots[0], kdf=kdf, cipher_key_size=32)
     material = bytes(split_key(memoryview(KEY), 8, "sha512", randbytes))

@@ -1,4 +1,4 @@
-"""LUKS features that we lack are refused by name."""
+"""We refuse unsupported LUKS features by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_unfinished_encryption_by_cryptsetup_is_refused_by_name(
 
 
 def test_a_detached_header_is_refused(plain_4096: Path, passphrase: Path, scratch: Path) -> None:
-    """Nor is its payload taken for something else when there is a key."""
+    """Even with a key, its payload is not read as another format."""
     payload, header = scratch / "payload", scratch / "header"
     shutil.copyfile(plain_4096, payload)
     cryptsetup("reencrypt", "--encrypt", "--force-offline-reencrypt", f"--header={header}", *PBKDF2,

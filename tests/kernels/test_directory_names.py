@@ -1,4 +1,4 @@
-"""Names in directory blocks: what C says of a block is what going through it in Python says."""
+"""Names in directory blocks: the C kernel and the loop in Python give the same results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DIRECTORY = cast(Inode, SimpleNamespace(ino=2))
 
 
 def entries(source: random.Random, size: int, number: int, has_filetype: bool) -> tuple[bytearray, list[int]]:
-    """A block of a directory, and where its entries are: ``.`` and ``..`` if it is the first, names of all lengths,
+    """A block of a directory, and the places of its entries: ``.`` and ``..`` if it is the first, names of all lengths,
     free entries, and slack."""
     block = bytearray(size)
     offsets: list[int] = []
@@ -59,7 +59,7 @@ def directory_blocks(damages: int) -> Iterator[tuple[Superblock, int, bytes, ran
         size, number, has_filetype = source.choice((1024, 4096)), source.choice((0, 1, 70_000)), source.random() < 0.7
         block, offsets = entries(source, size, number, has_filetype)
         for _ in range(source.randrange(damages + 1)):
-            # In its header, more often than not.
+            # In an entry's header, more often than not.
             header = source.choice(offsets) + source.randrange(9)
             position = source.choice((header, header, source.randrange(size)))
             block[position] = source.choice((0, 1, 4, 12, 0x2F, 0xFF, source.randrange(256)))
@@ -137,7 +137,7 @@ def test_native_keys_are_many_and_different() -> None:
 
 @needs_native
 def test_native_hash_is_siphash_1_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against Python's own hash of bytes, which is the same function where it was built that way."""
+    """Compared with Python's own hash of bytes, which is the same function on most builds."""
     script = (
         "import sys; assert sys.hash_info.algorithm == 'siphash13', sys.hash_info\n"
         "print(*[hash(bytes(range(size))) & (1 << 64) - 1 for size in range(1, 257)])"

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @needs_native
-def test_the_twins_have_the_same_interface() -> None:
+def test_kernels_and_fallbacks_have_the_same_interface() -> None:
     def interface(of: type) -> dict[str, list[str]]:
         functions = inspect.getmembers(of, inspect.isfunction)
         return {
@@ -63,8 +63,8 @@ print(kernels.name(), hashing.BlockHasher.__module__, sectors.XtsCipher.__module
         assert modules == ["mystfuse.kernels.native.hashing", "mystfuse.kernels.native.sectors"]
 
 
-def test_the_native_kernels_are_there_where_they_can_be() -> None:
-    """scripts/prepare.sh installs what they need: silently going without would be slow, and untested."""
+def test_the_native_kernels_are_built_where_a_compiler_is() -> None:
+    """scripts/prepare.sh installs a compiler: without the kernels, runs would be slow, and the kernels untested."""
     assert native is not None
 
 
@@ -82,7 +82,7 @@ def test_the_sha_instructions_are_used_where_they_are() -> None:
 
 @needs_native
 def test_the_module_is_built_hardened() -> None:
-    """What the linker and the compiler leave to be seen of the flags in build.py."""
+    """The compiled module shows that compiler and linker followed the flags in build.py."""
     assert native is not None
     module = native._kernel.__file__
 
@@ -101,7 +101,7 @@ def test_the_module_is_built_hardened() -> None:
 @needs_native
 @pytest.mark.slow
 def test_under_the_sanitizers(tmp_path: Path) -> None:
-    """Everything above once more with the C code built by AddressSanitizer and UndefinedBehaviorSanitizer."""
+    """The tests above run again with C code compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
     if os.environ.get("MYSTFUSE_SANITIZED"):
         assert native_hashing.lib is sys.modules["sanitized"].lib
         return
@@ -123,7 +123,8 @@ def test_under_the_sanitizers(tmp_path: Path) -> None:
         env={
             **os.environ,
             "LD_PRELOAD": " ".join(libraries),
-            # Python leaves memory behind on purpose; its small objects must come from malloc to be guarded.
+            # Python leaks memory on purpose; its small objects must come from malloc, so that the sanitizer guards
+            # them.
             "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
             "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
             "PYTHONMALLOC": "malloc",

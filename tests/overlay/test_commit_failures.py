@@ -1,5 +1,5 @@
-"""A commit happens whole or not at all, whichever of its allocations fails, and nothing is lost by it; what follows a
-commit in memory is right or forgotten.
+"""A commit happens whole or not at all, whichever of its allocations fails, and loses nothing; caches that it updates
+are right or dropped.
 
 MYSTFUSE_ALL_ALLOCATIONS=1 pytest tests/overlay/test_commit_failures.py    # each allocation, not every 41st
 """
@@ -34,14 +34,15 @@ from tests.support.ext2_editor import MemoryDevice, assert_clean, at, listing, m
 Injection = Callable[[int], AbstractContextManager[Failure]]
 INJECTIONS: dict[str, Injection] = {"allocation": failing_allocation, "block stored": failing_store}
 STRIDE = {"allocation": 1 if "MYSTFUSE_ALL_ALLOCATIONS" in os.environ else 41, "block stored": 7}
-"""Every how many-th of them fails: all take minutes. A quarter of an hour for the file system, on a busy machine."""
+"""Every how many-th allocation fails: all would take minutes, a quarter of an hour for the file system on a busy
+machine."""
 
 # The overlay
 
 BLOCK = 1024
 BLOCKS = 400
 State = list[dict[int, bytes]]
-"""What is in the present state, and in each open snapshot."""
+"""The contents of the present state and of each open snapshot."""
 
 
 def content(seed: int) -> bytes:
@@ -53,8 +54,8 @@ def commit(*changed: int, freed: tuple[int, ...] = (), run: tuple[int, int] | No
 
 
 class Step:
-    """A commit to the present state (0) or to a snapshot (1 is the oldest that is open): blocks that are changed, are
-    free now, and the first and last of a run."""
+    """A commit to the present state (0) or to a snapshot (1 is the oldest open one): blocks to change, blocks to free,
+    and the first and last block of a run."""
 
     def __init__(self, changed: tuple[int, ...], freed: tuple[int, ...], run: tuple[int, int] | None, of: int) -> None:
         self.changed, self.freed, self.of = changed, freed, of
@@ -76,7 +77,7 @@ class Step:
 OPEN, CLOSE = "open a snapshot", "close the oldest snapshot"
 
 SCRIPT: list[Step | str] = [
-    # Enough that their count is an object of its own.
+    # So many that their count is a heap object (above CPython's small integers).
     commit(1, 2, 3, 4, 5, 6, run=(100, BLOCKS - 1)),
     commit(3, run=(10, 25)),
     commit(1, 7, freed=(2,)),
@@ -96,7 +97,7 @@ SCRIPT: list[Step | str] = [
 
 
 class Played:
-    """The script up to some step, and what it should have come to."""
+    """The script up to some step, and the expected result."""
 
     def __init__(self, store: Path | None) -> None:
         opened = None if store is None else OverlayStore(open_store_file(str(store)), BLOCK)
@@ -130,7 +131,7 @@ class Played:
             del self.state[1], self.snapshots[0]
 
     async def settle(self) -> None:
-        """What goes to the store is there."""
+        """Blocks for the store have been written."""
         spill = self.overlay._spill
         while spill is not None and spill.is_at_work:
             await trio.sleep(0)
@@ -144,7 +145,7 @@ class Played:
                 if isinstance(block, int):
                     block = (await which.recall([block]))[block]
                 assert not isinstance(block, MystfuseError)
-                # In a snapshot, and in the present state, a block that has been freed is as good as never written.
+                # In a snapshot, and in the present state, a freed block equals one that was never written.
                 if number in expected:
                     assert block == expected[number], (which, number)
                 else:
@@ -153,7 +154,7 @@ class Played:
 
 @pytest.fixture(params=["in memory", "in the store"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
-    """Where the store is that all blocks go to as soon as they are written; None for none."""
+    """The store to which all blocks go as soon as they are written; None for none."""
     if request.param == "in memory":
         return None
     monkeypatch.setattr(Space, "_is_short", lambda self: True)
@@ -168,7 +169,7 @@ async def test_a_commit_to_the_overlay_or_a_snapshot_is_whole_wherever_it_fails(
 ) -> None:
     failures = 0
     for position, step in enumerate(SCRIPT):
-        # Beside snapshots there is most to take back: there each of them, where it is quick.
+        # With snapshots a failed commit has the most to undo: there every allocation fails, where that is quick.
         is_rich = OPEN in SCRIPT[:position] and isinstance(step, Step) and not step.of
         stride = 1 if is_rich and not store else 5 if not store else 3 * STRIDE[injection] - 2
         number = position % stride
@@ -196,7 +197,7 @@ async def test_a_commit_to_the_overlay_or_a_snapshot_is_whole_wherever_it_fails(
                 played.expect(step, position)
                 await played.check()
             number += stride
-            # To its end, which leaves nothing: at once, or by the way that the script goes.
+            # Run the script to its end, which leaves nothing: at once, or through its remaining steps.
             await played.play(SCRIPT[position + 1 :] if number % 64 == 0 else [], position + 1)
             for snapshot in played.overlay._snapshots[:]:
                 snapshot.close()
@@ -216,7 +217,7 @@ MANY = 120
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A directory of several blocks, which has an index in memory; files with names elsewhere, and long ones."""
+    """A directory of several blocks with an index in memory; files with names in other directories, and long ones."""
     directory = tmp_path_factory.mktemp("commits")
     tree = directory / "tree"
     (tree / "many/empty").mkdir(parents=True)
@@ -241,7 +242,7 @@ async def _create(volume: Volume) -> None:
 
 
 async def _create_in_a_new_block(volume: Volume) -> None:
-    """Names as long as they may be fill the room that is left."""
+    """Names of the maximum length fill the remaining room."""
     many = (await at(volume, "many")).ino
     size = (await volume.inode(many)).size
     number = 0
@@ -318,14 +319,14 @@ Known = tuple[dict[int, bytes | int | None], set[int]]
 
 
 def known(volume: Volume) -> Known:
-    """What is written, and who has no name."""
+    """The contents of files, and the inodes without names."""
     overlay = volume.overlay
     assert overlay is not None
     return {number: overlay.get(number) for number in overlay._slots}, set(volume.orphans)
 
 
 class Commits:
-    """Makes one commit fail, and sees that there is the old state then, or the new one.
+    """Makes one commit fail, and checks for the old state or the new one.
 
     Args:
         which: the number of the commit, counted from when ``volume`` is set; none fails if it is negative.
@@ -334,7 +335,7 @@ class Commits:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.volume: Volume | None = None
         self.states: list[Known] = []
-        """After each commit."""
+        """Called after each commit."""
         self.which = -1
         self.number = 0
         self.injection: Injection = failing_allocation
@@ -367,7 +368,7 @@ class Commits:
         monkeypatch.setattr(Runner, "_commit", watched)
 
     async def run(self, image: bytes, operation: Operation, which: int, with_snapshot: bool) -> Volume:
-        """The operation on a fresh volume, in which everything has been looked at."""
+        """The operation on a fresh volume, after everything has been read once."""
         self.volume, self.states, self.which, self.has_failed = None, [], which, False
         volume = await Volume.open(MemoryDevice(image), 64 << 20)
         assert await volume.lookup((await at(volume, "many")).ino, b"not there") is None
@@ -385,7 +386,7 @@ class Commits:
 
 
 async def names_agree(volume: Volume) -> None:
-    """The names that the blocks of the directories hold, and those that are found by the indexes."""
+    """The names in the blocks of the directories, and those that the indexes find."""
     for directory in ("many", "other"):
         ino = (await at(volume, directory)).ino
         names = await listing(volume, ino)
@@ -442,7 +443,7 @@ async def test_an_operation_happens_whole_or_not_at_all_whichever_allocation_of_
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("injection", INJECTIONS)
 async def test_a_merged_image_that_cannot_be_opened_leaves_nothing_behind(injection: str, image: bytes) -> None:
-    """It commits to a snapshot: what was removed, and is still open, is released there."""
+    """Opening it commits to a snapshot: that releases the removed files that are still open."""
     volume = await Volume.open(MemoryDevice(image), 64 << 20)
     large = await at(volume, "other", "large")
     await volume.write(large.ino, 0, b"x" * 5000, CALLER)
@@ -471,14 +472,14 @@ async def test_a_merged_image_that_cannot_be_opened_leaves_nothing_behind(inject
 
 
 class FullSet(set[int]):
-    """A set that there is no memory for any more in."""
+    """A set whose insertions raise MemoryError."""
 
     def __ior__(self, other: object) -> FullSet:  # type: ignore[override,misc]
         raise MemoryError
 
 
 async def test_an_inode_that_cannot_become_an_orphan_keeps_its_name(image: bytes) -> None:
-    """It would be found without links and in use by nobody when who has it open comes back to it."""
+    """Otherwise it would be without links and not in use when a process that has it open returns to it."""
     volume = await Volume.open(MemoryDevice(image), 64 << 20)
     other = (await at(volume, "other")).ino
     volume._filesystem.orphans = FullSet()

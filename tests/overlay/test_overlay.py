@@ -1,4 +1,4 @@
-"""The overlay by itself: what is written is found again, nothing beyond the limit, snapshots keep what they saw."""
+"""The overlay by itself: reads find what was written, the limit holds, snapshots keep their contents."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_freed_memory_goes_back_to_the_system(size: int) -> None:
     for slot in slots:
         arenas.fill(slot, b"x" * size)
     assert resident_bytes() - before > 250 << 20
-    # Every eighth block of the second half stays: only whole pages without a block can go back.
+    # Every eighth block of the second half stays: the system gets back only whole pages without a block.
     kept = set(slots[len(slots) // 2 :: 64])
     arenas.free([slot for slot in slots if slot not in kept])
     del slots

@@ -58,7 +58,7 @@ def test_blocks_come_back_and_nothing_of_them_is_on_disk(size: int, tmp_path: Pa
     assert store.read(sealed[5:2:-1] + sealed[:1]) == [*contents[5:2:-1], contents[0]]
     on_disk = os.pread(store._descriptor, len(contents) * size, 0)
     assert len(on_disk) == len(contents) * size and b"block" not in on_disk
-    # The same plaintext again is other bytes.
+    # The same plaintext again gives other ciphertext.
     assert len({on_disk[start : start + size] for start in range(0, len(on_disk), size)}) == len(contents)
     sealed_again = sealed_blocks(store, [contents[0]] * 2, len(contents))
     first, second = (os.pread(store._descriptor, size, block.slot * size) for block in sealed_again)
@@ -73,7 +73,7 @@ def test_blocks_come_back_and_nothing_of_them_is_on_disk(size: int, tmp_path: Pa
 def test_whatever_was_done_to_the_file_is_noticed(
     tamper: Callable[[int, bytes], None], damaged: set[int], tmp_path: Path
 ) -> None:
-    """``replay`` puts back what was in the same slots before."""
+    """``replay`` puts back the earlier contents of the same slots."""
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
     contents = [os.urandom(BLOCK) for _ in range(4)]
     store.write(range(4), 1, contents)
@@ -86,7 +86,7 @@ def test_whatever_was_done_to_the_file_is_noticed(
         assert found is not None
         for number, block in enumerate(found):
             assert isinstance(block, IntegrityError) if number in damaged else block == contents[number]
-    # A counter or a place that is not the block's.
+    # A counter or a slot of another block.
     sound = next(block for block in sealed if block.slot not in damaged) if len(damaged) < 4 else sealed[0]
     for wrong in (sound._replace(counter=1), sound._replace(tag=bytes(16)), sound._replace(slot=2, counter=5)):
         (result,) = store.read([wrong]) or [None]

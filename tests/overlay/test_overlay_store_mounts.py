@@ -1,4 +1,4 @@
-"""The overlay's store under real mounts: more than memory has room for, disks that are full or lie, and endings."""
+"""The overlay's store under real mounts: more data than the memory limit, disks that are full or lie, and endings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.overlay_stores import flip, replay, truncate
 
 @pytest.fixture(scope="module")
 def roomy_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image with 4 KiB blocks and much room. Never write to it."""
+    """An image with 4 KiB blocks and much free space. Tests must not write to it."""
     image = tmp_path_factory.mktemp("roomy") / "image"
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "4096", image, "96M")
     return image
@@ -84,7 +84,7 @@ def test_four_times_the_memory_limit_is_written_and_read_back(
         assert status["overlay_store_used"] > 3 * limit << 20
         drop_caches()
         assert digest_of(mountpoint / "file") == digest
-        # Buffers of requests and batches, and the allocator's habits, come on top.
+        # Buffers of requests and of the store, and the allocator's overhead, come on top.
         assert memory_of(pid, "VmHWM") < before + (limit << 20) + (40 << 20)
         assert list(store.iterdir()) == []
         run("cp", "--sparse=always", mountpoint / ".mystfuse/image", tmp_path / "merged")
@@ -94,7 +94,7 @@ def test_four_times_the_memory_limit_is_written_and_read_back(
         assert committed.returncode == 0, committed.stderr
         (mountpoint / "file").unlink()
         wait_until(lambda: status_of(mountpoint)["overlay_store_used"] < 1 << 20)
-        # Its disk space is given back, not only its place.
+        # The disk space itself is given back, not only the slot.
         descriptor = store_descriptor(pid, store)
         wait_until(lambda: os.stat(descriptor).st_blocks * 512 < limit << 20, 30)
         assert write_file(mountpoint / "again", 2 * limit, 2) == digest_of(mountpoint / "again")
@@ -133,7 +133,7 @@ def test_a_tampered_store_is_an_error_and_never_wrong_bytes(
                     assert error.errno == errno.EIO
                     failed += 1
         assert not wrong
-        # One block may be one that has been freed since.
+        # One damaged block may have been freed since.
         assert failed or tamper not in (truncate, zero_all)
         if failed:
             said = logged(mountpoint, log)
@@ -182,7 +182,7 @@ def test_a_full_disk_is_no_space_left_and_everything_stays(
         drop_caches()
         for name, content in contents.items():
             assert (mountpoint / name).read_bytes() == content
-        # What is there can be overwritten, and removed, and then there is room again.
+        # Existing files can be overwritten, and removed, and then there is room again.
         with (mountpoint / "f0").open("r+b", buffering=0) as file:
             file.write(contents["f1"])
         assert (mountpoint / "f0").read_bytes() == contents["f1"]

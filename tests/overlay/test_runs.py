@@ -1,5 +1,5 @@
-"""What is handled in runs: bits of bitmaps, new blocks of a transaction, slots of the overlay. It is as if each were by
-itself."""
+"""Runs: of bits in bitmaps, of new blocks in a transaction, of slots in the overlay. A run gives the same result as its
+parts one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlays whose blocks are on disk: what was written or an error, whatever fails."""
+"""Overlays whose blocks are on disk: a read gives the written bytes or an error, in every failure."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ async def contents_of(view: Overlay | Snapshot, numbers: range) -> dict[int, byt
 async def test_random_commits_with_snapshots_are_as_in_dictionaries(
     spills: bool, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When it spills, far more than memory has room for; the thread that writes is slow at times, or fails. No nonce
-    twice."""
+    """An overlay that spills holds far more than memory; the thread that writes is slow at times, or fails. No nonce
+    repeats."""
     chance = random.Random(seed)
     size = chance.choice([1024, 4096])
     limit, most = 256 << 10 if spills else 64 << 20, 700 if size == 1024 else 400
@@ -113,7 +113,7 @@ async def test_random_commits_with_snapshots_are_as_in_dictionaries(
     await commit(overlay, {}, set(present), True)
     await trio.sleep(0.1)
     assert overlay.used == 0 and overlay.blocks == 0 and overlay.store_used == 0
-    # All of it is as good as new.
+    # Afterwards the store is as good as new.
     await commit(overlay, {5: b"x" * size}, set(), False)
     assert await contents_of(overlay, range(9)) == {5: b"x" * size}
 
@@ -149,18 +149,18 @@ async def test_a_block_that_is_changed_on_its_way_is_the_changed_one(
     assert await contents_of(overlay, range(5)) == {0: b"b" * BLOCK, 2: b"c" * BLOCK, 3: b"a" * BLOCK}
 
 
-async def test_a_ticket_of_what_is_gone_gives_nothing_and_no_error(
+async def test_a_version_of_a_freed_block_gives_nothing_and_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, eager: None
 ) -> None:
-    """The slot is another block's by the time that it is read."""
+    """Another block has the slot by the time of the read."""
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
     overlay = Overlay(BLOCK, 1 << 20, store)
     overlay.commit({0: b"a" * BLOCK}, [], False)
     with trio.fail_after(10):
         while not isinstance(overlay.get(0), int):
             await trio.sleep(0.001)
-    ticket = overlay.get(0)
-    assert isinstance(ticket, int)
+    version = overlay.get(0)
+    assert isinstance(version, int)
     read, started, may_go_on = store.read, threading.Event(), threading.Event()
 
     def read_later(wanted: Sequence[Sealed], can_wait: bool = True) -> list[bytes | MystfuseError] | None:
@@ -175,7 +175,7 @@ async def test_a_ticket_of_what_is_gone_gives_nothing_and_no_error(
         patch.setattr(store, "read", read_later)
 
         async def recall() -> None:
-            found.append(await overlay.recall([ticket]))
+            found.append(await overlay.recall([version]))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(recall)
@@ -186,7 +186,7 @@ async def test_a_ticket_of_what_is_gone_gives_nothing_and_no_error(
                 await trio.sleep(0.001)
             may_go_on.set()
     assert found == [{}] and not caplog.records
-    assert await overlay.recall([ticket]) == {}
+    assert await overlay.recall([version]) == {}
     assert await contents_of(overlay, range(9)) == {7: b"b" * BLOCK}
 
 
@@ -197,15 +197,15 @@ async def test_a_damaged_store_is_an_error_told_once_and_costs_no_other_block(
     overlay = Overlay(BLOCK, 256 * BLOCK, store)
     contents = await fill_overlay(overlay, 300)
     stored = [number for number in contents if isinstance(overlay.get(number), int)]
-    tickets = {number: ticket for number in stored if isinstance(ticket := overlay.get(number), int)}
+    versions = {number: version for number in stored if isinstance(version := overlay.get(number), int)}
     slot = ~overlay._slots[stored[3]]
     os.pwrite(store._descriptor, b"evil", slot * BLOCK)
-    found = await overlay.recall(tickets.values())
-    for number, ticket in tickets.items():
+    found = await overlay.recall(versions.values())
+    for number, version in versions.items():
         if number == stored[3]:
-            assert isinstance(found[ticket], IntegrityError)
+            assert isinstance(found[version], IntegrityError)
         else:
-            assert found[ticket] == contents[number]
+            assert found[version] == contents[number]
     assert [record.message for record in caplog.records] == [f"overlay store: block {slot} is corrupted"]
 
 
@@ -230,7 +230,7 @@ async def test_a_full_disk_is_no_space_and_nothing_is_lost(tmp_path: Path, monke
             contents[number] = content
     assert caught.value.errno == errno.ENOSPC and overlay.room <= 256
     assert 300 < len(contents) < 450 and await contents_of(overlay, range(500)) == contents
-    # What is in the store can be replaced, and what is freed makes room.
+    # Blocks in the store can be replaced, and freed blocks make room.
     for number in range(100):
         contents[number] = os.urandom(BLOCK)
         await commit(overlay, {number: contents[number]}, set(), False)
@@ -241,7 +241,7 @@ async def test_a_full_disk_is_no_space_and_nothing_is_lost(tmp_path: Path, monke
         contents[number] = os.urandom(BLOCK)
         await commit(overlay, {number: contents[number]}, set(), False)
     assert await contents_of(overlay, range(1100)) == contents
-    # The disk has room again, without anybody here having freed anything.
+    # The disk has room again, although nothing here was freed.
     disk = 1 << 20
     await trio.sleep(0.1)
     for number in range(2000, 2100):
@@ -278,7 +278,7 @@ async def test_a_disk_that_fails_or_hangs_is_an_error_and_nothing_is_lost(
                     contents[number] = content
             await trio.sleep(0.05)
             if what is hang:
-                # Others need not wait all over again.
+                # Later writers need not wait again.
                 with pytest.raises(StorageTimeout), trio.fail_after(0.1):
                     await commit(overlay, {5000: bytes(BLOCK), 5001: bytes(BLOCK)}, set(), False)
     with pytest.MonkeyPatch.context() as patch:
@@ -310,10 +310,10 @@ async def test_tables_that_grew_in_part_for_want_of_memory_do_no_harm(tmp_path: 
     assert await contents_of(overlay, range(60)) == contents
 
 
-async def test_blocks_that_change_while_a_batch_fails_are_written_another_time(
+async def test_blocks_that_change_while_a_write_fails_are_written_another_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
 ) -> None:
-    """Found once: they stayed in memory for good, until it was full of them."""
+    """A regression: they stayed in memory for good, until it was full of them."""
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
     monkeypatch.setattr(spill, "_RETRY", 0.01)
     overlay = Overlay(BLOCK, 1 << 20, store)
@@ -341,7 +341,7 @@ async def test_blocks_that_change_while_a_batch_fails_are_written_another_time(
 async def test_without_a_thread_nothing_is_half_done(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Found once: the error came out in the middle of a commit, and nothing was written to the store ever after."""
+    """A regression: the error came out in the middle of a commit, and the store was never written to again."""
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
     monkeypatch.setattr(spill, "_RETRY", 0.01)
     monkeypatch.setattr(spill, "_LOOSE", BLOCK)

@@ -1,4 +1,4 @@
-"""Volumes whose written blocks are on disk: metadata, data and snapshots are what was written."""
+"""Volumes whose written blocks are on disk: metadata, data and snapshots read as written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def open_volume(image: bytes, limit: int, directory: Path, io_timeout: flo
 async def test_metadata_and_data_that_are_always_on_disk_are_what_was_written(
     block_size: str, tmp_path: Path, eager: None
 ) -> None:
-    """Readers, writers and removers at the same time, with everything evicted as soon as it is written."""
+    """Readers, writers and removers at the same time; every block is evicted as soon as it is written."""
     directory = tmp_path / "store"
     directory.mkdir()
     volume = await open_volume(make_image(tmp_path, "32M", "-b", block_size), 1 << 20, directory)
@@ -86,7 +86,7 @@ async def test_metadata_and_data_that_are_always_on_disk_are_what_was_written(
         removed = await volume.remove(EXT2_ROOT_INO, name, False)
         await volume.release(removed.ino)
     after = await volume.statistics()
-    # The directory keeps the blocks it has grown by.
+    # The directory keeps the blocks that it grew by.
     assert after.free_inodes == before.free_inodes and before.free_blocks - after.free_blocks < 40
 
 
@@ -158,7 +158,8 @@ async def test_damage_is_met_where_it_is_and_nowhere_else(tmp_path: Path, eager:
 async def test_a_name_that_comes_and_goes_is_found_to_be_gone_however_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
 ) -> None:
-    """Found once: each block that it had been in was a miss of its own, and so many misses were taken for a loop."""
+    """A regression: each block that had contained the name was a miss of its own, and so many misses looked like a
+    loop."""
     monkeypatch.setattr(name_index, "_RECENT", 1)
     volume = await open_volume(make_image(tmp_path, "16M"), 1 << 20, tmp_path)
     directory = (await volume.create(EXT2_ROOT_INO, b"d", stat.S_IFDIR | 0o755, ROOT)).ino

@@ -1,4 +1,4 @@
-"""``scripts/bench``: it measures, judges by the marks, leaves nothing behind, and does not believe a wrong result."""
+"""``scripts/bench`` measures, compares with the targets, leaves nothing behind, and refuses wrong results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """What ``scripts/bench`` runs, without installing anything."""
+    """The program that ``scripts/bench`` runs, without installing anything."""
     environment = {**os.environ, "PATH": SBIN, "PYTHONPATH": str(SCRIPTS)}
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
     with caches_dropped():

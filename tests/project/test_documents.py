@@ -21,7 +21,7 @@ DOCUMENTS = [
     ["docs/trust.md"],
     ["docs/encryption.md"],
     ["docs/writing.md"],
-    # The second goes on where the first ends.
+    # The second document goes on where the first ends.
     ["docs/running.md", "docs/package-format.md"],
     ["docs/system.md"],
     ["docs/python.md"],
@@ -29,7 +29,7 @@ DOCUMENTS = [
     ["docs/troubleshooting.md"],
 ]
 
-# A machine of its own: what its root changes is gone with it. /dev/fuse is as udev makes it.
+# A machine of its own: root's changes disappear with it. /dev/fuse has the mode that udev gives it.
 MACHINE = """
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -46,13 +46,13 @@ exec "$@"
 
 
 def blocks_of(document: str) -> list[tuple[str, str]]:
-    """The examples of a document: in which language, and what."""
+    """The examples of a document: language and text."""
     text = (PROJECT / document).read_text()
     return re.findall(r"^```(sh|python|console)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def script_of(document: str, is_root: bool) -> str:
-    """One script of all the examples of a document that such a user can try."""
+    """One script of all the examples of a document that this user can try."""
     script = ""
     for language, block in blocks_of(document):
         if language == "sh" and not block.startswith("scripts/"):
@@ -60,7 +60,7 @@ def script_of(document: str, is_root: bool) -> str:
         elif language == "python":
             script += f"python3 <<'END_OF_EXAMPLE'\n{block}END_OF_EXAMPLE\n"
         elif language == "console" and is_root:
-            # What systemd is asked, test_systemd.py asks one.
+            # test_systemd.py runs the commands that need systemd.
             script += "".join(re.findall(r"^# (?!systemctl |journalctl )(.*\n)", block, re.MULTILINE))
     return script
 
@@ -94,7 +94,7 @@ def test_the_commands_of_a_document_work(
         env={"PATH": f"{open_tmp_path / 'bin'}:{SBIN}", "LANG": "C.UTF-8"},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    # A command that fails on purpose says with what in a comment.
+    # A comment says with what words a command fails on purpose.
     expected = re.findall(r'exit status \$\?" *# (\d+)', script)
     assert script.count("exit status $?") == len(expected)
     assert re.findall(r"^exit status (\d+)$", result.stdout, re.MULTILINE) == expected
@@ -104,7 +104,7 @@ def test_every_example_is_run_or_named_as_an_exception() -> None:
     documented = {path for path in ("README.md", *(f"docs/{file.name}" for file in (PROJECT / "docs").glob("*.md")))
                   if blocks_of(path)}  # fmt: skip
     run = {document for documents in DOCUMENTS for document in documents}
-    # Their examples are scripts, which have tests of their own.
+    # The examples in these are scripts, which have tests of their own.
     assert documented - run == {"docs/install.md", "docs/performance.md"}
     assert run <= documented
 
@@ -117,7 +117,7 @@ def test_the_recorded_session_is_what_its_commands_print(tmp_path: Path, monkeyp
 
 
 def _alike(text: str) -> str:
-    """The text without what differs from run to run, and without blanks: the picture breaks lines."""
+    """The text without blanks and without values that differ from run to run: the picture breaks lines."""
     return re.sub(r"\s", "", re.sub(r"/tmp/\S+/mnt|\d+", "N", re.sub(r"\s+", " ", text.replace("\xa0", " "))))
 
 

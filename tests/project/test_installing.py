@@ -1,4 +1,4 @@
-"""Installing: what is installed is what was tested, and what needs no mount installs without a compiler."""
+"""Installing: users install exactly the tested packages, and commands that need no mount install without a compiler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCKS = sorted((PROJECT / "scripts/requirements").glob("*.txt"))
 
 
 def make_wheel(directory: Path) -> Path:
-    """A package that pip would install."""
+    """A package for pip to install."""
     wheel = directory / "harmless-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("harmless.py", "")
@@ -60,7 +60,7 @@ def test_each_requirement_of_a_lock_has_one_version_and_digests(lock: Path) -> N
 
 @pytest.fixture(scope="module")
 def without_pyfuse3(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The words that run ``mystfuse`` where pyfuse3 is not installed, and everything else is."""
+    """A command prefix that runs ``mystfuse`` without pyfuse3, and with everything else."""
     site = tmp_path_factory.mktemp("site-packages")
     installed = Path(next(path for path in sys.path if path.endswith("site-packages")))
     for path in installed.iterdir():

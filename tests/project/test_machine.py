@@ -1,4 +1,4 @@
-"""Only what a machine lacks skips a test, and only the test that fails because of it."""
+"""A test is skipped only if it fails for something that the machine lacks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TESTS_OF_OURS = Path(__file__).parents[1]
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.Pytester:
-    """Four tests, under our conftest.py, on a machine with the needs that the parameter says."""
+    """Four tests, under our conftest.py, on a machine that lacks the parameter's needs."""
     paths = [str(TESTS_OF_OURS.parent), str(TESTS_OF_OURS.parent / "scripts"), str(pytester.path)]
     pytester.makepyfile(
         test_four=TESTS,

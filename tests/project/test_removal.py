@@ -1,4 +1,4 @@
-"""Nothing is removed through a mount: by the scripts, the tests, and pytest."""
+"""Scripts, tests and pytest never remove anything through a mount."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REMOVERS = {"python": remove_tree, "shell": by_the_shell, "pytest": _pytest.path
 
 @pytest.fixture(params=["mount", "with blank\\ and\ttab", "with\rother\x85ends\u2028of lines"])
 def tree(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A directory that somebody's files are mounted in."""
+    """A directory below which other files are mounted."""
     with temporary_directory("mystfuse-test-") as parent:
         somebodys, target = parent / "somebodys", parent / "tree" / request.param
         somebodys.mkdir()

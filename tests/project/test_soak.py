@@ -1,4 +1,4 @@
-"""``scripts/soak``: a short one stands, and whatever would be wrong is told: it judges mystfuse, and is judged here."""
+"""``scripts/soak``: a short run passes, and it reports every fault that the tests make."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(work: Path, *arguments: str) -> list[str]:
 
 
 def soak(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What ``scripts/soak`` runs, without installing anything."""
+    """The program that ``scripts/soak`` runs, without installing anything."""
     with caches_dropped():
         result = subprocess.run(
             command(work, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
@@ -111,7 +111,7 @@ def test_options_are_checked(work: Path, option: str, words: str) -> None:
 
 @contextmanager
 def running(work: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A soak under load, and where it is mounted."""
+    """A soak under load, and its mountpoint."""
     words = command(work, "--minutes=5", "--processes=2")
     with (
         caches_dropped(),
@@ -152,14 +152,14 @@ def test_a_daemon_that_dies_is_told(work: Path) -> None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """What a worker begins with, in a plain directory."""
+    """A worker's initial state, in a plain directory."""
     root = tmp_path_factory.mktemp("soak") / "root"
     return root, fill_source(root, workers=1, files=100, seed=1)
 
 
 @pytest.fixture
 def worker(source: tuple[Path, Manifest], tmp_path: Path) -> Worker:
-    """One that has worked for a while, on a file system that is beyond doubt."""
+    """A worker that has worked for a while, on a file system without faults."""
     root = tmp_path / "root"
     subprocess.run(["cp", "-a", source[0], root], check=True)
     worker = Worker(Task(root, 0, 7, 1 << 20, source[1]), Meter(1))
@@ -170,7 +170,7 @@ def worker(source: tuple[Path, Manifest], tmp_path: Path) -> Worker:
 
 
 def files(worker: Worker) -> list[Path]:
-    """The files of a worker that have two pages at least."""
+    """The files of a worker that have at least two pages."""
     found = [path for path in sorted(Path(worker.own.path).rglob("*")) if path.is_file() and not path.is_symlink()]
     return [path for path in found if path.stat().st_size > 8192]
 
@@ -183,7 +183,7 @@ def flip(worker: Worker) -> None:
 
 
 def lose(worker: Worker) -> None:
-    """A block of zeros where something was written."""
+    """A block of zeros where data was written."""
     with files(worker)[0].open("r+b") as file:
         assert any(file.read(512))
         file.seek(0)
@@ -191,7 +191,7 @@ def lose(worker: Worker) -> None:
 
 
 def go_back(worker: Worker) -> None:
-    """A block as it was a generation before."""
+    """A block of the generation before."""
     path = Path(worker.own.path) / "again"
     worker.own.children["again"] = file = type(next(iter(worker._files())).node)(Contents(0, 9999))  # type: ignore[call-arg,arg-type]
     for generation in (2, 3):
@@ -200,7 +200,7 @@ def go_back(worker: Worker) -> None:
 
 
 def mix(worker: Worker) -> None:
-    """Somebody else's block."""
+    """Another worker's block."""
     with files(worker)[0].open("r+b") as file:
         file.write(stream(5, 77, 4, 0, 512))
 
