@@ -137,18 +137,18 @@ def test_the_index_lists_every_decision_under_its_title() -> None:
 
 
 def test_the_code_that_documents_name_is_there() -> None:
-    """Files (``room/module.py``), modules (``room.module``), and attributes of our classes (``Class.method``)."""
+    """Files (``layer/module.py``), modules (``layer.module``), and attributes of our classes (``Class.method``)."""
     package = PROJECT / "mystfuse"
     code = "\n".join(file.read_text() for file in package.rglob("*.py"))
     classes = set(re.findall(r"^class (\w+)", code, re.MULTILINE))
-    rooms = {directory.name for directory in package.iterdir() if directory.is_dir()}
+    layers = {directory.name for directory in package.iterdir() if directory.is_dir()}
     gone = []
     for document in sorted((PROJECT / "docs").rglob("*.md")):
         for name in re.findall(r"`([\w/]+\.\w[\w.]*)`", document.read_text()):
             head, second = name.split(".")[:2]
             if "/" in name and name.endswith(".py"):
                 exists = any((root / name).exists() for root in (PROJECT, package))
-            elif head in rooms and second not in ("d", "txt"):
+            elif head in layers and second not in ("d", "txt"):
                 exists = (package / head / f"{second}.py").exists() or (package / head / second).is_dir()
             else:
                 exists = head not in classes or re.search(rf"\b{second}\b", code) is not None
