@@ -1,4 +1,4 @@
-"""A root file system with a program that attacks what is outside, and how to run it under ``exec``."""
+"""A root file system with a program that attacks the host, and how to run it under ``exec``."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ APPLETS = (
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system of busybox, ``attack``, and a file of somebody else. Never write to it."""
+    """A root file system of busybox, ``attack``, and a file of another user. Tests must not write to it."""
     work = tmp_path_factory.mktemp("contained")
     root = work / "tree"
     for name in "bin", "dev", "proc":
@@ -110,7 +110,7 @@ def said(image: Path, *command: str, options: tuple[str, ...] = ()) -> str:
 
 
 def calls(image: Path, *attempts: tuple[str | int, ...], options: tuple[str, ...] = ()) -> list[int]:
-    """The errno of each call, which is given by its name, and arguments."""
+    """The errno of each call; a call is a name with arguments."""
     words: list[str] = []
     for name, *arguments in attempts:
         words += [str(NUMBERS[str(name)]), *map(str, arguments), "-"]

@@ -1,4 +1,4 @@
-"""A machine on which mounts are only noted, for blocks that are cancelled at every point."""
+"""A machine that only records mounts, for blocks that are cancelled at every point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOUNT = Mount("/m", "0:99", "image", 0)
 
 
 class Machine:
-    """A machine on which one thing can be mounted, by a process that can be stopped before, and after it has been."""
+    """A machine with at most one mount, made by a process that the test can stop before and after mounting."""
 
     def __init__(self) -> None:
         self.mount: Mount | None = None
@@ -39,7 +39,7 @@ class Machine:
 
 
 class Command:
-    """In the place of OwnCommand."""
+    """Replaces OwnCommand."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -61,7 +61,7 @@ class Command:
 
     def _wait_a_moment(self, message: str) -> None:
         if self._stopped.wait(0.001):
-            # Ending takes a while: who does not wait for it is done before.
+            # Ending takes a while: a caller that does not wait for it finishes before.
             time.sleep(0.02)
             raise MystfuseError(message)
 
@@ -74,7 +74,7 @@ class Command:
 
 
 def processes_naming(path: Path) -> list[int]:
-    """Processes that have a path in their command line."""
+    """Processes with a path in their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):

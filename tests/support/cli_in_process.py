@@ -12,7 +12,7 @@ from mystfuse.cli.main import run
 
 
 def in_process(*arguments: str | os.PathLike[str]) -> subprocess.CompletedProcess[str]:
-    """What ``mystfuse ARGUMENTS`` says and exits with. Not for ``mount``, which forks."""
+    """Output and exit status of ``mystfuse ARGUMENTS``. Not for ``mount``, which forks."""
     given = [os.fspath(argument) for argument in arguments]
     output, errors = io.StringIO(), io.StringIO()
     logger = logging.getLogger("mystfuse")

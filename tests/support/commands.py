@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 USER, GROUP = pwd.getpwnam("nobody")[2:4]
-"""An ordinary user; fusermount3 wants one that has a name."""
+"""An ordinary user; fusermount3 requires one with a name."""
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 said: list[str] = []
-"""What the commands of the running test wrote to stderr."""
+"""The stderr of the commands of the running test."""
 
 
 def run(*command: str | os.PathLike[str], check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run a tool and return what it said; fails the test with its output if ``check`` and it failed."""
+    """Run a tool and return its output; if ``check`` and it failed, the test fails with that output."""
     environment = {**os.environ, "PATH": SBIN, **kwargs.pop("env", {})}
     result = subprocess.run(
         [os.fspath(part) for part in command],
@@ -44,7 +44,7 @@ def mystfuse(*arguments: str | os.PathLike[str], **kwargs: Any) -> subprocess.Co
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], status: int, *parts: str) -> None:
-    """It ended with this status and one line on stderr, with these parts."""
+    """Assert that it ended with this status and one line on stderr, with these parts."""
     assert result.returncode == status, result.stderr
     assert result.stderr.startswith("mystfuse: ") and result.stderr.count("\n") == 1, result.stderr
     for part in parts:
@@ -52,7 +52,7 @@ def assert_one_line(result: subprocess.CompletedProcess[str], status: int, *part
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for something that is to happen; fails the test when it does not."""
+    """Wait until a condition holds; fails the test when it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"

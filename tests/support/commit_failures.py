@@ -1,4 +1,4 @@
-"""Lets the n-th allocation of Python, or the n-th block that is stored, fail; looks into the tables of an overlay."""
+"""Makes the n-th allocation of Python, or the n-th stored block, fail; checks the tables of an overlay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mystfuse.overlay.slots import FREE, Slots
 
 
 class Failure:
-    """One failure, of the n-th thing that can fail; ``has_come`` says whether so many have been met."""
+    """One failure, of the n-th step that can fail; ``has_come`` says whether there were so many."""
 
     has_come = False
 
@@ -24,7 +24,7 @@ Failing = Callable[[int], "contextmanager[Failure]"]
 
 @contextmanager
 def failing_allocation(number: int) -> Iterator[Failure]:
-    """No memory for one of Python's allocations, objects and their parts alike, in the time of the block."""
+    """In the block, one of Python's allocations fails: of an object or of a part of one."""
     testcapi = pytest.importorskip("_testcapi", reason="this Python was installed without its own tests' module")
     failure = Failure()
     testcapi.set_nomemory(number, number + 1)
@@ -33,7 +33,7 @@ def failing_allocation(number: int) -> Iterator[Failure]:
     finally:
         try:
             failure.has_come = True
-            # If it has not come yet, it comes now.
+            # If it has not come yet, let it come now.
             for _ in range(number + 1):
                 bytearray(1000)
         except MemoryError:
@@ -44,7 +44,7 @@ def failing_allocation(number: int) -> Iterator[Failure]:
 
 @contextmanager
 def failing_store(number: int) -> Iterator[Failure]:
-    """The system has no memory for one of the blocks that are stored."""
+    """The system has no memory for one of the stored blocks."""
     failure = Failure()
     left = number
 
@@ -66,10 +66,10 @@ def failing_store(number: int) -> Iterator[Failure]:
 
 
 def audit(overlay: Overlay) -> None:
-    """What is in use is what the tables say: nothing is lost, and nothing is used twice."""
+    """Assert that the tables account for every slot in use: none is lost, and none is used twice."""
     overlay._forget_closed()
     in_use = [slot for table in overlay.tables() for slot in table.values() if slot is not None]
-    # Snapshots may share the version of a block that is neither's alone.
+    # Snapshots may share a version of a block with each other.
     own = set(in_use)
     assert len(overlay._slots) == len(set(overlay._slots.values()))
     arenas, spill = overlay._arenas, overlay._spill

@@ -1,4 +1,4 @@
-"""Damaging images, and looking at every byte of their mounts."""
+"""Damaging images, and reading every byte of their mounts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ print(json.dumps(found))
 
 
 def describe(root: Path) -> dict[str, dict[str, Any]]:
-    """What a walk has to find, by path."""
+    """The expected result of a walk, by path."""
     expected: dict[str, dict[str, Any]] = {}
     for path in [root, *sorted(root.rglob("*"))]:
         status = path.lstat()
@@ -82,25 +82,25 @@ def describe(root: Path) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A signed image, and where everything in it is."""
+    """A signed image, and the places of everything in it."""
 
     image: Path
     source: Path
     trust: str
     hash_offset: int
     expected: Path
-    """A JSON file: what ``describe`` says of the source."""
+    """A JSON file: ``describe`` of the source."""
     data: dict[str, list[int]] = field(default_factory=dict)
-    """path -> the blocks of the tree that its contents and its block map lie in, in the order of the file."""
+    """path -> the blocks of the tree that contain its data and its block map, in the order of the file."""
     inode: dict[str, int] = field(default_factory=dict)
-    """path -> the block of the tree that its inode lies in."""
+    """path -> the block of the tree that contains its inode."""
 
     def level_offset(self, level: int) -> int:
         """Three levels: 20480 data blocks are 160, 2 and 1 hash blocks, the top first behind the superblock."""
         return self.hash_offset + BLOCK * {2: 1, 1: 2, 0: 4}[level]
 
     def safe(self, damaged: set[int]) -> set[str]:
-        """The paths that must read right when these data blocks of the tree are not vouched for."""
+        """The paths that must read right when these data blocks of the tree are damaged."""
         if 0 in damaged:
             return set()
         safe = set()
@@ -112,7 +112,7 @@ class Subject:
 
 
 def walk(mountpoint: Path, subject: Subject) -> dict[str, str]:
-    """Look at everything that there should be; in a process that can be given up, since a hang is a failure."""
+    """Read everything that should exist; in a process that we can abandon, since a hang is a failure."""
     result = run(sys.executable, "-c", WALK, mountpoint, subject.source, subject.expected, timeout=40)
     found: dict[str, str] = json.loads(result.stdout)
     return found

@@ -1,4 +1,4 @@
-"""What dm-crypt writes, with a cipher object of OpenSSL for every sector: the judge of our ciphers."""
+"""dm-crypt's ciphertext, with a cipher object of OpenSSL for every sector: our ciphers are compared with it."""
 
 from __future__ import annotations
 

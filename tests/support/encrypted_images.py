@@ -20,7 +20,7 @@ QUICK = 10
 
 
 def write_secret(path: Path, data: bytes | str) -> Path:
-    """A file that nobody else can read: mystfuse warns of others."""
+    """A file that no other user can read: mystfuse warns of others."""
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -45,7 +45,7 @@ def hash_offset_of(image: bytes | bytearray) -> int:
 
 
 def on_terminal(command: list[str | Path], dialogue: list[tuple[str, str]], timeout: float = 60) -> tuple[int, str]:
-    """Run ``mystfuse`` on a terminal of its own; when a prompt appears, type the answer. Returns status and output."""
+    """Run ``mystfuse`` on a terminal of its own, and answer each prompt. Returns status and output."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, [sys.executable, "-m", "mystfuse", *map(str, command)])
@@ -62,7 +62,7 @@ def on_terminal(command: list[str | Path], dialogue: list[tuple[str, str]], time
                 break
             output += data.decode(errors="replace")
             if dialogue and dialogue[0][0] in output:
-                # The prompt is there before the echo is off.
+                # The prompt appears before the echo is off.
                 time.sleep(0.3)
                 os.write(terminal, os.fsencode(dialogue.pop(0)[1]) + b"\n")
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,8 +1,8 @@
 """The same call on our mount and on the kernel's own mount of the same image, compared.
 
-A case says what the kernel answers, so that no case passes because of a slip in it, and what we answer only where that
-is another thing on purpose (docs/differences.md). After every call both sides must show the same names, modes, link
-counts and sizes: a call that fails has left nothing behind.
+A case states the kernel's answer, so that no case passes because of a mistake in it, and our answer only where it
+differs on purpose (docs/differences.md). After every call both sides must show the same names, modes, link counts and
+sizes: a failed call leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tests.support.commands import GROUP, USER, run
 from tests.support.mounts import mounted
 
 DONE = "done"
-"""The answer of a call that works and has nothing to say."""
+"""The answer of a call that succeeds without a result."""
 OTHER = 1234
-"""A user who is neither root nor the one that acts."""
+"""A user other than root and the acting user."""
 SUPPLEMENTARY = 4321
-"""A group that the acting user is in as well."""
+"""A further group of the acting user."""
 AT_FDCWD = -100
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
@@ -48,7 +48,7 @@ class Pair:
     ours: Path
     block_size: int
     unchanged: dict[str, list[str]] = field(default_factory=dict)
-    """Directories in which calls have only failed, by what is in them."""
+    """Directories, by contents, in which all calls so far have failed."""
 
     def sides(self) -> tuple[Path, Path]:
         return self.kernel, self.ours
@@ -56,7 +56,7 @@ class Pair:
 
 @contextmanager
 def open_directory() -> Iterator[Path]:
-    """A directory that other users can get at."""
+    """A directory to which other users have access."""
     with temporary_directory("mystfuse-test-errnos-") as name:
         name.chmod(0o755)
         yield name
@@ -64,7 +64,7 @@ def open_directory() -> Iterator[Path]:
 
 @contextmanager
 def pair_of(image: Path, block_size: int, read_only: bool = False) -> Iterator[Pair]:
-    """Both mounts of an image: the kernel's of a copy, with a loop device that goes with it, and ours."""
+    """Both mounts of an image: the kernel's of a copy, whose loop device goes away with it, and ours."""
     with open_directory() as directory:
         copy, kernel = directory / "copy", directory / "kernel"
         kernel.mkdir()
@@ -81,14 +81,14 @@ def pair_of(image: Path, block_size: int, read_only: bool = False) -> Iterator[P
 
 
 def make_image(directory: Path, source: Path, block_size: int, size: str, *options: str) -> Path:
-    """An EXT2 image of what is in ``source``."""
+    """An EXT2 image of the files in ``source``."""
     image = directory / "image"
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", str(block_size), "-d", source, *options, image, size)
     return image
 
 
 def make_tree(directory: Path) -> None:
-    """One of every kind."""
+    """One file of every kind."""
     (directory / "file").write_bytes(b"content\n")
     (directory / "other").touch()
     (directory / "directory").mkdir()
@@ -103,7 +103,7 @@ def make_tree(directory: Path) -> None:
 
 
 def make_tree_of_users(directory: Path) -> None:
-    """Files and directories of root, of the acting user and of another, in a directory that is root's."""
+    """Files and directories of root, of the acting user and of another user, in a directory of root."""
 
     def make(name: str, mode: int, uid: int = 0, gid: int = 0) -> None:
         path = directory / name.removesuffix("/")
@@ -144,7 +144,7 @@ def make_tree_of_users(directory: Path) -> None:
 
 CONTENTS = {"tree": make_tree, "users": make_tree_of_users}
 COPIES = {"tree": 160, "users": 80}
-"""How many there are, each for one call that changes something and for any number of calls that do not."""
+"""The number of directories, each for one call that changes something, or for any number of calls that do not."""
 
 
 def copies(contents: str) -> list[str]:
@@ -156,7 +156,7 @@ LINKS_COUNTS = (31_999, 32_000, 64_999, 65_000)
 
 
 def make_source(source: Path) -> None:
-    """What calls alone cannot make comes with the image: inodes with flags, and with many links."""
+    """Calls cannot make these, so the image has them: inodes with flags, and with many links."""
     for contents, make in CONTENTS.items():
         for name in (contents, *copies(contents)):
             (source / name).mkdir(parents=True)
@@ -178,7 +178,7 @@ Acting = Callable[[], AbstractContextManager[None]]
 
 @contextmanager
 def acting_as(uid: int, gid: int, *groups: int) -> Iterator[None]:
-    """Do what is done inside as another user, as far as files are concerned."""
+    """In the block, act as another user as far as files are concerned."""
     before = os.getgroups()
     os.setgroups(groups)
     os.setegid(gid)
@@ -210,7 +210,7 @@ def touch_open(path: Path | str, flags: int, mode: int = 0o644) -> None:
 
 
 def open_literally(path: str, flags: int) -> None:
-    """As ``touch_open``, with a trailing slash left where it is."""
+    """As ``touch_open``, keeping a trailing slash."""
     os.close(os.open(path, flags, 0o644))
 
 
@@ -220,7 +220,7 @@ def write_at(path: Path, data: bytes, offset: int = 0, flags: int = os.O_WRONLY)
 
 
 def libc(name: str, *arguments: Any) -> int:
-    """Call what Python does not offer."""
+    """Call a function that Python lacks."""
     result: int = getattr(_libc, name)(*arguments)
     if result == -1:
         number = ctypes.get_errno()
@@ -243,7 +243,7 @@ NAMED_ACL = acl((0x01, 6, NO_ID), (0x02, 6, OTHER), (0x04, 4, NO_ID), (0x10, 6, 
 
 
 def outcome(call: Callable[[], object]) -> str:
-    """What a call answers: an errno by name, or its result."""
+    """The answer of a call: an errno by name, or its result."""
     try:
         result = call()
     except OSError as error:
@@ -274,11 +274,11 @@ class Case:
     call: Callable[[Path], object]
     kernel: int | str = DONE
     ours: int | str | None = None
-    """Where it is not the kernel's, on purpose."""
+    """Our answer where it differs from the kernel's on purpose."""
 
 
 class Differs(AssertionError):
-    """Our answer is not what it should be."""
+    """Our answer is wrong."""
 
 
 def cases(*table: Case) -> list[Any]:
@@ -292,7 +292,7 @@ def cases(*table: Case) -> list[Any]:
 
 
 def spell(answer: int | str) -> str:
-    """As ``outcome`` has it."""
+    """As by ``outcome``."""
     return errno.errorcode[answer] if isinstance(answer, int) else answer
 
 
@@ -310,7 +310,7 @@ def check(pair: Pair, case: Case, path: str, acting: Acting = nullcontext) -> No
 
 
 def check_in(contents: str, pair: Pair, case: Case, acting: Acting = nullcontext) -> None:
-    """``check`` in one of the CONTENTS, and compare what the call leaves: nothing, if it fails."""
+    """``check`` in one of the CONTENTS, and compare its effects: none, if it fails."""
     assert pair.unchanged[contents], "all are used: more COPIES are needed"
     name = pair.unchanged[contents].pop()
     before = state(pair.kernel / name)

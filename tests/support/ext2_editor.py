@@ -87,7 +87,7 @@ def kernel_mount(image: Path, mountpoint: Path, options: str = "ro") -> Iterator
 
 
 class Editor:
-    """The bytes of an image, with just enough knowledge of the format to find what to break."""
+    """The bytes of an image, with just enough knowledge of the format to find fields to damage."""
 
     def __init__(self, data: bytes) -> None:
         self.data = bytearray(data)
@@ -159,7 +159,7 @@ async def open_image(path: Path) -> Volume:
 
 
 async def at(volume: Volume, *names: str | bytes) -> Inode:
-    """The inode at a path below the root; it must be there."""
+    """The inode at an existing path below the root."""
     inode = await volume.inode(ROOT)
     for name in names:
         child = await volume.lookup(inode.ino, name.encode() if isinstance(name, str) else name)
@@ -174,7 +174,7 @@ async def listing(volume: Volume, ino: int, step: int = 1000) -> list[bytes]:
 
 
 async def listed(volume: Volume, ino: int, step: int = 1000) -> list[tuple[bytes, Inode | None]]:
-    """All names of a directory with their inodes, None where those cannot be had."""
+    """All names of a directory with their inodes, None for unreadable ones."""
     size = (await volume.inode(ino)).size
     names: list[tuple[bytes, Inode | None]] = []
     offset = 0
@@ -188,7 +188,7 @@ async def listed(volume: Volume, ino: int, step: int = 1000) -> list[tuple[bytes
 
 
 async def walk(volume: Volume, max_inodes: int = 300, max_bytes: int = 200_000) -> tuple[int, int]:
-    """Read everything there is; returns how many inodes were seen, and how many operations failed as they may."""
+    """Read everything; returns the numbers of inodes, and of operations that failed with an allowed error."""
     seen: set[int] = set()
     failures = 0
     waiting = [ROOT]
@@ -234,7 +234,7 @@ async def walk(volume: Volume, max_inodes: int = 300, max_bytes: int = 200_000) 
 
 
 async def merged(volume: Volume) -> bytes:
-    """The whole file system as it is now."""
+    """The whole file system in its present state."""
     snapshot = await volume.open_image()
     try:
         return await snapshot.read(0, snapshot.size)
@@ -243,7 +243,7 @@ async def merged(volume: Volume) -> bytes:
 
 
 def assert_clean(image: bytes, path: Path) -> None:
-    """Judge a file system by e2fsck; ``path`` is where to put it."""
+    """Check a file system with e2fsck, in a file at ``path``."""
     path.write_bytes(image)
     result = run("e2fsck", "-fn", path, check=False)
     assert result.returncode == 0, result.stdout

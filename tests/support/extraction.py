@@ -17,10 +17,10 @@ FAILED, USAGE, NOT_TRUSTED, INTEGRITY, FORMAT = 1, 2, 3, 4, 6
 
 
 def assert_same(left: Path, right: Path, ignore: str = "") -> None:
-    """The trees are the same but for what a copy cannot keep: numbers of inodes, ctimes, sizes of directories, and
-    atimes once it is read."""
+    """Assert that the trees are equal, except for values that a copy cannot keep: inode numbers, ctimes, sizes of
+    directories, and atimes once it is read."""
     result = run(sys.executable, COMPARE, left, right, f"{COPY}{ignore}", check=False)
-    # A directory's size is its file system's own.
+    # A directory's size depends on the file system.
     differences = [
         line
         for line in result.stdout.splitlines()[:-1]

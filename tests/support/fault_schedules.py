@@ -1,7 +1,7 @@
-"""Images for storage that lies, and schedules of what is done over it, each decided by a seed.
+"""Images for storage that lies, and schedules of operations over it, each decided by a seed.
 
-What a schedule asserts: whoever reads gets the right bytes or an error, at once or within the I/O time-out, whatever
-storage does; and when storage behaves again, everything reads right.
+What a schedule asserts: a reader gets the right bytes or an error, at once or within the I/O time-out, whatever storage
+does; and when storage behaves again, everything reads right.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ ROOT = Caller(0, 0)
 IO_TIMEOUT = 1.0
 """Seconds, of the event loop's clock."""
 MAX_SECONDS = IO_TIMEOUT + 5
-"""Of the event loop's clock, that anything may take."""
+"""Seconds of the event loop's clock that an operation may take."""
 DEADLOCK = 60
-"""Real seconds without an end, after which a schedule is given up."""
+"""Real seconds after which a schedule is abandoned."""
 ALLOWED = (IntegrityError, ImageReadError)
 
 KINDS: dict[str, tuple[list[str], list[str]]] = {
@@ -62,12 +62,12 @@ KINDS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "LUKS2, SHA-512": (["--encrypt", "--luks2"], ["--hash=sha512", "--data-block-size=4096", "--hash-block-size=4096"]),
 }
-"""Options of mkext2, and of veritysetup where it is to make another tree."""
+"""Options of mkext2, and of veritysetup where it makes another tree."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An image, an older version of it, and what is in it."""
+    """An image, an older version of it, and their contents."""
 
     name: str
     path: Path
@@ -92,7 +92,7 @@ class Subject:
 
 
 def make_source(directory: Path, seed: int) -> Path:
-    """A tree of files; of another seed the same with other contents."""
+    """A tree of files; another seed gives the same tree with other contents."""
     noise = random.Random(seed)
     for name in ("many", "a/b"):
         (directory / name).mkdir(parents=True)
@@ -113,7 +113,7 @@ def make_source(directory: Path, seed: int) -> Path:
 
 
 def make_subject(kind: str, directory: Path) -> Subject:
-    """Make an image with mkext2, its tree with veritysetup if that is said, and an older version."""
+    """Make an image with mkext2 (its tree with veritysetup if asked for), and an older version."""
     options, tree = KINDS[kind]
     (directory / "key").write_bytes(key := random.Random(7).randbytes(64))
     (directory / "key").chmod(0o600)
@@ -156,7 +156,7 @@ def _quiet(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 class Tracebacks(logging.Handler):
-    """Collects what is logged with a traceback."""
+    """Collects log records with a traceback."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -169,16 +169,16 @@ class Tracebacks(logging.Handler):
 
 @dataclass
 class Tally:
-    """What came of schedules."""
+    """The results of schedules."""
 
     right: int = 0
-    """Answers that were right."""
+    """Right answers."""
     errors: Counter[str] = field(default_factory=Counter)
-    """Answers that were an error, by its kind."""
+    """Answers that were errors, by kind."""
     done: Counter[str] = field(default_factory=Counter)
-    """What storage did, by kind."""
+    """The faults of storage, by kind."""
     refused: int = 0
-    """Images that could not be opened."""
+    """Images that failed to open."""
     slowest: float = 0.0
     """Seconds of the event loop's clock."""
 
@@ -191,7 +191,7 @@ class Tally:
 
 
 class Schedule:
-    """One seed's way through a subject."""
+    """One seed's schedule over a subject."""
 
     def __init__(self, subject: Subject, seed: int) -> None:
         self.tally = Tally()
@@ -201,7 +201,7 @@ class Schedule:
         self._tasks = dice.choice((1, 1, 2, 4))
         liar = Liar(subject.content, subject.stale, seed, 0.0)
         self._rate = dice.choice((0.02, 0.1, 0.3, 0.6))
-        # Each that is not answered takes a real moment, until the clock jumps.
+        # Each unanswered read takes a real moment, until the clock jumps.
         hangs = dice.choice((0, 0, 0, 1, 2)) if seed % 97 else 40
         self.source = FaultySource(liar, len(subject.content), dice.choice((0.0, 0.5, 1.0)), hangs)
         self._files = {
@@ -209,22 +209,23 @@ class Schedule:
             for path in subject.inos
             if stat.S_ISREG((subject.source / path).lstat().st_mode)
         }
-        """What every file has to hold."""
+        """The expected contents of every file."""
         self._inos = dict(subject.inos)
         self._written: dict[int, str] = {}
-        """By task, the file that it alone writes to and reads."""
+        """By task, the file that only this task writes and reads."""
         self._new: dict[str, str] = {}
-        """By path, the directories that tasks have made names in."""
+        """By path, the directories in which tasks have made names."""
 
     def run(self) -> None:
-        """All of it; raises whatever must not happen."""
+        """Run all of it; raises on any broken promise."""
         tracebacks = Tracebacks()
         log = logging.getLogger("mystfuse")
         log.addHandler(tracebacks)
-        # pytest would keep every record, with the errors in it and the buffers in their frames.
+        # pytest would keep every record, with its errors and the buffers in their frames.
         log.propagate = False
         self._is_over = False
-        # Nobody would ever wake a loop whose tasks wait for each other: the clock has nothing to jump to.
+        # If tasks only wait for each other, no timer is left to which the clock could jump, and the loop sleeps for
+        # ever.
         timer = Timer(DEADLOCK, self._give_up)
         timer.start()
         try:
@@ -251,9 +252,9 @@ class Schedule:
         raise AssertionError(f"seed {self._seed}: hung")
 
     async def _open_hostile(self) -> None:
-        """Storage lies from the first byte on; the geometry of the tree may be a lie for good then."""
+        """Storage lies from the first byte on; then the geometry of the tree may be wrong for good."""
         self.source.liar.rate = self._rate
-        # The command line opens an image before there is a loop, and without a time-out.
+        # The command line opens an image before the loop starts, and without a time-out.
         hangs, self.source.hangs = self.source.hangs, 0
         try:
             image = self._subject.open(self.source)
@@ -293,7 +294,7 @@ class Schedule:
                 workers.close()
 
     def _shrink_caches(self, pipeline: Pipeline, volume: Volume) -> None:
-        """Have hash blocks and metadata read again and again."""
+        """Make it read hash blocks and metadata again and again."""
         assert pipeline.verity is not None
         least = 2 * len(pipeline.verity._geometry.levels) + 4
         pipeline.verity._max_hash_blocks = self._dice.choice((least, least, 1000))
@@ -318,7 +319,7 @@ class Schedule:
             except ALLOWED as error:
                 self.tally.errors[type(error).__name__] += 1
             except OSError as error:
-                # No group's bitmap could be read.
+                # Every group's bitmap failed to read.
                 assert error.errno == errno.ENOSPC and operation in changes, error
                 self.tally.errors["ENOSPC"] += 1
             took = trio.current_time() - began
@@ -338,7 +339,7 @@ class Schedule:
         assert bytes(data) == content[offset : offset + length], (self._seed, path, offset, length)
 
     async def _read_on(self, volume: Volume, task: int, dice: random.Random) -> None:
-        """From front to back, read ahead of."""
+        """From front to back, with read-ahead."""
         path = dice.choice(["a/file5", "a/file6", "sparse", self._written[task]])
         if path not in self._readable(task):
             return
@@ -422,7 +423,7 @@ class Schedule:
         offset = dice.choice((0, 100, 1024, 5000, len(content)))
         data = dice.randbytes(dice.choice((1, 100, 1024, 9000)))
         count = await volume.write(self._inos[path], offset, data, ROOT)
-        # Fewer where the only bitmaps that could be read have no more room.
+        # Fewer where the only readable bitmaps have no more free blocks.
         assert 0 < count <= len(data)
         if len(content) < offset:
             content += bytes(offset - len(content))
@@ -455,7 +456,7 @@ class Schedule:
         await volume.release(inode.ino)
 
     async def _check_everything(self, volume: Volume) -> None:
-        """Storage behaves: everything has to be right, what was kept from before too."""
+        """Storage behaves: everything must be right, including cached data from before."""
         volume.cache._max_blocks = 1000
         for orphan in list(volume.orphans):
             await volume.release(orphan)

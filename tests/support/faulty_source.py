@@ -1,4 +1,5 @@
-"""Storage that lies by seed: what it does to the bytes of an image, and a ``Source`` that does it below the reader."""
+"""Storage that lies by seed: its changes to the bytes of an image, and a ``Source`` that makes them below the
+reader."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from collections.abc import Callable
 from mystfuse.errors import ImageReadError
 
 GRAIN = 512
-"""Bytes of the smallest block of a hash tree: what is taken from elsewhere is taken in such pieces."""
+"""The smallest block of a hash tree in bytes: pieces from elsewhere have this size."""
 ERRORS = (errno.EIO, errno.ENXIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EBADMSG, errno.ENODATA)
 
 
 class Liar:
-    """Chooses by seed what becomes of each read. In any thread.
+    """Chooses the fault of each read by seed. Thread-safe.
 
     Args:
         content: the image.
@@ -30,7 +31,7 @@ class Liar:
         assert len(content) == len(stale)
         self.rate = rate
         self.done: Counter[str] = Counter()
-        """What has been done, by kind."""
+        """The faults so far, by kind."""
         self._content = content
         self._stale = stale
         self._dice = random.Random(repr(seed))
@@ -47,7 +48,7 @@ class Liar:
         }
 
     def choose(self, *more: str) -> str:
-        """What to do with the next read: a kind of ``spoil``, one of ``more``, or "" for nothing."""
+        """The fault of the next read: a kind of ``spoil``, one of ``more``, or "" for none."""
         with self._lock:
             if self._dice.random() >= self.rate:
                 return ""
@@ -56,7 +57,7 @@ class Liar:
             return kind
 
     def throw(self, low: float, high: float) -> float:
-        """A random number between two."""
+        """A random number in this range."""
         with self._lock:
             return self._dice.uniform(low, high)
 
@@ -66,7 +67,7 @@ class Liar:
             return self._dice.choice(ERRORS)
 
     def spoil(self, kind: str, offset: int, length: int) -> bytes:
-        """What comes instead of ``length`` bytes at ``offset``; the bytes themselves if ``kind`` is none of ours."""
+        """The bytes returned instead of ``length`` bytes at ``offset``; the true ones if ``kind`` is none of ours."""
         right = self._content[offset : offset + length]
         with self._lock:
             return self._kinds[kind](offset, right) if kind in self._kinds and right else right
@@ -98,9 +99,9 @@ class Liar:
 class FaultySource:
     """A ``mystfuse.devices.source.Source`` over a ``Liar``.
 
-    What RWF_NOWAIT gives and what a read gives are two answers, each with a lie of its own; so are two reads of one
-    range. Besides what a liar does to bytes there are errors, short delays, and reads that are not answered before
-    ``release``: their clock is the event loop's.
+    An answer with RWF_NOWAIT and one without are lied about separately; so are two reads of one range. Besides changed
+    bytes there are errors, short delays, and reads that are not answered before ``release``: their clock is the event
+    loop's.
 
     Args:
         cached: how many of the reads the page cache answers, 0 to 1.
@@ -116,7 +117,7 @@ class FaultySource:
         self._released = threading.Event()
 
     def release(self) -> None:
-        """Lie no more, and answer what is waiting, and the rest from the page cache."""
+        """Stop lying, answer the waiting reads, and the rest from the page cache."""
         self.liar.rate = 0.0
         self._cached = 1.0
         self._released.set()
@@ -124,7 +125,7 @@ class FaultySource:
     def read_cached(self, offset: int, buffer: memoryview) -> bool:
         kind = self.liar.choose("error") if self.liar.throw(0, 1) < self._cached else "error"
         if kind == "error":
-            # As much as a kernel may have written by the time that it finds something missing.
+            # The bytes that a kernel may have written before it finds a page missing.
             buffer[: len(buffer) // 2] = b"\xa5" * (len(buffer) // 2)
             return False
         found = self.liar.spoil(kind, offset, len(buffer))

@@ -16,7 +16,7 @@ def superblocks(draw: st.DrawFn) -> VeritySuperblock:
     data_block_size = 1 << draw(st.integers(9, 19))
     return VeritySuperblock(
         data_blocks=draw(st.integers(1, (1 << 63) // data_block_size)),
-        # One that begins like this vouches for one superblock alone: hypothesis finds the word in the code.
+        # A salt that begins like this fits one superblock alone; hypothesis finds the word in the code.
         salt=draw(st.binary(max_size=256).filter(lambda salt: not salt.startswith(VOUCHER))),
         uuid=draw(st.binary(min_size=16, max_size=16)),
         hash_type=draw(st.sampled_from([0, 1])),
@@ -35,7 +35,7 @@ def patched(data: bytes, offset: int, layout: str, value: int | bytes) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, good: bytes) -> bytes:
-    """``good`` with a few ranges overwritten by anything, mostly where the fields are."""
+    """``good`` with a few ranges overwritten by random bytes, mostly in the fields."""
     data = bytearray(good)
     for _ in range(draw(st.integers(1, 4))):
         offset = draw(st.integers(0, 120) | st.integers(0, len(good) - 1))

@@ -1,4 +1,4 @@
-"""Volumes over devices whose reads can be held up."""
+"""Volumes over devices whose reads the test can hold up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = 64 << 20
 
 
 class GatedDevice(MemoryDevice):
-    """A device that can fail its nth read, or hold its reads until they are let go."""
+    """A device that can fail its nth read, or hold its reads until the test releases them."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)

@@ -1,4 +1,4 @@
-"""Finding inodes of an image, and errors that are to be FilesystemCorrupt."""
+"""Finding inodes of an image, and asserting FilesystemCorrupt."""
 
 from __future__ import annotations
 

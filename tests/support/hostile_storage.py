@@ -1,11 +1,10 @@
-"""A file system with one file, ``image``, whose storage lies by seed: what a hostile image server would be to a mount.
+"""A file system with one file, ``image``, whose storage lies by seed, like a hostile image server.
 
-Run as a program:
-``python -m tests.support.hostile_storage CONTENT STALE MOUNTPOINT``. It says ``ready``, then takes orders on stdin, one
-a line, and says ``done`` after each:
+Run as a program: ``python -m tests.support.hostile_storage CONTENT STALE MOUNTPOINT``. It says ``ready``, then takes
+requests on stdin, one a line, and says ``done`` after each:
 
     lie SEED RATE HANGS     from now on
-    behave                  and answer what waits
+    behave                  and answer the waiting reads
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tests.support.one_file_storage import OneFileStorage
 
 
 class HostileStorage(OneFileStorage):
-    """Reads are not cached by the kernel: each gets an answer of its own."""
+    """The kernel does not cache reads: each gets an answer of its own."""
 
     def __init__(self, content: bytes, stale: bytes) -> None:
         super().__init__(content)

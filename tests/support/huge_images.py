@@ -1,4 +1,4 @@
-"""Images that are large where it counts and made in a moment: block by block into a sparse file, e2fsck the judge."""
+"""Images that are huge in one respect and made quickly: block by block in a sparse file, checked by e2fsck."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = 4096
 _INODE = 128
 _PER_TABLE = BLOCK // 4
 FIRST_INO = 12
-"""The first inode of the files: the one of the directory that they are in comes last."""
+"""The first inode of the files; the directory's own inode comes last."""
 
 
 def name_of(number: int) -> bytes:
@@ -59,7 +59,7 @@ class _File:
         self.write(bitmap * BLOCK, (bits | mask).to_bytes(BLOCK, "little"))
 
     def take_blocks(self, count: int) -> list[int]:
-        """Blocks that are free, in order, from the back of each group on."""
+        """Free blocks in order, from the back of each group on."""
         taken: list[int] = []
         for group in range(-(-self.blocks_count // self.blocks_per_group)):
             size = min(self.blocks_per_group, self.blocks_count - group * self.blocks_per_group)
@@ -92,7 +92,7 @@ def pack_inode(mode: int, links: int, size: int, blocks: int = 0, pointers: byte
 
 
 def make_crowded_image(path: Path, names: int) -> Path:
-    """An ext2 file system whose directory ``big`` has so many names, each of an empty file of its own."""
+    """An ext2 file system whose directory ``big`` has this many names, each of an empty file of its own."""
     block_count = -(-names // ((BLOCK - 24) // 20))
     mebibytes = names * _INODE // (1 << 20) + block_count * 2 * BLOCK // (1 << 20) + 64
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", str(BLOCK), "-I", str(_INODE), "-N", str(names + 1000), "-O",
@@ -123,7 +123,7 @@ def make_crowded_image(path: Path, names: int) -> Path:
 
 
 def write_file(file: _File, ino: int, mode: int, links: int, blocks: list[bytes], taken: list[int]) -> None:
-    """Give an inode contents: blocks of data, behind those that it has already."""
+    """Give an inode contents: data blocks behind its present ones."""
     numbers = taken + file.take_blocks(len(blocks) - len(taken))
     for number, data in zip(numbers, blocks, strict=True):
         file.write(number * BLOCK, data)

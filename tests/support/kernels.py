@@ -1,4 +1,4 @@
-"""The kernels in C and their fallbacks in Python, each to be tested."""
+"""The kernels in C and their fallbacks in Python, to be tested alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Hasher = Callable[..., pure_hashing.BlockHasher]
 
 
 def without_instructions(*args: object) -> object:
-    """A native hasher that leaves the processor's SHA instructions alone."""
+    """A native hasher that does not use the processor's SHA instructions."""
     assert native is not None
     native.allow_sha_instructions(False)
     try:

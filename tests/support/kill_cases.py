@@ -17,13 +17,13 @@ from tests.support.kill_place import HIDDEN, MYSTFUSE, Place, made, mystfuse, ta
 
 
 class Case:
-    """A command, in what state it begins, and what may be there when it has been ended."""
+    """A command, the state before it, and the states that may follow its end."""
 
     name: str
     whom = ("command",) * 3 + ("group", "child")
-    """Whom a round ends, by chance."""
+    """Which of the command's processes a round ends, by chance."""
     ends = True
-    """Whether it comes to an end by itself."""
+    """Whether it ends by itself."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -41,14 +41,14 @@ class Case:
         raise NotImplementedError
 
     def is_ready(self) -> bool:
-        """Of what does not end by itself: whether it has got where it wants to."""
+        """For commands that do not end by themselves: whether it is ready."""
         return False
 
     def finish(self) -> None:
-        """After the first round, which nothing ends: end what does not end by itself."""
+        """After the first, undisturbed round: end a command that does not end by itself."""
 
     def check(self) -> str:
-        """What is there: ``old`` or ``new``, or something between them that has a name. Asserts that it is whole."""
+        """The state: ``old`` or ``new``, or a named state between them. Asserts that it is whole."""
         raise NotImplementedError
 
     def stdout(self) -> int:
@@ -56,7 +56,7 @@ class Case:
 
 
 class Making(Case):
-    """Makes ``place.target``, which may be there."""
+    """Makes ``place.target``, which may exist."""
 
     over = False
     is_reproducible = True
@@ -76,7 +76,7 @@ class Making(Case):
         for path in self.place.out.iterdir():
             if path != self.place.target:
                 assert HIDDEN.fullmatch(path.name), path
-                # Named only when it was complete.
+                # The file gets its name only when it is complete.
                 assert self.is_new(path), path
         if found == self.old:
             return "old"
@@ -149,7 +149,7 @@ class Commit(Making):
         return ["commit", *self.options, self.place.mountpoint, self.place.target]
 
     def check(self) -> str:
-        # The snapshot that it read has been let go.
+        # The snapshot that it read has been released.
         wait_until(lambda: self.overlay_used() == self.used, "the overlay is as it was")
         return super().check()
 
@@ -211,14 +211,14 @@ class Tar(Case):
         return os.open(self.place.target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
 
     def check(self) -> str:
-        # Nobody but the exit status says that it is whole; what is there is a beginning of it.
+        # Only the exit status says that the output is whole; here it is the beginning of one.
         found = self.place.target.read_bytes()
         assert self.whole.startswith(found)
         return "new" if found == self.whole else "part"
 
 
 class Mount(Case):
-    """The mount is there and right, or it is not, or what is left of it can be cleared away."""
+    """The mount is right, or does not exist, or its remains can be cleared away."""
 
     name = "mount"
     ends = False
@@ -228,7 +228,7 @@ class Mount(Case):
         return ["mount", *self.options, self.place.image, self.place.mountpoint]
 
     def is_ready(self) -> bool:
-        # The daemon is all there is.
+        # Only the daemon is left.
         processes = self.place.processes().values()
         return find_mount(str(self.place.mountpoint)) is not None and all(name[:9] == "mystfuse:" for name in processes)
 
@@ -237,7 +237,7 @@ class Mount(Case):
 
     def check(self) -> str:
         mountpoint = self.place.mountpoint
-        # A daemon whose parent has been ended comes to its own end, or serves.
+        # A daemon whose parent has been ended ends by itself, or serves.
         wait_until(lambda: not self.place.processes() or Mount.is_ready(self), "gone, or serving")
         mount = find_mount(str(mountpoint))
         if mount is None:
@@ -255,7 +255,7 @@ class Mount(Case):
             made("umount", "--stale", mountpoint)
         else:
             result = mystfuse("umount", "--lazy", mountpoint)
-            # It may have ended by itself meanwhile, or be in a namespace that somebody has just made.
+            # It may have ended by itself meanwhile, or be in a namespace that another process has just made.
             excuses = ("nothing of mystfuse's is mounted", "still in use")
             assert result.returncode == 0 or any(excuse in result.stderr for excuse in excuses), result.stderr
             if "still in use" in result.stderr and daemon is not None:
@@ -289,11 +289,11 @@ class Umount(Mount):
         return ["umount", self.place.mountpoint]
 
     def finish(self) -> None:
-        """It is unmounted."""
+        """Unmounting it."""
 
 
 class WrittenMount(Umount):
-    """Unmounted, or its daemon ended, while it is written to."""
+    """Unmounting it, or ending its daemon, while a program writes to it."""
 
     name = "mount-written"
     whom = ("command", "child", "child")
@@ -316,7 +316,7 @@ class WrittenMount(Umount):
 
 
 class Exec(Case):
-    """Everything is gone."""
+    """Nothing is left."""
 
     name = "exec"
     ends = False

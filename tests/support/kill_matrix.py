@@ -1,4 +1,4 @@
-"""Ends commands at any moment, and looks at what is left: the old state or the new one, and nothing else.
+"""Ends commands at any moment, and checks that either the old state or the new one is left, and nothing else.
 
     python -m tests.support.kill_matrix [--rounds 200] [--signal KILL] [--by time|syscall] [--seed 1] [CASE...]
 
@@ -42,14 +42,14 @@ from tests.support.kill_place import (
 
 @dataclass
 class Moment:
-    """When a round ends its command, and whom of it."""
+    """When a round ends its command, and which of its processes."""
 
     number: int = signal.SIGKILL
     seconds: float | None = None
     whom: str = "command"
-    """``command``, ``group``, or ``child``: one of the others that it has started."""
+    """``command``, ``group``, or ``child``: one of the processes that it has started."""
     syscall: tuple[str, int] | None = None
-    """Before the Nth call of this name, in whichever process comes to it."""
+    """Before the Nth call of this name, in any process."""
     choice: float = 0.0
     """Which child, from 0 to 1."""
 
@@ -65,7 +65,7 @@ class Matrix:
         self.statuses: collections.Counter[str] = collections.Counter()
 
     def measure(self) -> float:
-        """Seconds that the command takes when nobody ends it; its end has to be the new state."""
+        """Seconds that the command takes undisturbed; it has to end in the new state."""
         self.case.begin()
         started = time.monotonic()
         process = self._start([])
@@ -85,7 +85,7 @@ class Matrix:
         return took
 
     def syscalls(self) -> list[tuple[str, int]]:
-        """Each of ``CHANGING``, 1 to as many times as one of its processes calls it."""
+        """Each call of ``CHANGING``, from the first to the last one that a process makes."""
         self.case.begin()
         log = self.place.root / "log"
         process = self._start(["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={CHANGING}"])
@@ -105,7 +105,7 @@ class Matrix:
         return [(name, index) for name, count in sorted(most.items()) for index in range(1, count + 1)]
 
     def round(self, moment: Moment) -> str:
-        """Play one round; returns what was there afterwards."""
+        """Run one round; returns the state after it."""
         self.case.begin()
         wrap: list[str] = []
         if moment.syscall is not None:
@@ -126,7 +126,7 @@ class Matrix:
                 process.send_signal(signal.SIGTERM)
                 process.wait(PATIENCE)
             outcome = self.case.check()
-            # Nobody goes on: not the daemon, mke2fs, bubblewrap, nor the program.
+            # No process goes on: neither the daemon, mke2fs, bubblewrap, nor the program.
             wait_until(lambda: not self.place.processes(), f"nobody left: {self.place.processes()}")
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it hangs: {self._where()}") from None
@@ -135,7 +135,7 @@ class Matrix:
         assert process.stderr is not None
         said = process.stderr.read()
         process.stderr.close()
-        # Python itself cannot be interrupted gracefully before it runs any code of ours.
+        # Python handles no signal before it runs our code.
         if not said.startswith("Fatal Python error: init_import_site"):
             assert "Traceback" not in said and "internal error" not in said, said
             if moment.number != signal.SIGKILL:
@@ -153,7 +153,7 @@ class Matrix:
         lines = [
             line for line in said.split("\n") if line and not re.match("mystfuse: (warning|ending|unmounted)", line)
         ]
-        # The signal may have ended a daemon while bubblewrap was just at work in its mount.
+        # The signal may have ended a daemon while bubblewrap was using its mount.
         names = ("mystfuse: ", "bwrap: ") if isinstance(self.case, Exec) else ("mystfuse: ",)
         assert len(lines) <= 1 and all(line.startswith(names) for line in lines), said
 
@@ -181,7 +181,7 @@ class Matrix:
             process.send_signal(moment.number)
 
     def _end(self, process: subprocess.Popen[str]) -> None:
-        """Nothing of a round outlives it, also when its check has failed."""
+        """Nothing of a round outlives it, even when its check has failed."""
         deadline = time.monotonic() + 10
         while found := processes_with(self.place.token):
             assert time.monotonic() < deadline, found
@@ -195,7 +195,7 @@ class Matrix:
         process.wait(10)
 
     def _where(self) -> str:
-        """Where in the kernel its processes are."""
+        """Where in the kernel its processes wait."""
         found = []
         for pid, name in processes_with(self.place.token).items():
             with suppress(OSError):
@@ -234,7 +234,7 @@ def open_matrix(name: str) -> Iterator[Matrix]:
 
 
 def moments(case: Case, generator: random.Random, duration: float, rounds: int, number: int) -> Iterator[Moment]:
-    """Moments spread over a command's duration, and a little more."""
+    """Moments spread over the duration of a command, and a little more."""
     for index in range(rounds):
         whom = generator.choice(case.whom)
         seconds = duration * 1.05 * (index + generator.random()) / rounds
@@ -251,7 +251,7 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", default=list(CASES))
     arguments = parser.parse_args()
     number = signal.Signals[f"SIG{arguments.signal}"]
-    # Mounts are taken away then, too.
+    # Unmounts what is left, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     failures = 0
     for name in arguments.cases:
@@ -261,7 +261,7 @@ def main() -> int:
                 planned = list(moments(matrix.case, generator, matrix.measure(), arguments.rounds, number))
             else:
                 calls = matrix.syscalls()
-                # Most open what is imported, or write blocks.
+                # Most of these calls open imported files, or write blocks.
                 planned = []
                 for call in sorted({call for call, _ in calls}):
                     those = [Moment(number, syscall=each) for each in calls if each[0] == call]

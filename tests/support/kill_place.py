@@ -32,13 +32,13 @@ CHANGING = (
     "ftruncate,fallocate,fsync,dup2,mount,umount2,fork,vfork,clone,clone3,execve,unshare,prctl,setsid,kill,"
     "pidfd_send_signal,exit_group"
 )
-"""What strace counts."""
+"""The system calls that strace counts."""
 PATIENCE = 30.0
-"""Seconds that anything may take to come to its end, on a busy machine."""
+"""Seconds in which anything must end, on a busy machine."""
 HIDDEN = re.compile(r"\..+\.[0-9a-f]{12}\.(tmp|links)")
-"""What a killed command may leave beside its output; docs/troubleshooting.md says so."""
+"""Files that a killed command may leave beside its output; docs/troubleshooting.md says so."""
 PRIVATE = re.compile(r"mystfuse-\w+")
-"""What it may leave in TMPDIR."""
+"""Files that it may leave in TMPDIR."""
 
 
 def mystfuse(*arguments: str | Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -49,7 +49,7 @@ def mystfuse(*arguments: str | Path, **kwargs: object) -> subprocess.CompletedPr
 
 
 def made(*arguments: str | Path) -> str:
-    """Run mystfuse; its stdout, when it has done what it was asked for."""
+    """Run mystfuse; returns its stdout when it has succeeded."""
     result = mystfuse(*arguments)
     assert result.returncode == 0, (arguments, result.stderr)
     return str(result.stdout)
@@ -63,7 +63,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIEN
 
 
 def processes_with(token: str) -> dict[int, str]:
-    """Every process that has ``token`` in its environment or on its command line, and is not dead; its comm."""
+    """Every live process with ``token`` in its environment or on its command line; its comm."""
     found: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -75,7 +75,7 @@ def processes_with(token: str) -> dict[int, str]:
 
 
 def take_away(mountpoint: Path) -> None:
-    """Unmount, and end the daemon: it would wait for the namespaces that others have made meanwhile."""
+    """Unmount, and end the daemon: it would wait for namespaces that other processes have made meanwhile."""
     mount = find_mount(str(mountpoint))
     daemon = find_daemon(mount) if mount is not None else None
     made("umount", "--lazy", "--timeout=0.01", mountpoint) if daemon is None else unmount(str(mountpoint), lazy=True)
@@ -98,11 +98,11 @@ def tree_digest(directory: Path) -> str:
 
 @dataclass
 class Place:
-    """Where the rounds of one case are played, and what they are played with."""
+    """The directory in which the rounds of one case run, and their inputs."""
 
     root: Path
     token: str = field(default_factory=lambda: f"round-{secrets.token_hex(8)}")
-    """In the environment of all that a round starts, and nowhere else."""
+    """A word in the environment of every process that a round starts, and of no other."""
 
     def __post_init__(self) -> None:
         for directory in (self.out, self.temporary, self.mountpoint):

@@ -1,4 +1,4 @@
-"""How many names a huge directory has, and a source for whose answers there is no memory."""
+"""The number of names of a huge directory, and a source without memory for its answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAMES = int(os.environ.get("MYSTFUSE_LIMIT_NAMES", "60000"))
 
 
 class FailingSource(FileSource):
-    """A source for whose answers there is no memory, or no thread."""
+    """A source without memory, or without a thread, for its answers."""
 
     failure: BaseException | None = None
 

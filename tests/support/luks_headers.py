@@ -41,7 +41,7 @@ MIB = 1 << 20
 
 
 def read(data: bytes) -> LuksHeader | None:
-    """What ``read_luks_header`` finds on a device with these bytes."""
+    """The result of ``read_luks_header`` for a device with these bytes."""
     return trio.run(read_luks_header, MemoryDevice(data))
 
 
@@ -74,7 +74,7 @@ def luks1(slots: dict[int, bytes] | None = None, **fields: Any) -> bytes:
 
 
 def check_sane(header: LuksHeader) -> None:
-    """Nothing of a header that was accepted is out of bounds."""
+    """Assert that nothing in an accepted header is out of bounds."""
     assert header.payload_offset >= 592
     assert header.payload_size is None or header.payload_size % header.sector_size == 0 < header.payload_size
     assert header.sector_size in (512, 1024, 2048, 4096)
@@ -152,7 +152,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """The good JSON area with one thing in it replaced; ``path`` is joined by blanks."""
+    """The good JSON area with one value replaced; ``path`` is joined by blanks."""
     result = document()
     *way, last = path.split()
     place: Any = result

@@ -1,7 +1,7 @@
-"""Encrypted images by mystfuse, cryptsetup and qemu-img, and what opens them.
+"""Encrypted images by mystfuse, cryptsetup and qemu-img, and the tools that open them.
 
-There need not be a device mapper: cryptsetup encrypts and decrypts with the kernel's AES when it reencrypts offline,
-and formats headers and tries passphrases without it.
+No device mapper is needed: cryptsetup encrypts and decrypts with the kernel's AES when it reencrypts offline, and
+formats headers and tries passphrases without it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Made:
         return cls(image, int(fields["hash_offset"]), fields["root_hash"])
 
     def copy(self, target: Path) -> Path:
-        """The bytes before the hash tree alone: what others take for the device."""
+        """The bytes before the hash tree: the device of other tools."""
         with self.image.open("rb") as source, target.open("wb") as copied:
             copied.write(source.read(self.hash_offset))
         return target
@@ -75,7 +75,8 @@ CHEAP = (
     "import mystfuse.build.luks_format as made; from mystfuse.cli.main import main;"
     "made.available_memory = lambda: 128 << 20; main()"
 )
-"""``mystfuse`` as on a machine with 128 MiB available: LUKS2 key slots take 64 MiB then, not 1 GiB and 5 seconds."""
+"""Run ``mystfuse`` as on a machine with 128 MiB available: then LUKS2 key slots take 64 MiB, not 1 GiB and 5
+seconds."""
 MADE = {
     "plain": (),
     "luks1": ("--encrypt", "key", "--passphrase-file", "passphrase"),
@@ -86,7 +87,7 @@ MADE = {
 
 
 def cryptsetup(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    # Never a question: there is nobody to answer it.
+    # Without questions: no one is there to answer them.
     return run("cryptsetup", "-q", *arguments, check=check, stdin=subprocess.DEVNULL)
 
 
@@ -126,7 +127,7 @@ def qemu_decrypt(image: Path, passphrase: Path, raw: Path) -> None:
 
 @dataclass(frozen=True)
 class Sealed:
-    """Somebody's encrypted device with veritysetup's hash tree behind it, and without an fssig."""
+    """Another tool's encrypted device with veritysetup's hash tree behind it, and without an fssig."""
 
     image: Path
     hash_offset: int
@@ -138,7 +139,7 @@ class Sealed:
 
 
 def seal(image: Path) -> Sealed:
-    """Put a hash tree behind all of a device: from here on it is what it is."""
+    """Put a hash tree behind all of a device, which must not change any more."""
     size = image.stat().st_size
     assert size % 4096 == 0
     said = run("veritysetup", "format", f"--hash-offset={size}", image, image).stdout
@@ -178,7 +179,7 @@ async def opened(
 
 
 async def assert_wrong(sealed: Sealed, **given: bytes) -> None:
-    """What is given does not open it: exit status 5."""
+    """Assert that these keys do not open it: exit status 5."""
     with pytest.raises(WrongKey) as raised:
         async with opened(sealed, **given):
             pass
@@ -204,7 +205,7 @@ def assert_refused(sealed: Sealed, mountpoint: Path, *options: str, status: int,
 
 
 def assert_shows(sealed: Sealed, plain: Path, scratch: Path, *options: str) -> None:
-    """A mount of it is in everything what the kernel shows of the file system that was encrypted."""
+    """Assert that a mount of it equals the kernel's mount of the plaintext file system."""
     with (
         mounted(sealed.image, scratch / "mount", *sealed.options, "--read-only", *options) as mountpoint,
         kernel_mount(plain, scratch / "kernel", "ro,noatime") as kernel,
@@ -217,7 +218,7 @@ def assert_shows(sealed: Sealed, plain: Path, scratch: Path, *options: str) -> N
 def make_ext2(tree: Path, image: Path, block_size: int) -> Path:
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", str(block_size), "-d", tree, image, f"{PAYLOAD // 1024}k")
     with image.open("r+b") as file:
-        # Something in the last sectors too, which are free: without it they would be zeros.
+        # Data in the last sectors too, which are free: otherwise they would be zeros.
         file.seek(PAYLOAD - 64 * 1024)
         file.write(random.Random(2).randbytes(64 * 1024))
     return image
@@ -233,7 +234,7 @@ def qemu_encrypt(plain: Path, image: Path, passphrase: Path, cipher: str, mode: 
         image.unlink(missing_ok=True)
         result = run("qemu-img", "convert", "-f", "raw", "-O", "luks", "--object", f"secret,id=s,file={passphrase}",
                      "-o", options, plain, image, check=False)  # fmt: skip
-        # It measures its PBKDF2 by the processor time it gets; on a busy machine that goes wrong now and then.
+        # qemu-img measures its PBKDF2 by processor time, which fails now and then on a busy machine.
         if "Unable to get accurate CPU usage" not in result.stderr or attempt == 19:
             break
     assert result.returncode == 0, result.stderr
@@ -242,7 +243,7 @@ def qemu_encrypt(plain: Path, image: Path, passphrase: Path, cipher: str, mode: 
 def reencrypt(
     plain: Path, image: Path, passphrase: Path, key: bytes, cipher: str, sector_size: int = 512, *options: str | Path
 ) -> None:
-    """cryptsetup encrypts a file in place: the header takes the room before it, which is made by moving the data."""
+    """cryptsetup encrypts a file in place: it moves the data to make room for the header in front."""
     shutil.copyfile(plain, image)
     os.truncate(image, PAYLOAD + 32 * MIB)
     write_secret(image.with_suffix(".key"), key)
@@ -260,7 +261,7 @@ def luks_format(image: Path, passphrase: Path, key: bytes, *options: str, versio
         file.truncate(64 * MIB)
     key_file = write_secret(image.with_suffix(".key"), key)
     if version == 2 and not any("--sector-size" in option for option in options):
-        # cryptsetup would go by what the file system below likes best.
+        # Otherwise cryptsetup would choose by the file system below.
         options = (*options, "--sector-size=512")
     kdf = () if any("--pbkdf" in option for option in options) else PBKDF2
     cryptsetup("luksFormat", f"--type=luks{version}", f"--key-size={8 * len(key)}", f"--volume-key-file={key_file}",
@@ -285,7 +286,7 @@ def fill(image: Path, data: bytes) -> Sealed:
 
 
 def edit_luks2(image: Path, edit: Edit) -> None:
-    """Change the JSON area of both headers (16 KiB each), with checksums; cryptsetup must find nothing wrong."""
+    """Change the JSON area of both headers (16 KiB each), with checksums; cryptsetup must accept it."""
     with image.open("r+b") as file:
         for offset in (0, 16 << 10):
             file.seek(offset)

@@ -1,9 +1,10 @@
-"""What the tests want of a machine, and what this one lacks.
+"""The tests' requirements of a machine, and those that this one lacks.
 
-A machine that has everything runs every test. On any other, a test that fails by what is lacking is skipped, with the
-reason: by the words of its failure or of the commands it ran, which are those that the kernel or a tool has for just
-that, or as it starts a command that cannot work there. The table of what is lacking comes first. ``--complete`` lets
-nothing be lacking: so a full machine, like CI's, skips nothing by accident.
+A machine that has everything runs every test. On any other, a test that fails for a lacking requirement is skipped,
+with the reason. We know the reason from the words of its failure or of its commands, which the kernel or a tool uses
+for just that, or from a command that it starts and that cannot work there. The list of lacking requirements comes
+first. ``--complete`` refuses to run where one is lacking, so that a complete machine, like CI's, skips nothing by
+accident.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TOOLS = (
 
 @dataclass(frozen=True)
 class Need:
-    """Something that tests want, and how their failures read without it."""
+    """A requirement of tests, and the failures of tests without it."""
 
     name: str
     why_lacking: Callable[[], str | None]
@@ -46,7 +47,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Lack:
-    """What this machine does not have."""
+    """The requirements that this machine lacks."""
 
     name: str
     reason: str
@@ -58,7 +59,7 @@ class Lack:
 
 
 def _says(*command: str) -> str | None:
-    """What a command complains of; None if it succeeds."""
+    """A command's complaint; None if it succeeds."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except OSError as error:
@@ -146,7 +147,7 @@ _NO_PERMISSION = (
 )
 NEEDS = (
     Need("root", _root, _NO_PERMISSION),
-    # What is said on closed descriptors, nobody hears.
+    # Output to closed descriptors is lost.
     Need("FUSE", _fuse, r"/dev/fuse", r"-m mystfuse mount .*>&-"),
     Need(
         "FUSE for ordinary users",
@@ -163,13 +164,13 @@ NEEDS = (
         # exec gives its program mounts of its own, too.
         r"\bunshare .*--mount|-m mystfuse (?:exec|run) ",
     ),
-    # cryptsetup looks there whether a header that it is to convert is in use.
+    # cryptsetup checks there whether a header that it converts is in use.
     Need("/sys", _sys, r"'/sys/|Cannot check status of device", "-m benchmarks "),
     Need(
         "user namespaces for ordinary users",
         _user_namespaces,
         r"unshare: |user name ?spaces?|setting up uid map",
-        # exec gives its program one, whoever runs it.
+        # exec gives its program one, for every user.
         r"-m mystfuse (?:exec|run) (?!.*--privileged)",
     ),
     Need("dropping the page cache", _caches, r"drop_caches"),
@@ -178,7 +179,7 @@ NEEDS = (
 
 
 def lacking() -> list[Lack]:
-    """What this machine does not have of what tests want."""
+    """The tests' requirements that this machine lacks."""
     found: list[Lack] = []
     for need in NEEDS:
         reason = need.why_lacking()
@@ -188,7 +189,7 @@ def lacking() -> list[Lack]:
 
 
 def explanation(lacks: list[Lack], failure: str) -> str | None:
-    """Why a test that failed so could not succeed here; None if it is a fault."""
+    """Why a test with this failure could not pass here; None if it is a fault."""
     for lack in lacks:
         if lack.symptoms.search(failure):
             return str(lack)
@@ -207,7 +208,7 @@ def unable(lacks: list[Lack], command: object) -> str | None:
 
 
 def table(lacks: list[Lack]) -> list[str]:
-    """What to tell before the tests begin."""
+    """The lines to print before the tests begin."""
     if not lacks:
         return ["this machine has everything that the tests want"]
     width = max(len(lack.name) for lack in lacks)

@@ -1,4 +1,4 @@
-"""Images by ``mystfuse mkext2``, and what judges them."""
+"""Images by ``mystfuse mkext2``, and the tools that check them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fssig(image: Path) -> dict[str, str]:
 
 
 def make(directory: Path, image: Path, *options: str | Path, **kwargs: Any) -> dict[str, str]:
-    """Run mkext2, which must succeed in silence, and return the image's fssig."""
+    """Run mkext2, which must succeed without output; returns the image's fssig."""
     arguments = ("mkext2", *options, directory, image)
     result = mystfuse(*arguments, **kwargs) if kwargs else in_process(*arguments)
     assert result.returncode == 0, result.stderr
@@ -35,7 +35,7 @@ def make(directory: Path, image: Path, *options: str | Path, **kwargs: Any) -> d
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
-    """The command failed with this status and one line on stderr that has these words."""
+    """Assert that the command failed with this status and one line on stderr with these words."""
     assert result.returncode == status, (result.returncode, result.stdout, result.stderr)
     assert re.fullmatch(r"mystfuse: [^\n]+\n", result.stderr), result.stderr
     assert result.stdout == ""
@@ -55,7 +55,7 @@ def loop_mounted(image: Path, mountpoint: Path) -> Iterator[Path]:
 
 
 def contents(root: Path, with_owners: bool = True) -> dict[str, dict[str, object]]:
-    """Everything below and including ``root`` that an image keeps, by path; without lost+found."""
+    """Everything from ``root`` down that an image keeps, by path; without lost+found."""
     found: dict[str, dict[str, object]] = {}
     links: dict[tuple[int, int], list[str]] = {}
     paths = [os.fsencode(root)]

@@ -21,12 +21,12 @@ CONTENT = random.Random(1).randbytes(1 << 20)
 
 
 class MemorySource:
-    """A source of ``CONTENT`` that notes what is asked of it, and misbehaves where it is told to.
+    """A source of ``CONTENT`` that records its reads, and misbehaves where told to.
 
     Args:
         cached: answer without waiting, as if everything were in the page cache.
-        broken: byte ranges that cannot be read.
-        hanging: byte ranges that are not answered before ``release`` is set.
+        broken: byte ranges whose reads fail.
+        hanging: byte ranges whose reads hang until ``release`` is set.
         delay: seconds that each cold read takes.
     """
 
@@ -84,7 +84,7 @@ class MemorySource:
 
 @asynccontextmanager
 async def running(source: Source, io_timeout: float = math.inf, patience: float = 15) -> AsyncIterator[ImageReader]:
-    """A running reader. Everything inside must be done within ``patience`` seconds."""
+    """A running reader. The block must end within ``patience`` seconds."""
     reader = ImageReader(source, io_timeout)
     with trio.fail_after(patience):
         async with trio.open_nursery() as nursery:
@@ -97,7 +97,7 @@ async def running(source: Source, io_timeout: float = math.inf, patience: float 
 
 
 async def read_all(reader: ImageReader, extents: list[Extent]) -> list[bytes | Exception]:
-    """Each extent as a request of its own, all sent together: the bytes, or the error."""
+    """Each extent as a request of its own, all sent together; returns the bytes or the error of each."""
     results: list[bytes | Exception | None] = [None] * len(extents)
 
     async def read_one(index: int) -> None:

@@ -50,7 +50,7 @@ def windows(size: int, block_size: int) -> Iterator[tuple[int, int]]:
 
 
 def pattern(fill: int, length: int) -> bytes:
-    """Data in which every position is recognisable."""
+    """Data that shows its position at every byte."""
     return hashlib.shake_128(bytes([fill])).digest(length)
 
 

@@ -49,7 +49,7 @@ class Model:
 
     @classmethod
     def load(cls, side: Mounted) -> Model:
-        """The model of what a directory holds."""
+        """The model of a directory's contents."""
         shared: dict[int, Node] = {}
 
         def read(path: Path) -> Node:
@@ -83,7 +83,7 @@ class Model:
     # Paths
 
     def _walk(self, path: str, follow: bool) -> tuple[Node, str, Node | None]:
-        """The directory that a path ends in, the last name, and what it names."""
+        """The directory in which a path ends, the last name, and its node."""
         pending = [part for part in spell(path).split("/") if part not in ("", ".")]
         node, followed = self.root, 0
         if not pending:
@@ -120,9 +120,9 @@ class Model:
         return self._add(parent, name, kind, mode)
 
     def _add(self, parent: Node, name: str, kind: int, mode: int) -> Node:
-        """A new node in a directory, with the owner and mode that its ways of inheritance give."""
+        """A new node in a directory, with the owner and mode that it inherits there."""
         if parent.default_acl and self.observed == Failed("ENOSPC"):
-            # The ACLs to be inherited do not fit the place for attributes.
+            # The inherited ACLs do not fit into the place for attributes.
             self._adopt()
         node = Node(kind, mode)
         if isinstance(parent.permissions, Unknown):
@@ -300,7 +300,7 @@ class Model:
     def rename(self, source: str, target: str, flags: int) -> None:
         if flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise failure(errno.EINVAL)
-        # Both directories are found before either last name is looked at.
+        # Both directories are resolved before either last name is looked up.
         for path in (source, target):
             if "/" in path and not self._find(os.path.dirname(path)).is_directory:
                 raise failure(errno.ENOTDIR)
@@ -409,7 +409,7 @@ class Model:
         return UNKNOWN
 
     def tree(self) -> Tree:
-        """Everything that ``Mounted.tree`` shows and the model knows."""
+        """Everything in ``Mounted.tree`` that the model knows."""
         found: Tree = {}
         first: dict[int, str] = {}
         for path, node in self.walk():

@@ -12,7 +12,7 @@ from typing import Protocol
 from tests.support.model.contents import windows
 from tests.support.model.results import COMPARE_BLOCKS, NODE, UNKNOWN, Status, Tree, failure, libc, spell
 
-# What operations run on
+# File systems that operations run on
 
 
 class FileSystem(Protocol):
@@ -51,16 +51,16 @@ class FileSystem(Protocol):
 
 
 class NotAFile(Exception):
-    """Something that is neither a file nor a directory was opened; what can be done with it is the kernel's affair."""
+    """The opened file is neither a regular file nor a directory: the kernel alone handles it."""
 
 
 class CannotTell(Exception):
-    """The model does not know what would happen, but knows that it changes nothing."""
+    """The model does not know the result, but knows that nothing changes."""
 
 
 def status(found: os.stat_result) -> Status:
-    """What of a status is compared: type and mode, owner, group, links, size, blocks, device. Not the inode number, nor
-    any time (see ``differences``), nor size and blocks of a directory, which depend on how it is indexed."""
+    """The compared fields of a status: type and mode, owner, group, links, size, blocks, device. Not the inode number,
+    nor any time (see ``differences``), nor size and blocks of a directory, which depend on how it is indexed."""
     directory = stat.S_ISDIR(found.st_mode)
     device = stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
     return (
@@ -76,7 +76,7 @@ def status(found: os.stat_result) -> Status:
 
 @dataclass
 class Mounted:
-    """A directory in a mounted file system. Files are opened without waiting, as FIFOs would make us."""
+    """A directory in a mounted file system. Files are opened with O_NONBLOCK, because of FIFOs."""
 
     root: str
     block_size: int
@@ -189,7 +189,7 @@ class Mounted:
 
     @staticmethod
     def _listed_type(entry: os.DirEntry[str]) -> tuple[bool, bool, bool]:
-        """The type that the listing itself names, as far as Python says."""
+        """The type that the listing itself states, as far as Python shows it."""
         return (
             entry.is_dir(follow_symlinks=False),
             entry.is_file(follow_symlinks=False),
@@ -202,7 +202,7 @@ class Mounted:
         entry: dict[str, object] = {
             "status": status(found),
             "mtime": found.st_mtime_ns,
-            # Not the inode number, but who shares it.
+            # Not the inode number, but which names share it.
             "same as": by_inode.setdefault(found.st_ino, path),
             "xattrs": {
                 name: os.getxattr(full, name, follow_symlinks=False)

@@ -20,7 +20,7 @@ from tests.support.model.results import (
 
 @dataclass(eq=False)
 class Node:
-    """An inode. What the model has lost sight of (a mode changed by an ACL) is UNKNOWN."""
+    """An inode. Values that the model has lost (a mode changed by an ACL) are UNKNOWN."""
 
     kind: int
     permissions: int | Unknown
@@ -62,7 +62,7 @@ class OpenNode:
 
 
 class Modelled(dict[str, bytes]):
-    """The attributes that the model knows; equal to any that are the same but for those it does not."""
+    """The attributes that the model knows; equal to any that differ only in unknown ones."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, dict) and dict(self) == {name: other[name] for name in other if _is_modelled(name)}

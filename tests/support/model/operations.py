@@ -1,13 +1,13 @@
-"""Operations on a file system, and what they run on: a mount, another mount, and a model made of dictionaries.
+"""Operations on a file system: on a mount, on another mount, and on a model made of dictionaries.
 
 An operation is a small frozen dataclass whose ``apply`` does the same on anything that is a ``FileSystem``: on
-``Mounted`` (a directory, by system calls) and on ``Model`` (in memory). What comes back is a plain value, so that
-results compare with ``agree``. Sizes and offsets are symbolic (``At``), so that the same sequence meets the
-indirection boundaries of every block size.
+``Mounted`` (a directory, by system calls) and on ``Model`` (in memory). The result is a plain value, so that results
+compare with ``agree``. Sizes and offsets are symbolic (``At``), so that the same sequence meets the indirection
+boundaries of every block size.
 
 What is wanted to differ between mystfuse and the kernel's ext2 (docs/differences.md) is kept out, all of it, by not
-being generated: RENAME_WHITEOUT, more than 32000 links, fallocate, SEEK_HOLE, O_TMPFILE, offsets near the largest
-file size, and a umask (default ACLs would show it). What is not compared is at ``status`` and ``Mounted.tree``.
+being generated: RENAME_WHITEOUT, more than 32000 links, fallocate, SEEK_HOLE, O_TMPFILE, offsets near the largest file
+size, and a umask (default ACLs would show it). What is not compared is at ``status`` and ``Mounted.tree``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tests.support.model.results import CAPABILITY, CAPABILITY_VALUE, OK, UNKNOW
 
 @dataclass(frozen=True)
 class Operation:
-    """Something to do. ``run`` does it with any file system and may raise OSError; ``apply`` never raises."""
+    """An operation. ``run`` does it on any file system and may raise OSError; ``apply`` never raises."""
 
     def apply(self, system: FileSystem) -> object:
-        """Do it, and say what came of it: a value, or the name of the error."""
+        """Run it; returns a value, or the name of the error."""
         try:
             return self.run(system)
         except OSError as error:
@@ -46,7 +46,7 @@ class Operation:
         raise NotImplementedError
 
     def paths(self) -> list[str]:
-        """What it touches, and the directories around."""
+        """The paths that it touches, and the directories around them."""
         fields: dict[str, Any] = vars(self)
         named = [fields[name] for name in ("path", "source", "target", "directory") if name in fields]
         return list(dict.fromkeys([*named, *(os.path.dirname(path) for path in named)]))
@@ -64,7 +64,7 @@ class Create(Operation):
 
 @dataclass(frozen=True)
 class Open(Operation):
-    """Open with whatever flags, and close."""
+    """Open with any flags, and close."""
 
     path: str
     flags: int
@@ -341,7 +341,7 @@ def is_numbered(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Fill(Operation):
-    """Make many names in a directory: it grows, and its index splits."""
+    """Make many names in a directory, so that it grows and its index splits."""
 
     directory: str
     count: int
@@ -357,7 +357,7 @@ class Fill(Operation):
 
 @dataclass(frozen=True)
 class Drain(Operation):
-    """Take names away from a directory that was filled: every ``step``-th."""
+    """Remove names from a directory that was filled: every ``step``-th."""
 
     directory: str
     count: int
@@ -373,7 +373,7 @@ class Drain(Operation):
 
 @dataclass(frozen=True)
 class HandleOperation(Operation):
-    """Something done with an open file; EBADF when there is none."""
+    """An operation on an open file; EBADF when there is none."""
 
     slot: int
 
@@ -388,7 +388,7 @@ class HandleOperation(Operation):
 
 @dataclass(frozen=True)
 class OpenHandle(Operation):
-    """Open a file and keep it; what was in the slot is closed."""
+    """Open a file and keep it; the file in the slot is closed."""
 
     slot: int
     path: str
@@ -463,7 +463,7 @@ class SyncHandle(HandleOperation):
 
 @dataclass(frozen=True)
 class LookAt(Operation):
-    """The status of a path, as every operation is followed by for the paths it names."""
+    """The status of a path; it follows every operation for the paths that this names."""
 
     path: str
 

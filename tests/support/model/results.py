@@ -19,7 +19,7 @@ NODE = stat.S_IFMT
 ACCESS_ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 CAPABILITY = "security.capability"
 CAPABILITY_VALUE = struct.pack("<5I", 0x02000000, 1 << 10, 0, 0, 0)
-"""cap_net_bind_service, permitted: the kernel takes it away from a file that is written to or given away."""
+"""cap_net_bind_service, permitted: the kernel removes it from a file on a write or a change of owner."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,7 +30,7 @@ def spell(text: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """What ``spell`` undoes."""
+    """The inverse of ``spell``."""
     return re.sub(r"n{15,}", lambda match: f"~{len(match[0])}", text)
 
 
@@ -39,13 +39,13 @@ def shorten(text: str) -> str:
 
 @dataclass(frozen=True)
 class Failed:
-    """What an operation came to when it failed."""
+    """The result of a failed operation."""
 
     error: str
 
 
 class Unknown:
-    """The model's "I cannot tell", which agrees with everything."""
+    """The model's "unknown", which agrees with everything."""
 
     def __repr__(self) -> str:
         return "UNKNOWN"
@@ -72,7 +72,7 @@ def agree(expected: object, found: object) -> bool:
 
 
 def differences(expected: Tree, found: Tree, since: float | None = None) -> list[str]:
-    """How two trees differ. Times of change are the same, or both no older than ``since``: nobody set them."""
+    """How two trees differ. Times of change are equal, or both at least ``since``: no operation set them."""
     lines = [f"{path!r}: missing" for path in expected.keys() - found.keys()]
     lines += [f"{path!r}: unexpected" for path in found.keys() - expected.keys()]
     for path in expected.keys() & found.keys():
