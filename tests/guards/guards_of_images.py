@@ -115,7 +115,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/formats/verity.py",
         "superblock.salt.startswith(VOUCHER)\n",
         "False\n",
-        ("trust/test_interpretations.py::test_the_salt_of_new_images_vouches_for_the_superblock",),
+        ("trust/test_interpretations.py::test_the_salt_of_new_images_covers_the_superblock",),
     ),
     Guard(
         "a signature is verified",

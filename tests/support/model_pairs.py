@@ -36,8 +36,8 @@ PEER = os.environ.get("MYSTFUSE_MODEL_PEER", "mystfuse")
 DEFAULT_EXAMPLES, STEPS, STEPS_BETWEEN_CHECKS = 4, 50, 25
 
 FSCK_WITH_UNLINKED_OPEN_FILES = PEER != "kernel"
-"""Whether the image must be clean while files are open that have lost their last name. ext2 keeps no list of orphans:
-on the kernel's own side it is not, but ``.mystfuse/image`` shows them released."""
+"""Whether e2fsck must find the image clean while files without a name are open. ext2 keeps no list of orphans: on the
+kernel's own side it is not, but ``.mystfuse/image`` shows them released."""
 
 IMAGE_SIZE, INODES, SEEDS, SEED_ENTRIES = "32M", 8192, 4, 300
 
@@ -49,7 +49,7 @@ class Configuration:
     indexed: bool
     encrypted: bool = False
     stored: bool = False
-    """With an overlay store, and all that is written put there at once."""
+    """With an overlay store that takes every written block at once."""
 
     def __str__(self) -> str:
         kind = "-encrypted" if self.encrypted else "-stored" if self.stored else ""
@@ -60,12 +60,12 @@ ALWAYS_SHORT = """
 from mystfuse.overlay.space import Space
 Space._is_short = lambda self: True
 """
-"""A sitecustomize.py, which Python runs first of all: memory is always short."""
+"""A sitecustomize.py, which Python runs first: memory is always short."""
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Operations and the directory they begin with: ``empty``, ``small`` (PRELUDE), or ``seed``, which mke2fs made."""
+    """Operations and the directory in which they begin: ``empty``, ``small`` (PRELUDE), or ``seed``, made by mke2fs."""
 
     start: str
     operations: list[Operation] = field(default_factory=list)
@@ -83,7 +83,8 @@ PRELUDE: list[Operation] = [
 
 
 def make_seed(root: Path) -> None:
-    """The directory that mke2fs puts into the image: a large directory, and one of every kind that operations name."""
+    """The directory that mke2fs puts into the image: a large directory, and one file of every kind that operations
+    name."""
     (root / "big").mkdir(parents=True)
     (root / "d/e").mkdir(parents=True)
     for number in range(SEED_ENTRIES):
@@ -112,17 +113,17 @@ def make_seed(root: Path) -> None:
 
 
 def make_image(configuration: Configuration, directory: Path) -> Path:
-    """An EXT2 image with as many copies of the seed as a mount can serve."""
+    """An EXT2 image with as many copies of the seed as a mount serves sequences."""
     image, source = directory / "pristine", directory / "source"
     make_seed(source / "seed-0")
     for number in range(1, SEEDS):
         run("cp", "-a", source / "seed-0", source / f"seed-{number}")
     feature = "dir_index" if configuration.indexed else "^dir_index"
-    # Small groups, so that both block sizes have several.
+    # Small groups, so that both block sizes have several of them.
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", str(configuration.block_size), "-I", str(configuration.inode_size),
         "-O", feature, "-g", str(8192 if configuration.block_size == 1024 else 2048), "-N", str(INODES),
         "-E", "lazy_itable_init=0", "-d", source, image, IMAGE_SIZE)  # fmt: skip
-    # mke2fs does not index the directories that it fills, e2fsck does.
+    # mke2fs does not index the directories that it fills; e2fsck does.
     assert run("e2fsck", "-fyD", image, check=False).returncode in (0, 1)
     assert run("e2fsck", "-fn", image, check=False).returncode == 0
     remove_tree(source)
@@ -131,7 +132,7 @@ def make_image(configuration: Configuration, directory: Path) -> Path:
 
 @contextmanager
 def kernel_mounted(pristine: Path, image: Path, mountpoint: Path) -> Iterator[Path]:
-    """The kernel's mount of a copy; the loop device goes with it."""
+    """The kernel's mount of a copy, whose loop device goes away with it."""
     mountpoint.mkdir(exist_ok=True)
     run("cp", "--sparse=always", pristine, image)
     run("mount", "-t", "ext2", "-o", "loop,noatime,acl,user_xattr", image, mountpoint)
@@ -144,7 +145,7 @@ def kernel_mounted(pristine: Path, image: Path, mountpoint: Path) -> Iterator[Pa
 
 
 def copy_sparsely(source: Path, target: Path) -> None:
-    """Copy what ends where reading ends, whatever its status says."""
+    """Copy a file up to the end that reads find, whatever size its status states."""
     with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
         size = 0
         while data := reader.read(1 << 20):
@@ -155,7 +156,7 @@ def copy_sparsely(source: Path, target: Path) -> None:
 
 
 class Pair:
-    """The two mounts of one image, the kernel's and the one under test, with a history since they were mounted."""
+    """The two mounts of one image, the kernel's and the one under test, and their history since they were mounted."""
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
         self.configuration = configuration
@@ -181,7 +182,7 @@ class Pair:
         return image, ["--key-file", str(key)]
 
     def mount(self) -> None:
-        """Begin, or begin anew, from the very same image."""
+        """Start, or restart, from the same image."""
         self.close()
         directory = self._directory
         self.kernel = self._mounts.enter_context(
@@ -205,7 +206,7 @@ class Pair:
         self.history = []
 
     def close(self) -> None:
-        """Unmount, and see that the image itself is as it was."""
+        """Unmount, and check that the image itself has not changed."""
         self._mounts.close()
         assert hashlib.sha256(self._image.read_bytes()).digest() == self._digest, "the image was changed"
 
@@ -225,7 +226,7 @@ class Pair:
         return kernel, ours, Model.load(kernel)
 
     def check_image(self) -> None:
-        """Judge by e2fsck what our image has become."""
+        """Check our image's present state with e2fsck."""
         copy = self._directory / "snapshot"
         if PEER == "kernel":
             run("sync", "--file-system", self.ours)
@@ -237,7 +238,7 @@ class Pair:
         assert result.returncode == 0, f"e2fsck exited {result.returncode}:\n{result.stdout}{result.stderr}"
 
     def check_free_space(self) -> None:
-        """The same number of blocks and inodes must be free on both sides, when all is removed that was made."""
+        """The numbers of free blocks and inodes must be equal on both sides once all files are removed."""
         expected = _free(self.kernel)
         deadline = time.monotonic() + 5
         while (found := _free(self.ours)) != expected:
@@ -246,8 +247,8 @@ class Pair:
             time.sleep(0.02)
 
     def save_history(self) -> Path:
-        """Where everything is written down that the mounts had served at the first failure: those that follow come
-        from shrinking, and begin with fresh mounts."""
+        """The file with everything that the mounts had served at the first failure: later ones come from shrinking, and
+        begin with fresh mounts."""
         if self._saved is None:
             handle, name = tempfile.mkstemp(prefix=f"mystfuse-model-{self.configuration}-", suffix=".txt")
             with open(handle, "w", errors="backslashreplace") as file:
@@ -277,7 +278,7 @@ class Run:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """A failure says how to get it again, and leaves fresh mounts for what comes next."""
+        """A failure says how to repeat it, and leaves fresh mounts for the next sequence."""
         try:
             yield
         except AssertionError as error:
@@ -287,13 +288,13 @@ class Run:
             raise AssertionError(message) from None
 
     def abandon(self) -> None:
-        """Give up: what comes next begins with fresh mounts."""
+        """Give up: the next sequence begins with fresh mounts."""
         self._failed = True
         self._close_files()
         self._pair.mount()
 
     def step(self, operation: Operation) -> object:
-        """Do one thing everywhere and compare; the kernel's result."""
+        """Run one operation on every side and compare; returns the kernel's result."""
         self.sequence.operations.append(operation)
         with self._explained():
             result = self._step(operation)
@@ -313,7 +314,7 @@ class Run:
         found = operation.apply(self.ours)
         if not agree(result, found):
             raise AssertionError(f"{operation}{when}: {_short(found)} instead of the kernel's {_short(result)}")
-        # Root is denied nothing but by fs.protected_symlinks and its like, of which the model knows nothing.
+        # Root is denied nothing except by fs.protected_symlinks and the like, which the model ignores.
         if result != Failed("EACCES"):
             self.model.observed = result
             expected = operation.apply(self.model)
@@ -322,7 +323,7 @@ class Run:
         return result
 
     def check(self) -> None:
-        """Compare the three trees, and let e2fsck judge."""
+        """Compare the three trees, and check with e2fsck."""
         kernel = self._kernel.tree()
         problems = differences(kernel, self.ours.tree(), self._since)
         if problems:
@@ -339,7 +340,7 @@ class Run:
                 side.close(side.slots.popitem()[1])
 
     def finish(self) -> None:
-        """Compare everything, remove everything, and see that all space is free again."""
+        """Compare everything, remove everything, and check that all space is free again."""
         if self._failed:
             return
         for slot in sorted(self._kernel.slots):

@@ -1,4 +1,4 @@
-"""What sequences of operations are drawn from, by hypothesis."""
+"""The strategies from which hypothesis draws sequences of operations."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ODD_NAMES = [
 
 
 def existing(kind: Callable[[Node], bool] = lambda node: True) -> st.SearchStrategy[str]:
-    """A path that leads to such a node when it is drawn, or else just a name."""
+    """A path that leads to a node of this kind at the time of drawing, or else any name."""
     return st.runner().flatmap(lambda machine: st.sampled_from(machine.existing_paths(kind) or NAMES))
 
 
@@ -120,7 +120,7 @@ open_flags = st.builds(
     st.sampled_from([0, 0, os.O_APPEND]),
 )
 LIMITS_OF_TIME = [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**33, 15_032_385_535, 15_032_385_536, -(2**31), -(2**31) - 1]
-"""Seconds: where 32 bits end, where the two more bits of large inodes do, and around."""
+"""Seconds around the ends of 32 bits and of the two more bits of large inodes."""
 times = st.one_of(
     st.sampled_from([0, 1, -1, 10**18 + 123_456_789, -(10**9) - 1, 1_600_000_000_999_999_999]),
     st.builds(
@@ -132,7 +132,8 @@ times = st.one_of(
 
 
 class Sequences(RuleBasedStateMachine):
-    """Draws operations, kind by kind; hypothesis leaves out kinds at random, so that others have more to do."""
+    """Draws operations, kind by kind; hypothesis leaves out some kinds at random, so that the others occur more
+    often."""
 
     def __init__(self, pair: Pair, on_step: Callable[[Operation, object], None]) -> None:
         super().__init__()
@@ -145,13 +146,13 @@ class Sequences(RuleBasedStateMachine):
         self._run = Run(self._pair, start)
 
     def existing_paths(self, kind: Callable[[Node], bool]) -> list[str]:
-        """The paths there are, but for most of those that only fill a directory."""
+        """The existing paths, without most of those that only fill a directory."""
         assert self._run is not None
         found = [path for path, node in self._run.model.walk() if path and kind(node)]
         return [shorten(path) for path in found if not is_numbered(path) or path.rpartition("/")[2].startswith("000")]
 
     def existing_xattrs(self) -> list[tuple[str, str]]:
-        """The extended attributes there are, each with its path."""
+        """The existing extended attributes, each with its path."""
         assert self._run is not None
         return [
             (shorten(path), shorten(name))

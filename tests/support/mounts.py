@@ -1,4 +1,4 @@
-"""Mounts that are cleaned up whatever happens, their daemons, and the kernel's caches."""
+"""Mounts that are always cleaned up, their daemons, and the kernel's caches."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.commands import mystfuse, wait_until
 from tests.support.logs import fail_if_unannounced
 
 OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"', "sh")
-"""To be run by unshare --mount: lets go of the copies of other tests' mounts, whose daemons would wait for us."""
+"""For unshare --mount: unmounts its copies of other tests' mounts, whose daemons would wait for it."""
 
 
 @contextmanager
 def _page_cache_lock(how: int) -> Iterator[None]:
-    # The machine's, as the caches are.
+    # For the whole machine, like the caches.
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     os.makedirs("/run/lock", exist_ok=True)
     descriptor = os.open("/run/lock/mystfuse-test-page-cache", flags, 0o600)
@@ -40,20 +40,20 @@ def _page_cache_lock(how: int) -> Iterator[None]:
 
 
 def drop_caches(what: int = 3) -> None:
-    """Drop clean pages (1), dentries and inodes (2), or both (3), of the whole machine: not while a test beside this
-    one needs them."""
+    """Drop clean pages (1), dentries and inodes (2), or both (3), of the whole machine; waits while a parallel test
+    needs them."""
     os.sync()
     with _page_cache_lock(fcntl.LOCK_EX):
         Path("/proc/sys/vm/drop_caches").write_text(str(what))
 
 
 def caches_dropped() -> AbstractContextManager[None]:
-    """What runs in the block drops the machine's caches by itself."""
+    """The block drops the machine's caches by itself."""
     return _page_cache_lock(fcntl.LOCK_EX)
 
 
 def caches_kept() -> AbstractContextManager[None]:
-    """No test drops the machine's caches for the time of the block."""
+    """No test drops the machine's caches during the block."""
     return _page_cache_lock(fcntl.LOCK_SH)
 
 
@@ -86,7 +86,7 @@ def daemon_pid(mountpoint: Path) -> int:
 
 
 def logged(mountpoint: Path, log: Path) -> str:
-    """What a daemon has logged by now, whole: it writes its lines in their order, but a moment later."""
+    """A daemon's log so far, complete: it writes its lines in order, but a moment later."""
     pid = daemon_pid(mountpoint)
     count = log.read_text().count(" status: {")
     os.kill(pid, signal.SIGUSR1)
@@ -95,7 +95,7 @@ def logged(mountpoint: Path, log: Path) -> str:
 
 
 def clear_mount(mountpoint: Path) -> None:
-    """Take away whatever of ours is mounted there, and wait for its daemon."""
+    """Unmount whatever we have mounted there, and wait for its daemon."""
     path = resolve_mountpoint(str(mountpoint))
     mount = find_mount(path)
     if mount is None:

@@ -1,4 +1,4 @@
-"""Packages to be run, and such as are refused."""
+"""Packages that run, and packages that are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ APPLETS = (
     "sh", "cat", "dd", "echo", "env", "false", "head", "hostname", "id", "ifconfig", "ls", "ps", "pwd", "rm", "sleep",
     "stat", "stty", "tail", "touch", "true", "wc",
 )  # fmt: skip
-"""Of busybox, in the images whose programs are run."""
+"""busybox's path in the images with programs."""
 SHELL = {"ApplicationPath": "/bin/sh"}
 COMMAND = [sys.executable, "-m", "mystfuse"]
 
@@ -29,7 +29,7 @@ def root_hash(image: Path) -> str:
 def execute(
     package: Path, image: Path | None, *arguments: str | Path, **kwargs: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a package with its own signer pinned by nobody; without the line that says so."""
+    """Run a package without pinned signers; returns stderr without the warning about that."""
     rootfs = ["--rootfs", image] if image is not None else []
     result = mystfuse("run", package, *rootfs, *arguments, **kwargs)
     result.stderr = "".join(

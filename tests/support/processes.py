@@ -1,4 +1,4 @@
-"""What /proc tells of processes."""
+"""Facts about processes from /proc."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_CAPABILITIES = "0" * 16
 
 
 def has_landlock() -> bool:
-    """Whether the kernel has it, by its own list: not by the code that is tested."""
+    """Whether the kernel has the mount, by its own list, not by the code under test."""
     code = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))"
     return int(run(sys.executable, "-c", code).stdout) > 0
 
@@ -44,6 +44,6 @@ def proc_status(task: Path) -> dict[str, str]:
 
 
 def descriptors_of(pid: int) -> set[str]:
-    """What a process has open above 2, sockets and the like by their kind alone."""
+    """The descriptors of a process above 2; sockets and the like by their kind alone."""
     found = (Path(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd") if int(name) > 2)
     return {re.sub(r":\[\d+\]$", "", os.readlink(path)) for path in found}

@@ -1,5 +1,5 @@
-"""A file system with one file, ``image``, that is opened and looked at without asking its server: stopped, it answers
-everything but reads, and whoever waits for those can be killed, as with a network's file system.
+"""A file system with one file, ``image``, that the kernel opens and stats without asking its server: when the server is
+stopped, only reads hang, and a process that waits for one can be killed, as on a network file system.
 
 Run as a program: ``python -m tests.support.quiet_storage CONTENT MOUNTPOINT``. It says ``ready``.
 """

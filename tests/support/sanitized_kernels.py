@@ -1,7 +1,7 @@
 """The native kernels with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-As a script it builds them into a directory; as a plugin of pytest it puts what was built, found in PYTHONPATH, in the
-place of the others.
+As a script it builds them into a directory; as a plugin of pytest it replaces the usual kernels with those, which it
+finds in PYTHONPATH.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sector ciphers to test, and what they are tested with."""
+"""Sector ciphers to test, and their keys and sectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mystfuse.crypto.sector_ciphers import SectorCipher, make_sector_cipher
 
 SECTOR_SIZES = (512, 1024, 2048, 4096)
 FIRST_SECTORS = (0, 8, 0xFFFFFFF8, 0xFFFFFFFF, 0x100000000, 1 << 40)
-"""The first of consecutive sectors, some on either side of where 32 bits end."""
+"""The first of consecutive sectors, some of them across the end of 32 bits."""
 
 
 def cipher_of(chain_mode: str, iv_mode: str, key: bytes, sector_size: int = 512, iv_tweak: int = 0) -> SectorCipher:

@@ -21,7 +21,7 @@ def root_hash(image: Path) -> str:
 
 
 def assert_accepted(image: Path, mountpoint: Path, *options: str | Path, because: str) -> None:
-    """verify and mount both accept the image, for this reason, and the mount shows it; nothing is warned of."""
+    """verify and mount both accept the image, for this reason, and the mount works; neither warns."""
     result = in_process("verify", *options, image)
     assert (result.returncode, result.stderr) == (0, ""), result
     assert because in result.stdout

@@ -36,7 +36,7 @@ class Numbers:
 
     @classmethod
     def of(cls, key: rsa.RSAPrivateKey, least_exponent: int) -> Numbers:
-        """The primes of ``key`` with the first public exponent from ``least_exponent`` on that goes with them."""
+        """The primes of ``key`` with the smallest possible public exponent from ``least_exponent`` on."""
         private = key.private_numbers()
         order = math.lcm(private.p - 1, private.q - 1)
         e = least_exponent
@@ -57,7 +57,7 @@ class Numbers:
         return PublicKey.from_pem(public_pem(rsa.RSAPublicNumbers(self.e, self.n).public_key()), "numbers.pem")
 
     def raw(self, encoded: bytes) -> bytes:
-        """The signature that opens to ``encoded``."""
+        """The signature that decrypts to ``encoded``."""
         number = int.from_bytes(encoded, "big")
         # By the Chinese remainder theorem: four times as fast as pow(number, d, n).
         by_p, by_q = pow(number, self.d % (self.p - 1), self.p), pow(number, self.d % (self.q - 1), self.q)

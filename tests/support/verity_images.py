@@ -40,7 +40,7 @@ class Image:
         return bytes(self.content[: self.data_size])
 
     def depends(self, block: int, position: int) -> bool:
-        """Whether data block ``block`` is vouched for by, or is, byte ``position`` of the file."""
+        """Whether data block ``block`` contains, or depends on, byte ``position`` of the file."""
         return position // self.block_size == block or any(position in part for part in self.path(block))
 
 
@@ -87,7 +87,7 @@ def build(
 
 
 class MemoryDevice:
-    """An unverified device in memory that counts what is read of it. ``pause`` lets other tasks run within a read."""
+    """An unverified device in memory that counts the reads. ``pause`` lets other tasks run within a read."""
 
     def __init__(self, content: bytearray, pause: bool = False) -> None:
         self.content = content

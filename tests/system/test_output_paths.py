@@ -1,4 +1,4 @@
-"""Paths that root writes to or mounts on, and somebody else who has put links, FIFOs and files there."""
+"""Paths that root writes to or mounts on, where another user has put links, FIFOs and files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_log_file_that_is_none_is_refused_at_once(
         os.chown(log, USER, GROUP)
     try:
         words = ("mount", f"--log-file={log}", small_image, mountpoint)
-        # What would hang may not hang us.
+        # In a process of its own, so that a hang does not hang the tests.
         result = mystfuse(*words, timeout=20) if kind.startswith("fifo") else in_process(*words)
         assert_one_line(result, 1, f"--log-file {log}: {message}")
     finally:
@@ -86,7 +86,7 @@ def test_a_log_file_is_made_or_appended_to(small_image: Path, tmp_path: Path, mo
     assert "trusted by nobody but itself" in (tmp_path / "relative").read_text()
 
 
-def test_a_race_at_the_log_file_writes_to_nobody_elses(tmp_path: Path) -> None:
+def test_a_race_at_the_log_file_writes_to_no_other_file(tmp_path: Path) -> None:
     victim, log, link = tmp_path / "victim", tmp_path / "log", tmp_path / "link"
     for path in victim, log:
         path.touch()
@@ -104,11 +104,11 @@ def test_a_race_at_the_log_file_writes_to_nobody_elses(tmp_path: Path) -> None:
     assert opened and victim.read_bytes() == b""
 
 
-# Links of others on the way
+# Links of other users on the way
 
 
 def command_lines(where: Path, through: Path, image: Path, mount: Path) -> list[tuple[str | Path, ...]]:
-    """Every command that writes or mounts, to somewhere in the directory ``through``."""
+    """Every command that writes or mounts, with a target in the directory ``through``."""
     return [
         ("mkext2", where / "source", through / "image"),
         ("mkext2", "--encrypt", where / "key", where / "source", through / "encrypted"),
@@ -138,7 +138,7 @@ def where(small_image: Path, make_keys: Callable[..., tuple[Path, Path]], open_t
 
 
 def test_root_goes_through_no_link_of_another_user(small_image: Path, where: Path) -> None:
-    """Neither at the end of the directory's path nor in its middle, whatever the link leads to."""
+    """Neither at the end of the directory's path nor in its middle, with any target of the link."""
     os.chown(where / "others", USER, GROUP)
     for name, target in ("others/link", where / "victim"), ("others/relative", "../victim"), ("others/up", ".."):
         (where / name).symlink_to(target)
@@ -150,7 +150,7 @@ def test_root_goes_through_no_link_of_another_user(small_image: Path, where: Pat
             for path in where / "on", where / "victim/on":
                 clear_mount(path)
             status = 7 if words[-1] == where / "others/link/on" else 2 if "--overlay-store" in words else 1
-            # Commands that open the image first say who vouches for it.
+            # Commands that open the image first say why it is trusted.
             last = result.stderr.splitlines(keepends=True)[-1]
             assert result.returncode == status and last.startswith("mystfuse: ") and last.endswith("\n"), words
             assert f"{where}/others/link is a symbolic link of user {USER}, which root does not follow" in last, last
@@ -179,7 +179,7 @@ def test_root_goes_through_links_of_its_own(small_image: Path, where: Path) -> N
 
 
 def test_no_directory_is_made_through_a_link_of_another_user(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``package`` makes myst/bin where it is called."""
+    """``package`` makes myst/bin in the current directory."""
     monkeypatch.chdir(where / "others")
     Path("myst").symlink_to(where / "victim")
     os.lchown("myst", USER, GROUP)
@@ -197,7 +197,7 @@ def test_an_ordinary_user_goes_through_anybodys_links(where: Path, ordinary_user
 
 
 def test_links_of_the_hosts_root_are_followed_in_a_user_namespace(where: Path, ordinary_user: list[str]) -> None:
-    """There it has the number of those that the name space does not know."""
+    """In the namespace, root's number is that of all users without a mapping."""
     (where / "victim").chmod(0o777)
     (where / "others/link").symlink_to(where / "victim")
     command = [*ordinary_user[:4], "unshare", "--user", "--map-root-user", *ordinary_user[4:]]

@@ -1,4 +1,4 @@
-"""Jobs in threads: their results in order, their errors in their turn, and no waiting for one that hangs."""
+"""Jobs in threads: results in order, errors in their turn, and no waiting for a job that hangs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """When a test ends, its threads have."""
+    """At the end of a test its threads must have ended."""
     before = set(os.listdir("/proc/self/task"))
     yield
     deadline = time.monotonic() + 5
@@ -119,6 +119,6 @@ def test_each_thread_has_its_own_buffer() -> None:
     thread.start()
     thread.join()
     assert seen == [b"y" * 100] and here == b"x" * 100
-    # The same memory again, as long as it is large enough.
+    # The same memory again, if it is large enough.
     assert buffer.view(50) == b"x" * 50
     assert len(buffer.view(1 << 20)) == 1 << 20

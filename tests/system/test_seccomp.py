@@ -1,4 +1,4 @@
-"""Filters of system calls: the programs are run by an interpreter, and by the kernel."""
+"""Filters of system calls: the tests run the programs in an interpreter, and in the kernel."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ VALUES = [
 
 
 def interpret(program: bytes, data: bytes) -> int:
-    """What the kernel would do: only the instructions that seccomp takes."""
+    """The kernel's decision: an interpreter of the instructions that seccomp accepts."""
     instructions = list(struct.iter_unpack("=HBBI", program))
     accumulator, position = 0, 0
     while True:
@@ -105,7 +105,7 @@ def test_a_program_decides_as_its_policy_says(machine: str, default: int) -> Non
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_long_program_decides_as_its_policy_says(machine: str) -> None:
-    """With jumps longer than a conditional one can be."""
+    """With jumps longer than a conditional jump reaches."""
     numbers = syscall_numbers(machine)
     policy = {
         name: [Rule(refuse(1 + number), [Argument(index, number, ALL_BITS) for index in range(6)])]
@@ -125,7 +125,7 @@ def test_calls_of_another_kind_end_the_process(machine: str) -> None:
     program = make_program({}, ALLOW, machine)
     for arch in 0x40000003, 0x40000028, *(ARCHES[other] for other in MACHINES if other != machine), 0:
         assert decide(program, machine, 0, arch=arch) == KILL_PROCESS
-    # x32 has calls of its own, and all the others by another number.
+    # x32 has system calls of its own, and other numbers for all the rest.
     for number in 0x40000000, 0x40000000 + 101, 0x40000000 + 520:
         assert decide(program, machine, number) == (KILL_PROCESS if machine == "x86_64" else ALLOW)
 
@@ -155,7 +155,7 @@ def test_the_numbers_are_those_of_the_kernels_headers(header: str, machine: str)
     numbers = dict(re.findall(r"^#\s*define __NR(?:3264)?_(\w+)\s+(\d+)$", path.read_text(), re.M))
     numbers.update({"newfstatat": numbers.get("newfstatat", numbers.get("fstatat"))})
     ours = syscall_numbers(machine)
-    # Some that no arm64 has.
+    # Some calls that arm64 does not have.
     foreign = {"arch_specific_syscall", "syscalls", "fstatat", "sync_file_range2"}
     theirs = {
         name: int(number) for name, number in numbers.items()
@@ -207,7 +207,7 @@ def test_the_kernel_decides_as_the_policy_says() -> None:
         "sys.stdout.flush()\n"
         "os.execv(sys.executable, [sys.executable, '-c', 'import os; print(os.getppid())'])\n"
     )
-    # os.getppid cannot say that it failed: the program that is executed is under the filter too.
+    # Python's os.getppid does not report failure: here the executed program is under the filter too.
     assert said == ["71", "0", "72", "73", "0", "74", "1", "2", "-71"]
 
 
@@ -246,7 +246,7 @@ def test_a_program_that_the_kernel_does_not_take_is_an_error() -> None:
 @needs_filters
 @pytest.mark.skipif(HERE != "x86_64", reason="32-bit calls by int 0x80")
 def test_a_32_bit_call_ends_the_process() -> None:
-    """getpid(2) by the gate of 32-bit programs, as code in a page of our own."""
+    """getpid(2) through the entry of 32-bit programs (int 0x80), as code in a page of our own."""
     said = run_installed(
         "import mmap\n"
         "page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)\n"

@@ -1,4 +1,4 @@
-"""An image with one of everything, its mount, and one to damage."""
+"""An image with one file of every kind, its mount, and an image to damage."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rich_mount(rich_image: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A directory that a hostile image would like to write into; what is in it must stay as it is."""
+    """A directory that a hostile image tries to write to; its contents must not change."""
     path = tmp_path / "victim"
     path.mkdir()
     (path / "passwd").write_text("root")
@@ -72,7 +72,7 @@ def victim(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path, victim: Path) -> Editor:
-    """A file system to be broken: directories d1 (with dfile), d2 (with inner), links to the victim, files."""
+    """A file system to damage: directories d1 (with dfile), d2 (with inner), links to the victim, files."""
     source = tmp_path / "source"
     (source / "d1").mkdir(parents=True)
     (source / "d2/inner").mkdir(parents=True)

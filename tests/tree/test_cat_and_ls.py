@@ -48,7 +48,7 @@ def test_ls_shows_what_ls_shows(rich_image: Path, rich_mount: Path) -> None:
         assert ours.returncode == 0
         style = "--time-style=+%Y-%m-%dT%H:%M:%SZ"
         listed = run("ls", "-lAn", "-N", style, rich_mount / path[1:], env=environment).stdout.splitlines()[1:]
-        # ls marks who has an ACL, and leaves bytes that are no characters as they are.
+        # ls marks names with an ACL, and prints undecodable bytes as they are.
         expected = [line[:10] + " " + line[11:].lstrip() for line in listed]
         expected = [" ".join(line.split()).replace("\udce9", "\\udce9") for line in expected]
         assert [" ".join(line.split()) for line in ours.stdout.splitlines()] == expected

@@ -1,4 +1,4 @@
-"""``mystfuse extract``: a copy is what a mount shows, and what fails leaves nothing."""
+"""``mystfuse extract``: the copy equals a mount's contents, and a failure leaves nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_copy_is_what_a_mount_shows(rich_image: Path, rich_mount: Path, tmp_pa
         assert (tmp_path / "copy" / name).lstat().st_atime_ns == (rich_mount / name).lstat().st_atime_ns
     assert_same(rich_mount, tmp_path / "copy")
     assert os.listdir(tmp_path) == ["copy"]
-    # Holes are holes, and names of one file one file.
+    # Holes stay holes, and names of one file stay one file.
     assert (tmp_path / "copy/holes").stat().st_blocks * 512 < 100_000
     assert (tmp_path / "copy/closed/inner/again").samefile(tmp_path / "copy/hello.txt")
     assert (tmp_path / "copy/sub/hard-null").samefile(tmp_path / "copy/null")
@@ -46,7 +46,7 @@ def test_a_part_of_an_image(path: str, rich_image: Path, rich_mount: Path, tmp_p
     run("cp", "-a", rich_mount / path.strip("/"), tmp_path / "theirs/copy")
     for name in ("ours", "theirs"):
         os.utime(tmp_path / name, (0, 0))
-    # Names that are not copied do not count.
+    # Names outside the copied part do not count.
     assert_same(tmp_path / "theirs", tmp_path / "ours", ",st_nlink")
     assert os.listdir(tmp_path / "ours") == ["copy"]
 

@@ -1,4 +1,4 @@
-"""Extracting hostile images: nothing leaves the destination, and everything ends."""
+"""Extracting hostile images: nothing outside the destination changes, and every extraction ends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.support.extraction import FAILED, FORMAT, refused, root_entries, save
 
 
 def with_root(editor: Editor, *entries: tuple[int, bytes]) -> None:
-    """Replace what the root directory holds."""
+    """Replace the contents of the root directory."""
     editor.write_entries(editor.block(ROOT), [(ROOT, b"."), (ROOT, b".."), *entries])
 
 
 def assert_confined(tmp_path: Path, victim: Path, *more: str) -> None:
-    """Nothing has changed but what is in ``more``."""
+    """Assert that nothing has changed except the files in ``more``."""
     assert {path.name: path.read_text() for path in victim.iterdir()} == {"passwd": "root"}
     assert sorted(os.listdir(tmp_path)) == sorted(["image", "plain", "source", "victim", *more])
 
@@ -77,7 +77,7 @@ def test_links_are_only_copied(hostile: Editor, tmp_path: Path, victim: Path) ->
     image = save(hostile, tmp_path)
     assert in_process("extract", "--insecure", image, "/", tmp_path / "copy").returncode == 0
     assert os.readlink(tmp_path / "copy/link1") == str(victim)
-    # Neither are they followed out of the image.
+    # Nor does extract follow them out of the image.
     for path in ("link1/passwd", "link2/passwd"):
         refused(FAILED, "cat", "--insecure", image, path)
         refused(FAILED, "extract", "--insecure", image, path, tmp_path / "other")
@@ -120,7 +120,7 @@ def test_blocks_in_two_files(hostile: Editor, tmp_path: Path, victim: Path) -> N
 
 
 def test_tables_in_many_places(hostile: Editor, tmp_path: Path, victim: Path) -> None:
-    """A map of 65536 tables, all of them the same empty one: a hole that takes long to look through."""
+    """A map of 65536 tables that are all the same empty one: a hole that takes long to scan."""
     ino = root_entries(hostile)
     file = ino[b"file1"]
     spares = [hostile.find(ino[b"d1"], b"dfile")[1], hostile.find(ino[b"d2"], b"passwd")[1], ino[b"file2"]]

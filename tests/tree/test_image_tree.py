@@ -1,4 +1,4 @@
-"""``ImageTree`` shows what a mount shows: entries, paths, files and holes."""
+"""``ImageTree`` shows the same as a mount: entries, paths, files and holes."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ async def test_a_file_reads_like_any_other(small_image: Path, small_tree: Path) 
 
 
 def kernel_ranges(path: Path) -> list[tuple[int, int]]:
-    """Where the kernel says that there is data."""
+    """The ranges of data by the kernel."""
     found = []
     with path.open("rb") as file:
         position = 0

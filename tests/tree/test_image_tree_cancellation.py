@@ -37,7 +37,7 @@ async def drain(iterator: AsyncIterator[object]) -> None:
 
 @pytest.fixture
 def in_memory(tmp_path: Path) -> Editor:
-    """A tree that is had without waiting."""
+    """A tree in memory, which never waits."""
     source = tmp_path / "source"
     (source / "sub" / "empty").mkdir(parents=True)
     (source / "file").write_bytes(bytes(range(256)) * 20)
@@ -69,7 +69,7 @@ tree_inodes: dict[ImageTree, Any] = {}
 
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_what_is_in_memory_can_be_cancelled_and_lets_others_run(name: str, in_memory: Editor) -> None:
-    """No operation is done in a loop without a checkpoint, although nothing is ever waited for."""
+    """No operation loops without a checkpoint, although it never waits for anything."""
     tree = ImageTree(await Volume.open(MemoryDevice(in_memory.data)), trust_without_tree())
     tree_inodes[tree] = await tree.resolve("file")
     operation, turns = OPERATIONS[name], 0
@@ -85,7 +85,7 @@ async def test_what_is_in_memory_can_be_cancelled_and_lets_others_run(name: str,
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count_turns)
         with trio.move_on_after(0.1) as scope:
-            # Not for ever, should the test fail.
+            # A bound, should the test fail.
             while time.monotonic() < started + 5:
                 await operation(tree)
         nursery.cancel_scope.cancel()
@@ -100,7 +100,7 @@ async def test_what_is_in_memory_can_be_cancelled_and_lets_others_run(name: str,
 
 @pytest.mark.parametrize("kind", ["tar", "extract"])
 async def test_long_jobs_on_what_is_in_memory_let_others_run(kind: str, tmp_path: Path) -> None:
-    """Many members, of which nothing is written for a long time."""
+    """Many members that write nothing for a long time."""
     source = tmp_path / "source"
     source.mkdir()
     for number in range(300):
@@ -116,7 +116,7 @@ async def test_long_jobs_on_what_is_in_memory_let_others_run(kind: str, tmp_path
             await trio.lowlevel.checkpoint()
 
     async def write(data: bytes | bytearray) -> None:
-        """Takes everything at once."""
+        """A writer that takes everything at once."""
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count_turns)

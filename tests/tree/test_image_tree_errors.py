@@ -1,4 +1,4 @@
-"""``ImageTree`` opens with trust and keys as a mount does, and says what is damaged."""
+"""``ImageTree`` opens with trust and keys as a mount does, and names the damaged parts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_root_hashes_and_keys_in_every_form(
         with pytest.raises(api.UsageError):
             async with api.open_image(image, **senseless):  # type: ignore[arg-type]
                 pytest.fail("opened")
-    # What the machine trusts counts as on the command line.
+    # The machine's trusted keys count as on the command line.
     (tmp_path / "trust.d").mkdir()
     (tmp_path / "trust.d/a.pem").write_bytes(public.read_bytes())
     monkeypatch.setattr("mystfuse.trust.sources.TRUST_DIRECTORY", tmp_path / "trust.d")

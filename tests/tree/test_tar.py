@@ -1,4 +1,4 @@
-"""``mystfuse tar``: an archive unpacks to what a mount shows, the same every time."""
+"""``mystfuse tar``: the unpacked archive equals a mount's contents, and the archive is the same every time."""
 
 from __future__ import annotations
 

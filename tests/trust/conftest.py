@@ -78,7 +78,7 @@ def bob(make_keys: MakeKeys) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def signed(alice: tuple[Path, Path], small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image signed by alice. Never write to it."""
+    """An image signed by alice. Tests must not write to it."""
     image = tmp_path_factory.mktemp("signed") / "signed.img"
     assert mystfuse("mkext2", f"--sign={alice[0]}:{alice[1]}", small_tree, image).returncode == 0
     return image

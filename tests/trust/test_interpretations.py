@@ -1,5 +1,5 @@
-"""Bytes whose root hash is right, read in another way than they were meant: a carrier rewrites the verity superblock,
-which the root hash does not cover, and takes or leaves blocks. Neither verify nor a mount may accept them."""
+"""Images with the right root hash that a carrier made us read in another way: the root hash does not cover the verity
+superblock, so a carrier can rewrite it, and remove or add blocks. Neither verify nor a mount may accept them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.support.mounts import clear_mount
 
 BLOCK = 4096
 OLD_SALT = "--salt=" + "5a" * 32
-"""A salt that says nothing of the superblock, as the original's and veritysetup's."""
+"""A salt that does not cover the superblock, like the original's and veritysetup's."""
 
 
 class Image:
-    """A signed image, taken apart."""
+    """The parts of a signed image."""
 
     def __init__(self, path: Path) -> None:
         self.bytes = path.read_bytes()
@@ -64,7 +64,7 @@ def with_half_of_the_data(image: Image) -> bytes:
 
 
 def with_a_gap(image: Image) -> bytes:
-    """Bytes that nobody vouches for between the data and the tree."""
+    """Unverified bytes between the data and the tree."""
     offset = len(image.data) + BLOCK
     parts = [image.data, bytes(BLOCK), image.superblock.pack().ljust(BLOCK, b"\0"), *reversed(image.levels())]
     return b"".join([*parts, replace(image.fssig, hash_offset=offset).pack()])
@@ -78,7 +78,7 @@ def of_the_other_hash_type(image: Image) -> bytes:
 def images(
     make_keys: Callable[..., tuple[Path, Path]], small_tree: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Signed images: ``old``, ``new``, ``unsalted``, ``encrypted``; and ``key``, whose."""
+    """Signed images ``old``, ``new``, ``unsalted``, ``encrypted``; and ``key``, their signer's."""
     directory = tmp_path_factory.mktemp("images")
     public, private = make_keys("interpreter", 2048, 65537)
     (directory / "keyfile").write_bytes(secrets.token_bytes(64))
@@ -135,7 +135,7 @@ def assert_verify_refuses(image: Path, key: Path, *options: str | Path) -> None:
 
 
 def assert_refused(image: Path, key: Path, mountpoint: Path, *options: str | Path) -> None:
-    """By verify, ls and mount, each in one line."""
+    """Refused by verify, ls and mount, each with one line."""
     assert_verify_refuses(image, key, *options)
     results: list[subprocess.CompletedProcess[str]] = [in_process("ls", f"--pubkey={key}", *options, image)]
     try:
@@ -159,7 +159,7 @@ def test_verify_wants_a_file_system_or_a_luks_header(tmp_path: Path, images: dic
 
 
 def make_filesystem(path: Path, size: int, covered: int, *options: str) -> str:
-    """A file system of ``size`` bytes at the start of ``covered`` bytes under a tree; the root hash."""
+    """A file system of ``size`` bytes at the start of ``covered`` bytes under a tree; returns the root hash."""
     with path.open("wb") as file:
         file.truncate(size)
     run("mke2fs", "-q", "-F", "-t", "ext2", *options, path)
@@ -172,7 +172,8 @@ def make_filesystem(path: Path, size: int, covered: int, *options: str) -> str:
 def test_the_size_of_the_file_system_is_that_of_the_data(tmp_path: Path) -> None:
     image = tmp_path / "image"
     mebibyte = 1 << 20
-    # mke2fs leaves out a last group that would have no room for its own metadata: the original's sizes come to that.
+    # mke2fs leaves out a last group that would have no room for its own metadata; sizes by the original's rule can have
+    # one.
     for size, covered, status in ((8, 8, 0), (8, 15, 0), (8, 16, 6), (8, 64, 6), (9, 8, 6)):
         root_hash = make_filesystem(image, size * mebibyte, covered * mebibyte, "-b1024")
         options = (f"--hash-offset={covered * mebibyte}", f"--roothash={root_hash}")
@@ -190,7 +191,7 @@ def test_a_file_system_whose_last_group_mke2fs_left_out_is_accepted(tmp_path: Pa
     assert in_process("ls", f"--hash-offset={size}", f"--roothash={root_hash}", tmp_path / "image").returncode == 0
 
 
-def test_the_salt_of_new_images_vouches_for_the_superblock(images: dict[str, Path]) -> None:
+def test_the_salt_of_new_images_covers_the_superblock(images: dict[str, Path]) -> None:
     image = Image(images["new"])
     offset = image.fssig.hash_offset
     raw = image.bytes[offset : offset + VERITY_SUPERBLOCK_SIZE]
@@ -209,12 +210,13 @@ def test_the_salt_of_new_images_vouches_for_the_superblock(images: dict[str, Pat
     for index in (82, 511):
         with pytest.raises(FormatError, match="not the one that the tree was made with"):
             VeritySuperblock.parse(raw[:index] + b"\1" + raw[index + 1 :])
-    # With another salt all the digests are others: a carrier cannot take the voucher away.
+    # Another salt changes all digests: a carrier cannot take the protection away.
     assert replace(image.superblock, salt=bytes(32)).pack() != raw
 
 
-def test_the_voucher_costs_others_nothing(images: dict[str, Path], tmp_path: Path) -> None:
-    """veritysetup and openssl see an image as any other, and the fssig is the original's, its padding zeros."""
+def test_a_salt_that_covers_the_superblock_costs_other_tools_nothing(images: dict[str, Path], tmp_path: Path) -> None:
+    """For veritysetup and openssl the image is like any other; the fssig equals the original's, with zeros as its
+    padding."""
     image = Image(images["new"])
     offset = image.fssig.hash_offset
     run("veritysetup", "verify", images["new"], images["new"], image.fssig.root_hash.hex(), f"--hash-offset={offset}")

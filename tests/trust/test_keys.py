@@ -1,4 +1,4 @@
-"""Which files are RSA keys, which of them can be trusted or sign, and how the others are named."""
+"""Which files are RSA keys, which of those we trust or sign with, and how the refusal names the others."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_file_with_two_public_keys_is_both_of_them_or_refused(
 
 @pytest.fixture(scope="module")
 def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files that people take for public keys, made by the tools that make them."""
+    """Files that people mistake for public keys, made by the usual tools."""
     directory = tmp_path_factory.mktemp("mistaken")
     for command in (
         "openssl genrsa -out private 2048",
@@ -200,7 +200,7 @@ def test_keys_of_ssh_are_named(private: rsa.RSAPrivateKey) -> None:
 
 
 def test_an_rsa_pss_key_is_refused_by_name(mistaken: Path, private: rsa.RSAPrivateKey) -> None:
-    """openssl makes and accepts no PKCS #1 v1.5 signature with one."""
+    """openssl neither makes nor accepts a PKCS #1 v1.5 signature with one."""
     with pytest.raises(UsageError, match="k: an RSA-PSS key"):
         PublicKey.from_pem((mistaken / "pss").read_bytes(), "k")
     with pytest.raises(UsageError, match="private: an RSA-PSS key"):

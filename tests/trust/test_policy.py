@@ -1,4 +1,5 @@
-"""Which images a policy trusts: signed by a trusted key, by root hash, by themselves when no key is trusted, or all."""
+"""The images that a policy trusts: signed by a trusted key, by root hash, by themselves when no key is trusted, or
+all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signatures of every exponent are verified by both ways alike, and are those of the RFC."""
+"""Both ways of verifying accept signatures of every exponent alike; signatures are those of the RFC."""
 
 from __future__ import annotations
 

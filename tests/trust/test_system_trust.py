@@ -1,4 +1,4 @@
-"""Trust from the system's directory: it ends self-trust, and after a mistake in it no image is trusted."""
+"""Trust from the system's directory: it ends self-trust, and a mistake in it refuses every image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def in_a_world_with(
 def both(
     trusted: Path, scratch: Path, image: Path, mountpoint: Path, *options: str | Path
 ) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
-    """verify, and mount with a look at a file and an umount, with a trust directory."""
+    """verify, and mount, read a file and umount, with a trust directory."""
     ours = (sys.executable, "-m", "mystfuse")
     verified = in_a_world_with(trusted, scratch, *ours, "verify", *options, image)
     script = (
@@ -62,7 +62,7 @@ def test_trust_directory_counts_and_ends_self_trust(
     for result in both(trusted, tmp_path / "scratch", small_image, mountpoint):
         assert result.returncode == NOT_TRUSTED, result
         assert re.fullmatch(r"mystfuse: [^\n]+\n", result.stderr), result.stderr
-    # The command line adds to it.
+    # The options add to the directory.
     for result in both(trusted, tmp_path / "scratch", small_image, mountpoint, f"--roothash={root_hash(small_image)}"):
         assert (result.returncode, result.stderr) == (0, ""), result
     for result in both(trusted, tmp_path / "scratch", signed, mountpoint, f"--pubkey={bob[0]}"):
@@ -91,7 +91,7 @@ def test_a_mistake_in_the_trust_directory_trusts_nobody(signed: Path, tmp_path: 
 def test_whatever_is_not_understood_is_no_empty_trust_directory(
     small_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What used to end in "trusted by nobody but itself", exit 0."""
+    """A regression: these ended in "trusted by nobody but itself", exit 0."""
     monkeypatch.setattr("mystfuse.trust.sources.TRUST_DIRECTORY", tmp_path / "trust.d")
     assert in_process("verify", small_image).returncode == 0
     (tmp_path / "trust.d").mkdir(mode=0o755)
@@ -141,7 +141,7 @@ FIFO_COMMANDS = [
 
 @contextmanager
 def not_hanging() -> Iterator[None]:
-    """Raises an error in what waits for over 20 seconds."""
+    """Raises an error in a call that waits for over 20 seconds."""
 
     def give_up(number: int, frame: object) -> None:
         raise TimeoutError("hung")
@@ -185,7 +185,7 @@ def test_a_fifo_under_a_configured_name_hangs_nobody(
 
 
 def test_a_pipe_that_is_open_already_is_read(signed: Path, alice: tuple[Path, Path]) -> None:
-    """As a shell's <(...) makes it, and the API."""
+    """Like a shell's <(...), and like the API's pipes."""
     for option, data in (("--roothash", root_hash(signed).encode()), ("--pubkey", alice[0].read_bytes())):
         receiver, sender = os.pipe()
         try:

@@ -1,4 +1,4 @@
-"""Where trust comes from: options, and directories that are root's or the caller's."""
+"""Sources of trust: options, and directories that belong to root or to the caller."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_trust_directory_is_read_whole(directory: Path, our_public: PublicKey,
     (directory / "a.pem").write_text(our_public.pem() + "between them\n" + their_public.pem())
     _, keys = read_trust_directory(directory)
     assert [key.signer for key in keys] == [our_public.signer, their_public.signer]
-    # Links are followed, of files and on the way.
+    # Links to files, and links on the way, are followed.
     (directory.parent / "elsewhere").mkdir()
     (directory / "a.pem").rename(directory.parent / "elsewhere" / "a.pem")
     (directory / "a.pem").symlink_to("../elsewhere/a.pem")
@@ -143,7 +143,7 @@ def test_what_others_may_write_to_is_not_trusted(directory: Path) -> None:
             with pytest.raises(UsageError, match=f"others may write to {path} .*chmod go-w {path}"):
                 read_trust_directory(directory)
         path.chmod(before)
-    # The sticky bit protects what is there, not what is not.
+    # The sticky bit protects existing names, not missing ones.
     parent.chmod(0o1777)
     assert read_trust_directory(directory)
     with pytest.raises(UsageError, match="others may write to"):

@@ -70,7 +70,7 @@ def test_a_tampered_signature(position: int, signed: Path, mountpoint: Path, ali
     (byte,) = field(signed, SIGNATURE + position, 1)
     with_fields(signed, image, (SIGNATURE + position, bytes([byte ^ 1])))
     assert_refused(image, mountpoint, f"--pubkey={alice[0]}", status=NOT_TRUSTED, because="signature")
-    # The data are what they were: the root hash vouches for them.
+    # The data have not changed: the root hash covers them.
     assert_accepted(image, mountpoint, f"--roothash={root_hash(image)}", because="root hash is a trusted one")
 
 
@@ -87,7 +87,7 @@ def test_signature_sizes_that_cannot_be(signed: Path, mountpoint: Path, alice: t
 def test_the_signer_of_another_key(
     signed: Path, small_tree: Path, mountpoint: Path, alice: tuple[Path, Path], bob: tuple[Path, Path]
 ) -> None:
-    """Bob's signature under alice's name, and alice's under bob's: neither counts, whoever is trusted."""
+    """Bob's signature under alice's name, and alice's under bob's: neither counts, with either of them trusted."""
     by_bob, image = mountpoint.parent / "by-bob", mountpoint.parent / "renamed"
     assert mystfuse("mkext2", f"--sign={bob[0]}:{bob[1]}", small_tree, by_bob).returncode == 0
     with_fields(by_bob, image, (SIGNER, field(signed, SIGNER, 32)))
@@ -96,7 +96,7 @@ def test_the_signer_of_another_key(
     assert_refused(image, mountpoint, f"--pubkey={bob[0]}", f"--pubkey={alice[0]}", status=NOT_TRUSTED)
     with_fields(signed, image, (SIGNER, bytes(32)))
     assert_refused(image, mountpoint, f"--pubkey={alice[0]}", status=NOT_TRUSTED)
-    # A signature that is right, but of another image's root hash.
+    # A valid signature of another image's root hash.
     with_fields(by_bob, image, (SIGNER, field(signed, SIGNER, 32 + 1024 + 8)))
     assert_refused(image, mountpoint, f"--pubkey={alice[0]}", status=NOT_TRUSTED, because="signature")
 
@@ -105,7 +105,7 @@ def test_the_signer_of_another_key(
 def test_openssls_signatures_are_accepted(
     bits: int, exponent: int, primes: int, signed: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    """Keys up to the largest that an fssig has room for, with exponents that few libraries take."""
+    """Keys up to the largest that fits into an fssig, with exponents that few libraries accept."""
     private, public, root, signature = (tmp_path / name for name in ("private", "public", "root", "signature"))
     wanted = {"rsa_keygen_bits": bits, "rsa_keygen_pubexp": exponent, "rsa_keygen_primes": primes}
     options = [part for name, value in wanted.items() for part in ("-pkeyopt", f"{name}:{value}")]
@@ -150,7 +150,7 @@ def test_root_hash_not_in_the_list(signed: Path, mountpoint: Path) -> None:
 
 
 def test_a_trusted_root_hash_does_not_make_other_data_right(signed: Path, small_image: Path, mountpoint: Path) -> None:
-    """The fssig of a trusted image behind other data: the tree tells."""
+    """The fssig of a trusted image behind other data: the hash tree shows it."""
     image = mountpoint.parent / "grafted"
     with_fields(small_image, image, (0, signed.read_bytes()[-4096:]))
     result = in_process("verify", f"--roothash={root_hash(signed)}", image)
@@ -207,7 +207,7 @@ def test_keys_that_are_none_are_refused(
     names = ("ec.pub", "garbage", "empty", "missing", ".")
     for key in (*(directory / name for name in names), alice[1], small, "/dev/zero", ""):
         for command in (("verify", signed), ("mount", signed, mountpoint)):
-            # Even beside one that is right: a list with a mistake in it is not the list that was meant.
+            # Even beside a valid one: a list with a mistake is not the list that its author meant.
             tool = in_process if command[0] == "verify" else mystfuse
             result = tool(command[0], f"--pubkey={alice[0]}", f"--pubkey={key}", *command[1:])
             clear_mount(mountpoint)

@@ -51,14 +51,14 @@ def test_every_command_can_be_told_to_trust_no_image_by_itself(
     assert tool(command, *arguments).returncode == 2
     monkeypatch.setenv("MYSTFUSE_TRUST_SELF", "no")
     if text in SELF_COMMANDS:
-        # The command line goes before the environment.
+        # The command line overrides the environment.
         assert in_process(command, "--trust-self", *arguments).returncode == 0
 
 
 def test_further_images_of_exec_are_trusted_as_the_first_is(
     signed: Path, small_image: Path, alice: tuple[Path, Path]
 ) -> None:
-    # As soon as somebody is trusted, no image vouches for itself: the option says it where nobody is.
+    # Once a key or root hash is trusted, no image is trusted by itself; the option says the same where none is.
     for option in ((), ("--no-trust-self",)):
         options = (*option, f"--pubkey={alice[0]}", "--mount", f"{small_image}=/mnt")
         result = mystfuse("exec", *options, signed, "/bin/true")
@@ -117,7 +117,7 @@ def test_insecure_mounts_a_bare_file_system(small_tree: Path, mountpoint: Path, 
     warnings = result.stderr.splitlines()
     assert warnings
     assert all(line.startswith("mystfuse: warning: ") for line in warnings)
-    # There is nothing that verify could check.
+    # There is nothing for verify to check.
     result = mystfuse("verify", "--insecure", image)
     assert result.returncode == FORMAT
     assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""Volumes to change and a directory with many names."""
+"""Volumes to change, and a directory with many names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[1024, 4096])
 def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A bare file system with a bit of everything, an indexed directory among it."""
+    """A bare file system with a bit of everything, including an indexed directory."""
     directory = tmp_path_factory.mktemp("transactions")
     source = directory / "source"
     (source / "many").mkdir(parents=True)

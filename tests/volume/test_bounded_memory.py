@@ -1,4 +1,4 @@
-"""Memory and descriptors stay bounded; where there is no memory left, an error or an orderly end."""
+"""Memory and descriptors stay bounded; without memory, a request gets an error or the mount ends cleanly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HANDLES = int(os.environ.get("MYSTFUSE_LIMIT_HANDLES", "300"))
 
 
 def daemon_of(mountpoint: Path) -> int:
-    """The process that serves a mount."""
+    """The daemon."""
     mount = find_mount(str(mountpoint))
     assert mount is not None
     daemon = find_daemon(mount)
@@ -46,8 +46,8 @@ def daemon_of(mountpoint: Path) -> int:
 
 
 def limit(pid: int, name: str, soft: int, hard: int) -> None:
-    """Set a resource limit of a daemon, ``name`` as prlimit(1) calls it: as its user, since for another's root needs
-    CAP_SYS_RESOURCE."""
+    """Set a resource limit of a daemon, ``name`` as prlimit(1) calls it; as the daemon's user, since changing it for
+    another user takes CAP_SYS_RESOURCE."""
     user, group = os.stat(f"/proc/{pid}").st_uid, os.stat(f"/proc/{pid}").st_gid
     words = [str(value) if value >= 0 else "unlimited" for value in (soft, hard)]
     run("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "prlimit", f"--pid={pid}",
@@ -62,7 +62,7 @@ def memory(pid: int, field: str) -> int:
 
 
 async def test_inodes_as_large_as_blocks_take_no_more_memory_than_others(tmp_path: Path) -> None:
-    """Found once: what was remembered was bounded by their number alone, and one may have 32 KiB."""
+    """A regression: only the number of cached inodes was bounded, and one may take 32 KiB."""
     (tmp_path / "tree").mkdir()
     for number in range(300):
         (tmp_path / f"tree/{number}").write_bytes(b"x")
@@ -94,7 +94,7 @@ def test_counts_of_scattered_inodes_cost_no_more_than_the_kernel_pays() -> None:
     "failure", [MemoryError(), RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "no memory")]
 )
 async def test_the_reader_goes_on_when_there_was_no_memory(failure: Exception, tmp_path: Path) -> None:
-    """Found once: the task ended, and with it the mount."""
+    """A regression: the task ended, and with it the mount."""
     (tmp_path / "image").write_bytes(bytes(range(256)))
     source = FailingSource(tmp_path / "image")
     reader = ImageReader(source)
@@ -114,7 +114,7 @@ async def test_the_reader_goes_on_when_there_was_no_memory(failure: Exception, t
 def test_out_of_memory_is_an_error_or_an_orderly_end(
     kind: str, room: int, crowded: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
-    """Whatever fails for want of memory: the request gets an error, or the mount ends and says why in a line."""
+    """After any failed allocation the request gets an error, or the mount ends and says why in a line."""
     log = tmp_path / "log"
     assert mystfuse("mount", "--insecure", f"--log-file={log}", crowded, mountpoint).returncode == 0
     pid, answers = daemon_of(mountpoint), Counter[str]()
@@ -156,7 +156,7 @@ def test_out_of_memory_is_an_error_or_an_orderly_end(
     else:
         limit(pid, kind.lower(), resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         assert (mountpoint / "big" / os.fsdecode(name_of(NAMES - 1))).stat().st_ino == FIRST_INO + NAMES
-        # What was done is there, of what failed a beginning at most; and the file system is whole.
+        # Finished operations are complete, failed ones have left a beginning at most; and the file system is sound.
         for path, is_done in written.items():
             found_content = path.read_bytes() if path.exists() else b""
             assert content.startswith(found_content) and (not is_done or found_content == content), path
@@ -186,7 +186,7 @@ def test_open_and_removed_files_take_no_descriptors_and_little_memory(tmp_path: 
     image = make_image(tmp_path / "image", "-b", "1024", "-N", str(HANDLES + 100), size="64M")
     assert mystfuse("mount", "--insecure", image, mountpoint).returncode == 0
     pid = daemon_of(mountpoint)
-    # What it has open already, and a few more.
+    # Its present descriptors, and a few more.
     descriptors = os.listdir(f"/proc/{pid}/fd")
     limit(pid, "nofile", most := max(map(int, descriptors)) + 4, most)
     before, free = memory(pid, "VmRSS"), os.statvfs(mountpoint).f_ffree

@@ -1,4 +1,4 @@
-"""Huge directories and files hold no other task up."""
+"""Huge directories and files never block other tasks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.support.huge_images import FIRST_INO, name_of
 from tests.support.limits import NAMES
 
 LONGEST_STEP = 0.5
-"""Seconds of processor time that the event loop may be held up; a tenth of it is usual."""
+"""Seconds of processor time for which a task may keep the event loop; a tenth of it is usual."""
 CALLER = Caller(0, 0)
 
 
 class Steps(trio.abc.Instrument):
-    """Measures how long tasks keep the event loop to themselves, in seconds of processor time."""
+    """Measures how long tasks keep the event loop, in seconds of processor time."""
 
     longest = 0.0
     _began = 0.0
@@ -34,7 +34,7 @@ class Steps(trio.abc.Instrument):
 
 
 def in_steps(work: Callable[[], Awaitable[None]]) -> float:
-    """Run something; how long its longest step took."""
+    """Run a coroutine; returns the seconds of its longest step."""
     steps = Steps()
 
     async def main() -> None:
@@ -45,7 +45,7 @@ def in_steps(work: Callable[[], Awaitable[None]]) -> float:
 
 
 def test_a_huge_directory_holds_nobody_up(crowded: Path) -> None:
-    """Found once: the names were sorted in one step, a second for a million."""
+    """A regression: it sorted the names in one step, a second for a million of them."""
 
     async def work() -> None:
         volume = await Volume.open(FileDevice(crowded), 64 << 20)
@@ -74,7 +74,7 @@ def test_a_huge_directory_holds_nobody_up(crowded: Path) -> None:
 
 
 def test_a_huge_sparse_file_holds_nobody_up(tmp_path: Path) -> None:
-    """Blocks at the ends of all levels of indirection, looked for, cut off and released."""
+    """Blocks at the ends of all levels of indirection are looked up, truncated and released."""
     path = make_image(tmp_path / "image", "-b", "4096", size="32M")
 
     async def work() -> None:
@@ -121,13 +121,13 @@ async def test_a_rename_far_below_lets_others_have_their_turns(tmp_path: Path) -
         nursery.start_soon(count, done)
         await volume.rename(parent, b"file", ROOT, b"file", 0, CALLER)
         done.set()
-    # One for every hundred directories; whether before the first or behind the last, the order of tasks decides.
+    # One step for every hundred directories; the order of tasks decides whether one comes first or last.
     assert turns >= 9
     assert await volume.lookup(ROOT, b"file")
 
 
 async def test_a_directory_that_grows_large_gets_the_index_of_a_large_one(tmp_path: Path) -> None:
-    """Found once: one array for ever, sorted as a whole again and again."""
+    """A regression: one array for ever, sorted as a whole again and again."""
     volume = await Volume.open(FileDevice(make_image(tmp_path / "image", "-b", "1024", size="8M")), 64 << 20)
     directory = (await volume.create(ROOT, b"d", 0o40755, CALLER)).ino
     for number in range(300):

@@ -1,4 +1,4 @@
-"""Removed files that cannot be freed yet: how often that is tried again, counted and not timed."""
+"""Removed files whose blocks we fail to free: how often we try again, counted and not timed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = 100
 
 
 class BitmapDevice(MemoryDevice):
-    """Counts how often the block bitmap of the first group is read; ``is_damaged`` says whether it can be."""
+    """Counts the reads of the first group's block bitmap; while ``is_damaged``, they fail."""
 
     def __init__(self, image: Path) -> None:
         editor = Editor(image.read_bytes())
@@ -43,7 +43,7 @@ class BitmapDevice(MemoryDevice):
 
 
 def make_tree(directory: Path) -> Path:
-    """``FILES`` files of one block, as many symbolic links, which have none, and one file more."""
+    """``FILES`` files of one block, as many symbolic links without blocks, and one file more."""
     directory.mkdir()
     for number in range(FILES):
         (directory / f"file-{number}").write_bytes(b"x")
@@ -65,15 +65,15 @@ async def test_many_files_removed_below_a_damaged_bitmap_are_each_tried_twice_at
     for number in range(FILES):
         await remove(volume, f"file-{number}")
     assert len(volume.orphans) == FILES
-    # Once or twice each: a block that cannot be had is asked for again by itself.
+    # Once or twice each: a failed block is asked for again by itself.
     assert FILES <= device.reads <= 2 * FILES
-    # These can be freed, and each is a reason to try one of the others.
+    # These are freed, and each of them is a reason to try one of the others.
     device.reads = 0
     for number in range(FILES):
         await remove(volume, f"link-{number}")
     assert len(volume.orphans) == FILES
     assert FILES <= device.reads <= 2 * FILES
-    # With the next that is freed, all are.
+    # After the next one all are freed.
     device.is_damaged = False
     await remove(volume, "last")
     assert not volume.orphans
@@ -109,7 +109,7 @@ async def test_who_finds_no_space_does_not_wait_for_a_corrupt_orphan(tmp_path: P
     await volume.release(broken.ino)
     await fill()
     assert volume.orphans == {broken.ino}
-    # The first could still hope.
+    # The first may still succeed later.
     assert waits[0] > 0 and waits[1:] == [0]
     # Nor does it count twice.
     await volume.remove(ROOT, b"last", is_rmdir=False)

@@ -1,5 +1,5 @@
-"""What makes reading fast must not make it wrong: maps that are remembered, buffers used again, work beside
-the loop, small files handed to the kernel, reading ahead. Judges: the bytes that were written, and the kernel."""
+"""Fast reads are right reads: cached block maps, reused buffers, work in threads, prefill, read-ahead. Compared with
+the written bytes and with the kernel."""
 
 from __future__ import annotations
 
@@ -115,14 +115,14 @@ async def test_cancelled_work_is_waited_for_since_it_uses_our_buffers() -> None:
 
 
 class FastDevice(MemoryDevice):
-    """A device that never has to be waited for."""
+    """A device in memory, which never waits."""
 
     def begin(self, extents: Sequence[Extent]) -> PendingRead:  # type: ignore[override]
         return lambda: [memoryview(self._data)[extent.offset : extent.end] for extent in extents]
 
 
 def file_with_holes(path: Path, seed: int, block_size: int) -> bytes:
-    """A file of over four windows, some of it holes; returns what is in it."""
+    """A file of over four windows with some holes; returns its contents."""
     dice = random.Random(seed)
     size = 4 * WINDOW * block_size + 12 * block_size + 77
     content = bytearray(size)
@@ -197,7 +197,7 @@ async def test_a_broken_pointer_costs_its_own_block_and_not_its_window(tmp_path:
 
 
 async def sequential(volume: Volume, ino: int, size: int, step: int, content: bytes | bytearray) -> None:
-    """Read a file from front to back as one reader, and compare."""
+    """Read a file from front to back like a single reader, and compare."""
     stream = Stream()
     for offset in range(0, size + step, step):
         assert bytes(await volume.read(ino, offset, step, stream)) == content[offset : offset + step]
@@ -238,7 +238,7 @@ async def test_what_was_read_ahead_is_dropped_when_something_is_written(workers:
 
 
 class DamagedDevice(FastDevice):
-    """The same, and the bytes at ``damaged`` are not what they were; counts who met them."""
+    """The same file with wrong bytes at ``damaged``; counts the reads that meet them."""
 
     met = 0
 
@@ -288,14 +288,14 @@ async def test_what_is_ready_for_readers_who_do_not_come_back_is_bounded(workers
         await volume.read(12, 128 << 10, 128 << 10, stream)
     assert sum(bool(stream.chunks) for stream in streams) <= MAX_STREAMS
     assert all(len(stream.chunks) <= DEPTH + 1 for stream in streams)
-    # Nor is anything fetched for who reads here and there.
+    # Nor does a random reader cause read-ahead.
     stream = Stream()
     for offset in (0, 5 << 20, 1 << 20, 3 << 20):
         await volume.read(12, offset, 4096, stream)
     assert not stream.chunks
 
 
-# Files that are in memory
+# Files in memory
 
 
 def test_an_image_on_tmpfs_is_read_at_once(tmp_path: Path) -> None:
@@ -314,25 +314,26 @@ def test_an_image_on_tmpfs_is_read_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
 def test_any_name_can_be_mounted_on_by_others(tmp_path: Path) -> None:
-    """What ends a line for Python does not in the mount table: anybody could keep everybody from mounting."""
+    """Some characters end a line for Python, but not in the mount table: with them, one user could keep all others from
+    mounting."""
     target = tmp_path / "with\rtwo\rends of lines"
     target.mkdir()
     run("mount", "--bind", tmp_path, target)
     try:
-        # Where another of its lines is looked for, too.
+        # Also where we look for another mount's line.
         assert find_mount(str(target)) is None
         assert mounts_in(tmp_path) == [str(target)]
     finally:
         run("umount", target)
 
 
-# Handed to the kernel
+# Prefill
 
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """The daemon does not answer anything for the time of the block, which must not need it: it is let go after three
-    seconds, and the test fails then."""
+    """In the block the daemon is stopped, so the block must not need it; it continues after three seconds, and then the
+    test fails."""
     os.kill(pid, signal.SIGSTOP)
     late = threading.Event()
 
@@ -352,7 +353,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of sizes around what is handed over, and an image of them beside."""
+    """Files of sizes around the limit of prefill, and an image of them."""
     directory = tmp_path_factory.mktemp("files")
     tree = directory / "tree"
     tree.mkdir()
@@ -393,9 +394,9 @@ def test_what_is_handed_over_is_what_was_written_last(files: Path, mountpoint: P
 
 
 def test_many_readers_and_writers_of_small_files_never_see_what_was_not_written(files: Path, mountpoint: Path) -> None:
-    """Every version of a file is one byte over and over; handing over must not bring back an older one after it has
-    been seen to be gone, at any place of the file. Two versions side by side are in order, whichever comes first: no
-    file system promises that a read and a write of several pages exclude each other."""
+    """Every version of a file repeats one byte; after a reader has seen a newer version, prefill must not bring back an
+    older one at any place of the file. Two versions side by side are allowed, in either order: no file system promises
+    that a read and a write of several pages exclude each other."""
     with mounted(files / "image", mountpoint):
         stop = threading.Event()
         wrong: list[str] = []
@@ -431,7 +432,7 @@ def test_many_readers_and_writers_of_small_files_never_see_what_was_not_written(
         assert not wrong, wrong[:5]
 
 
-# The kernel's reading ahead
+# The kernel's read-ahead
 
 
 def test_the_kernel_reads_far_ahead_for_root(small_image: Path, mountpoint: Path) -> None:

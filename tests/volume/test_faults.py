@@ -1,5 +1,5 @@
-"""Storage that lies: whatever it does, whoever reads gets the right bytes or an error, in time; and everything is right
-again when it behaves.
+"""Storage that lies: each read gives the right bytes or an error, in time; and everything is right again when storage
+behaves.
 
 ``MYSTFUSE_FAULT_SCHEDULES`` is how many schedules are run below FUSE, ``MYSTFUSE_FAULT_MOUNTS`` how many under a real
 mount; each begins with the next seed.
@@ -42,7 +42,7 @@ from tests.support.mounts import clear_mount
 SCHEDULES = int(os.environ.get("MYSTFUSE_FAULT_SCHEDULES", "240"))
 MOUNTS = int(os.environ.get("MYSTFUSE_FAULT_MOUNTS", "8"))
 IO_TIMEOUT = 1
-"""Seconds, of mounts."""
+"""Seconds that mounts run."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ class HostileServer:
         )  # fmt: skip
         self.image = self._mountpoint / "image"
         self._expect("ready")
-        # Said before the kernel's INIT is answered.
+        # The server says so before it answers the kernel's INIT.
         assert self.image.stat().st_size == len(subject.content)
 
     def lie(self, seed: int, rate: float, hangs: int) -> None:
@@ -118,8 +118,8 @@ class HostileServer:
 
 
 class ChangingFile:
-    """An image in an ordinary file, whose pages are written to by somebody else: they change between and within reads,
-    in the page cache, where RWF_NOWAIT finds them; and it gets shorter and longer."""
+    """An image in an ordinary file whose pages another program writes: they change between and within reads, in the
+    page cache, where RWF_NOWAIT finds them; and its size changes."""
 
     def __init__(self, subject: Subject, directory: Path) -> None:
         self.image = directory / "changing.img"
@@ -165,7 +165,7 @@ class ChangingFile:
 
 
 class Reader(threading.Thread):
-    """Does things on a mount, and notes what came of them."""
+    """Runs operations on a mount, and records the outcomes."""
 
     def __init__(self, root: Path, subject: Subject, seed: object, number: int) -> None:
         super().__init__(daemon=True)
@@ -178,7 +178,7 @@ class Reader(threading.Thread):
         self._dice = random.Random(repr((seed, number)))
         self._number = number
         self._own: bytes | None = None
-        """What is in a file that only this thread writes to; None if there is none."""
+        """The contents of a file that only this thread writes to; None if it does not exist."""
 
     def run(self) -> None:
         operations = (self._read, self._read, self._read, self._list, self._status, self._links, self._write)
@@ -191,7 +191,7 @@ class Reader(threading.Thread):
             except OSError as error:
                 name = errno.errorcode[error.errno or 0]
                 self.errors[name] += 1
-                # No bitmap could be read.
+                # Every bitmap failed to read.
                 if name != "EIO" and not (name == "ENOSPC" and operation == self._write):
                     self.wrong.append(f"{operation.__name__}: {error}")
             except AssertionError as error:
@@ -208,7 +208,7 @@ class Reader(threading.Thread):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             end = min(offset + length, len(content))
             while offset < end:
-                # The kernel gives what is in front of a page that it could not get; then its error.
+                # The kernel returns the pages in front of one that it failed to get; the next read gives its error.
                 part = os.pread(fd, end - offset, offset)
                 assert part and part == content[offset : offset + len(part)], (path, offset, end)
                 offset += len(part)
@@ -329,7 +329,7 @@ def test_lying_storage_costs_a_mount_errors_and_nothing_else(
 
 
 def peak_memory(daemon: int) -> int:
-    """KiB that a process (by its pidfd) has had in memory at most."""
+    """The most KiB in memory that a process (by its pidfd) has used."""
     found = re.search(r"^Pid:\s+(\d+)", Path(f"/proc/self/fdinfo/{daemon}").read_text(), re.MULTILINE)
     assert found
     peak = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{found[1]}/status").read_text(), re.MULTILINE)
@@ -337,11 +337,11 @@ def peak_memory(daemon: int) -> int:
     return int(peak[1])
 
 
-# Directories that could not be read
+# Directories whose blocks failed to read
 
 
 async def test_directory_blocks_that_could_not_be_had_once_are_read_again(tmp_path: Path) -> None:
-    """Found once: a look-up remembered the damage until the mount's end."""
+    """A regression: a lookup remembered the damage until the end of the mount."""
     for number in range(100):
         (tmp_path / f"tree/{number:03} {'x' * 60}").mkdir(parents=True)
     editor = Editor(make_image(tmp_path / "image", "-b", "1024", tree=tmp_path / "tree").read_bytes())
@@ -361,7 +361,7 @@ async def test_directory_blocks_that_could_not_be_had_once_are_read_again(tmp_pa
 
 @pytest.mark.parametrize("is_broken", [False, True])
 async def test_looking_in_vain_into_a_damaged_directory_takes_no_memory(tmp_path: Path, is_broken: bool) -> None:
-    """Found once: the error was kept, and each time that it was raised it got longer by all frames it went through."""
+    """A regression: the cached error grew by all stack frames each time it was raised."""
     for number in range(100):
         (tmp_path / f"tree/{number:03} {'x' * 60}").mkdir(parents=True)
     editor = Editor(make_image(tmp_path / "image", "-b", "1024", tree=tmp_path / "tree").read_bytes())

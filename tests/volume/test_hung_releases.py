@@ -1,4 +1,4 @@
-"""Removed files on storage that hangs: what that costs those who free them, and others. In virtual time."""
+"""Removed files on storage that hangs: how long releases and other operations take, in virtual time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_SPACE = rf"\[Errno {errno.ENOSPC}\]"
 
 
 class HangingDevice(MemoryDevice):
-    """A read takes the whole time-out while it ``hangs``."""
+    """A device whose reads take the whole time-out while it ``hangs``."""
 
     hangs = False
 
@@ -83,7 +83,7 @@ async def test_others_get_their_turn_while_a_merged_image_frees_what_is_in_memor
 
 
 async def fill(volume: Volume) -> int:
-    """Write until nothing more can be written; the file."""
+    """Write until the file system is full; returns the file."""
     inode = await volume.create(ROOT, b"new", 0o100644, CALLER)
     with pytest.raises(OSError, match=NO_SPACE):
         for offset in range(0, volume.superblock.size, 1024):
@@ -109,7 +109,7 @@ async def test_removed_files_on_hung_storage_cost_one_time_out_and_hold_up_nobod
         assert trio.current_time() - started < TIMEOUT / 2
     assert trio.current_time() - started <= TIMEOUT + 1
     assert volume.orphans == set(inos)
-    # The first that can be freed again is a reason to try all.
+    # The first successful release is a reason to try all.
     device.hangs = False
     await volume.release(inos[-1])
     assert not volume.orphans
@@ -120,7 +120,7 @@ async def test_removed_files_on_hung_storage_cost_one_time_out_and_hold_up_nobod
 async def test_an_orphan_that_is_being_freed_is_not_freed_twice(
     device: HangingDevice, autojump_clock: MockClock
 ) -> None:
-    """The number may be another file's by then."""
+    """By then the number may be another file's."""
     volume = await Volume.open(device, 1 << 20)
     inos = await remove_all(volume)
     device.hangs = True

@@ -21,7 +21,7 @@ ROOT_USER = Caller(0, 0, frozenset)
 
 
 class SlowDevice(MemoryDevice):
-    """Takes ``delay`` seconds for each read."""
+    """A device whose reads take ``delay`` seconds."""
 
     delay = 0.0
 

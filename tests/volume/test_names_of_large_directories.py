@@ -25,7 +25,7 @@ async def test_a_linear_change_takes_the_index_flag_from_a_directory(image: byte
 
 
 async def test_names_come_and_go_in_a_large_directory_as_in_a_dictionary(image: bytes, tmp_path: Path) -> None:
-    """The in-memory index and the room it knows of, through growth, removal and reuse."""
+    """The index in memory and the free space that it knows of, through growth, removal and reuse."""
     chance = random.Random(1)
     volume, _ = await open_volume(image)
     many = await find(volume, b"many")
@@ -58,7 +58,7 @@ async def test_names_come_and_go_in_a_large_directory_as_in_a_dictionary(image: 
 
 
 async def test_renaming_makes_a_directory_longer_and_leaves_it_usable(image: bytes, tmp_path: Path) -> None:
-    """Found once: the new block was entered into the name index twice, before the commit and after it."""
+    """A regression: the new block was entered into the name index twice, before the commit and after it."""
     volume, _ = await open_volume(image)
     many = await find(volume, b"many")
     size = many.size
@@ -85,7 +85,7 @@ async def test_a_listing_shows_each_name_once_whatever_is_removed_meanwhile(imag
     while offset < many.size:
         entries, offset = await volume.entries(many.ino, offset, step)
         seen += [entry.name for entry, _ in entries]
-        # What was just listed, and something else.
+        # The entry just listed, and another one.
         left = sorted(names - removed)
         for name in {*(entry.name for entry, _ in entries), *chance.sample(left, min(len(left), 1))} - removed:
             await volume.remove(many.ino, name, False)

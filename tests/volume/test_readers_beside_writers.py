@@ -57,7 +57,7 @@ async def test_a_read_whose_blocks_are_freed_and_used_again_gives_no_bytes_of_th
 
 
 async def test_a_reader_is_not_starved_by_a_writer(image: bytes) -> None:
-    """Each attempt to read finds the mapping changed; the third holds the writer back."""
+    """Each attempt to read finds the block map changed; the third makes the writer wait."""
     volume, _ = await open_volume(image)
     inode = await find(volume, b"large")
     size = inode.size
@@ -106,7 +106,7 @@ async def test_removed_files_live_until_they_are_released_and_their_numbers_come
 
 
 async def test_a_snapshot_is_as_of_its_opening(image: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each snapshot releases what was removed, with the time.
+    # Each snapshot releases the files that were removed, and sets the time.
     monkeypatch.setattr("time.time_ns", lambda: 1_800_000_000_000_000_000)
     volume, _ = await open_volume(image)
     large = await find(volume, b"large")
@@ -136,7 +136,7 @@ async def test_free_blocks_read_as_zeros_in_the_merged_image(image: bytes) -> No
     data[last : last + superblock.block_size] = b"garbage!" * (superblock.block_size // 8)
     volume, _ = await open_volume(bytes(data))
     assert await merged(volume) == image
-    # Nor when the block is taken and only half of it is written.
+    # Nor after a file gets the block and only half of it is written.
     filler = await volume.create(EXT2_ROOT_INO, b"filler", stat.S_IFREG | 0o644, ROOT)
     position = 0
     while (await volume.statistics()).free_blocks > 4:

@@ -1,4 +1,4 @@
-"""Operations happen whole or not at all: at damage, when cancelled, without space."""
+"""Operations happen as a whole or not at all: on damage, when cancelled, without space."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ async def test_an_operation_that_meets_damage_anywhere_leaves_nothing_behind(
         except MystfuseError:
             failures += 1
             device.failing = None
-            # A look-up may have removed nothing either; what was committed before the failing step is whole.
+            # A lookup may also have removed nothing; whatever was committed before the failing step is whole.
             after = await merged(volume)
             if not volume.changes:
                 assert after == image
             assert_clean(after, tmp_path / "merged")
             continue
         device.failing = None
-        # Removed, and its release, which met the damage, is still to come; or all is done.
+        # Removed, with a pending release that met the damage; or all is done.
         assert volume.orphans or not device.has_failed
         assert_clean(await merged(volume), tmp_path / "merged")
         if not device.has_failed:
@@ -175,13 +175,13 @@ async def test_an_operation_without_space_leaves_nothing_behind(
             position += await volume.write(filler.ino, position, bytes(min(left, 64) * block_size), ROOT)
         except OSError:
             break
-    # What is left is less than an indirect block and a block of data, or just as much as wanted.
+    # Less is left than an indirect block and a data block, or exactly the requested amount.
     while (left := (await volume.statistics()).free_blocks) > free:
         await volume.create(EXT2_ROOT_INO, b"f%d" % left, stat.S_IFDIR | 0o755, ROOT)
     if not free:
         count = 0
         while (await volume.statistics()).free_inodes:
-            # In a directory that has room for the name: no block is free any more.
+            # In a directory with room for the name, since no block is free any more.
             directory = (await find(volume, b"many")).ino if count % 2 else EXT2_ROOT_INO
             try:
                 await volume.create(directory, b"s%d" % count, stat.S_IFLNK | 0o777, ROOT, target=b"t")
@@ -248,7 +248,7 @@ async def test_a_write_that_fits_in_part_is_written_in_part(image: bytes) -> Non
     assert caught.value.errno == errno.ENOSPC
     total = sum(written)
     assert bytes(await volume.read(inode.ino, 0, 3 << 20)) == (data * 3)[:total]
-    # What is there can be overwritten, read and removed.
+    # Existing blocks can be overwritten, read and removed.
     assert await volume.write(inode.ino, 0, data[::-1], ROOT) == len(data)
     await volume.remove(EXT2_ROOT_INO, b"new", False)
     await volume.release(inode.ino)

@@ -1,5 +1,5 @@
-"""Damage that nobody has read is no event: not counted, not logged, and no end of the mount. What is read counts once
-for each read, and is logged once for each block."""
+"""Damage that no program has read has no effect: it is not counted or logged, and ends no mount. Each read of damage
+counts once, and each block is logged once."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_only_a_read_that_somebody_needs_tells_of_damage_each_time_and_log
             await device.read(wanted)
         assert told[-1] is caught.value and len(told) == device.blocks_failed == count
     assert len(caplog.records) == 1 and caplog.records[0].levelno == logging.ERROR
-    # Another block is news, together with the old one too.
+    # Another block is logged, together with the old one too.
     image.content[8 * PAGE] ^= 1
     if what == "data":
         with pytest.raises(IntegrityError, match="data blocks 7, 8 "):
@@ -70,7 +70,7 @@ async def test_only_a_read_that_somebody_needs_tells_of_damage_each_time_and_log
 
 
 class TellingDevice(MemoryDevice):
-    """Keeps where damage was met by a read that was to tell of it."""
+    """Records the damage that a reporting read met."""
 
     def __init__(self, data: bytes | bytearray) -> None:
         super().__init__(data)
@@ -149,7 +149,7 @@ async def test_a_damaged_indirect_block_is_told_to_who_reads_what_hangs_on_it(ed
     assert len(await volume.read(ino, start + (256 << 10), 64 << 10)) == 64 << 10
     assert device.quiet and not device.told
     stream = Stream()
-    # The kernel reads ahead, and then asks for what is needed.
+    # The kernel reads ahead, and then asks for the needed pages.
     with pytest.raises(IntegrityError):
         await volume.read(ino, start - PAGE, 8 * PAGE, stream, is_ahead=True)
     assert not device.told
@@ -161,7 +161,7 @@ async def test_a_damaged_indirect_block_is_told_to_who_reads_what_hangs_on_it(ed
 
 
 async def test_what_is_asked_for_again_is_needed_however_long_it_is(editor: Editor) -> None:
-    """Kernels that read a file's pages in larger units ask for no single one."""
+    """Kernels that read a file's pages in larger units do not ask for single ones."""
     device = TellingDevice(editor.data)
     ino = (await at(await Volume.open(device), "large")).ino
     device.damage(editor.block(ino, 5))
@@ -173,7 +173,7 @@ async def test_what_is_asked_for_again_is_needed_however_long_it_is(editor: Edit
     with pytest.raises(IntegrityError):
         await volume.read(ino, 0, 4 * PAGE, stream, is_ahead=True)
     assert device.told
-    # Without a stream nobody says that more is to come.
+    # Without a stream, the kernel does not say that more will follow.
     told = len(device.told)
     with pytest.raises(IntegrityError):
         await volume.read(ino, 0, 16 * PAGE, is_ahead=True)
@@ -199,12 +199,12 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Damage = Callable[[bytearray, Path], int]
-"""The position of the byte to be damaged."""
+"""The position of the byte to damage."""
 
 
 @contextmanager
 def damaged_mount(image: Path, where: Damage, tmp_path: Path, *options: str) -> Iterator[tuple[Path, Path]]:
-    """A mount of a copy in which one byte is another; yields the mountpoint and the log."""
+    """A mount of a copy with one byte changed; yields the mountpoint and the log."""
     copy, mountpoint, log = tmp_path / "image", tmp_path / "mount", tmp_path / "log"
     data = bytearray(image.read_bytes())
     data[where(data, image.parent / "tree")] ^= 1
@@ -227,7 +227,7 @@ def in_file(name: str, offset: int) -> Damage:
 
 
 def in_inode_table(data: bytearray, tree: Path) -> int:
-    """The last block of the table that is in use: not the root's."""
+    """The last used block of the table, not the root's."""
     return Editor(data).inode(60)
 
 
@@ -266,7 +266,7 @@ def test_damage_that_is_read_counts_once_a_read_and_is_logged_once(
     content = (image.parent / "tree" / name).read_bytes()
     with caches_kept(), damaged_mount(image, in_file(name, offset), tmp_path) as (mountpoint, log):
         with (mountpoint / name).open("rb", buffering=0) as file:
-            # As far as it goes: the kernel has met the damage, and says so when it is asked for that page.
+            # Up to the damage: the kernel has met it, and reports it when a program asks for that page.
             assert os.pread(file.fileno(), 3 * PAGE, offset - PAGE) == content[offset - PAGE : offset]
             assert failed(mountpoint) == 1
             for count in (2, 3):
@@ -274,7 +274,7 @@ def test_damage_that_is_read_counts_once_a_read_and_is_logged_once(
                     os.pread(file.fileno(), PAGE, offset)
                 assert caught.value.errno == errno.EIO
                 assert failed(mountpoint) == count
-            # All that is in front of it, and nothing else.
+            # Everything in front of it, and nothing else.
             assert os.pread(file.fileno(), offset, 0) == content[:offset]
             assert failed(mountpoint) == 3
         assert logged(mountpoint, log).count(" is corrupted") == 1

@@ -1,4 +1,4 @@
-"""Where no thread begins, or one has no memory, requests end all the same."""
+"""Requests end even when no thread starts, or a thread has no memory."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.support.limits import FailingSource
 async def test_a_thread_that_never_begins_costs_a_time_out(
     begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found once: threading.Thread.start waits for a thread to begin, and one without memory does not: the loop with
-    it, for ever."""
+    """A regression: threading.Thread.start waits until the thread runs, and a thread without memory never does: it
+    blocked the loop for ever."""
     (tmp_path / "image").write_bytes(bytes(range(256)))
     source = FailingSource(tmp_path / "image")
     reader = ImageReader(source, io_timeout=0.05)
@@ -61,7 +61,7 @@ def asking_session(ask: Callable[[], bool]) -> session.Session:
 async def test_a_keeper_is_not_waited_for_when_there_is_no_thread_to_ask_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found once: a mount without memory took a minute to end, which is what a keeper gets to answer."""
+    """A regression: a mount without memory took a minute to end, the time that a keeper has for its answer."""
     monkeypatch.setattr("_thread.start_new_thread", lambda work, arguments: None)
     with pytest.raises(MountError, match="cannot unmount: no thread"):
         await asking_session(lambda: True)._unmount_by_keeper()
@@ -83,7 +83,7 @@ async def test_a_thread_without_memory_for_what_came_of_its_work_says_so(monkeyp
 
 
 class ForgetfulToken:
-    """A trio token that finds no memory the first time, and then says the same thing twice."""
+    """A trio token that raises MemoryError the first time, and then delivers the same message twice."""
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -99,7 +99,7 @@ class ForgetfulToken:
 
 
 async def test_a_worker_without_memory_for_its_result_serves_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found once: its thread ended, and the caller waited for ever, beyond cancelling."""
+    """A regression: its thread ended, and the caller waited for ever, beyond cancelling."""
     workers = Workers(1)
     token: Any = ForgetfulToken()
 
@@ -124,7 +124,7 @@ async def test_a_worker_without_memory_for_its_result_serves_on(monkeypatch: pyt
 
 @pytest.mark.parametrize("begins", [False, True])
 async def test_without_a_thread_the_work_is_done_all_the_same(begins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None can be started, or the one that was does not begin until later: then it serves nothing."""
+    """No thread starts, or it starts late and finds nothing to do."""
     late: list[Callable[[], object]] = []
 
     def start(work: Callable[[], object], arguments: object) -> None:
