@@ -155,7 +155,8 @@ def run_in_order(jobs: Iterable[Callable[[], Result]]) -> Iterator[Result]:
     ahead: deque[Future[Result]] = deque()
     try:
         if not pool.threads:
-            raise RuntimeError("no thread can be started")
+            # As Python words it: ``errors.explain`` knows it by that.
+            raise RuntimeError("can't start new thread")
         for job in jobs:
             future: Future[Result] = Future()
             ahead.append(future)

@@ -16,6 +16,7 @@ from typing import cast
 
 import pytest
 
+from mystfuse.errors import explain
 from mystfuse.system.pool import JOBS_A_WORKER, ReadBuffer, run_in_order
 
 ROOT = Path(__file__).parents[2]
@@ -122,3 +123,13 @@ def test_each_thread_has_its_own_buffer() -> None:
     # The same memory again, if it is large enough.
     assert buffer.view(50) == b"x" * 50
     assert len(buffer.view(1 << 20)) == 1 << 20
+
+
+def test_without_any_thread_the_error_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(work: Callable[[], None], arguments: tuple[()]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    with pytest.raises(RuntimeError) as caught:
+        list(run_in_order([partial(int, 1)]))
+    assert "too many processes" in (explain(caught.value) or "")
