@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import stat
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,9 @@ def parse_kdf_limit(value: str) -> KdfLimit:
     """Bounds for deriving keys, from ``SECONDS[:SIZE]``; 0 seconds means no limit of time."""
     seconds, colon, size = value.partition(":")
     try:
+        # Not all that float() takes: 1e-400 is 0 to it, and would be no limit.
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", seconds):
+            raise click.BadParameter(seconds)
         return KdfLimit(parse_seconds(seconds), parse_size(size) if colon else DEFAULT_MEMORY)
     except click.BadParameter as error:
         raise click.BadParameter(f"{value!r} is not SECONDS or SECONDS:SIZE, as 60:1G") from error

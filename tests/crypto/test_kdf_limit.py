@@ -236,7 +236,7 @@ def test_the_limit_is_an_option(small_tree: Path, tmp_path: Path) -> None:
         assert result.returncode == status, (limit, result)
         assert ("--kdf-limit" in result.stderr) == (status != 0)
     for command in (["ls", image], ["exec", image, "/bin/true"], ["mount", image, tmp_path]):
-        for wrong in ("", "x", "-1", "1:", "1:2X", "1,2"):
+        for wrong in ("", "x", "-1", "1:", "1:2X", "1,2", "-0", "1e-400", "6e1", "nan", "inf", " 1", "1_0", "\u0661"):
             result = in_process(command[0], f"--kdf-limit={wrong}", *command[1:])
             assert result.returncode == 2, result
             assert "is not SECONDS or SECONDS:SIZE" in result.stderr
