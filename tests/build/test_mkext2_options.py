@@ -38,6 +38,13 @@ def test_options_that_cannot_be_are_refused(option: str, small_tree: Path, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--salt=abc", "--uuid=1234"])
+def test_no_key_is_read_for_options_that_cannot_be(option: str, small_tree: Path, tmp_path: Path) -> None:
+    result = in_process("mkext2", option, f"--encrypt={tmp_path}/missing", small_tree, tmp_path / "image")
+    assert_refused(result, 2)
+    assert option.partition("=")[0] in result.stderr
+
+
 def test_keys_that_cannot_sign_are_refused(
     small_tree: Path, tmp_path: Path, make_keys: Callable[..., tuple[Path, Path]]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -56,18 +57,18 @@ def command(
     With SOURCE_DATE_EPOCH in the environment, the same directory always gives the same bytes.
     """
     end_like_interrupt()
-    signing_key, encryption = load_new_image(**given)
     options = Mkext2Options(
         size=size,
         free=free,
         block_size=block_size,
         salt=_parse_salt(salt) if salt is not None else None,
         uuid=_parse_uuid(uuid) if uuid is not None else None,
-        signing_key=signing_key,
-        encryption=encryption,
         epoch=_parse_epoch(os.environ.get("SOURCE_DATE_EPOCH", "")),
         trace=(lambda line: print(f"+ {line}", file=sys.stderr)) if trace else None,
     )
+    # Last: this may ask for a passphrase.
+    signing_key, encryption = load_new_image(**given)
+    options = replace(options, signing_key=signing_key, encryption=encryption)
     mkext2(directory, image, options, force, progress, EncryptedFile)
 
 
