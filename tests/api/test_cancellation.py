@@ -148,7 +148,7 @@ def test_a_mount_cancelled_at_every_point(loop: str, machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_mount_cancelled_when_it_is_there_and_not_yet_told(loop: str, machine: Machine) -> None:
+def test_a_mount_cancelled_between_mounting_and_its_report(loop: str, machine: Machine) -> None:
     machine.hangs_when_mounted = True
     mount = mystfuse.mount("image", "/m", trust="self")
 
@@ -212,7 +212,7 @@ def test_the_end_of_a_cancelled_block_is_not_cancelled(loop: str, machine: Machi
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_what_cannot_be_unmounted_is_told(loop: str, machine: Machine) -> None:
+def test_a_failure_to_unmount_is_reported(loop: str, machine: Machine) -> None:
     async def block() -> None:
         async with mystfuse.mount("image", "/m", trust="self"):
             pass
@@ -225,7 +225,7 @@ def test_what_cannot_be_unmounted_is_told(loop: str, machine: Machine) -> None:
         machine.lazily = 0
 
 
-def test_somebody_elses_mount_is_not_unmounted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_of_another_program_is_not_unmounted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Mount("/m", "0:100", "other", 0)
     with mystfuse.mount("image", "/m", trust="self"):
         machine.mount = other

@@ -43,7 +43,7 @@ def test_what_the_block_raises_comes_out_and_nothing_is_left(small_image: Path, 
     assert find_mount(str(mountpoint)) is None
 
 
-def test_nobody_is_trusted_unless_told(
+def test_no_key_is_trusted_unless_given(
     small_image: Path, mountpoint: Path, make_keys: MakeKeys, tmp_path: Path
 ) -> None:
     public, private = make_keys("mounting", 2048, 65537)
@@ -62,7 +62,7 @@ def test_nobody_is_trusted_unless_told(
             assert m.status()["trust"] == "signature"
 
 
-def test_keys_open_encrypted_images_and_are_seen_by_nobody(small_tree: Path, mountpoint: Path, tmp_path: Path) -> None:
+def test_keys_open_encrypted_images_and_stay_secret(small_tree: Path, mountpoint: Path, tmp_path: Path) -> None:
     key, passphrase = secrets.token_bytes(64), "a passphrase that ends in a newline\n"
     for name, content in (("key", key), ("passphrase", passphrase.encode() + b"\n")):
         (tmp_path / name).touch(mode=0o600)
@@ -108,7 +108,7 @@ def test_errors_are_exceptions(small_image: Path, mountpoint: Path, tmp_path: Pa
         pass
 
 
-def test_a_mount_that_is_in_use_is_told_and_taken_away(
+def test_a_busy_mount_is_reported_and_unmounted(
     small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mystfuse.mounting.unmount.BUSY_PATIENCE", 0.05)
@@ -122,7 +122,7 @@ def test_a_mount_that_is_in_use_is_told_and_taken_away(
     file.close()
 
 
-def test_somebody_else_may_unmount_it(small_image: Path, mountpoint: Path) -> None:
+def test_another_process_may_unmount_it(small_image: Path, mountpoint: Path) -> None:
     with mystfuse.mount(small_image, mountpoint, trust="self"):
         clear_mount(mountpoint)
     with mystfuse.mount(small_image, mountpoint, trust="self") as m:

@@ -33,7 +33,7 @@ def test_uuid_and_salt_are_taken(small_tree: Path, tmp_path: Path) -> None:
     ["--salt=abc", "--salt=xy", "--salt=" + "00" * 257, "--salt=0 0", "--uuid=1234", "--uuid=", "--uuid=clear",
      "--sign=onlyone", "--sign=:", "--free=-1", "--nonsense"],
 )  # fmt: skip
-def test_options_that_cannot_be_are_refused(option: str, small_tree: Path, tmp_path: Path) -> None:
+def test_impossible_options_are_refused(option: str, small_tree: Path, tmp_path: Path) -> None:
     assert_refused(in_process("mkext2", option, small_tree, tmp_path / "image"), 2)
     assert not list(tmp_path.iterdir())
 

@@ -49,13 +49,13 @@ def test_size_option_raises_but_never_lowers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["8388607", "1", "4k", "7M", "-1", "8X", "", "1e9", "9999999999999999999"])
-def test_sizes_that_cannot_be_are_refused(given: str, small_tree: Path, tmp_path: Path) -> None:
+def test_impossible_sizes_are_refused(given: str, small_tree: Path, tmp_path: Path) -> None:
     assert_refused(in_process("mkext2", f"--size={given}", small_tree, tmp_path / "image"), 2)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("given", ["512", "3000", "128K", "0", "x"])
-def test_block_sizes_that_cannot_be_are_refused(given: str, small_tree: Path, tmp_path: Path) -> None:
+def test_impossible_block_sizes_are_refused(given: str, small_tree: Path, tmp_path: Path) -> None:
     assert_refused(in_process("mkext2", f"--block-size={given}", small_tree, tmp_path / "image"), 2)
     assert not list(tmp_path.iterdir())
 

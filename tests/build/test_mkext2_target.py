@@ -64,7 +64,7 @@ def test_the_new_image_gets_ordinary_permissions(small_tree: Path, tmp_path: Pat
     assert stat.S_IMODE((tmp_path / "image").stat().st_mode) == 0o640
 
 
-def test_targets_that_cannot_be_written_are_told_and_nothing_is_left(small_tree: Path, tmp_path: Path) -> None:
+def test_unwritable_targets_are_reported_and_nothing_is_left(small_tree: Path, tmp_path: Path) -> None:
     readonly = tmp_path / "read-only"
     readonly.mkdir()
     run("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", readonly)
@@ -104,7 +104,7 @@ def test_an_unreadable_source_fails_and_leaves_nothing(open_tmp_path: Path, ordi
 
 
 @pytest.mark.parametrize("options", [(), ("--size=400M", "--block-size=4096")])
-def test_a_full_disk_is_told_and_nothing_is_left(
+def test_a_full_disk_is_reported_and_nothing_is_left(
     options: tuple[str, ...], full_disk: Path, rich_tree: Path, tmp_path: Path
 ) -> None:
     """The disk fills up while mke2fs copies, and while we write the hash tree."""

@@ -83,7 +83,7 @@ MAKERS = ("mkext2", "encrypt", "commit", "package")
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "link to a device"])
-def test_what_is_no_file_is_not_replaced(
+def test_only_regular_files_are_replaced(
     kind: str, making: dict[str, Callable[[Path], list[str | Path]]], tmp_path: Path
 ) -> None:
     target = tmp_path / "target"
@@ -140,7 +140,7 @@ READING = (
 
 
 @pytest.mark.parametrize("arguments", READING, ids=lambda arguments: arguments[0])
-def test_nobody_hears(arguments: tuple[str, ...], small_image: Path, mount: Path) -> None:
+def test_output_that_is_not_read(arguments: tuple[str, ...], small_image: Path, mount: Path) -> None:
     places = {"IMAGE": str(small_image), "MOUNT": str(mount)}
     words = " ".join(places.get(word, word) for word in arguments)
     command = f"'{sys.executable}' -m mystfuse {words}"

@@ -114,7 +114,7 @@ def with_field(image: Path, target: Path, offset: int, value: bytes) -> Path:
     ],
 )
 @pytest.mark.parametrize("option", [(), ("--roothash",), ("--json",)])
-def test_broken_fields_are_told_in_one_line(
+def test_broken_fields_are_reported_in_one_line(
     option: tuple[str, ...], offset: int, value: bytes, word: str, golden: dict[str, Path], tmp_path: Path
 ) -> None:
     broken = with_field(golden["signed-1024"], tmp_path / "broken", offset, value)
@@ -130,7 +130,7 @@ def test_largest_signature_is_shown(golden: dict[str, Path], tmp_path: Path) -> 
     assert "\nsignature=" + "07" * 1024 + "\nsignature_size=1024\n" in mystfuse("fssig", image).stdout
 
 
-def test_what_is_no_image_is_told_in_one_line(golden: dict[str, Path], tmp_path: Path) -> None:
+def test_other_files_than_images_are_reported_in_one_line(golden: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "short").write_bytes(golden["plain-1024"].read_bytes()[-4095:])
     (tmp_path / "garbage").write_bytes(os.urandom(100_000))
@@ -157,7 +157,9 @@ def test_what_is_no_image_is_told_in_one_line(golden: dict[str, Path], tmp_path:
     assert mystfuse("fssig", "/dev/null").returncode == 6
 
 
-def test_an_unreadable_image_is_told(golden: dict[str, Path], open_tmp_path: Path, ordinary_user: list[str]) -> None:
+def test_an_unreadable_image_is_reported(
+    golden: dict[str, Path], open_tmp_path: Path, ordinary_user: list[str]
+) -> None:
     image = open_tmp_path / "image"
     image.write_bytes(golden["plain-1024"].read_bytes())
     image.chmod(0)

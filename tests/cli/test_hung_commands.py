@@ -213,7 +213,7 @@ async def test_the_api_times_out_and_can_be_cancelled(
     assert closed.wait(5), "what was opened too late is closed"
 
 
-def test_who_has_waited_for_storage_has_no_thread_more() -> None:
+def test_a_process_has_one_thread_after_waiting_for_storage() -> None:
     """A regression: setns(2) takes a process of one thread only, and failed while the thread that had opened the image
     was ending."""
 
@@ -231,7 +231,7 @@ def test_who_has_waited_for_storage_has_no_thread_more() -> None:
     assert set(os.listdir("/proc/self/task")) <= before
 
 
-def test_what_is_opened_when_nobody_waits_any_more_is_closed(small_image: Path) -> None:
+def test_a_file_opened_after_the_time_out_is_closed(small_image: Path) -> None:
     opening = Opening(small_image)
     opening.abandon()
     assert opening.run()._fd == -1

@@ -42,7 +42,7 @@ DIGITS = "0123456789abcdef" * 4
         (f"/{DIGITS}", "No such file or directory"),
     ],
 )
-def test_what_is_no_root_hash_is_told_as_that(small_image: Path, value: str, said: str) -> None:
+def test_a_wrong_root_hash_is_named(small_image: Path, value: str, said: str) -> None:
     assert_one_line(in_process("verify", f"--roothash={value}", small_image), 2, said)
 
 
@@ -93,7 +93,7 @@ def test_an_image_whose_name_is_like_a_commands_is_mounted(small_image: Path, tm
     assert mystfuse("umount", mountpoint).returncode == 0
 
 
-def test_an_image_that_is_not_there_is_told_as_a_file(tmp_path: Path) -> None:
+def test_a_missing_image_is_reported_as_a_file(tmp_path: Path) -> None:
     for words in (tmp_path / "app.img", tmp_path), (tmp_path / "mount", tmp_path):
         assert_one_line(in_process(*words), 1, f"{words[0]}: No such file")
 
@@ -130,7 +130,7 @@ def test_an_image_that_is_not_there_is_told_as_a_file(tmp_path: Path) -> None:
         ("run", ""),
     ],
 )
-def test_an_empty_argument_is_told_as_that(
+def test_an_empty_argument_is_named(
     small_image: Path, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -218,7 +218,7 @@ def stopped(mountpoint: Path) -> Iterator[None]:
         os.close(daemon)
 
 
-def test_mounting_twice_is_told_without_looking_into_the_mount(small_image: Path, mountpoint: Path) -> None:
+def test_mounting_twice_is_reported_without_looking_into_the_mount(small_image: Path, mountpoint: Path) -> None:
     with mounted(small_image, mountpoint):
         with stopped(mountpoint):
             result = mystfuse("mount", small_image, mountpoint, timeout=20)
@@ -259,7 +259,7 @@ def using(code: str, *words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
         ),
     ],
 )
-def test_a_busy_mount_names_who_uses_it(small_image: Path, mountpoint: Path, code: str, said: str) -> None:
+def test_a_busy_mount_names_its_users(small_image: Path, mountpoint: Path, code: str, said: str) -> None:
     with mounted(small_image, mountpoint), using(code, mountpoint) as process:
         result = mystfuse("umount", mountpoint)
         assert_one_line(result, 7, f"{mountpoint}: in use by process {process.pid} (", said, "--lazy")
@@ -284,7 +284,7 @@ def test_a_mount_below_is_named(small_image: Path, mountpoint: Path) -> None:
         assert_one_line(result, 7, f"{mountpoint}/sub is mounted below it: unmount that first")
 
 
-def test_what_is_no_mountpoint_is_told_as_what_it_is(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
+def test_other_paths_than_mountpoints_are_named(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
     with mounted(small_image, mountpoint):
         for words in ("umount",), ("status",), ("commit",):
             more = (tmp_path / "new",) if words[0] == "commit" else ()
@@ -294,7 +294,7 @@ def test_what_is_no_mountpoint_is_told_as_what_it_is(small_image: Path, mountpoi
             assert_one_line(image, 7, f"it is the image that is mounted on {mountpoint}")
 
 
-def test_another_users_mount_is_told_as_that(small_image: Path, open_tmp_path: Path, ordinary_user: list[str]) -> None:
+def test_another_users_mount_is_named(small_image: Path, open_tmp_path: Path, ordinary_user: list[str]) -> None:
     with mounted(small_image, open_tmp_path / "mount", "--allow-other") as mountpoint:
         result = run(*ordinary_user, "umount", mountpoint, check=False)
         assert_one_line(result, 7, "user 0 has mounted it")

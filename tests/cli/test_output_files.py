@@ -45,7 +45,7 @@ def replace(target: Path) -> os.stat_result:
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o666, 0o755, 0o400, 0o604])
-def test_what_is_replaced_keeps_its_mode_whatever_the_umask(
+def test_a_replaced_file_keeps_its_mode_under_any_umask(
     tmp_path: Path, umask: Callable[[int], int], without_nameless: bool, mask: int, mode: int
 ) -> None:
     target = tmp_path / "image"
@@ -90,7 +90,7 @@ def test_an_acl_is_kept_and_none_is_handed_down(tmp_path: Path, without_nameless
 
 @pytest.mark.parametrize("what", ["owner", "acl"])
 @pytest.mark.parametrize("mode", [0o660, 0o664, 0o604, 0o646])
-def test_what_cannot_be_kept_costs_permissions_and_gives_none(
+def test_lost_attributes_cost_permissions_and_give_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, mode: int
 ) -> None:
     target = tmp_path / "image"
@@ -108,7 +108,7 @@ def test_what_cannot_be_kept_costs_permissions_and_gives_none(
     assert stat.S_IMODE(replace(target).st_mode) == (mode & 0o700 | both << 3 | both)
 
 
-def test_nobody_gains_anything_at_any_moment(
+def test_no_user_gains_access_at_any_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_nameless: bool
 ) -> None:
     """After each call that changes the new file, every user who can open it could open the old one."""
@@ -374,7 +374,7 @@ def test_extract_has_all_on_disk_before_the_name(small_image: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
-def test_a_disk_that_fails_is_told_and_one_that_cannot_is_not(
+def test_a_failing_sync_is_reported_and_a_missing_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     real = os.fsync
@@ -394,7 +394,7 @@ def test_a_disk_that_fails_is_told_and_one_that_cannot_is_not(
     assert os.listdir(tmp_path) == ["image"]
 
 
-def test_a_directory_that_cannot_be_listed(open_tmp_path: Path, ordinary_user: list[str]) -> None:
+def test_an_unlistable_directory(open_tmp_path: Path, ordinary_user: list[str]) -> None:
     (open_tmp_path / "source").mkdir()
     (open_tmp_path / "drop").mkdir()
     os.chown(open_tmp_path / "drop", USER, GROUP)

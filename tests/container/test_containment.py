@@ -102,7 +102,7 @@ def test_the_filter_means_the_same_on_each_machine(machine: str) -> None:
     assert decide(program, machine, 500) == refuse(errno.ENOSYS)
 
 
-def test_a_machine_whose_calls_are_not_known_is_told(
+def test_a_machine_whose_calls_are_not_known_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")

@@ -61,7 +61,7 @@ def test_the_exit_status_is_the_programs(programs: Path, command: tuple[str, ...
         ("cut", 126, "broken ELF"),
     ],
 )
-def test_what_cannot_be_executed_is_told_in_one_line(programs: Path, program: str, status: int, because: str) -> None:
+def test_a_failure_to_execute_is_reported_in_one_line(programs: Path, program: str, status: int, because: str) -> None:
     result = run_in(programs, program)
     assert result.returncode == status
     lines = [line for line in result.stderr.splitlines() if "trusted by nobody" not in line]
@@ -163,7 +163,7 @@ def test_directories_and_images_are_mounted(
      ("/etc/passwd=/etc", 7), ("/etc/passwd=/proc/x", 7), ("/etc/passwd=/", 7), ("/etc/passwd=/etc/marker/x", 7),
      ("/etc/passwd=/dangling", 7), ("/dev/null=/x", 6)],
 )  # fmt: skip
-def test_mounts_that_cannot_be(programs: Path, text: str, status: int) -> None:
+def test_impossible_mounts(programs: Path, text: str, status: int) -> None:
     result = run_in(programs, "true", options=("--mount", text))
     assert result.returncode == status, result.stderr
     assert len([line for line in result.stderr.splitlines() if ": warning: " not in line]) == 1, result.stderr
@@ -186,9 +186,7 @@ def test_single_files_are_mounted(programs: Path, small_image: Path, tmp_path: P
     assert host.read_text() == "of the host\nnew\n" and (tmp_path / "new").exists()
 
 
-def test_what_is_no_image_any_more_cannot_be_written_to_by_mistake(
-    programs: Path, small_image: Path, tmp_path: Path
-) -> None:
+def test_an_image_replaced_by_a_plain_file_is_not_written_to(programs: Path, small_image: Path, tmp_path: Path) -> None:
     """A carrier can replace an image with a plain file: when it was named without options, exec says so and changes
     nothing."""
     cut = tmp_path / "cut"
@@ -242,7 +240,7 @@ def test_a_link_in_the_image_leads_nowhere_outside(tree: Path, tmp_path: Path) -
     assert run_in(programs, "out").returncode == 127
 
 
-def test_nobody_is_trusted_who_is_not(programs: Path) -> None:
+def test_an_untrusted_image_is_refused(programs: Path) -> None:
     assert run_in(programs, "true", options=("--roothash", "ab" * 32)).returncode == 3
 
 
@@ -251,7 +249,7 @@ def as_user(ordinary_user: list[str]) -> Callable[..., subprocess.CompletedProce
     return lambda *arguments, **kwargs: run(*ordinary_user, *arguments, check=False, timeout=60, **kwargs)
 
 
-def test_an_ordinary_user_needs_nobody(
+def test_an_ordinary_user_needs_no_privileges(
     programs: Path, small_tree: Path, as_user: Callable[..., subprocess.CompletedProcess[str]], open_tmp_path: Path
 ) -> None:
     own = Path(shutil.copy(programs, open_tmp_path / "own.img"))

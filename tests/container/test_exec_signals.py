@@ -105,7 +105,7 @@ def test_a_signal_that_comes_before_the_program_is_handed_on_to_it(
         process.wait()
 
 
-def test_nothing_is_left_whoever_is_killed(programs: Path) -> None:
+def test_nothing_is_left_whichever_process_is_killed(programs: Path) -> None:
     names: list[str] = []
     index = 0
     while True:

@@ -197,7 +197,7 @@ def test_the_default_name_and_mode(tmp_path: Path, keys: Keys) -> None:
     assert sorted(os.listdir(out.parent)) == ["hello"]
 
 
-def test_a_package_must_trust_somebody(tmp_path: Path, keys: Keys) -> None:
+def test_a_package_must_trust_a_key_or_a_root_hash(tmp_path: Path, keys: Keys) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"version": "0.1", "ApplicationPath": "/bin/echo"}')
     result = in_process("package", "-o", tmp_path / "out", keys[1], config)
@@ -205,7 +205,7 @@ def test_a_package_must_trust_somebody(tmp_path: Path, keys: Keys) -> None:
     assert "give --roothash or --pubkey" in result.stderr
 
 
-def test_what_cannot_sign_or_be_trusted_is_refused(tmp_path: Path, keys: Keys) -> None:
+def test_unusable_keys_and_hashes_are_refused(tmp_path: Path, keys: Keys) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"version": "0.1", "ApplicationPath": "/bin/echo"}')
     encrypted = tmp_path / "encrypted.pem"

@@ -70,7 +70,7 @@ def test_names_are_resolved_as_on_the_host_where_the_image_does_not_say(
     [(None, True), ("", True), ("nameserver 192.0.2.1\n", False), ("-> gone", True), ("-> /gone/too", True),
      ("-> empty", True), ("-> full", False), ("-> /etc/full", False), ("a directory", False)],
 )  # fmt: skip
-def test_an_image_says_who_resolves_names(tmp_path: Path, there: str | None, says_nothing: bool) -> None:
+def test_an_image_names_its_name_servers(tmp_path: Path, there: str | None, says_nothing: bool) -> None:
     etc = tmp_path / "etc"
     etc.mkdir()
     (etc / "full").write_text("x\n")

@@ -17,7 +17,7 @@ __all__ = ["image"]
 
 
 @needs_root
-def test_the_hosts_device_nodes_cannot_be_changed(image: Path) -> None:
+def test_the_hosts_device_nodes_stay_unchanged(image: Path) -> None:
     """User 0 owns them in every namespace. (The attack sets the values that they have already, except for a time.)"""
     nodes = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]
     masks = ["/proc/keys"]
@@ -37,7 +37,7 @@ def test_the_hosts_device_nodes_cannot_be_changed(image: Path) -> None:
     assert [(os.stat(node).st_mode, os.stat(node).st_mtime_ns) for node in nodes] == before
 
 
-def test_a_file_that_is_given_to_be_read_cannot_be_written_to(image: Path, tmp_path: Path) -> None:
+def test_a_file_given_for_reading_is_read_only(image: Path, tmp_path: Path) -> None:
     """Nor can the program change its mode. It reads from the caller's position, and leaves its own position behind."""
     path = tmp_path / "input"
     path.write_text("1\n2\n3\n4\n")
@@ -67,7 +67,7 @@ def test_a_file_that_is_given_to_be_read_cannot_be_written_to(image: Path, tmp_p
 
 
 @needs_root
-def test_a_file_that_cannot_be_kept_from_being_written_to_is_refused(image: Path, tmp_path: Path) -> None:
+def test_a_file_without_protection_from_writes_is_refused(image: Path, tmp_path: Path) -> None:
     path, other = tmp_path / "input", tmp_path / "other"
     path.write_text("x")
     with path.open("rb") as file:
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_kept_from_being_written_to_is_refused(image: Path
 
 
 @needs_filter
-def test_nobody_types_into_the_callers_terminal(image: Path) -> None:
+def test_the_program_types_nothing_into_the_callers_terminal(image: Path) -> None:
     """The attack: the program pushes bytes into the terminal's input, which the shell would execute later. Nor may the
     program give other users access to the terminal."""
     pid, fd = pty.fork()
@@ -117,7 +117,7 @@ def test_nobody_types_into_the_callers_terminal(image: Path) -> None:
 
 
 @needs_root
-def test_the_program_that_starts_it_cannot_be_changed(image: Path, tmp_path: Path) -> None:
+def test_the_program_that_starts_it_stays_unchanged(image: Path, tmp_path: Path) -> None:
     """/proc/1/exe is the host's bubblewrap, which user 0 of the namespace owns."""
     bubblewrap = tmp_path / "bwrap"
     shutil.copy(shutil.which("bwrap") or "", bubblewrap)

@@ -119,7 +119,7 @@ def test_a_derivation_that_takes_more_memory_than_it_should_fails() -> None:
 
 
 @pytest.mark.logs(r"^mystfuse\.image\.unlock")
-def test_who_gives_up_leaves_no_process(caplog: pytest.LogCaptureFixture) -> None:
+def test_giving_up_leaves_no_process(caplog: pytest.LogCaptureFixture) -> None:
     header, content = with_slots(1, Pbkdf2("sha256", b"somesalt", 45_000_000))
     keys = Keys(passphrase=Secret.copy_of(PASSPHRASE))
     children: list[int] = []

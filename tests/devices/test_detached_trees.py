@@ -153,7 +153,7 @@ def test_damage_in_either_file_is_found(file_system: Path, tmp_path: Path) -> No
         (("--no-superblock", "--hash-device=tree", "--hash-offset=100"), 2, "a multiple of 4096"),
     ],
 )
-def test_options_that_cannot_be(
+def test_impossible_options(
     file_system: Path,
     tmp_path: Path,
     options: tuple[str, ...],

@@ -32,7 +32,7 @@ def test_directory_is_not_an_image(tmp_path: Path) -> None:
         FileSource(tmp_path)
 
 
-def test_fifo_that_nobody_writes_to_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+def test_fifo_without_a_writer_is_refused_and_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     started = time.monotonic()
     with pytest.raises(FormatError, match="neither a regular file nor a block device"):
@@ -49,7 +49,7 @@ def test_character_device_is_not_an_image() -> None:
     ("path", "reason"),
     [("absent", "No such file or directory"), ("file/below", "Not a directory"), ("n" * 300, "File name too long")],
 )
-def test_what_cannot_be_opened_is_named_with_the_reason(path: str, reason: str, tmp_path: Path) -> None:
+def test_a_file_that_fails_to_open_is_named_with_the_reason(path: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ImageReadError, match=f"{path}: {reason}"):
         FileSource(tmp_path / path)

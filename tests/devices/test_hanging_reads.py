@@ -45,7 +45,7 @@ async def test_timed_out_request_is_not_tried_again() -> None:
         assert source.calls == [Extent(0, 20)]
 
 
-async def test_hung_storage_costs_everybody_one_time_out_however_many_wait(autojump_clock: MockClock) -> None:
+async def test_hung_storage_costs_every_reader_one_time_out_however_many_wait(autojump_clock: MockClock) -> None:
     source = MemorySource(hanging=(range(1 << 20),))
     async with running(source, io_timeout=30, patience=1000) as reader:
 
@@ -93,7 +93,7 @@ async def test_what_is_left_of_a_failed_request_is_not_read_but_its_neighbours_a
     assert len(source.calls) <= 2 * COLD_READS and neighbour in source.calls
 
 
-async def test_slow_storage_that_answers_each_read_in_time_fails_nobody_however_many_wait() -> None:
+async def test_slow_storage_that_answers_each_read_in_time_fails_no_read_however_many_wait() -> None:
     source = MemorySource(delay=0.05)
     async with running(source, io_timeout=1) as reader:
         # All of them together take twice as long as a single read may.

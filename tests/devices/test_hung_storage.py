@@ -127,7 +127,7 @@ async def test_waiters_share_an_error_of_the_hash_block_they_need_and_of_no_othe
     assert len(asked) <= 2, "together with its neighbours, and alone"
 
 
-async def test_a_waiter_takes_over_from_a_reader_who_was_cancelled(autojump_clock: MockClock) -> None:
+async def test_a_waiter_takes_over_from_a_cancelled_reader(autojump_clock: MockClock) -> None:
     autojump_clock.autojump_threshold = 0.05
     image = build(300, data_block_size=512, hash_block_size=512)
     source = MemorySource(hanging=(range(512),), delay=0.02, content=bytes(image.content))

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.logs(r"^mystfuse\.devices\.reader")
 
 
 @pytest.mark.parametrize("cached", [True, False])
-async def test_parts_come_in_the_order_asked_for_whatever_they_overlap(cached: bool) -> None:
+async def test_parts_come_in_the_order_asked_for_even_if_they_overlap(cached: bool) -> None:
     extents = [Extent(5000, 10), Extent(0, 4096), Extent(4090, 20), Extent(0, 4096), Extent(1 << 19, 1), Extent(1, 1)]
     async with running(MemorySource(cached=cached)) as reader:
         parts = await reader.read(extents)
@@ -109,7 +109,7 @@ def test_coalesce_covers_every_extent_by_exactly_one_member() -> None:
         assert all(run.length <= max(longest, max(extent.length for extent in extents)) for run in merged)
 
 
-async def test_error_reaches_who_asked_and_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_error_reaches_its_request_and_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     async with running(MemorySource(broken=(range(4096, 4097),))) as reader:
         with pytest.raises(ImageReadError, match="4096 bytes at 4096: Input/output error"):
             await reader.read([Extent(4096, 4096)])

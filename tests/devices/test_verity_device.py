@@ -150,7 +150,7 @@ async def test_swapped_data_blocks_and_swapped_hash_blocks_fail() -> None:
     assert bytes((await device_for(image).read([Extent(512 * 32, 512)]))[0]) == original[512 * 32 : 512 * 33]
 
 
-async def test_damage_in_one_extent_fails_the_whole_request_and_is_told_once() -> None:
+async def test_damage_in_one_extent_fails_the_whole_request_and_is_reported_once() -> None:
     image = build(20)
     image.content[4096 * 7] ^= 1
     device = device_for(image)

@@ -214,7 +214,7 @@ async def test_a_clean_journal_is_accepted_and_one_to_replay_is_not(tree: Path, 
         (88, "<H", 2048, CorruptFilesystem, "s_inode_size"),
     ],
 )
-async def test_a_superblock_field_out_of_bounds_is_told_by_name(
+async def test_a_superblock_field_out_of_bounds_is_reported_by_name(
     plain: bytes, offset: int, layout: str, value: int, error: type[FormatError], name: str
 ) -> None:
     editor = Editor(plain)
@@ -224,7 +224,7 @@ async def test_a_superblock_field_out_of_bounds_is_told_by_name(
     assert type(caught.value) is error
 
 
-async def test_a_truncated_file_system_is_told(plain: bytes) -> None:
+async def test_a_truncated_file_system_is_reported(plain: bytes) -> None:
     for size in (len(plain) - 1, len(plain) // 2, 2048):
         with pytest.raises(FormatError, match="truncated"):
             await Volume.open(MemoryDevice(plain[:size]))
@@ -237,13 +237,13 @@ async def test_more_bytes_than_the_file_system_has_do_no_harm(plain: bytes) -> N
     await assert_contents(await Volume.open(MemoryDevice(plain + b"\xff" * 10_000)))
 
 
-async def test_what_is_no_file_system_is_told() -> None:
+async def test_what_is_no_file_system_is_reported() -> None:
     for data in (bytes(4096), b"\xff" * 4096, b"text\n" * 1000):
         with pytest.raises(FormatError, match="s_magic"):
             await Volume.open(MemoryDevice(data))
 
 
-def test_a_superblock_cut_short_is_told(plain: bytes) -> None:
+def test_a_superblock_cut_short_is_reported(plain: bytes) -> None:
     with pytest.raises(FormatError, match="cut short"):
         Superblock.parse(plain[1024:2047])
 

@@ -30,7 +30,7 @@ def body_xattr(image: Editor, ino: int) -> int:
         (8, "<I", 300),
     ],
 )
-async def test_an_attribute_outside_the_body_is_told(image: Editor, offset: int, layout: str, value: int) -> None:
+async def test_an_attribute_outside_the_body_is_reported(image: Editor, offset: int, layout: str, value: int) -> None:
     ino = number_of(image, b"file")
     image.put(layout, body_xattr(image, ino) + offset, value)
     volume = await image.open()
@@ -49,7 +49,7 @@ async def test_an_attribute_outside_the_body_is_told(image: Editor, offset: int,
         (32 + 8, "<I", 1025),
     ],
 )
-async def test_an_attribute_block_that_is_none_is_told(image: Editor, offset: int, layout: str, value: int) -> None:
+async def test_an_attribute_block_that_is_none_is_reported(image: Editor, offset: int, layout: str, value: int) -> None:
     ino = number_of(image, b"large")
     block = image.get("<I", image.inode(ino) + 104)
     assert block
@@ -59,7 +59,7 @@ async def test_an_attribute_block_that_is_none_is_told(image: Editor, offset: in
 
 
 @pytest.mark.parametrize("block", [1, 1024, 0xFFFFFFFF])
-async def test_an_attribute_block_outside_the_file_system_is_told(image: Editor, block: int) -> None:
+async def test_an_attribute_block_outside_the_file_system_is_reported(image: Editor, block: int) -> None:
     ino = number_of(image, b"large")
     image.put("<I", image.inode(ino) + 104, block)
     volume = await image.open()
@@ -87,7 +87,7 @@ async def test_an_attribute_of_unknown_namespace_or_without_a_name_is_left_out(i
 
 
 @pytest.mark.parametrize("acl", [b"\2\0\0\0", b"\1\0\0", b"\1\0\0\0\2\0\7\0", b"\1\0\0\0\xff\0\7\0", b"\1\0\0\0\1\0"])
-async def test_an_impossible_acl_is_told(image: Editor, acl: bytes) -> None:
+async def test_an_impossible_acl_is_reported(image: Editor, acl: bytes) -> None:
     ino = number_of(image, b"large")
     block = image.get("<I", image.inode(ino) + 104) * 1024
     image.data[block + 32 : block + 1024] = bytes(1024 - 32)

@@ -12,7 +12,7 @@ from tests.support.hostile_ext2 import assert_corrupt, number_of
 
 
 @pytest.mark.parametrize("pointer", [1, 1024, 1025, 0x7FFFFFFF, 0xFFFFFFFF])
-async def test_a_block_pointer_outside_the_file_system_is_told(image: Editor, pointer: int) -> None:
+async def test_a_block_pointer_outside_the_file_system_is_reported(image: Editor, pointer: int) -> None:
     file, directory, slow = (number_of(image, name) for name in (b"file", b"dir", b"slow"))
     assert image.blocks_count == 1024
     for ino in (file, directory, slow):
@@ -26,7 +26,7 @@ async def test_a_block_pointer_outside_the_file_system_is_told(image: Editor, po
 
 
 @pytest.mark.parametrize("pointer", [1, 1024, 0xFFFFFFFF])
-async def test_an_indirect_block_outside_the_file_system_is_told(image: Editor, pointer: int) -> None:
+async def test_an_indirect_block_outside_the_file_system_is_reported(image: Editor, pointer: int) -> None:
     ino = number_of(image, b"large")
     image.put("<I", image.pointer(ino, 12), pointer)
     image.put("<I", image.pointer(ino, 13), pointer)
@@ -36,7 +36,7 @@ async def test_an_indirect_block_outside_the_file_system_is_told(image: Editor, 
     assert bytes(await volume.read(ino, 0, 4)) == b"LLLL"
 
 
-async def test_an_indirect_block_with_a_pointer_outside_is_told_for_that_block_alone(image: Editor) -> None:
+async def test_an_indirect_block_with_a_pointer_outside_is_reported_for_that_block_alone(image: Editor) -> None:
     ino = number_of(image, b"file")
     image.put("<I", image.block(ino, 12) + 4, 5000)
     volume = await image.open()
@@ -78,7 +78,7 @@ async def test_a_directory_whose_indirect_block_points_to_itself_ends(image: Edi
     assert time.process_time() - started < 2
 
 
-async def test_a_file_larger_than_its_map_can_hold_is_told_only_there(image: Editor) -> None:
+async def test_a_file_larger_than_its_map_can_hold_is_reported_only_there(image: Editor) -> None:
     ino = number_of(image, b"file")
     image.put("<I", image.inode(ino) + 108, 0x7FFFFFFF)
     volume = await image.open()
@@ -87,7 +87,7 @@ async def test_a_file_larger_than_its_map_can_hold_is_told_only_there(image: Edi
     await assert_corrupt(volume.read(ino, 1 << 62, 10), "past")
 
 
-async def test_a_negative_file_size_is_told(image: Editor) -> None:
+async def test_a_negative_file_size_is_reported(image: Editor) -> None:
     ino = number_of(image, b"file")
     image.put("<I", image.inode(ino) + 108, 0x80000000)
     volume = await image.open()

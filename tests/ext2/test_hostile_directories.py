@@ -60,7 +60,7 @@ async def test_an_impossible_rec_len_ends_the_listing_in_front_of_it(image: Edit
     await assert_corrupt(volume.lookup(ino, b"six"), "rec_len")
 
 
-async def test_an_entry_that_leaves_no_room_for_the_next_header_is_told(image: Editor) -> None:
+async def test_an_entry_that_leaves_no_room_for_the_next_header_is_reported(image: Editor) -> None:
     ino = number_of(image, b"dir")
     first = number_of(image, b"dir", b"first")
     position = image.write_entries(image.block(ino), [(ino, b"."), (ROOT, b".."), (first, b"one")])[2]
@@ -71,7 +71,7 @@ async def test_an_entry_that_leaves_no_room_for_the_next_header_is_told(image: E
     await assert_corrupt(volume.entries(ino, following, 100))
 
 
-async def test_a_name_longer_than_its_entry_is_told(image: Editor) -> None:
+async def test_a_name_longer_than_its_entry_is_reported(image: Editor) -> None:
     ino = number_of(image, b"dir")
     first = number_of(image, b"dir", b"first")
     position = image.write_entries(image.block(ino), [(ino, b"."), (ROOT, b".."), (first, b"one"), (first, b"two")])[2]
@@ -80,7 +80,7 @@ async def test_a_name_longer_than_its_entry_is_told(image: Editor) -> None:
     await assert_corrupt(volume.entries(ino, 0, 100), "name_len")
 
 
-async def test_a_name_over_the_end_of_the_block_is_told(image: Editor) -> None:
+async def test_a_name_over_the_end_of_the_block_is_reported(image: Editor) -> None:
     ino = number_of(image, b"dir")
     first = number_of(image, b"dir", b"first")
     filler = [(first, b"%04d" % number + b"f" * 236) for number in range(3)]
@@ -107,7 +107,7 @@ async def test_an_entry_to_an_inode_that_no_name_may_refer_to(image: Editor, tar
 
 
 @pytest.mark.parametrize("size", [0, 1, 1023, 1025, 1 << 30, (1 << 30) + 1, (1 << 32) - 1024, (1 << 32) - 1])
-async def test_a_directory_of_impossible_size_is_told(image: Editor, size: int) -> None:
+async def test_a_directory_of_impossible_size_is_reported(image: Editor, size: int) -> None:
     ino = number_of(image, b"dir")
     image.put("<I", image.inode(ino) + 4, size)
     volume = await image.open()

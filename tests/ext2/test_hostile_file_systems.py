@@ -29,7 +29,7 @@ async def test_the_unedited_image_is_read_without_a_failure(image: Editor) -> No
     assert len(set(await listing(volume, number_of(image, b"many")))) == MANY
 
 
-async def test_a_damaged_superblock_is_told_on_opening(image: Editor) -> None:
+async def test_a_damaged_superblock_is_reported_on_opening(image: Editor) -> None:
     with pytest.raises(IntegrityError):
         await image.open([range(1024, 2048)])
 

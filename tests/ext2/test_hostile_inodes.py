@@ -13,14 +13,14 @@ from tests.support.hostile_ext2 import assert_corrupt, number_of
     ("name", "size"),
     [(b"fast", 0), (b"fast", 60), (b"fast", 1 << 31), (b"slow", 0), (b"slow", 1024), (b"slow", 0xFFFFFFFF)],
 )
-async def test_a_symlink_of_impossible_size_is_told(image: Editor, name: bytes, size: int) -> None:
+async def test_a_symlink_of_impossible_size_is_reported(image: Editor, name: bytes, size: int) -> None:
     ino = number_of(image, name)
     image.put("<I", image.inode(ino) + 4, size)
     volume = await image.open()
     await assert_corrupt(volume.target(ino), "target")
 
 
-async def test_a_slow_symlink_in_a_hole_is_told(image: Editor) -> None:
+async def test_a_slow_symlink_in_a_hole_is_reported(image: Editor) -> None:
     ino = number_of(image, b"slow")
     image.put("<I", image.pointer(ino, 0), 0)
     volume = await image.open()
@@ -28,7 +28,7 @@ async def test_a_slow_symlink_in_a_hole_is_told(image: Editor) -> None:
 
 
 @pytest.mark.parametrize("size", [129, 132, 30, 0xFFFC, 0xFFFF])
-async def test_an_i_extra_isize_that_does_not_fit_is_told(image: Editor, size: int) -> None:
+async def test_an_i_extra_isize_that_does_not_fit_is_reported(image: Editor, size: int) -> None:
     ino = number_of(image, b"file")
     image.put("<H", image.inode(ino) + 128, size)
     volume = await image.open()
@@ -47,7 +47,7 @@ async def test_an_i_extra_isize_at_its_borders_is_taken(image: Editor, size: int
 
 
 @pytest.mark.parametrize("table", [0, 1, 1020, 1024, 0xFFFFFFFF, 0xFFFFFFF0])
-async def test_an_inode_table_outside_the_file_system_is_told(image: Editor, table: int) -> None:
+async def test_an_inode_table_outside_the_file_system_is_reported(image: Editor, table: int) -> None:
     ino = number_of(image, b"file")
     image.put("<I", image.descriptor() + 8, table)
     volume = await image.open()
@@ -56,7 +56,7 @@ async def test_an_inode_table_outside_the_file_system_is_told(image: Editor, tab
 
 
 @pytest.mark.parametrize("file_type", [0, 0x3000, 0x5000, 0x7000, 0xF000])
-async def test_an_unknown_file_type_is_told_and_does_not_hide_the_others(image: Editor, file_type: int) -> None:
+async def test_an_unknown_file_type_is_reported_and_does_not_hide_the_others(image: Editor, file_type: int) -> None:
     ino = number_of(image, b"file")
     image.put("<H", image.inode(ino), file_type | 0o644)
     volume = await image.open()
@@ -77,7 +77,7 @@ async def test_an_inode_whose_flag_needs_a_feature_is_refused_by_name(image: Edi
         await volume.inode(ino)
 
 
-async def test_a_root_that_is_no_directory_is_told(image: Editor) -> None:
+async def test_a_root_that_is_no_directory_is_reported(image: Editor) -> None:
     image.put("<H", image.inode(ROOT), 0o100644)
     volume = await image.open()
     with pytest.raises(NotADirectoryError):

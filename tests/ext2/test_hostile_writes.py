@@ -180,7 +180,7 @@ LINK_COUNTS = {
 
 
 @pytest.mark.parametrize("links", LINK_COUNTS)
-async def test_link_counts_that_cannot_be(image: Editor, links: int) -> None:
+async def test_impossible_link_counts(image: Editor, links: int) -> None:
     volume = await open_volume(image)
     for name in (b"file", b"dir"):
         edit_inode(image, await number_of(volume, name), "<H", 26, links)
@@ -360,7 +360,7 @@ async def random_operation(volume: Volume, source: random.Random, inodes: list[i
             await volume.set_attributes(ino, changes, ADMIN)
 
 
-async def test_inode_bitmaps_that_are_all_wrong_are_told_after_a_few(tmp_path: Path) -> None:
+async def test_inode_bitmaps_that_are_all_wrong_are_reported_after_a_few(tmp_path: Path) -> None:
     """Each group's bitmap says that its first inode, which is in use, is free: no operation tries all groups."""
     path = make_image(tmp_path / "image", "-b", "1024", "-g", "256", "-N", "800", "-O", "^resize_inode", size="25M")
     image = Editor(path.read_bytes())

@@ -118,7 +118,7 @@ async def test_a_scattered_file_is_written_and_removed_across_many_groups(tmp_pa
 
 @pytest.mark.parametrize("with_snapshot", [False, True])
 @pytest.mark.parametrize("start", [0, 40, 99])
-async def test_writes_that_fit_in_part_are_written_in_part_whatever_they_meet(
+async def test_writes_that_fit_in_part_are_written_in_part_over_every_kind_of_block(
     tmp_path: Path, with_snapshot: bool, start: int
 ) -> None:
     """A range of blocks: of the image, written ones, and new ones; a snapshot keeps all of them."""

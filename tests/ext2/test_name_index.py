@@ -75,7 +75,7 @@ def test_room_is_an_upper_bound() -> None:
     assert index.blocks_with_room(44) == [0, 1] and index.blocks_with_room(204) == []
 
 
-def test_a_name_that_is_there_many_times_is_looked_for_once_in_each_block() -> None:
+def test_a_name_with_many_entries_is_looked_for_once_in_each_block() -> None:
     key = name_key(b"a")
     keys = [array("Q") for _ in range(16)]
     keys[key >> 60] = array("Q", [key | 1] * 1000)

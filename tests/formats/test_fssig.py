@@ -90,7 +90,7 @@ def test_too_little_data_has_no_fssig_magic(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, 1 << 32, (1 << 64) - 1])
-def test_an_fssig_of_another_version_is_told_as_unsupported(version: int) -> None:
+def test_an_fssig_of_another_version_is_reported_as_unsupported(version: int) -> None:
     with pytest.raises(UnsupportedFeature, match=f"version {version}") as caught:
         Fssig.parse(patched(FSSIG.pack(), 8, "<Q", version))
     assert caught.value.exit_status == ExitStatus.FORMAT

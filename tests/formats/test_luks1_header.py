@@ -128,7 +128,7 @@ BAD_LUKS1: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_LUKS1)
-def test_a_luks1_header_that_cannot_be_is_refused(case: str) -> None:
+def test_an_impossible_luks1_header_is_refused(case: str) -> None:
     header, said = BAD_LUKS1[case]
     with pytest.raises(FormatError, match=said) as caught:
         parse_luks1(header)
@@ -155,7 +155,7 @@ def test_a_luks1_header_that_cannot_be_is_refused(case: str) -> None:
         ({"hash_spec": b"\xff" * 32}, r"\\xff"),
     ],
 )
-def test_what_luks1_has_and_we_do_not_is_named(fields: dict[str, bytes], named: str) -> None:
+def test_unsupported_features_of_luks1_are_named(fields: dict[str, bytes], named: str) -> None:
     for slots in (None, {0: DISABLED}):
         with pytest.raises(UnsupportedFeature) as caught:
             parse_luks1(luks1(slots, **fields))

@@ -197,7 +197,7 @@ def test_4_mib_of_anything_are_refused_in_a_moment(filling: bytes) -> None:
     assert time.process_time() - begin < 5
 
 
-def test_a_wrong_checksum_is_told() -> None:
+def test_a_wrong_checksum_is_reported() -> None:
     data = luks2_copy(document())
     for position in (0x20, 0x68, 0x1C0, 0x1DF, 0x200, 4096, 0x3FFF):
         copy = HeaderCopy.parse(data, 0)
@@ -275,7 +275,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
-def test_what_luks2_has_and_we_do_not_is_named(case: str) -> None:
+def test_unsupported_features_of_luks2_are_named(case: str) -> None:
     area, named = UNSUPPORTED[case]
     with pytest.raises(UnsupportedFeature) as caught:
         parse(area)
@@ -385,7 +385,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
-def test_a_luks2_header_that_cannot_be_is_refused(case: str) -> None:
+def test_an_impossible_luks2_header_is_refused(case: str) -> None:
     with pytest.raises(FormatError) as caught:
         parse(IMPOSSIBLE[case])
     assert not isinstance(caught.value, UnsupportedFeature)

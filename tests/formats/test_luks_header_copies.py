@@ -117,7 +117,7 @@ def test_small_devices_are_no_luks_or_refused(content: bytes) -> None:
             assert size >= 6 and content.startswith(b"LUKS")
 
 
-async def test_what_cannot_be_read_is_not_taken_for_anything() -> None:
+async def test_an_unreadable_header_is_an_error() -> None:
     with pytest.raises(IntegrityError):
         await read_luks_header(MemoryDevice(luks2(), [range(4095, 4096)]))
     # Damage elsewhere is not read.

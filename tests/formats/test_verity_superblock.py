@@ -85,7 +85,7 @@ def test_a_superblock_field_out_of_bounds_is_refused(
         (32, "32s", b"\xff\n\x1b[31m", "algorithm"),
     ],
 )
-def test_a_superblock_with_something_unknown_is_told_as_unsupported(
+def test_a_superblock_with_something_unknown_is_reported_as_unsupported(
     offset: int, layout: str, value: int | bytes, message: str
 ) -> None:
     with pytest.raises(UnsupportedFeature, match=message) as caught:

@@ -67,6 +67,6 @@ def test_control_directory_read_only(read_only_pair: Pair) -> None:
     assert set(answers.values()) == {"EROFS"}
 
 
-def test_control_directory_is_there_already(pair: Pair) -> None:
+def test_an_image_with_a_file_of_the_control_directorys_name(pair: Pair) -> None:
     for call in (os.mkdir, os.mkfifo, partial(os.symlink, "target")):
         assert outcome(partial(call, pair.ours / CONTROL)) == "EEXIST"

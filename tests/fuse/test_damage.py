@@ -169,7 +169,9 @@ def test_a_flipped_byte_of_the_inode_table_costs_its_inodes(subject: Subject, co
 
 
 @pytest.mark.parametrize("where", ["superblock", "group descriptors", "root inode"])
-def test_what_everything_depends_on_is_refused(where: str, subject: Subject, copy: Path, tmp_path: Path) -> None:
+def test_damage_to_essential_metadata_refuses_the_mount(
+    where: str, subject: Subject, copy: Path, tmp_path: Path
+) -> None:
     offset = {"superblock": 1024 + 24, "group descriptors": 2048 + 9, "root inode": subject.inode["."] * BLOCK + 200}
     flip(copy, offset[where])
     assert bad_ranges(copy, subject.trust) == [("data", offset[where] // BLOCK, 1)]
@@ -188,7 +190,7 @@ def test_damage_that_no_file_needs_costs_nothing_but_verify_sees_it(
 
 
 @pytest.mark.parametrize(("level", "index"), [(2, 0), (1, 0), (1, 1), (0, 0), (0, 1), (0, 5), (0, 159)])
-def test_a_flipped_byte_of_the_tree_costs_what_it_vouched_for(
+def test_a_flipped_byte_of_the_tree_costs_the_blocks_below_it(
     level: int, index: int, subject: Subject, copy: Path, tmp_path: Path
 ) -> None:
     offset = subject.level_offset(level) + index * BLOCK

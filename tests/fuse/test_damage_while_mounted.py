@@ -106,7 +106,7 @@ def test_deleted_or_replaced_while_mounted(subject: Subject, copy: Path, small_i
         assert set(walk(mountpoint, subject).values()) == {"right"}
 
 
-def test_never_a_wrong_byte_while_somebody_keeps_writing(subject: Subject, copy: Path, tmp_path: Path) -> None:
+def test_never_a_wrong_byte_while_another_process_keeps_writing(subject: Subject, copy: Path, tmp_path: Path) -> None:
     """The image alternates between right and wrong bytes under four readers."""
     stop = threading.Event()
     used = sorted(

@@ -62,7 +62,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("length", [4096, SIZE])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_nobody_reads_old_bytes(write_directly: Writer, image: Path, tmp_path: Path, engine: str, length: int) -> None:
+def test_no_reader_gets_old_bytes(
+    write_directly: Writer, image: Path, tmp_path: Path, engine: str, length: int
+) -> None:
     with mounted(image, tmp_path / "mount", "-o", "trust_self") as mountpoint:
         pid = json.loads(mystfuse("status", "--json", mountpoint).stdout)["pid"]
         write_directly(mountpoint / "file", engine, length, pid)

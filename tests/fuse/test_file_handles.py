@@ -156,7 +156,7 @@ def test_the_handle_of_a_removed_file_is_stale_and_no_fault_of_the_image(
     assert logged() == quiet
 
 
-def test_handles_that_nobody_was_given_are_stale(mount: tuple[Path, Callable[[], str]]) -> None:
+def test_invented_handles_are_stale(mount: tuple[Path, Callable[[], str]]) -> None:
     mountpoint, logged = mount
     (mountpoint / "file").touch()
     handle = Handle.of(mountpoint / "file")

@@ -64,16 +64,14 @@ OF_IMAGES: tuple[Guard, ...] = (
         _VERITY,
         "if not quietly:\n                self._report(damage)",
         "if True:\n                self._report(damage)",
-        (
-            "volume/test_unread_damage.py::test_only_a_read_that_somebody_needs_tells_of_damage_each_time_and_logs_it_once",
-        ),
+        ("volume/test_unread_damage.py::test_only_a_needed_read_reports_damage_each_time_and_logs_it_once",),
     ),
     Guard(
         "damage in blocks fetched along is not reported",
         "mystfuse/volume/runner.py",
         "for number in sorted(needed):",
         "for number in sorted(wanted):",
-        ("volume/test_unread_damage.py::test_a_damaged_neighbour_in_the_inode_table_is_told_to_who_looks_it_up",),
+        ("volume/test_unread_damage.py::test_a_damaged_neighbour_in_the_inode_table_is_reported_to_its_own_lookup",),
     ),
     Guard(
         "fields of the verity superblock are bounded",
@@ -124,7 +122,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "key.signer == fssig.signer",
         (
             "trust/test_policy.py::test_a_signature_of_another_root_hash_is_refused",
-            "trust/test_policy.py::test_naming_our_signer_does_not_help_somebody_elses_signature",
+            "trust/test_policy.py::test_naming_our_signer_does_not_help_another_signers_signature",
         ),
     ),
     Guard(
@@ -132,14 +130,14 @@ OF_IMAGES: tuple[Guard, ...] = (
         _SIGNATURE,
         "if len(signature) != size or number >= numbers.n:",
         "if False:",
-        ("trust/test_signatures.py::test_every_wrong_signature_is_refused_whatever_the_exponent",),
+        ("trust/test_signatures.py::test_every_wrong_signature_is_refused_with_every_exponent",),
     ),
     Guard(
         "no image vouches for itself where any key or root hash is trusted",
         "mystfuse/trust/policy.py",
         "if not policy.trusts_somebody and policy.trust_self:",
         "if policy.trust_self:",
-        ("trust/test_policy.py::test_an_image_vouches_for_itself_only_when_nobody_is_trusted",),
+        ("trust/test_policy.py::test_an_image_is_trusted_by_itself_only_when_no_key_is_trusted",),
     ),
     Guard(
         "an image that is not trusted is refused",
@@ -177,7 +175,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         _SIGNATURE,
         "if numbers.n % 2 == 0 or numbers.n & (numbers.n + 1) == 0 or math.gcd(numbers.n, _SMALL_PRIMES) != 1:",
         "if False:",
-        ("trust/test_keys.py::test_a_modulus_that_anybody_can_factor_is_no_key",),
+        ("trust/test_keys.py::test_a_modulus_that_is_easy_to_factor_is_no_key",),
     ),
     Guard(
         "an exponent is one that RSA has",
@@ -248,7 +246,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/ext2/block_map.py",
         "if pointer and not superblock.is_data_block(pointer):",
         "if False:",
-        ("ext2/test_hostile_block_maps.py::test_a_block_pointer_outside_the_file_system_is_told",),
+        ("ext2/test_hostile_block_maps.py::test_a_block_pointer_outside_the_file_system_is_reported",),
     ),
     Guard(
         "a directory has no block twice",
@@ -311,7 +309,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/ext2/directory.py",
         r'if name and b"/" not in name and b"\0" not in name and name != b"." and name != b"..":',
         "if name:",
-        ("tree/test_hostile_trees.py::test_names_that_cannot_be",),
+        ("tree/test_hostile_trees.py::test_impossible_names",),
     ),
     Guard(
         "an ordinary user's copy has no set-user-ID programs",
@@ -383,7 +381,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "return bytes(12)",
         (
             "overlay/test_overlay_store.py::test_blocks_come_back_and_nothing_of_them_is_on_disk",
-            "overlay/test_overlay_store.py::test_whatever_was_done_to_the_file_is_noticed",
+            "overlay/test_overlay_store.py::test_every_change_to_the_file_is_noticed",
         ),
     ),
     Guard(
@@ -392,8 +390,8 @@ OF_IMAGES: tuple[Guard, ...] = (
         'return IntegrityError(f"overlay store: block {sealed.slot} is corrupted")',
         "return bytes(block)",
         (
-            "overlay/test_overlay_store.py::test_whatever_was_done_to_the_file_is_noticed",
-            "overlay/test_spilled_overlays.py::test_a_damaged_store_is_an_error_told_once_and_costs_no_other_block",
+            "overlay/test_overlay_store.py::test_every_change_to_the_file_is_noticed",
+            "overlay/test_spilled_overlays.py::test_a_damaged_store_is_an_error_reported_once_and_costs_no_other_block",
         ),
     ),
     Guard(
@@ -401,7 +399,7 @@ OF_IMAGES: tuple[Guard, ...] = (
         "mystfuse/overlay/encrypted_store.py",
         "os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC",
         "os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC",
-        ("overlay/test_overlay_store.py::test_the_file_has_no_name_and_is_nobody_elses",),
+        ("overlay/test_overlay_store.py::test_the_file_has_no_name_and_is_private",),
     ),
     Guard(
         "the store's file has no name",

@@ -94,7 +94,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "mystfuse/mounting/unmount.py",
         "if os.readlink(path) != parent or find_mount(mountpoint) != expected:",
         "find_mount(mountpoint)\n        if False:",
-        ("mounting/test_races.py::test_a_race_while_unmounting_takes_nobody_elses_mount",),
+        ("mounting/test_races.py::test_a_race_while_unmounting_takes_no_other_mount",),
     ),
     Guard(
         "a request of the keeper is a whole message",
@@ -185,7 +185,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         _ATOMIC_FILE,
         "self._open(0o600 if replaced is not None and stat.S_ISREG(replaced.st_mode) else mode)",
         "self._open(mode)",
-        ("cli/test_output_files.py::test_nobody_gains_anything_at_any_moment",),
+        ("cli/test_output_files.py::test_no_user_gains_access_at_any_moment",),
     ),
     Guard(
         "another user's file in a shared directory is not replaced",
@@ -208,7 +208,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "mystfuse/system/configured_file.py",
         "os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC",
         "os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC",
-        ("trust/test_system_trust.py::test_a_fifo_under_a_configured_name_hangs_nobody",),
+        ("trust/test_system_trust.py::test_a_fifo_under_a_configured_name_hangs_no_command",),
     ),
     # Programs that are run.
     Guard(
@@ -251,14 +251,14 @@ OF_MACHINES: tuple[Guard, ...] = (
         "mystfuse/container/shared_files.py",
         "(*nodes, os.path.realpath(bubblewrap))",
         "[os.path.realpath(bubblewrap)]",
-        ("container/test_shared_files.py::test_the_hosts_device_nodes_cannot_be_changed",),
+        ("container/test_shared_files.py::test_the_hosts_device_nodes_stay_unchanged",),
     ),
     Guard(
         "bubblewrap's file is read-only",
         "mystfuse/container/shared_files.py",
         "(*nodes, os.path.realpath(bubblewrap))",
         "nodes",
-        ("container/test_shared_files.py::test_the_program_that_starts_it_cannot_be_changed",),
+        ("container/test_shared_files.py::test_the_program_that_starts_it_stays_unchanged",),
     ),
     Guard(
         "a device is known by its number",
@@ -272,21 +272,21 @@ OF_MACHINES: tuple[Guard, ...] = (
         "mystfuse/mounting/unmount.py",
         " and not _is_answered(mount)",
         "",
-        ("mounting/test_dead_mounts.py::test_a_mount_that_answers_is_not_stale_whoever_can_be_seen",),
+        ("mounting/test_dead_mounts.py::test_a_mount_that_answers_is_not_stale_whichever_processes_are_visible",),
     ),
     Guard(
         "standard input is read-only",
         "mystfuse/container/shared_files.py",
         "return _open_file(fd, status, flags, name)",
         "return fd",
-        ("container/test_shared_files.py::test_a_file_that_is_given_to_be_read_cannot_be_written_to",),
+        ("container/test_shared_files.py::test_a_file_given_for_reading_is_read_only",),
     ),
     Guard(
         "nothing is typed into a terminal",
         "mystfuse/container/seccomp_profile.py",
         "*(Rule(_EPERM, [Argument(1, request)]) for request in (_TIOCSTI, _TIOCLINUX)), ",
         "",
-        ("container/test_shared_files.py::test_nobody_types_into_the_callers_terminal",),
+        ("container/test_shared_files.py::test_the_program_types_nothing_into_the_callers_terminal",),
     ),
     Guard(
         "a program has a session keyring of its own",
@@ -382,7 +382,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "mystfuse/api/mount.py",
         "        except BaseException:\n            await Operation(self._clear).run_async(shield=True)\n",
         "        except ZeroDivisionError:\n",
-        ("api/test_cancellation.py::test_a_mount_cancelled_when_it_is_there_and_not_yet_told",),
+        ("api/test_cancellation.py::test_a_mount_cancelled_between_mounting_and_its_report",),
     ),
     Guard(
         "the end of a block is not cancelled",
@@ -401,7 +401,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "                with trio.CancelScope(shield=True):\n"
         "                    await done.wait()\n",
         "            self._give_up()\n",
-        ("api/test_cancellation.py::test_a_mount_cancelled_when_it_is_there_and_not_yet_told",),
+        ("api/test_cancellation.py::test_a_mount_cancelled_between_mounting_and_its_report",),
     ),
     # Secrets.
     Guard(
@@ -411,7 +411,7 @@ OF_MACHINES: tuple[Guard, ...] = (
         "pass",
         (
             "image/test_secrets_stay_secret.py::test_keys_are_wiped_once_the_image_is_open",
-            "crypto/test_kdf_limit.py::test_who_gives_up_leaves_no_process",
+            "crypto/test_kdf_limit.py::test_giving_up_leaves_no_process",
         ),
     ),
     Guard(

@@ -46,7 +46,7 @@ def gone(tests: set[str]) -> list[str]:
     return sorted(test for test in tests if test.partition("::")[2] not in collected_from(test.partition("::")[0]))
 
 
-def test_every_test_that_is_named_is_there() -> None:
+def test_every_named_test_exists() -> None:
     named = named_in(TEXT)
     assert len(named) > 100
     assert gone(named) == []
@@ -69,7 +69,7 @@ def test_every_guard_is_in_its_place() -> None:
             ast.parse((ROOT / guard.file).read_text().replace(guard.code, guard.without))
 
 
-def test_every_test_of_a_guard_is_there_and_shows_a_promise() -> None:
+def test_every_test_of_a_guard_exists_and_shows_a_promise() -> None:
     named = {test for guard in GUARDS for test in guard.tests}
     assert gone(named) == []
     assert named - {test for row in promises() for test in named_in(row)} == set()

@@ -115,7 +115,7 @@ def test_an_encrypted_image_without_a_key_says_so(image: Path, mountpoint: Path)
     assert find_mount(str(mountpoint)) is None
 
 
-def test_wrong_keys_are_told_as_wrong(image: Path, keys: Path, mountpoint: Path, tmp_path: Path) -> None:
+def test_wrong_keys_are_reported_as_wrong(image: Path, keys: Path, mountpoint: Path, tmp_path: Path) -> None:
     key = (keys / "key").read_bytes()
     wrong = {
         "wrong key": keys / "wrong",
@@ -131,7 +131,7 @@ def test_wrong_keys_are_told_as_wrong(image: Path, keys: Path, mountpoint: Path,
     assert find_mount(str(mountpoint)) is None
 
 
-def test_key_files_that_cannot_be_one(image: Path, keys: Path, mountpoint: Path, tmp_path: Path) -> None:
+def test_impossible_key_files(image: Path, keys: Path, mountpoint: Path, tmp_path: Path) -> None:
     for path in tmp_path / "absent", tmp_path, write_secret(tmp_path / "empty", b""), "/dev/zero":
         for option in "--key-file", "--passphrase-file":
             assert str(path) in refused(USAGE, "mount", option, path, image, mountpoint)
@@ -144,7 +144,7 @@ def test_a_key_for_an_image_that_is_not_encrypted(small_image: Path, keys: Path,
     assert "not encrypted" in line
 
 
-def test_no_active_slot_is_told(keys: Path, small_tree: Path, tmp_path: Path, mountpoint: Path) -> None:
+def test_no_active_slot_is_reported(keys: Path, small_tree: Path, tmp_path: Path, mountpoint: Path) -> None:
     target = tmp_path / "no-slot.img"
     assert mystfuse("mkext2", "--encrypt", keys / "key", small_tree, target).returncode == 0
     line = refused(KEY, "mount", "--passphrase-file", keys / "passphrase", target, mountpoint)
@@ -156,7 +156,9 @@ def test_trust_comes_before_the_key(image: Path, keys: Path, mountpoint: Path) -
     refused(NOT_TRUSTED, "mount", "--roothash", "ab" * 32, "--key-file", keys / "wrong", image, mountpoint)
 
 
-def test_damage_is_told_as_damage_not_as_a_wrong_key(image: Path, keys: Path, mountpoint: Path, tmp_path: Path) -> None:
+def test_damage_is_reported_as_damage_not_as_a_wrong_key(
+    image: Path, keys: Path, mountpoint: Path, tmp_path: Path
+) -> None:
     damaged = tmp_path / "damaged.img"
     shutil.copyfile(image, damaged)
     with damaged.open("r+b") as file:

@@ -166,7 +166,7 @@ def test_sector_size_and_iv_tweak_are_the_headers(cipher: str, key_size: int, se
     ],
     ids=lambda wrong: f"{len(wrong)} bytes",
 )
-def test_a_key_that_cannot_be_one_is_told_at_once(wrong: bytes) -> None:
+def test_an_impossible_key_is_reported_at_once(wrong: bytes) -> None:
     header, content = locked()
     # The digest alone would take a minute.
     kdf = replace(header.digest.kdf, iterations=MAX_ITERATIONS // 2)
@@ -181,7 +181,7 @@ def test_a_key_that_cannot_be_one_is_told_at_once(wrong: bytes) -> None:
 @pytest.mark.parametrize(
     "wrong", [bytes(64), KEY[::-1], KEY[:-1] + bytes([KEY[-1] ^ 1]), bytes(64).hex().encode(), b"f" * 64], ids=range(5)
 )
-def test_a_wrong_key_is_told(wrong: bytes) -> None:
+def test_a_wrong_key_is_reported(wrong: bytes) -> None:
     begin = time.process_time()
     with pytest.raises(WrongKey, match="wrong key") as caught:
         open_with(locked(), key=wrong)
@@ -249,7 +249,7 @@ def test_a_passphrase_opens_a_slot_of_argon2() -> None:
         open_with(image, passphrase=b"passwort")
 
 
-def test_a_wrong_passphrase_is_told_and_tries_every_slot() -> None:
+def test_a_wrong_passphrase_is_reported_and_tries_every_slot() -> None:
     for wrong in (b"wrong", b"", PASSPHRASE[:-1], PASSPHRASE + b"\0", KEY):
         shown = Shown()
         with pytest.raises(WrongKey, match="none of the 3 key slots") as caught:
@@ -258,7 +258,7 @@ def test_a_wrong_passphrase_is_told_and_tries_every_slot() -> None:
         assert not wrong or wrong.hex() not in str(caught.value)
 
 
-def test_a_passphrase_without_a_slot_and_no_key_at_all_are_told() -> None:
+def test_a_passphrase_without_a_slot_and_no_key_at_all_are_reported() -> None:
     with pytest.raises(WrongKey, match=r"no key slot .*--key-file"):
         open_with(locked(()), passphrase=PASSPHRASE)
     with pytest.raises(WrongKey, match=r"aes-xts-plain64.*--key-file or --passphrase-file"):
@@ -303,7 +303,7 @@ def test_the_digest_decides() -> None:
             open_with(image, passphrase=PASSPHRASE)
 
 
-def test_a_key_derivation_without_its_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_derivation_without_its_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     kdf = Argon2("argon2id", b"somesalt", 1, 1024, 1)
     secret = Secret.copy_of(PASSPHRASE)
     assert len(derive_key(kdf, secret, 32)) == 32
@@ -317,7 +317,7 @@ def test_a_key_derivation_without_its_memory_is_told(monkeypatch: pytest.MonkeyP
         open_with(image, passphrase=PASSPHRASE)
 
 
-def test_keys_are_wiped_when_nobody_waits_any_more() -> None:
+def test_keys_are_wiped_after_a_cancellation() -> None:
     keys = Keys(Secret.copy_of(KEY), Secret.copy_of(PASSPHRASE))
     header, content = locked()
 

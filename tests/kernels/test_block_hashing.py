@@ -81,7 +81,7 @@ def test_any_blocks_salt_and_damage(make: Hasher, data: st.DataObject) -> None:
 @every_hasher
 @pytest.mark.parametrize("count", [*range(1, 14), 256])
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-def test_every_mismatch_is_told(algorithm: str, count: int, make: Hasher) -> None:
+def test_every_mismatch_is_reported(algorithm: str, count: int, make: Hasher) -> None:
     hasher = make(algorithm, randbytes(32))
     data, size = randbytes(count * 512), hasher.digest_size
     good = hasher.digests(data, 512)

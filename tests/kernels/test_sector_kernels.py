@@ -112,7 +112,7 @@ def test_a_place_that_overlaps_is_refused(name: str) -> None:
 
 
 @each_kernel
-def test_keys_and_sectors_that_cannot_be_are_refused(kernel: ModuleType) -> None:
+def test_impossible_keys_and_sectors_are_refused(kernel: ModuleType) -> None:
     for size in (0, 16, 31, 33, 63, 65, 128):
         with pytest.raises(ValueError):
             kernel.XtsCipher(bytes(size))

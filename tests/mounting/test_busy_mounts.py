@@ -47,9 +47,7 @@ def test_the_api_waits_for_a_short_visit(small_image: Path, mountpoint: Path) ->
         pass
 
 
-def test_who_stays_is_not_waited_for_for_ever(
-    small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_wait_for_a_long_visit_ends(small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mounted(small_image, mountpoint), visit(mountpoint, 60) as visitor:
         try:
             monkeypatch.setattr(unmounting, "BUSY_PATIENCE", 0.2)

@@ -391,7 +391,7 @@ def test_filters_can_be_made_for_both_machines(monkeypatch: pytest.MonkeyPatch, 
     assert daemon_filter() and keeper_filter(["unlink"])
 
 
-def test_a_bar_on_a_terminal_is_shown_by_who_is_confined(encrypted: tuple[Path, Path], mountpoint: Path) -> None:
+def test_a_confined_process_shows_a_progress_bar(encrypted: tuple[Path, Path], mountpoint: Path) -> None:
     image, passphrase = encrypted
     terminal, slave = os.openpty()
     try:

@@ -164,7 +164,7 @@ but not which."""
 
 
 @pytest.mark.parametrize("hides", [False, True], ids=["no ptrace", "hidepid"])
-def test_a_live_mount_is_not_stale_though_its_daemon_cannot_be_seen(
+def test_a_live_mount_is_not_stale_though_its_daemon_is_hidden(
     hides: bool, small_image: Path, mountpoint: Path
 ) -> None:
     assert mystfuse("mount", "--allow-other", small_image, mountpoint).returncode == 0
@@ -178,7 +178,7 @@ def test_a_live_mount_is_not_stale_though_its_daemon_cannot_be_seen(
     assert (mountpoint / "new").read_text() == "kept"
 
 
-def test_a_mount_that_answers_is_not_stale_whoever_can_be_seen(
+def test_a_mount_that_answers_is_not_stale_whichever_processes_are_visible(
     small_image: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An ordinary user's encrypted mount: hidepid=2 hides its daemon even from its own user."""

@@ -87,7 +87,7 @@ def test_signals_end_a_commit_at_once(
         assert not (tmp_path / "new").exists()
 
 
-def test_status_ends_at_once_when_told_to(small_image: Path, mountpoint: Path) -> None:
+def test_a_signal_ends_status_at_once(small_image: Path, mountpoint: Path) -> None:
     with hanging(small_image, mountpoint, "status", "status", mountpoint) as process:
         time.sleep(0.2)
         told = time.monotonic()

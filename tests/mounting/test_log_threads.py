@@ -175,7 +175,7 @@ def assert_serves(mountpoint: Path) -> None:
         cat.kill()
 
 
-def test_a_syslog_that_nobody_reads_holds_up_nobody(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
+def test_a_stuck_syslog_delays_no_request(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(tmp_path / "syslog"))
         command = [sys.executable, "-c", LOGGING, tmp_path / "syslog", "mount", small_image, mountpoint]
@@ -192,7 +192,7 @@ def test_a_syslog_that_nobody_reads_holds_up_nobody(small_image: Path, mountpoin
             clear_mount(mountpoint)
 
 
-def test_a_stderr_that_nobody_reads_holds_up_nobody(small_image: Path, mountpoint: Path) -> None:
+def test_a_stuck_stderr_delays_no_request(small_image: Path, mountpoint: Path) -> None:
     receiver, sender = os.pipe()
     fcntl.fcntl(sender, fcntl.F_SETPIPE_SZ, 4096)
     daemon = subprocess.Popen(

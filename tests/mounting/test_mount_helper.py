@@ -167,7 +167,7 @@ def test_our_own_options_work_through_mount(machine: Machine) -> None:
     machine("rm", machine.mountpoint / "underneath")
 
 
-def test_an_image_that_nobody_vouches_for_is_refused(machine: Machine) -> None:
+def test_an_untrusted_image_is_refused(machine: Machine) -> None:
     for options in ("rw", "trust_self,no_trust_self"):
         assert_one_line(machine.mount_image(options, check=False), 32, "not trusted", "roothash=")
     assert_one_line(machine.mount_image(f"roothash={'0' * 64}", check=False), 32, "not in the list of trusted")

@@ -32,7 +32,7 @@ def test_mounting_says_what_is_mounted_and_why_it_is_trusted(small_image: Path, 
     assert Path(f"/proc/{daemon_pid(mountpoint)}/comm").read_text() == f"{mount.daemon_name}\n"
 
 
-def test_without_any_trust_the_image_vouches_for_itself_with_a_warning(small_image: Path, mountpoint: Path) -> None:
+def test_without_any_trust_the_image_is_trusted_by_itself_with_a_warning(small_image: Path, mountpoint: Path) -> None:
     result = mystfuse(small_image, mountpoint)
     assert_one_line(result, 0, "warning", "trusted by nobody")
 
@@ -78,14 +78,14 @@ def test_odd_names_of_image_and_mountpoint_work(small_image: Path, tmp_path: Pat
         (("--roothash", "0" * 64), 3, "not trusted"),
     ],
 )
-def test_wrong_options_are_told_in_one_line(
+def test_wrong_options_are_reported_in_one_line(
     options: tuple[str, ...], status: int, part: str, small_image: Path, mountpoint: Path
 ) -> None:
     assert_one_line(mystfuse("mount", *options, small_image, mountpoint), status, part)
     assert find_mount(str(mountpoint)) is None
 
 
-def test_wrong_images_and_mountpoints_are_told_in_one_line(small_image: Path, tmp_path: Path) -> None:
+def test_wrong_images_and_mountpoints_are_reported_in_one_line(small_image: Path, tmp_path: Path) -> None:
     mountpoint = tmp_path / "mount"
     assert_one_line(mystfuse(small_image, mountpoint), 7, str(mountpoint), "no such directory")
     mountpoint.mkdir()
@@ -288,7 +288,7 @@ def test_closed_or_full_standard_descriptors_do_not_matter(small_image: Path, mo
         assert mystfuse("umount", mountpoint).returncode == 0
 
 
-def test_a_log_file_that_cannot_be_written_is_named(small_image: Path, mountpoint: Path) -> None:
+def test_an_unwritable_log_file_is_named(small_image: Path, mountpoint: Path) -> None:
     for options in ((), ("-f",)):
         result = mystfuse("mount", *options, "--log-file=/nonexistent/log", small_image, mountpoint)
         assert_one_line(result, 1, "/nonexistent/log: No such file")

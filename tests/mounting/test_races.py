@@ -95,7 +95,7 @@ def test_a_link_under_the_files_name_is_never_followed(tmp_path: Path, without_n
     assert set(os.listdir(tmp_path)) <= {"victim"}
 
 
-def test_a_race_at_an_output_path_hits_nobody_else(tmp_path: Path, without_nameless: bool) -> None:
+def test_a_race_at_an_output_path_hits_no_other_file(tmp_path: Path, without_nameless: bool) -> None:
     victim, target, link = tmp_path / "victim", tmp_path / "target", tmp_path / "link"
     victim.write_text("mine")
     target.write_text("old")
@@ -231,7 +231,7 @@ def test_a_link_that_is_given_as_mountpoint_is_followed_once(small_image: Path, 
     assert find_mount(str(tmp_path / "real")) is None
 
 
-def test_a_race_while_unmounting_takes_nobody_elses_mount(
+def test_a_race_while_unmounting_takes_no_other_mount(
     small_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner of a directory above the mountpoint puts a link in its place between our check and umount2(2)."""

@@ -199,7 +199,7 @@ def test_what_is_stated_is_enough_to_end_in_order(
         assert (result.returncode, said) == (0, []) or (result.returncode == 1 and "thread" in said[0]), said
 
 
-def test_a_small_control_group_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_control_group_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proc, groups = tmp_path / "proc", tmp_path / "groups"
     (proc / "self").mkdir(parents=True)
     (groups / "above/ours").mkdir(parents=True)

@@ -442,7 +442,7 @@ async def test_an_operation_happens_whole_or_not_at_all_whichever_allocation_of_
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("injection", INJECTIONS)
-async def test_a_merged_image_that_cannot_be_opened_leaves_nothing_behind(injection: str, image: bytes) -> None:
+async def test_a_merged_image_that_fails_to_open_leaves_nothing_behind(injection: str, image: bytes) -> None:
     """Opening it commits to a snapshot: that releases the removed files that are still open."""
     volume = await Volume.open(MemoryDevice(image), 64 << 20)
     large = await at(volume, "other", "large")
@@ -478,7 +478,7 @@ class FullSet(set[int]):
         raise MemoryError
 
 
-async def test_an_inode_that_cannot_become_an_orphan_keeps_its_name(image: bytes) -> None:
+async def test_an_inode_that_fails_to_become_an_orphan_keeps_its_name(image: bytes) -> None:
     """Otherwise it would be without links and not in use when a process that has it open returns to it."""
     volume = await Volume.open(MemoryDevice(image), 64 << 20)
     other = (await at(volume, "other")).ino

@@ -24,7 +24,7 @@ def sealed_blocks(store: OverlayStore, contents: Sequence[bytes], first_slot: in
     return [Sealed(first_slot + index, 1 + first_slot + index, tag) for index, tag in enumerate(tags)]
 
 
-def test_the_file_has_no_name_and_is_nobody_elses(tmp_path: Path) -> None:
+def test_the_file_has_no_name_and_is_private(tmp_path: Path) -> None:
     descriptor = open_store_file(str(tmp_path))
     status = os.fstat(descriptor)
     assert list(tmp_path.iterdir()) == [] and status.st_nlink == 0 and status.st_size == 0
@@ -70,7 +70,7 @@ def test_blocks_come_back_and_nothing_of_them_is_on_disk(size: int, tmp_path: Pa
     [(flip, {1}), (swap, {0, 1}), (replay, {0, 1, 2, 3}), (truncate, {1, 2, 3}), (zero, {1})],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_whatever_was_done_to_the_file_is_noticed(
+def test_every_change_to_the_file_is_noticed(
     tamper: Callable[[int, bytes], None], damaged: set[int], tmp_path: Path
 ) -> None:
     """``replay`` puts back the earlier contents of the same slots."""
@@ -93,7 +93,7 @@ def test_whatever_was_done_to_the_file_is_noticed(
         assert isinstance(result, IntegrityError)
 
 
-def test_a_file_that_cannot_be_read_or_written_says_so(tmp_path: Path) -> None:
+def test_failing_reads_and_writes_are_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(4 * BLOCK))
     unreadable = OverlayStore(os.open(tmp_path / "file", os.O_WRONLY), BLOCK)
     sealed = sealed_blocks(unreadable, [bytes(BLOCK)])

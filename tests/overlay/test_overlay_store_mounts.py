@@ -284,7 +284,7 @@ def test_many_files_mapped_truncated_and_renamed_with_little_memory(
 
 
 @pytest.mark.parametrize("way", ["-o", "--overlay-store"])
-def test_a_directory_that_will_not_do_is_told_before_mounting(
+def test_an_unsuitable_directory_is_reported_before_mounting(
     way: str, roomy_image: Path, store: Path, tmp_path: Path
 ) -> None:
     mountpoint, file = tmp_path / "mount", tmp_path / "file"
@@ -305,7 +305,9 @@ def test_a_directory_that_will_not_do_is_told_before_mounting(
     assert not os.path.ismount(mountpoint)
 
 
-def test_who_may_not_write_there_is_told(small_image: Path, ordinary_user: list[str], open_tmp_path: Path) -> None:
+def test_a_directory_without_write_permission_is_reported(
+    small_image: Path, ordinary_user: list[str], open_tmp_path: Path
+) -> None:
     mountpoint, directory = open_tmp_path / "mount", open_tmp_path / "store"
     for path in (mountpoint, directory):
         path.mkdir()

@@ -190,7 +190,7 @@ async def test_a_version_of_a_freed_block_gives_nothing_and_no_error(
     assert await contents_of(overlay, range(9)) == {7: b"b" * BLOCK}
 
 
-async def test_a_damaged_store_is_an_error_told_once_and_costs_no_other_block(
+async def test_a_damaged_store_is_an_error_reported_once_and_costs_no_other_block(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)

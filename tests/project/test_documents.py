@@ -136,7 +136,7 @@ def test_the_index_lists_every_decision_under_its_title() -> None:
     assert listed == [(file.read_text().splitlines()[0].removeprefix("# "), file.name) for file in DECISIONS]
 
 
-def test_the_code_that_documents_name_is_there() -> None:
+def test_the_code_that_documents_name_exists() -> None:
     """Files (``layer/module.py``), modules (``layer.module``), and attributes of our classes (``Class.method``)."""
     package = PROJECT / "mystfuse"
     code = "\n".join(file.read_text() for file in package.rglob("*.py"))

@@ -47,7 +47,7 @@ def suite(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> pytest.P
 
 
 @pytest.mark.parametrize("suite", [NEED], indirect=True)
-def test_what_the_machine_lacks_is_told_and_skips_its_tests_alone(suite: pytest.Pytester) -> None:
+def test_what_the_machine_lacks_is_reported_and_skips_its_tests_alone(suite: pytest.Pytester) -> None:
     result = suite.runpytest_subprocess("-rs")
     result.assert_outcomes(passed=1, skipped=2, failed=1)
     result.stdout.fnmatch_lines(["what cannot be tested on this machine*", "  sometool  not installed"])

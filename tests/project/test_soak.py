@@ -85,7 +85,7 @@ def test_a_short_soak_stands(work: Path, tmp_path: Path) -> None:
     assert "right  e2fsck at point 5: clean" in result.stdout
 
 
-def test_a_byte_changed_behind_a_workers_back_is_told(work: Path) -> None:
+def test_a_byte_changed_behind_a_workers_back_is_reported(work: Path) -> None:
     result = soak(work, "--minutes=0.05", "--processes=2", "--spoil")
     assert result.returncode == 1
     assert re.fullmatch(
@@ -138,7 +138,7 @@ def test_when_interrupted_it_leaves_nothing(work: Path) -> None:
     assert_nothing_left(work)
 
 
-def test_a_daemon_that_dies_is_told(work: Path) -> None:
+def test_a_daemon_that_dies_is_reported(work: Path) -> None:
     with running(work) as (process, mountpoint):
         os.kill(json.loads((mountpoint / ".mystfuse/status.json").read_text())["pid"], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
@@ -320,14 +320,14 @@ def crew(source: tuple[Path, Manifest], tmp_path: Path) -> Iterator[Crew]:
         crew.reap()
 
 
-def test_a_worker_that_dies_is_told(crew: Crew) -> None:
+def test_a_worker_that_dies_is_reported(crew: Crew) -> None:
     crew.kill()
     with pytest.raises(Stopped):
         crew.lead(Phase.RUN, lambda: None)
     assert crew.wrongs == ["worker 0 died of SIGKILL"]
 
 
-def test_a_worker_that_hangs_is_told(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_hangs_is_reported(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("soaking.crew._PATIENCE", 0.3)
     (pid,) = crew._pids
     os.kill(pid, signal.SIGSTOP)
@@ -336,7 +336,7 @@ def test_a_worker_that_hangs_is_told(crew: Crew, monkeypatch: pytest.MonkeyPatch
     assert crew.wrongs == ["worker 0 has not got on for 0 s"]
 
 
-def test_a_worker_that_hangs_at_the_end_is_told(crew: Crew) -> None:
+def test_a_worker_that_hangs_at_the_end_is_reported(crew: Crew) -> None:
     (pid,) = crew._pids
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(Stopped):

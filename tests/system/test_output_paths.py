@@ -188,7 +188,7 @@ def test_no_directory_is_made_through_a_link_of_another_user(where: Path, monkey
     assert os.listdir(where / "victim") == ["on"]
 
 
-def test_an_ordinary_user_goes_through_anybodys_links(where: Path, ordinary_user: list[str]) -> None:
+def test_an_ordinary_user_goes_through_links_of_all_users(where: Path, ordinary_user: list[str]) -> None:
     (where / "victim").chmod(0o777)
     (where / "others/link").symlink_to(where / "victim")
     os.lchown(where / "others/link", 1234, 1234)

@@ -137,7 +137,7 @@ def test_a_damaged_block_leaves_nothing(command: str, rich_image: Path, tmp_path
     assert os.listdir(tmp_path) == ["damaged"]
 
 
-def test_an_image_that_nobody_vouches_for(rich_image: Path, tmp_path: Path) -> None:
+def test_an_untrusted_image(rich_image: Path, tmp_path: Path) -> None:
     wrong = "--roothash=" + "0" * 64
     for command in (("ls",), ("tar",), ("cat", "/empty"), ("extract", "/", str(tmp_path / "copy"))):
         refused(NOT_TRUSTED, command[0], wrong, rich_image, *command[1:])

@@ -62,7 +62,7 @@ def test_directories_in_two_places(cycle: str, hostile: Editor, tmp_path: Path, 
 @pytest.mark.parametrize(
     "name", [b"..", b".", b"../victim/passwd", b"/etc/passwd", b"a/b", b"nul\0nul", b"../victim/new"]
 )
-def test_names_that_cannot_be(name: bytes, hostile: Editor, tmp_path: Path, victim: Path) -> None:
+def test_impossible_names(name: bytes, hostile: Editor, tmp_path: Path, victim: Path) -> None:
     ino = root_entries(hostile)
     with_root(hostile, (ino[b"file1"], b"good"), (ino[b"d2"], name), (ino[b"file2"], name), (ino[b"link1"], b"link"))
     image = save(hostile, tmp_path)

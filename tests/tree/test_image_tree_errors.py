@@ -24,7 +24,7 @@ from tests.support.mounts import mounted
 PASSPHRASE = "open sesame, käse"
 
 
-async def test_nobody_vouches_for_it(small_image: Path) -> None:
+async def test_an_untrusted_image(small_image: Path) -> None:
     with pytest.raises(api.NotTrusted):
         async with api.open_image(small_image):
             pytest.fail("opened")
@@ -114,7 +114,7 @@ async def test_a_key_for_an_image_that_is_not_encrypted(small_image: Path) -> No
             pytest.fail("opened")
 
 
-async def test_what_is_no_image_is_told(tmp_path: Path) -> None:
+async def test_what_is_no_image_is_reported(tmp_path: Path) -> None:
     with pytest.raises(api.ImageReadError):
         async with api.open_image(tmp_path / "nope"):
             pytest.fail("opened")
@@ -156,7 +156,7 @@ async def test_errors_of_the_block_come_out_as_they_are(small_image: Path) -> No
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_broken_entries_and_cycles_are_told(tmp_path: Path) -> None:
+async def test_broken_entries_and_cycles_are_reported(tmp_path: Path) -> None:
     source = tmp_path / "tree"
     (source / "dir/below").mkdir(parents=True)
     for name in ("good", "bad"):

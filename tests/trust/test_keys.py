@@ -45,7 +45,7 @@ def test_keys_from_2048_to_8192_bits_are_taken(bits: int) -> None:
     ],
     ids=["2^2047", "even", "2^2048-1", "a Mersenne prime", "another", "divisible by 751", "a square"],
 )
-def test_a_modulus_that_anybody_can_factor_is_no_key(modulus: int) -> None:
+def test_a_modulus_that_is_easy_to_factor_is_no_key(modulus: int) -> None:
     numbers = [
         b"\x02",
         der_length(modulus.bit_length() // 8 + 1),
@@ -76,7 +76,7 @@ def test_a_small_key_pair_cannot_sign() -> None:
 
 
 @pytest.mark.parametrize("exponent", [1, 2, 4])
-def test_an_exponent_with_which_anybody_could_sign_is_refused(private: rsa.RSAPrivateKey, exponent: int) -> None:
+def test_an_exponent_that_makes_forging_easy_is_refused(private: rsa.RSAPrivateKey, exponent: int) -> None:
     der = private.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     assert der.endswith(b"\x02\x01\x03")
 
@@ -176,7 +176,7 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("der", "DER, it seems", "openssl pkey -pubin -inform DER -in der -out KEY.pem"),
     ],
 )
-def test_what_is_taken_for_a_public_key_is_named_with_what_makes_it_one(
+def test_files_mistaken_for_public_keys_are_named_with_the_command_that_converts_them(
     mistaken: Path, name: str, message: str, remedy: str
 ) -> None:
     with pytest.raises(UsageError, match=f"{name}: not a PEM public key.*{message}") as caught:
@@ -207,7 +207,7 @@ def test_an_rsa_pss_key_is_refused_by_name(mistaken: Path, private: rsa.RSAPriva
         SigningKey.from_pem((mistaken / "pss-private").read_bytes(), "private")
 
 
-def test_an_encrypted_private_key_is_told_as_such(private: rsa.RSAPrivateKey) -> None:
+def test_an_encrypted_private_key_is_reported_as_such(private: rsa.RSAPrivateKey) -> None:
     encrypted = [
         private_pem(private, b"password"),
         private.private_bytes(

@@ -57,7 +57,7 @@ def test_a_signature_of_another_root_hash_is_refused(ours: SigningKey, our_publi
         decide(replace(signed(ours), root_hash=OTHER_ROOT), TrustPolicy(public_keys=(our_public,)))
 
 
-def test_naming_our_signer_does_not_help_somebody_elses_signature(
+def test_naming_our_signer_does_not_help_another_signers_signature(
     ours: SigningKey, theirs: SigningKey, our_public: PublicKey
 ) -> None:
     forged = Fssig(4096, ROOT, ours.signer, theirs.sign(ROOT))
@@ -153,7 +153,7 @@ def test_insecure_does_not_hide_that_an_image_is_trusted(ours: SigningKey, our_p
     assert decide(signed(ours), TrustPolicy(public_keys=(our_public,), insecure=True)).is_vouched_for
 
 
-def test_an_image_vouches_for_itself_only_when_nobody_is_trusted(ours: SigningKey, their_public: PublicKey) -> None:
+def test_an_image_is_trusted_by_itself_only_when_no_key_is_trusted(ours: SigningKey, their_public: PublicKey) -> None:
     for fssig in (unsigned(), signed(ours)):
         trust = decide(fssig, TrustPolicy(trust_self=True))
         assert (trust.reason, trust.root_hash, trust.signer) == (TrustReason.SELF, ROOT, None)
@@ -166,7 +166,7 @@ def test_an_image_vouches_for_itself_only_when_nobody_is_trusted(ours: SigningKe
                 decide(fssig, policy)
 
 
-def test_with_nobody_trusted_everything_is_refused_and_told_what_would_help(ours: SigningKey) -> None:
+def test_without_trusted_keys_every_image_is_refused_with_advice(ours: SigningKey) -> None:
     for fssig in (unsigned(), signed(ours)):
         with pytest.raises(NotTrusted, match=f"{ROOT.hex()}.*--roothash or --pubkey"):
             decide(fssig, TrustPolicy())

@@ -17,12 +17,12 @@ from tests.support.signing_keys import OTHER_ROOT, ROOT, SHA256_PREFIX, Numbers,
 SHA512_PREFIX = bytes.fromhex("3051300d060960864801650304020305000440")
 
 
-def test_a_signature_is_verified_whatever_the_exponent(numbers: Numbers) -> None:
+def test_a_signature_is_verified_with_every_exponent(numbers: Numbers) -> None:
     assert numbers.public.verifies(ROOT, numbers.sign(ROOT))
     assert not numbers.public.verifies(OTHER_ROOT, numbers.sign(ROOT))
 
 
-def test_every_wrong_signature_is_refused_whatever_the_exponent(numbers: Numbers) -> None:
+def test_every_wrong_signature_is_refused_with_every_exponent(numbers: Numbers) -> None:
     good = numbers.sign(ROOT)
     right = numbers.encoded(ROOT)
     shorter_padding = b"\0\1" + b"\xff" * 8 + b"\0" + SHA256_PREFIX + ROOT

@@ -76,7 +76,9 @@ def test_trust_directory_counts_and_ends_self_trust(
         assert result.returncode == NOT_TRUSTED, result
 
 
-def test_a_mistake_in_the_trust_directory_trusts_nobody(signed: Path, tmp_path: Path, alice: tuple[Path, Path]) -> None:
+def test_a_mistake_in_the_trust_directory_refuses_every_image(
+    signed: Path, tmp_path: Path, alice: tuple[Path, Path]
+) -> None:
     trusted = tmp_path / "trust.d"
     for name, content in (("x.pem", b"garbage"), ("x.roothash", b"12"), ("x.roothash", b""), ("x.pem", b"")):
         remove_tree(trusted, ignore_errors=True)
@@ -88,7 +90,7 @@ def test_a_mistake_in_the_trust_directory_trusts_nobody(signed: Path, tmp_path: 
         assert re.fullmatch(rf"mystfuse: /etc/mystfuse/trust\.d/{name}[^\n]+\n", result.stderr), result.stderr
 
 
-def test_whatever_is_not_understood_is_no_empty_trust_directory(
+def test_a_malformed_trust_directory_is_not_an_empty_one(
     small_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A regression: these ended in "trusted by nobody but itself", exit 0."""
@@ -155,7 +157,7 @@ def not_hanging() -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def test_a_fifo_for_a_mount_name_space_hangs_nobody(tmp_path: Path) -> None:
+def test_a_fifo_for_a_mount_namespace_hangs_no_command(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with not_hanging():
         namespace = MountNamespace(str(tmp_path / "fifo"))
@@ -164,7 +166,7 @@ def test_a_fifo_for_a_mount_name_space_hangs_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", FIFO_COMMANDS)
-def test_a_fifo_under_a_configured_name_hangs_nobody(
+def test_a_fifo_under_a_configured_name_hangs_no_command(
     text: str, signed: Path, alice: tuple[Path, Path], small_tree: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "fifo")

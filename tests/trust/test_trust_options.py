@@ -74,7 +74,7 @@ def test_a_tampered_signature(position: int, signed: Path, mountpoint: Path, ali
     assert_accepted(image, mountpoint, f"--roothash={root_hash(image)}", because="root hash is a trusted one")
 
 
-def test_signature_sizes_that_cannot_be(signed: Path, mountpoint: Path, alice: tuple[Path, Path]) -> None:
+def test_impossible_signature_sizes(signed: Path, mountpoint: Path, alice: tuple[Path, Path]) -> None:
     image = mountpoint.parent / "sized"
     for size in (1025, 1 << 63):
         with_fields(signed, image, (SIGNATURE_SIZE, struct.pack("<Q", size)))

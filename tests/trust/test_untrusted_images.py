@@ -66,7 +66,7 @@ def test_further_images_of_exec_are_trusted_as_the_first_is(
         assert f"{small_image}: not trusted" in result.stderr
 
 
-def test_verify_says_that_nobody_vouches(signed: Path, alice: tuple[Path, Path], tmp_path: Path) -> None:
+def test_verify_says_that_no_key_is_trusted(signed: Path, alice: tuple[Path, Path], tmp_path: Path) -> None:
     result = in_process("verify", signed)
     assert (result.returncode, result.stderr) == (0, f"mystfuse: warning: {signed} is trusted by nobody but itself\n")
     assert result.stdout.endswith("trusted by nobody but itself, so nobody vouches for it\n")
@@ -123,7 +123,7 @@ def test_insecure_mounts_a_bare_file_system(small_tree: Path, mountpoint: Path, 
     assert "Traceback" not in result.stderr
 
 
-def test_insecure_loads_what_nobody_trusts_but_still_checks_it(
+def test_insecure_loads_untrusted_images_but_still_verifies_them(
     signed: Path, mountpoint: Path, bob: tuple[Path, Path], tmp_path: Path
 ) -> None:
     options = ("--insecure", f"--pubkey={bob[0]}")

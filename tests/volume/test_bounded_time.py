@@ -44,7 +44,7 @@ def in_steps(work: Callable[[], Awaitable[None]]) -> float:
     return steps.longest
 
 
-def test_a_huge_directory_holds_nobody_up(crowded: Path) -> None:
+def test_a_huge_directory_blocks_no_other_task(crowded: Path) -> None:
     """A regression: it sorted the names in one step, a second for a million of them."""
 
     async def work() -> None:
@@ -73,7 +73,7 @@ def test_a_huge_directory_holds_nobody_up(crowded: Path) -> None:
     assert longest < LONGEST_STEP
 
 
-def test_a_huge_sparse_file_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_huge_sparse_file_blocks_no_other_task(tmp_path: Path) -> None:
     """Blocks at the ends of all levels of indirection are looked up, truncated and released."""
     path = make_image(tmp_path / "image", "-b", "4096", size="32M")
 

@@ -81,7 +81,9 @@ async def test_many_files_removed_below_a_damaged_bitmap_are_each_tried_twice_at
 
 
 @pytest.mark.logs(r"^mystfuse\.volume")
-async def test_who_finds_no_space_does_not_wait_for_a_corrupt_orphan(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_write_without_space_does_not_wait_for_a_corrupt_orphan(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
     (tmp_path / "tree").mkdir()
     for name in ("broken", "last"):
         (tmp_path / "tree" / name).write_bytes(b"x")

@@ -85,7 +85,7 @@ async def test_work_is_done_in_other_threads_and_several_at_once() -> None:
             await trio.sleep(0.01)
 
 
-async def test_errors_of_work_reach_who_asked_for_it() -> None:
+async def test_errors_of_work_reach_its_caller() -> None:
     workers = Workers(2)
 
     def work() -> None:
@@ -255,9 +255,7 @@ class DamagedDevice(FastDevice):
             raise
 
 
-async def test_damage_ahead_of_a_reader_is_met_by_who_reads_it_and_by_nobody_else(
-    workers: Workers, tmp_path: Path
-) -> None:
+async def test_damage_ahead_of_a_reader_is_met_only_by_its_own_reader(workers: Workers, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     content = os.urandom(4 << 20)
     (tmp_path / "tree/file").write_bytes(content)
@@ -277,7 +275,7 @@ async def test_damage_ahead_of_a_reader_is_met_by_who_reads_it_and_by_nobody_els
     assert device.met == 1
 
 
-async def test_what_is_ready_for_readers_who_do_not_come_back_is_bounded(workers: Workers, tmp_path: Path) -> None:
+async def test_data_ready_for_readers_that_do_not_come_back_is_bounded(workers: Workers, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/file").write_bytes(os.urandom(6 << 20))
     data = make_image(tmp_path / "image", "-b", "4096", size="32M", tree=tmp_path / "tree").read_bytes()
@@ -447,9 +445,7 @@ def test_the_kernel_reads_far_ahead_for_root(small_image: Path, mountpoint: Path
 
 
 @pytest.mark.parametrize("options", [("-b", "1024"), ("-b", "4096"), ("-b", "1024", "-O", "^filetype")])
-async def test_names_are_found_again_and_again_whatever_becomes_of_them(
-    options: tuple[str, ...], tmp_path: Path
-) -> None:
+async def test_names_are_found_again_after_every_change(options: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     names = [b"name-%d" % number * (1 + number % 5) for number in range(300)]
     for name in names:

@@ -92,7 +92,7 @@ async def fill(volume: Volume) -> int:
 
 
 @pytest.mark.logs(r"^mystfuse\.volume")
-async def test_removed_files_on_hung_storage_cost_one_time_out_and_hold_up_nobody_without_space(
+async def test_removed_files_on_hung_storage_cost_one_time_out_and_delay_no_writer_without_space(
     device: HangingDevice, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     volume = await Volume.open(device, 64 << 10)

@@ -74,7 +74,7 @@ async def test_renaming_makes_a_directory_longer_and_leaves_it_usable(image: byt
 
 
 @pytest.mark.parametrize("step", [1, 2, 7])
-async def test_a_listing_shows_each_name_once_whatever_is_removed_meanwhile(image: bytes, step: int) -> None:
+async def test_a_listing_shows_each_name_once_while_names_are_removed(image: bytes, step: int) -> None:
     volume, _ = await open_volume(image)
     many = await find(volume, b"many")
     chance = random.Random(step)

@@ -38,7 +38,7 @@ class CachedDevice(UnverifiedDevice):
 
 @pytest.mark.logs(r"^mystfuse\.devices\.verity")
 @pytest.mark.parametrize("what", ["data", "hash block", "root"])
-async def test_only_a_read_that_somebody_needs_tells_of_damage_each_time_and_logs_it_once(
+async def test_only_a_needed_read_reports_damage_each_time_and_logs_it_once(
     what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = build(300)
@@ -105,7 +105,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Editor:
     return Editor(path.read_bytes())
 
 
-async def test_a_damaged_neighbour_in_the_inode_table_is_told_to_who_looks_it_up(editor: Editor) -> None:
+async def test_a_damaged_neighbour_in_the_inode_table_is_reported_to_its_own_lookup(editor: Editor) -> None:
     device = TellingDevice(editor.data)
     volume = await Volume.open(device)
     ino = (await at(volume, "f40")).ino
@@ -136,7 +136,7 @@ async def test_a_listing_of_names_tells_of_no_inode(editor: Editor) -> None:
     assert device.told == [block]
 
 
-async def test_a_damaged_indirect_block_is_told_to_who_reads_what_hangs_on_it(editor: Editor) -> None:
+async def test_a_damaged_indirect_block_is_reported_to_reads_of_its_blocks(editor: Editor) -> None:
     device = TellingDevice(editor.data)
     ino = (await at(await Volume.open(device), "large")).ino
     # The first of the double-indirect ones: for the second 256 KiB.
@@ -249,7 +249,7 @@ UNREAD: dict[str, tuple[Damage, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("case", UNREAD)
-def test_damage_that_nobody_reads_ends_no_mount_and_is_not_in_the_log(case: str, image: Path, tmp_path: Path) -> None:
+def test_unread_damage_ends_no_mount_and_is_not_in_the_log(case: str, image: Path, tmp_path: Path) -> None:
     where, use = UNREAD[case]
     with caches_kept(), damaged_mount(image, where, tmp_path, "--on-corruption=unmount") as (mountpoint, log):
         for _ in range(3):
