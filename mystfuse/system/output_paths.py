@@ -239,7 +239,9 @@ def rename_without_replacing(directory: int, old: bytes | str, new: bytes | str)
                 raise
     try:
         os.link(old, new, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-    except PermissionError:
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno not in _NOT_HERE:
+            raise
         # A directory, or no hard links either: the check and the rename are two steps then.
         with suppress(FileNotFoundError):
             os.lstat(new, dir_fd=directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,12 @@ import pytest
 from mystfuse.errors import MountError
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
-from mystfuse.system.output_paths import LinkOfAnother, open_directory, open_for_appending
+from mystfuse.system.output_paths import (
+    LinkOfAnother,
+    open_directory,
+    open_for_appending,
+    rename_without_replacing,
+)
 from tests.mounting.test_races import ATTEMPTS, exchanging
 from tests.support.cli_in_process import in_process
 from tests.support.commands import GROUP, USER, assert_one_line, mystfuse, run
@@ -255,3 +261,38 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     for action in resolve_mountpoint, open_directory:
         with pytest.raises((OSError, MountError), match="Too many levels"):
             action(str(tmp_path / "a"))
+
+
+# Renaming
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+@pytest.mark.parametrize("link", [0, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("rename", [0, errno.EINVAL, errno.ENOSYS])
+def test_a_rename_replaces_nothing_whatever_the_file_system_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, link: int, rename: int
+) -> None:
+    """Without renameat2(2)'s flag (nfs) and hard links (vfat, some FUSE file systems): by what they answer instead."""
+
+    def fail(code: int) -> Callable[..., None]:
+        def call(*arguments: object, **others: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return call
+
+    if rename:
+        monkeypatch.setattr("mystfuse.system.libc.call", fail(rename))
+    if link:
+        monkeypatch.setattr("os.link", fail(link))
+    old, new, taken = (tmp_path / name for name in ("old", "new", "taken"))
+    old.mkdir() if kind == "directory" else old.touch()
+    taken.write_text("theirs")
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(FileExistsError):
+            rename_without_replacing(directory, "old", "taken")
+        assert old.exists() and taken.read_text() == "theirs"
+        rename_without_replacing(directory, "old", "new")
+        assert new.exists() and not old.exists()
+    finally:
+        os.close(directory)
