@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -77,7 +77,6 @@ async def run_pipeline(
     if image.tree is not None:
         assert image.trust.root_hash is not None
         verity = VerityDevice(reader, image.tree.superblock, image.tree.geometry, image.trust.root_hash)
-    workers = Workers()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader.run)
         try:
@@ -92,10 +91,10 @@ async def run_pipeline(
             if header is None and keys:
                 # A user who counts on encryption must not get another image in its place.
                 raise WrongKey(f"a key is given{keys.origin and f' ({keys.origin})'}, but the image is not encrypted")
-            yield Pipeline(reader, verity, unlocked, workers, unlocked.device if unlocked else verity or reader)
+            # After unlocking, which may fork. They end with the block: none may read from a closed source.
+            with closing(Workers()) as workers:
+                yield Pipeline(reader, verity, unlocked, workers, unlocked.device if unlocked else verity or reader)
         finally:
             keys.wipe()
             await keys.end_deriver()
-            # No thread may read from the source when it is closed.
-            workers.close()
             nursery.cancel_scope.cancel()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -106,6 +108,27 @@ async def test_key_and_passphrase_open_an_encrypted_image(encrypted: tuple[Path,
         with pytest.raises(api.WrongKey):
             async with api.open_image(image, trust="self", **wrong):
                 pytest.fail("opened")
+
+
+async def test_threads_begin_after_the_fork_of_the_derivation_process(
+    encrypted: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def recording(event: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            events.append(event)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr("os.fork", recording("fork", os.fork))
+    monkeypatch.setattr("_thread.start_new_thread", recording("thread", _thread.start_new_thread))
+    async with api.open_image(encrypted[0], trust="self", passphrase=PASSPHRASE) as tree:
+        assert await tree.read_file("sub/hard") == b"hello\n"
+    assert events.count("fork") == 1
+    assert events[events.index("fork") :].count("thread") >= 4
 
 
 async def test_a_key_for_an_image_that_is_not_encrypted(small_image: Path) -> None:
