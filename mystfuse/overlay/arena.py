@@ -28,6 +28,7 @@ class Arenas:
 
     def __init__(self, block_size: int) -> None:
         self.slots = Slots()
+        self._states = self.slots.states
         self._block_size = block_size
         self._per_arena = ARENA_SIZE // block_size
         self._per_page = max(mmap.PAGESIZE // block_size, 1)
@@ -39,7 +40,7 @@ class Arenas:
         return self.slots.used
 
     def take(self, count: int) -> list[int]:
-        """Take ``count`` slots, to be filled: all of them or none.
+        """Take ``count`` slots, one at least, to be filled: all of them or none.
 
         Raises:
             OSError: ENOSPC, the system has no memory left.
@@ -50,8 +51,10 @@ class Arenas:
             self.slots.grow(-(-missing // self._per_arena) * self._per_arena)
         slots = self.slots.take(count)
         try:
-            for arena in {slot // self._per_arena for slot in slots} - self._arenas.keys():
-                self._arenas[arena] = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            # Those between have no free slot, so they are there.
+            for arena in range(slots[0] // self._per_arena, slots[-1] // self._per_arena + 1):
+                if arena not in self._arenas:
+                    self._arenas[arena] = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             self.free(slots)
             raise OSError(ENOSPC, "no memory left for the overlay") from error
@@ -87,15 +90,17 @@ class Arenas:
 
     def load(self, slot: int) -> bytes:
         """A copy of what is in a slot."""
-        states = self.slots.states
+        states = self._states
         if states[slot] == USED:
             states[slot] = TOUCHED
-        memory, where = self.place(slot)
-        return memory[where]
+        # Every block that is read comes from here: without a call of ``place``.
+        arena, index = divmod(slot, self._per_arena)
+        start = index * self._block_size
+        return self._arenas[arena][start : start + self._block_size]
 
     def free(self, slots: Sequence[int]) -> None:
         """Give slots back."""
-        self.slots.free(slots)
+        self.slots.free(slots, self.slots.used - len(slots))
         self.give_back(slots)
 
     def give_back(self, slots: Sequence[int]) -> None:

@@ -40,7 +40,8 @@ class Overlay(Space):
 
     def get(self, number: int) -> bytes | int | None:
         """A copy of the block, its version for ``recall`` if it is in the store, or None if it has not been written."""
-        return self.load(self._slots.get(number))
+        slot = self._slots.get(number)
+        return None if slot is None else self.load(slot)
 
     def holds(self, number: int) -> bool:
         """Whether writing the block (again) takes up no more memory."""
@@ -52,17 +53,15 @@ class Overlay(Space):
     ) -> None:
         """Store blocks, and drop those that are free now; see ``Space.change``."""
         self._forget_closed()
-        is_held = self.holds if self._snapshots else self._slots.__contains__
-        self.change(
-            self._slots, is_held, changed, freed, use_reserve, runs, [snapshot.kept for snapshot in self._snapshots]
-        )
+        self.change(self._slots, changed, freed, use_reserve, runs, [snapshot.kept for snapshot in self._snapshots])
         self._shrink()
 
     def _shrink(self) -> None:
         """A dictionary never gives back what it was once as large as: a smaller one takes its place."""
         try:
-            self._largest = max(self._largest, len(self._slots))
-            if self._largest > 4 * len(self._slots) + _SMALL_TABLE:
+            if len(self._slots) > self._largest:
+                self._largest = len(self._slots)
+            elif self._largest > 4 * len(self._slots) + _SMALL_TABLE:
                 self._slots = dict(self._slots)
                 self._largest = len(self._slots)
         except MemoryError:

@@ -16,8 +16,9 @@ class Slots:
 
     def __init__(self) -> None:
         self.states = bytearray()
-        self._used = 0
-        """-1: to be counted."""
+        """Always the same object."""
+        self.used = 0
+        """Slots in use."""
         self._lowest = 0
         """No slot below this is free."""
 
@@ -25,13 +26,6 @@ class Slots:
     def size(self) -> int:
         """Slots, free ones included."""
         return len(self.states)
-
-    @property
-    def used(self) -> int:
-        """Slots in use."""
-        if self._used < 0:
-            self._used = len(self.states) - self.states.count(FREE)
-        return self._used
 
     def grow(self, count: int) -> None:
         """Add free slots behind the last one."""
@@ -48,36 +42,32 @@ class Slots:
         Args:
             end: only slots below this.
         """
-        states = self.states
-        runs: list[range] = []
-        missing = count
-        for match in _FREE_RUN.finditer(states, self._lowest, len(states) if end is None else end):
-            start, stop = match.span()
-            runs.append(range(start, min(stop, start + missing)))
-            missing -= len(runs[-1])
-            if not missing:
-                break
-        slots = [slot for run in runs for slot in run]
-        # Of bytearrays, since bytes would be copied to one: from here on nothing takes memory.
-        marks = iter([(slice(run.start, run.stop), bytearray(b"\1") * len(run)) for run in runs])
-        self._used, self._lowest = self.used + len(slots), runs[-1].stop if runs else self._lowest
-        for where, mark in marks:
-            states[where] = mark
+        states, position = self.states, self._lowest
+        end = len(states) if end is None else end
+        slots: list[int] = []
+        while (missing := count - len(slots)) and (start := states.find(FREE, position, end)) >= 0:
+            part = states[start : min(start + missing, end)]
+            position = start + len(part) - len(part.lstrip(b"\0"))
+            slots += range(start, position)
+        used = self.used + len(slots)
+        # Once the loop has begun nothing takes memory.
+        for slot in slots:
+            states[slot] = USED
+        self.used, self._lowest = used, position
         return slots
 
-    def free(self, slots: Iterable[int], left: int = -1) -> None:
-        """Give slots back. With an iterator and ``left`` this takes no memory, so that it cannot fail.
+    def free(self, slots: Iterable[int], left: int) -> None:
+        """Give slots back. With an iterator this takes no memory, so that it cannot fail.
 
         Args:
-            left: how many are in use then; -1 to have them counted.
+            left: how many are in use then.
         """
         states = self.states
-        self._used = -1
         for slot in slots:
             states[slot] = FREE
             if slot < self._lowest:
                 self._lowest = slot
-        self._used = left
+        self.used = left
 
     def free_runs(self) -> list[range]:
         """All free slots."""

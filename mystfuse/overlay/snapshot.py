@@ -44,7 +44,7 @@ class Snapshot:
         self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool, runs: Runs = ()
     ) -> None:
         """See ``Overlay.commit``: for the snapshot alone."""
-        self._space.change(self.own, self.holds, changed, freed, use_reserve, runs, None)
+        self._space.change(self.own, changed, freed, use_reserve, runs, None)
 
     def recall_now(self, versions: Iterable[int]) -> dict[int, bytes | MystfuseError] | None:
         """See ``Space.recall_now``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from errno import ENOSPC
@@ -55,6 +56,7 @@ class Space(ABC):
         self.block_size = block_size
         self.limit = limit
         self._arenas = Arenas(block_size)
+        self._load = self._arenas.load
         self._spill: Spill | None = None
         self._entry = ENTRY
         """Bytes that tables cost for a block, wherever it is."""
@@ -104,7 +106,7 @@ class Space(ABC):
         if slot is None:
             return None
         if slot >= 0:
-            return self._arenas.load(slot)
+            return self._load(slot)
         assert self._spill is not None
         return self._spill.version(~slot)
 
@@ -143,7 +145,6 @@ class Space(ABC):
     def change(
         self,
         table: dict[int, Any],
-        is_held: Callable[[int], bool],
         changed: Mapping[int, Content],
         freed: Collection[int],
         use_reserve: bool,
@@ -157,7 +158,6 @@ class Space(ABC):
 
         Args:
             table: the slots of blocks by their numbers.
-            is_held: whether a block is in the table and in no other.
             changed: blocks and what they are now.
             freed: blocks that are free now.
             use_reserve: whether the last part of the limit may be used.
@@ -180,14 +180,29 @@ class Space(ABC):
                 for index, number in enumerate(_numbers(run, size))
             }
             changed, runs = {**changed, **blocks}, ()
-        held = {number: table[number] for number in changed if is_held(number)}
-        new = [number for number in changed if held.get(number, -1) < 0]
-        overwritten = [(*arenas.place(slot), changed[number], slot) for number, slot in held.items() if slot >= 0]
-        # What is in the store is not overwritten there.
-        replaced = [slot for slot in held.values() if slot < 0]
-        dropped = [table[number] for number in freed if is_held(number)]
-        in_runs = sum([len(content) for _, content in runs]) // size
-        added = len(changed) - len(held) + in_runs
+        held: Mapping[int, Any] = table
+        if snapshots:
+            # A snapshot that has not kept an old version shares the present one.
+            held = {
+                number: table[number]
+                for number in (*changed, *freed)
+                if number in table and all(number in keep for keep in snapshots)
+            }
+        new: dict[int, Content] = {}
+        overwritten: list[tuple[tuple[mmap.mmap, slice], Content, int]] = []
+        replaced: list[int] = []
+        for number, content in changed.items():
+            slot = held.get(number)
+            if slot is not None and slot >= 0:
+                overwritten.append((arenas.place(slot), content, slot))
+            else:
+                new[number] = content
+                if slot is not None:
+                    # What is in the store is not overwritten there.
+                    replaced.append(slot)
+        dropped = [slot for number in freed if (slot := held.get(number)) is not None]
+        in_runs = sum([len(content) for _, content in runs]) // size if runs else 0
+        added = len(new) - len(replaced) + in_runs
         if in_memory := len(new) + in_runs:
             # An operation that only replaces blocks of the store gives their places back, so a full store takes it.
             self._check(added - len(dropped), in_memory, use_reserve or not added)
@@ -196,7 +211,7 @@ class Space(ABC):
         before: dict[int, Any] = {}
         entered: dict[int, Any] = {}
         try:
-            entries = self._fill(slots, runs, {number: changed[number] for number in new})
+            entries = self._fill(slots, runs, new) if slots else {}
             if snapshots is None:
                 entries = {**dict.fromkeys(freed), **entries}
             elif snapshots:
@@ -204,7 +219,7 @@ class Space(ABC):
                 kept = [
                     (keep, {number: slot for number, slot in old.items() if number not in keep}) for keep in snapshots
                 ]
-            before = {number: table[number] for number in entries.keys() & table.keys()}
+            before = {number: table[number] for number in entries if number in table}
             overwriting, dropping = iter(overwritten), iter(() if snapshots is None else freed)
             states, release = arenas.slots.states, self._releasing([*replaced, *dropped])
             for keep, versions in kept:
@@ -223,7 +238,7 @@ class Space(ABC):
             arenas.free(slots)
             raise
         # Nothing from here on takes memory.
-        for memory, where, block, slot in overwriting:
+        for (memory, where), block, slot in overwriting:
             memory[where] = block
             states[slot] = TOUCHED
         for number in dropping:
@@ -275,12 +290,12 @@ class Space(ABC):
             OverlayBusy: not yet.
         """
         limit, size = self.limit if use_reserve else self.limit - self._reserve, self.block_size
-        tables = self._table_bytes(new)
         if self._spill is None:
-            excess = tables + (self._arenas.used + new) * size - limit
+            excess = (self._arenas.used + new) * (size + ENTRY) - limit
             if excess > 0:
                 raise self._full(excess, size + self._entry)
             return
+        tables = self._table_bytes(new)
         if (excess := tables + self._floor - limit) > 0 and new > 0:
             raise self._full(excess, self._entry)
         if tables + (self._arenas.used + in_memory) * size > limit:

@@ -270,7 +270,7 @@ class Spill:
             self._next_counter += len(slots)
             self._start(partial(self._write, batch, blocks), partial(self._enter, batch))
         except (MemoryError, RuntimeError) as error:
-            self.slots.free(places)
+            self.slots.free(places, self.slots.used - len(places))
             if isinstance(error, MemoryError):
                 raise
             self._failed(OSError(EAGAIN, "no thread can be started"))
@@ -352,7 +352,7 @@ class Spill:
             for slot in batch.slots:
                 if memory.states[slot] == _IN_FLIGHT:
                     memory.states[slot] = USED
-            store.free(batch.places)
+            store.free(batch.places, store.used - len(batch.places))
             raise
         # Nothing from here on takes memory, so nothing fails.
         for place in entering:

@@ -130,7 +130,7 @@ def test_slots_are_taken_once() -> None:
         else:
             gone = chance.sample(sorted(taken), min(len(taken), chance.randrange(60)))
             taken.difference_update(gone)
-            slots.free(iter(gone), len(taken)) if chance.random() < 0.5 else slots.free(gone)
+            slots.free(gone, len(taken))
         if chance.random() < 0.1:
             slots.shrink()
             assert slots.size == max(taken, default=-1) + 1
