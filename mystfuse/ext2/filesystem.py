@@ -3,7 +3,7 @@
 Every method takes the ``Blocks`` of the operation it is part of first, and may raise ``BlocksMissing`` at any point; it
 is then run again from the start. File data is not read here: ``map_file`` says where it is. Operations that change
 something take a ``Change``: ``create``, ``link_and_unlink``, ``rename``, ``setattr``, ``xattr_changes``,
-``file_contents`` and ``orphans``.
+``write``, ``truncate`` and ``orphans``.
 """
 
 from __future__ import annotations

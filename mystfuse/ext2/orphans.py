@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from mystfuse.ext2.block_map_changes import trim_blocks
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.file_contents import MAX_TRIMMED
 from mystfuse.ext2.symlink import is_fast
+from mystfuse.ext2.truncate import MAX_TRIMMED, trim_blocks
 from mystfuse.ext2.xattr_changes import drop_block
 
 

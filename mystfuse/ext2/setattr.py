@@ -9,8 +9,9 @@ from errno import EPERM
 from mystfuse.ext2.acl import Acl, acl_to_xattr
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.file_contents import mode_after_write, truncate, without_sgid
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.truncate import truncate
+from mystfuse.ext2.write import mode_after_write, without_sgid
 from mystfuse.ext2.xattr import INDEX_ACL_ACCESS, POSIX_ACL_ACCESS, find_attribute
 from mystfuse.ext2.xattr_changes import set_attribute
 

@@ -46,6 +46,7 @@ _FREE_COUNTS = struct.Struct("<II")  # s_free_blocks_count s_free_inodes_count
 _FREE_COUNTS_OFFSET = 12
 _REV_LEVEL_OFFSET = 76
 _FIRST_INO_OFFSET = 84
+_LARGEST_SMALL_FILE = 0x7FFFFFFF
 _FEATURE_RO_COMPAT_OFFSET = 100
 
 
@@ -282,8 +283,10 @@ def change_free_counts(superblock: Superblock, transaction: Transaction, blocks:
     _FREE_COUNTS.pack_into(block, offset, free_blocks, free_inodes)
 
 
-def note_large_file(superblock: Superblock, transaction: Transaction) -> None:
-    """Set large_file, and with it revision 1: there is a file over 2 GiB (fs/ext2/inode.c, __ext2_write_inode)."""
+def note_file_size(superblock: Superblock, transaction: Transaction, size: int) -> None:
+    """Set large_file, and with it revision 1, if ``size`` is 2 GiB or more (fs/ext2/inode.c, __ext2_write_inode)."""
+    if size <= _LARGEST_SMALL_FILE:
+        return
     number, offset = superblock.location
     position = offset + _FEATURE_RO_COMPAT_OFFSET
     (ro_compat,) = struct.unpack_from("<I", transaction.block(number), position)

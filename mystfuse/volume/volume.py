@@ -17,7 +17,7 @@ import trio
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError, StorageTimeout
-from mystfuse.ext2 import file_contents, link_and_unlink, orphans, xattr_changes
+from mystfuse.ext2 import link_and_unlink, orphans, write, xattr_changes
 from mystfuse.ext2.block_map import Stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT, Caller
@@ -274,7 +274,7 @@ class Volume:
         return rename(change, old, new, flags)
 
     async def write(self, ino: int, offset: int, data: bytes, caller: Caller, whole: bool = False) -> int:
-        """Write to a regular file; see ``ext2.file_contents.write``. Returns how many bytes were written.
+        """Write to a regular file; see ``ext2.write.write``. Returns how many bytes were written.
 
         Args:
             whole: nothing is written where there is no room for all of it; with a store, for all of a piece of
@@ -283,12 +283,12 @@ class Volume:
         view = memoryview(data)
         step = None if self.overlay is None else self.overlay.most_at_once
         if step is None:
-            return await self._change(ino, caller, file_contents.write, ino, offset, view, whole)
+            return await self._change(ino, caller, write.write, ino, offset, view, whole)
         written, step = 0, min(step, len(view))
         while written < len(view):
             piece = view[written : written + step]
             try:
-                count = await self._change(ino, caller, file_contents.write, ino, offset + written, piece, whole)
+                count = await self._change(ino, caller, write.write, ino, offset + written, piece, whole)
             except (MystfuseError, OSError) as error:
                 if error.errno == ENOSPC and step > self.superblock.block_size and not whole:
                     # Little by little, what is in a full store can be replaced.

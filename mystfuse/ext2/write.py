@@ -1,23 +1,19 @@
-"""Changing what is in regular files: write(2) and truncate(2)."""
+"""Writing to regular files: write(2)."""
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Set
-from errno import EFBIG, EINVAL, EISDIR, ENOSPC
+from errno import EFBIG, ENOSPC
 
 from mystfuse.ext2.allocation import runs_of
-from mystfuse.ext2.block_map import map_block
-from mystfuse.ext2.block_map_changes import map_for_writing, trim_blocks
+from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.superblock import note_large_file
-
-MAX_TRIMMED = 4096
-"""Blocks freed in one transaction: more are freed in several, each of which leaves the file system consistent."""
-_LARGE_FILE_SIZE = 0x7FFFFFFF
+from mystfuse.ext2.superblock import note_file_size
+from mystfuse.ext2.truncate import zero_tail
 
 
 def write(change: Change, ino: int, offset: int, data: memoryview, whole: bool = False) -> int:
@@ -46,7 +42,7 @@ def write(change: Change, ino: int, offset: int, data: memoryview, whole: bool =
         )
     block_size = superblock.block_size
     if offset > inode.size:
-        _zero_tail(change, inode)
+        zero_tail(change, inode)
     first, last = offset // block_size, (offset + length - 1) // block_size
     goal = filesystem.goal(ino, first)
     inode, pointers, new = map_for_writing(change, inode, first, last + 1 - first, goal)
@@ -54,8 +50,8 @@ def write(change: Change, ino: int, offset: int, data: memoryview, whole: bool =
     if length <= 0 or (whole and length < len(data)):
         raise OSError(ENOSPC, "no free block, or the overlay is full")
     end = offset + length
-    if end > max(inode.size, _LARGE_FILE_SIZE):
-        note_large_file(superblock, transaction)
+    if end > inode.size:
+        note_file_size(superblock, transaction, end)
     now = change.now_ns
     mode = mode_after_write(inode, change.caller)
     inode = inode._replace(mtime_ns=now, ctime_ns=now, i_mode=mode, size=max(inode.size, end))
@@ -105,49 +101,3 @@ def without_sgid(inode: Inode, mode: int, caller: Caller) -> int:
     if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not (caller.is_root or caller.is_in_group(inode.gid))):
         mode &= ~stat.S_ISGID
     return mode
-
-
-def truncate(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:
-    """Change the size of a regular file.
-
-    Returns:
-        The inode, not written, and whether the size is reached: a long file is cut in several steps.
-
-    Raises:
-        OSError: EFBIG, past the largest file size; EISDIR or EINVAL, not a regular file.
-        BlocksMissing, MystfuseError
-    """
-    transaction, superblock = change.transaction, change.superblock
-    if not inode.is_regular:
-        raise OSError(EISDIR if inode.is_directory else EINVAL, f"inode {inode.ino} is not a regular file")
-    if size > superblock.max_file_size:
-        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {superblock.max_file_size}")
-    now = change.now_ns
-    is_reached = True
-    if size >= inode.size:
-        _zero_tail(change, inode)
-        if size > _LARGE_FILE_SIZE:
-            note_large_file(superblock, transaction)
-        reached = size
-    else:
-        transaction.gives_back = True
-        keep = -(-size // superblock.block_size)
-        inode, end = trim_blocks(change, inode, keep, MAX_TRIMMED)
-        is_reached = end <= keep
-        reached = size if is_reached else min(end * superblock.block_size, inode.size)
-    inode = inode._replace(size=reached, mtime_ns=now, ctime_ns=now)
-    if is_reached:
-        _zero_tail(change, inode)
-    return inode, is_reached
-
-
-def _zero_tail(change: Change, inode: Inode) -> None:
-    """Make what is behind the end of the file in its last block zeros, so that a file that grows shows no old bytes."""
-    transaction, block_size = change.transaction, change.superblock.block_size
-    logical, used = divmod(inode.size, block_size)
-    if not used:
-        return
-    number = map_block(change.superblock, transaction, inode, logical)
-    if number and any(transaction.block(number)[used:]):
-        change.allocator.check_writable(transaction, [number])
-        transaction.change(number)[used:] = bytes(block_size - used)
