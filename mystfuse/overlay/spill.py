@@ -123,8 +123,11 @@ class Spill:
     @property
     def room(self) -> int:
         """How many more blocks the store takes, as far as is known."""
-        is_full = self.failure is not None and self.failure.errno in FULL and time.monotonic() < self._retry_at
-        return max(self._end - self.slots.used, 0) + (0 if is_full else self._disk_free)
+        disk_free = self._disk_free
+        if self.failure is not None and self.failure.errno in FULL:
+            # Later on the disk may have room again. Only a write can tell, and there is none where there is no room.
+            disk_free = 0 if time.monotonic() < self._retry_at else max(disk_free, self._arenas.used)
+        return max(self._end - self.slots.used, 0) + disk_free
 
     def note(self, slots: Mapping[int, int]) -> None:
         """The numbers of these blocks are to be known by their slots in memory."""

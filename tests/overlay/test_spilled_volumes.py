@@ -15,7 +15,8 @@ from mystfuse.errors import IntegrityError
 from mystfuse.ext2 import name_index
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.overlay.encrypted_store import open_store_file
+from mystfuse.overlay import spill
+from mystfuse.overlay.encrypted_store import OverlayStore, open_store_file
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
 from tests.support.ext2_editor import MemoryDevice, assert_clean, merged
@@ -104,6 +105,33 @@ async def test_a_write_that_must_be_whole_writes_nothing_where_there_is_no_room_
     assert caught.value.errno == errno.ENOSPC
     assert (await volume.inode(file)).size == 0
     assert 0 < await volume.write(file, 8192, b"x" * 65536, ROOT) < 65536
+
+
+@pytest.mark.logs(r"^mystfuse\.overlay.*: full, says the test")
+async def test_a_writer_has_room_again_when_the_disk_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "store"
+    directory.mkdir()
+    monkeypatch.setattr(spill, "_RETRY", 0.05)
+    block, written = bytes(4096), 0
+    with pytest.MonkeyPatch.context() as full:
+
+        def fail(*arguments: object) -> list[bytes]:
+            raise OSError(errno.ENOSPC, "full, says the test")
+
+        full.setattr(OverlayStore, "write", fail)
+        full.setattr(OverlayStore, "free_blocks", lambda store: 0)
+        volume = await open_volume(make_image(tmp_path, "16M", "-b", "4096"), 1 << 20, directory)
+        file = (await volume.create(EXT2_ROOT_INO, b"file", FILE, ROOT)).ino
+        for _ in range(3):
+            with pytest.raises(OSError, match=r"full|no free block") as caught:
+                while True:
+                    written += await volume.write(file, written, block, ROOT)
+            assert caught.value.errno == errno.ENOSPC
+            await trio.sleep(0.1)
+    # No other operation has to come first.
+    for _ in range(300):
+        written += await volume.write(file, written, block, ROOT)
+    assert bytes(await volume.read(file, 0, written)) == bytes(written)
 
 
 async def test_the_merged_image_is_of_its_moment_wherever_its_blocks_are(tmp_path: Path, eager: None) -> None:
