@@ -381,9 +381,9 @@ class Spill:
 
     def _give_back_to_disk(self) -> None:
         slots = self.slots
-        # Where nothing is in use there is nothing to wait for.
-        least = max(_LOOSE // self._store.block_size, slots.size // 8) if slots.used else 0
-        if not slots.size or self._loose < least or time.monotonic() < self._retry_at:
+        # Where nothing is in use there is nothing to wait for, not even after a failure.
+        least = max(_LOOSE // self._store.block_size, slots.size // 8)
+        if not slots.size or (slots.used and (self._loose < least or time.monotonic() < self._retry_at)):
             return
         slots.shrink()
         end = slots.size
