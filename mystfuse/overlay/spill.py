@@ -53,6 +53,10 @@ Table = dict[int, int] | dict[int, int | None]
 """Where blocks are, by their numbers: a slot in memory; or the complement of a place in the store."""
 
 
+def _never_given_up() -> bool:
+    return False
+
+
 class _Batch(NamedTuple):
     """Blocks on their way to the store."""
 
@@ -110,9 +114,9 @@ class Spill:
         """Called when the thread at work has ended."""
         self._began = 0.0
         """When that thread was started."""
-        self._give_up: Callable[[], bool]
+        self._give_up = _never_given_up
         """Of that thread: see ``start_in_thread``."""
-        self._has_ended: trio.Event
+        self._has_ended = trio.Event()
         self._readers = trio.CapacityLimiter(_THREADS)
 
     @property
@@ -417,5 +421,10 @@ class Spill:
             has_ended.set()
             self.go_on()
 
-        self._give_up = start_in_thread(work, on_end)
+        # Before the thread begins: from then on nothing may fail, or a second one would write to the same places.
         self._on_end, self._has_ended, self._began = on_end, has_ended, trio.current_time()
+        try:
+            self._give_up = start_in_thread(work, on_end)
+        except (MemoryError, RuntimeError):
+            self._on_end = None
+            raise

@@ -337,6 +337,28 @@ async def test_blocks_that_change_while_a_write_fails_are_written_another_time(
     assert await contents_of(overlay, range(10)) == expected | {9: b"c" * BLOCK}
 
 
+async def test_a_thread_that_began_as_memory_ran_out_is_the_only_one_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    """Found once: a second one wrote other blocks to the same places, and the first ones were lost."""
+    store = OverlayStore(open_store_file(str(tmp_path)), BLOCK)
+    overlay = Overlay(BLOCK, 1 << 20, store)
+    clock = trio.current_time
+
+    def fail_once() -> float:
+        monkeypatch.setattr(trio, "current_time", clock)
+        raise MemoryError
+
+    monkeypatch.setattr(trio, "current_time", fail_once)
+    contents = {number: os.urandom(BLOCK) for number in range(16)}
+    for number, content in contents.items():
+        overlay.commit({number: content}, [], False)
+    with trio.fail_after(10):
+        while overlay.store_used < 16 * BLOCK:
+            await trio.sleep(0.001)
+    assert await contents_of(overlay, range(20)) == contents
+
+
 @pytest.mark.parametrize("how", ["refused", "never begins"])
 async def test_without_a_thread_nothing_is_half_done(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
