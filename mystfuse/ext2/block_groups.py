@@ -109,8 +109,9 @@ class GroupTable:
             if len(self.known_places) >= _MAX_PLACES:
                 self.known_places.clear()
                 self._metadata.clear()
-            self.known_places[group] = descriptor
+            # In this order: memory may run out in between, and places that are known are not looked at again.
             self._metadata[group] = self._find_metadata(group, descriptor)
+            self.known_places[group] = descriptor
         return descriptor
 
     def places(self, blocks: Blocks, group: int) -> GroupDescriptor:
