@@ -143,12 +143,13 @@ class ReadAhead:
             if not plan.length:
                 break
             chunk = _Chunk(front, plan, pending, self._changes())
-            stream.chunks.append(chunk)
             if has_threads:
                 self._workers.submit(chunk.run, chunk.is_ready.set)
             else:
                 chunk.run()
                 chunk.is_ready.set()
+            # Only now: a reader would wait for ever for a chunk that memory ran out for.
+            stream.chunks.append(chunk)
             self._active[stream] = None
             self._active.move_to_end(stream)
             if len(self._active) > MAX_STREAMS:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import outcome
 import pytest
 import trio
 from trio.testing import MockClock
 
-from mystfuse.devices.device import Extent
+from mystfuse.devices.device import Extent, PendingRead
 from mystfuse.devices.reader import COLD_READS, MAX_ABANDONED, ImageReader
 from mystfuse.errors import MountError, StorageTimeout
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting import session
 from mystfuse.system import threads
 from mystfuse.system.workers import Workers
+from mystfuse.volume.read_ahead import Stream
+from mystfuse.volume.volume import Volume
+from tests.support.ext2_editor import MemoryDevice, make_image
 from tests.support.limits import FailingSource
 
 
@@ -141,3 +145,51 @@ async def test_without_a_thread_the_work_is_done_all_the_same(begins: bool, monk
         # It would wait for the queue.
         work()
     workers.close()
+
+
+class ForgetfulDevice(MemoryDevice):
+    """A device that has no memory for one pending read."""
+
+    has_memory = True
+
+    def begin(self, extents: Sequence[Extent]) -> PendingRead:
+        def pending() -> list[memoryview]:
+            if not self.has_memory:
+                self.has_memory = True
+                raise MemoryError
+            return [memoryview(self._data)[extent.offset : extent.end] for extent in extents]
+
+        return pending
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+async def test_read_ahead_that_runs_out_of_memory_holds_up_no_later_reader(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found once: the next request waited for ever for a chunk that was not being read."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    content = bytes(range(256)) * (4 << 12)
+    (tree / "file").write_bytes(content)
+    device = ForgetfulDevice(make_image(tmp_path / "image", size="8M", tree=tree).read_bytes())
+    workers = Workers(threads)
+    try:
+        volume = await Volume.open(device, workers=workers)
+        inode = await volume.lookup(2, b"file")
+        assert inode is not None
+        stream, step = Stream(), 128 << 10
+        # Where the file is, is known then.
+        await volume.read(inode.ino, 0, len(content))
+        if threads:
+            submit = workers.submit
+            monkeypatch.setattr(workers, "submit", Mock(side_effect=MemoryError))
+        device.has_memory = bool(threads)
+        with pytest.raises(MemoryError):
+            await volume.read(inode.ino, 0, step, stream)
+        if threads:
+            monkeypatch.setattr(workers, "submit", submit)
+        for offset in range(step, len(content), step):
+            with trio.fail_after(5):
+                assert bytes(await volume.read(inode.ino, offset, step, stream)) == content[offset : offset + step]
+    finally:
+        workers.close()
