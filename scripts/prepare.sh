@@ -1,4 +1,4 @@
-# Sourced by the other scripts: installs what is missing, once, and puts the virtual environment first in PATH.
+# Sourced by the other scripts: installs missing tools, once, and puts the virtual environment first in PATH.
 #
 #   prepare "Debian packages" run|test|fuzz
 #
@@ -13,10 +13,10 @@ venv=$project/.venv
 say() { printf '== %s\n' "$*" >&2; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
-# run_alone COMMAND...: as root in name spaces of its own. Whatever happens, nothing is left; and whoever makes a name space
-# meanwhile does not have its mounts, and keep them. It ends with us. Does not return.
+# run_alone COMMAND...: as root in namespaces of its own, which end with us. So nothing is left, and a namespace that another
+# process makes meanwhile does not copy (and keep) its mounts. Does not return.
 run_alone() {
-    # It lets go of its copies of other mounts of ours, whose daemons would not end before it does.
+    # It unmounts its copies of our other mounts, whose daemons would wait for them.
     local alone=(setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork --kill-child --mount-proc
         sh -c 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"' sh) status=0
     if [ "$(id -u)" != 0 ] || ! "${alone[@]}" true 2>/dev/null; then
@@ -33,11 +33,11 @@ run_alone() {
     exit "$status"
 }
 
-# remove_tree DIRECTORY: with all that is in it, but never through a mount, which may be somebody's files.
+# remove_tree DIRECTORY: with everything in it, but never through a mount, which may show another program's files.
 remove_tree() {
     local top mounts
     top=$(realpath -- "$1") || return 0
-    # Not asked of the mounts themselves: one whose daemon hangs would hang us.
+    # Without looking at the mounts themselves: one whose daemon hangs would hang us.
     mounts=$(cut -d ' ' -f 5 /proc/self/mountinfo | while read -r path; do
         path=$(printf %b "${path//\\/\\0}")
         case $path/ in "$top"/*) printf '%s ' "$path" ;; esac
@@ -66,7 +66,7 @@ install_packages() {
 }
 
 find_python() {
-    # The system's own first: other users can run it, which a Python in somebody's home they cannot.
+    # The system's own first: other users can run it, but not a Python in a home directory.
     local candidate
     for candidate in /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11; do
         if "$candidate" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -78,7 +78,7 @@ find_python() {
 }
 
 # install_locked VENV NAME SOURCE [PIP-ARGUMENT...]: mystfuse from SOURCE, with the very files that scripts/requirements/NAME.txt
-# has the digests of. So has build.txt: what pip fetches for an isolated build, nobody checks.
+# has the digests of. So has build.txt: pip does not check what it fetches for an isolated build.
 install_locked() {
     local pip=("$1/bin/pip" -q --disable-pip-version-check install) locks=$project/scripts/requirements
     {
@@ -91,7 +91,7 @@ install_locked() {
 # isolate_commands VENV: the commands that pip has put there start its Python at once, isolated, rather than by sh.
 isolate_commands() {
     local line="#!$1/bin/python3 -I"
-    # What the kernel takes for the first line of a script.
+    # The longest first line of a script that the kernel accepts.
     [[ ${#line} -lt 127 && $1 != *[[:space:]\|\&\\]* ]] || return 0
     sed -i "1s|.*|$line|" "$1/bin/mystfuse" "$1/bin/mount.mystfuse"
 }

@@ -1,4 +1,4 @@
-"""Removing a directory with all that is in it, but never through a mount: that may be somebody's files."""
+"""Removes a directory with everything in it, but never through a mount, which may show another program's files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 def mounts_in(directory: str | os.PathLike[str]) -> list[str]:
     """The mountpoints that are ``directory`` or lie in it.
 
-    From /proc/self/mountinfo: a mount whose daemon hangs would hang us, too, if we looked at it.
+    From /proc/self/mountinfo: looking at a mount whose daemon hangs would hang us too.
     """
     top = os.path.realpath(directory)
     found: list[str] = []
     for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]:
-        # Not splitlines(): a name may have what ends a line for Python alone.
-        # proc(5): blanks and backslashes are written as octal numbers.
+        # Not splitlines(): a name may contain characters that end a line for Python alone. proc(5): blanks and
+        # backslashes are octal numbers.
         path = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
         if path == top or path.startswith(f"{top.rstrip('/')}/"):
             found.append(path)
@@ -29,10 +29,10 @@ def mounts_in(directory: str | os.PathLike[str]) -> list[str]:
 
 
 def remove_tree(directory: str | os.PathLike[str], ignore_errors: bool = False) -> None:
-    """Remove a directory and what is in it.
+    """Remove a directory and everything in it.
 
     Args:
-        ignore_errors: it need not be there, and what cannot be removed stays. Mounts are no such error.
+        ignore_errors: a missing directory is no error, and what fails to be removed stays. Mounts are an error.
 
     Raises:
         OSError: EBUSY where something is mounted on it or in it: nothing is removed then.
@@ -45,7 +45,7 @@ def remove_tree(directory: str | os.PathLike[str], ignore_errors: bool = False) 
 
 @contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
-    """A directory for the time of the block, which is removed by ``remove_tree``."""
+    """A directory for the time of the block, removed by ``remove_tree``."""
     path = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield path

@@ -1,1 +1,1 @@
-"""What mystfuse costs, against other people's tools and against the marks it is to reach (``scripts/bench``)."""
+"""The cost of mystfuse, compared with other tools and with its marks (``scripts/bench``)."""

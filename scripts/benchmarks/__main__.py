@@ -29,7 +29,7 @@ DEFAULT_WORK = Path("/var/tmp/mystfuse-bench")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns the exit status."""
-    # As the first process of a name space we get no signal that we do not ask for.
+    # As the first process of a namespace we get only signals for which we install a handler.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     options = _parser().parse_args(arguments)
@@ -133,7 +133,7 @@ def _subtitle(facts: dict[str, str]) -> str:
 
 
 def _measure(bench: Bench, job: Job, progress: Progress) -> Outcome:
-    """All rounds of one job, the contenders taking turns. A peer that fails is left out, mystfuse must not."""
+    """All rounds of one job; the contenders take turns. A peer that fails is left out, mystfuse must not fail."""
     outcome = Outcome(job)
     if job.needs_root and os.getuid():
         bench.note(f"{job.name} is left out: needs root")

@@ -1,4 +1,4 @@
-"""What the jobs share: the data, the peers, readings of cold mounts, and how a result is checked."""
+"""The base of the jobs: the data, the peers, readings of cold mounts, and checks of results."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TOOLS = {
     "nbdkit": ("nbdkit", "nbdcopy", "nbdinfo"),
     "openssl": ("openssl",),
 }
-"""Contenders that mount nothing, and the programs they are."""
+"""Contenders that mount nothing, and their programs."""
 
 
 @functools.cache
 def crc_of_zeros(size: int) -> int:
-    """Of ``size`` bytes, which is what ``floor`` returns."""
+    """A file of ``size`` bytes with the contents that ``floor`` returns."""
     block = bytes(MIB)
     crc = 0
     for offset in range(0, size, MIB):
@@ -38,7 +38,7 @@ def crc_of_zeros(size: int) -> int:
 
 
 class Bench:
-    """One run: everything that a job needs to take one reading."""
+    """One run: everything that a job needs for one reading."""
 
     def __init__(self, store: Store, scratch: Path) -> None:
         self.store = store
@@ -46,7 +46,7 @@ class Bench:
         self.scratch = scratch
         self.peers: dict[str, Peer] = {kind.name: kind(scratch) for kind in PEERS}
         self.notes: dict[str, None] = {}
-        """What is to be said below the table; in order, each once."""
+        """Notes below the table; in order, each once."""
 
     @property
     def mystfuse(self) -> Mystfuse:
@@ -55,7 +55,7 @@ class Bench:
         return peer
 
     def missing(self, contender: str) -> str:
-        """Why a contender cannot be measured here; "" if it can."""
+        """Why this machine does not measure a contender; "" if it does."""
         if contender in self.peers:
             return self.peers[contender].missing()
         absent = [tool for tool in TOOLS[contender] if not is_installed(tool)]
@@ -65,7 +65,7 @@ class Bench:
         self.notes[text] = None
 
     def match_read_ahead(self) -> None:
-        """Let ``floor`` have the read-ahead that mystfuse's mounts have."""
+        """Give ``floor`` the read-ahead of mystfuse's mounts."""
         with self.mystfuse.mount(self.store.sparse().image("small")) as mounted:
             Floor.read_ahead = mounted.read_ahead
 
@@ -73,7 +73,7 @@ class Bench:
     def cold(
         self, name: str, image: Image, *, ordinary: bool = False, writable: bool = False
     ) -> Iterator[tuple[Peer, Mounted]]:
-        """A fresh mount with nothing in the kernel's caches but the image file."""
+        """A fresh mount; the kernel's caches hold nothing but the image file."""
         peer = self.peers[name]
         with peer.mount(image, ordinary=ordinary, writable=writable) as mounted:
             self.make_cold(image)
@@ -86,7 +86,7 @@ class Bench:
     def read(
         self, peer: Peer, command: str, *arguments: StrPath | int, expected: Result, ordinary: bool = False
     ) -> Result:
-        """One reading, checked against what was written; against zeros for a peer that keeps nothing."""
+        """One reading, checked against the written data; against zeros for a peer that stores nothing."""
         result = run_reader(command, *arguments, ordinary=ordinary)
         if "crc" in expected and not peer.keeps_writes:
             expected = {**expected, "crc": crc_of_zeros(int(result["bytes"]))}
@@ -95,7 +95,7 @@ class Bench:
 
     @contextmanager
     def directory(self) -> Iterator[Path]:
-        """A directory of its own for what a job makes."""
+        """A directory of its own for a job's files."""
         path = Path(tempfile.mkdtemp(prefix="made-", dir=self.scratch))
         try:
             yield path
@@ -106,7 +106,7 @@ class Bench:
 def check(what: str, result: Result, expected: Result) -> None:
     """
     Raises:
-        WrongResult: one of the expected values is another.
+        WrongResult: a value differs from the expected one.
     """
     for name, value in expected.items():
         if result[name] != value:
@@ -115,8 +115,8 @@ def check(what: str, result: Result, expected: Result) -> None:
 
 @contextmanager
 def alone_in(work: Path, say: Say) -> Iterator[None]:
-    """Waits for another run with the same data: they would spoil each other's figures. Removes what one that was killed
-    has left."""
+    """Waits for another run with the same data, since each would spoil the other's figures. Removes the remains of a
+    killed run."""
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
@@ -130,21 +130,21 @@ def alone_in(work: Path, say: Say) -> Iterator[None]:
 
 @contextmanager
 def open_scratch(work: Path) -> Iterator[Path]:
-    """A directory for the time of a run, which other users can get at."""
+    """A directory for the time of a run, which other users may enter."""
     path = Path(tempfile.mkdtemp(prefix=".scratch-", dir=work)).resolve()
     try:
         os.chmod(path, 0o755)  # nosec B103  # ordinary users read from it
         _open_fuse(path)
         yield path
     finally:
-        # A mount that could not be taken away must not be emptied.
+        # Do not empty a mount that failed to unmount.
         if not mounts_in(path):
             remove_tree(path)
 
 
 def _open_fuse(scratch: Path) -> None:
-    """Where /dev/fuse is closed to ordinary users, as on a machine without udev, cover it by one that is open: in our
-    mount name space alone, which we have if we are its first process."""
+    """Where /dev/fuse is closed to ordinary users, as on a machine without udev, cover it with an open one: in our
+    mount namespace alone, which we have if we are its first process."""
     if os.getpid() != 1 or os.getuid() or os.stat("/dev/fuse").st_mode & 0o006 == 0o006:
         return
     node = scratch / "fuse"

@@ -1,4 +1,4 @@
-"""The files that are measured: made once, from a seed, and kept for the next time.
+"""The files to measure with: made once, from a seed, and kept for the next run.
 
 Each ``Item`` is a directory whose name ends in a hash of its recipe, with its facts in ``facts.json``. Items of other
 recipes are left alone until ``--clean``.
@@ -26,12 +26,12 @@ from benchmarks.tools import drop_caches, mystfuse_command, run
 GIB = 1 << 30
 SEED = 2026
 BLOCK_SIZE = 4096
-"""Bytes; small images would have smaller blocks than large ones."""
+"""The size in bytes; mke2fs gives small images smaller blocks than large ones."""
 NAMES_A_DIRECTORY = 100
 EVERY_NTH = 5
-"""Of a tree's files, which are read."""
+"""Every nth file of a tree is read."""
 MEAN_SIZE = 6000
-"""Bytes, of the files of a tree; their sizes are exponentially distributed."""
+"""The mean size of a tree's files in bytes; sizes are exponentially distributed."""
 MAX_SIZE = 256 << 10
 Say = Callable[[str], None]
 _NAMES = ("big", "secret", "tree", "empty", "sparse", "flat", "scratch")
@@ -39,7 +39,7 @@ _NAMES = ("big", "secret", "tree", "empty", "sparse", "flat", "scratch")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured. Sizes are bytes."""
+    """The amounts to measure with. Sizes are bytes."""
 
     big: int = 1 << 30
     """The large file."""
@@ -48,7 +48,7 @@ class Sizes:
     tree: int = 50_000
     """Entries of the tree, directories included."""
     untarred: int = 5000
-    """Files of the archive, about."""
+    """The approximate number of files in the archive."""
     created: int = 20_000
     written: int = 1 << 30
     small_writes: int = 5000
@@ -57,7 +57,7 @@ class Sizes:
     large_image: int = 64 << 30
     rounds: int = 3
     memory_passes: int = 4
-    """How often the large file is read before memory is looked at."""
+    """How often a reading of memory reads the large file first."""
 
 
 FULL = Sizes()
@@ -92,7 +92,7 @@ TINY = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that mystfuse made, and what is in it."""
+    """An image made by mystfuse, and its contents."""
 
     path: Path
     contents: Path
@@ -140,20 +140,21 @@ class Store:
         return self._make("secret", {"big": self.sizes.big, "names": self.sizes.names}, self._make_secret)
 
     def tree(self) -> Item:
-        """An image with a directory ``tree`` of many small files; every nth in ``files.list``; ``part.tar`` and what is
-        in it (``tar.list``)."""
+        """An image with a directory ``tree`` of many small files; every nth in ``files.list``; ``part.tar`` and its
+        contents (``tar.list``)."""
         return self._make("tree", {"tree": self.sizes.tree, "untarred": self.sizes.untarred}, self._make_tree)
 
     def empty(self) -> Item:
-        """An image with nothing in it but room to write."""
+        """An empty image with room to write."""
         return self._make("empty", {"size": self._room()}, self._make_empty)
 
     def sparse(self) -> Item:
-        """Two images with next to nothing in them: ``small`` of 64 MiB, and ``large``."""
+        """Two nearly empty images: ``small`` of 64 MiB, and ``large``."""
         return self._make("sparse", {"large": self.sizes.large_image}, self._make_sparse)
 
     def flat(self, count: int) -> Item:
-        """An image with a directory ``flat`` of so many names; one of them in ``first.list``, 99 in ``later.list``."""
+        """An image with a directory ``flat`` of this many names; one of them in ``first.list``, 99 in
+        ``later.list``."""
         return self._make("flat", {"flat": count}, functools.partial(self._make_flat, count))
 
     def _make(self, name: str, recipe: dict[str, int], build: Callable[[Path, Any], None]) -> Item:
@@ -196,7 +197,7 @@ class Store:
         (directory / "key").write_bytes(generator.randbytes(64))
         (directory / "passphrase").write_text(generator.randbytes(12).hex())
         for name in ("key", "passphrase"):
-            # It protects nothing, and an ordinary user reads it too.
+            # The key protects nothing, and an ordinary user reads it too.
             (directory / name).chmod(0o644)
         options = ["--encrypt", str(directory / "key"), "--passphrase-file", str(directory / "passphrase")]
         facts["crc"] = big.facts["crc"]
@@ -221,7 +222,7 @@ class Store:
         remove_tree(source)
 
     def _make_flat(self, count: int, directory: Path, facts: dict[str, Any]) -> None:
-        # Written through a mount: mke2fs goes through the whole directory for each name that it adds.
+        # Written through a mount: mke2fs searches the whole directory for each name that it adds.
         source, mountpoint, empty = directory / "source", directory / "mountpoint", directory / "empty.img"
         source.mkdir()
         mountpoint.mkdir()
@@ -249,7 +250,7 @@ class Store:
         facts["image"] = make_image(directory / "source", directory / "image.img", "--size", str(self._room()))
 
     def _room(self) -> int:
-        """Bytes of a file system that all that is written fits into, inodes included."""
+        """Bytes of a file system into which all these files fit, inodes included."""
         return self.sizes.written * 3 // 2 + (self.sizes.created + self.sizes.untarred) * 16384 + (64 << 20)
 
     def _make_sparse(self, directory: Path, facts: dict[str, Any]) -> None:
@@ -278,7 +279,7 @@ def _describe_image(image: Path) -> dict[str, Any]:
 
 
 def write_random(path: Path, size: int, seed: str) -> int:
-    """Write a file of ``size`` bytes that cannot be compressed; returns its CRC-32."""
+    """Write a file of ``size`` incompressible bytes; returns its CRC-32."""
     crc = 0
     generator = random.Random(f"{SEED} {seed}")  # nosec B311  # the same data every time
     with path.open("wb") as file:
@@ -301,12 +302,12 @@ def make_files(root: Path, paths: list[str], seed: str, mean: int = MEAN_SIZE) -
 
 
 def tree_paths(entries: int) -> list[str]:
-    """Files of a tree like /usr, together with its directories about ``entries``: nine to a directory, though a few
-    directories have thousands and most have two or three, and several deep."""
+    """Files of a tree like /usr; with its directories there are about ``entries``. On average nine in a directory: a
+    few have thousands, most have two or three; several levels deep."""
     generator = random.Random(f"{SEED} paths")  # nosec B311  # the same data every time
     directories = ["tree"]
     for index in range(1, entries // 10):
-        # Rather in one of the first than in one of the last.
+        # The first directories are more likely than the last ones.
         parent = directories[int(index * generator.random() ** 1.5)]
         directories.append(f"{parent}/{_name(generator)}")
     files = {
@@ -317,24 +318,24 @@ def tree_paths(entries: int) -> list[str]:
 
 
 def _name(generator: random.Random) -> str:
-    """10 to 26 characters, so that none comes twice."""
+    """10 to 26 characters, all different."""
     return generator.randbytes(generator.randint(5, 13)).hex()
 
 
 def _parents(paths: list[str]) -> set[str]:
-    """All directories on the way to some files."""
+    """All directories above some files."""
     return {str(parent) for path in paths for parent in PurePosixPath(path).parents if str(parent) != "."}
 
 
 def remove_unfinished(work: Path) -> None:
-    """Remove what a run that was killed was just making."""
+    """Remove an item that a killed run did not finish."""
     for entry in work.iterdir():
         if entry.name.startswith(tuple(f".{name}-" for name in _NAMES)):
             remove_tree(entry)
 
 
 def clean(work: Path) -> None:
-    """Remove what was made in ``work``, and nothing else."""
+    """Remove our items in ``work``, and nothing else."""
     remove_unfinished(work)
     for entry in work.iterdir():
         if (entry / "facts.json").exists():
@@ -353,7 +354,7 @@ def _describe(directory: Path, sizes: dict[str, int]) -> None:
 
 
 def _list(list_file: Path, source: Path, paths: list[str], facts: dict[str, Any], name: str) -> None:
-    """Note which files are to be read, and what they hold."""
+    """Record which files to read, and their contents."""
     list_file.write_text("\n".join(paths))
     contents = [(source / path).read_bytes() for path in paths]
     facts[f"{name}_bytes"], facts[f"{name}_crc"] = sum(map(len, contents)), checksum(contents)

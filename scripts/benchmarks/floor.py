@@ -1,9 +1,9 @@
-"""A file system that does nothing: the most that pyfuse3 allows, for comparison.
+"""A file system that does nothing: the best that pyfuse3 allows, for comparison.
 
     python -m benchmarks.floor CONTENTS.json MOUNTPOINT
 
-Same shape and same mount options as a mystfuse mount. All attributes are made before it is mounted, what is read is
-zeros, what is written is dropped, what is created is counted (``f_files`` of statvfs) and known by its number alone.
+Same shape and same mount options as a mystfuse mount. It makes all attributes before mounting; reads give zeros, writes
+are dropped, created files are counted (``f_files`` of statvfs) and known by their numbers alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mystfuse.mounting.session import MAX_TASKS
 
 CACHE_SECONDS = 86400
 ZEROS = memoryview(mmap.mmap(-1, 1 << 20))
-"""As much as the kernel asks for at once."""
+"""The most that the kernel asks for at once."""
 
 
 def make_attributes(ino: int, mode: int, size: int) -> EntryAttributes:
@@ -101,7 +101,7 @@ class Floor(pyfuse3.Operations):
         return attributes
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        # Created directories have no names: the kernel keeps what it was told when they were created.
+        # Created files have no names: the kernel keeps the attributes from their creation.
         return self._names.get(parent_inode, {}).get(name, self._absent)
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:

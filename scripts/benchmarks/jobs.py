@@ -1,7 +1,7 @@
-"""The jobs: what is measured on whom, and the marks that mystfuse is to reach.
+"""The jobs: measures, their contenders, and mystfuse's marks.
 
 Each measuring function takes one reading of one contender and returns a number in its job's unit; it raises
-``WrongResult`` when what it read is not what was written.
+``WrongResult`` when a read does not return the written data.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ MB = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What mystfuse's figure is to be at least: ``limit`` times that of ``against``. Without ``against``, what it is to
-    be at most."""
+    """The minimum of mystfuse's figure: ``limit`` times that of ``against``. Without ``against``, its maximum."""
 
     limit: float
     against: str = ""
     aim: bool = False
-    """Wanted, but not demanded."""
+    """Wanted, but not required."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Job:
     """By contender; mystfuse is among them."""
     marks: tuple[Mark, ...]
     exact_rounds: str = ""
-    """The field of ``Sizes`` that says how many readings are taken, whatever the rounds."""
+    """The field of ``Sizes`` with the number of readings, for any number of rounds."""
     once: bool = False
     """One reading is enough."""
     needs_root: bool = False
@@ -68,7 +67,7 @@ def read_big(bench: Bench, name: str, mode: str = "cold", ordinary: bool = False
 
 
 def walk_tree(bench: Bench, name: str, mode: str = "cold") -> float:
-    """Entries/s of listing a tree with the attributes of everything in it."""
+    """Entries/s of listing a tree with the attributes of all entries."""
     item = bench.store.tree()
     expected: Result = {"entries": item.facts["entries"], "bytes": item.facts["bytes"]}
     with bench.cold(name, item.image()) as (peer, mounted):

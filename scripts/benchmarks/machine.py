@@ -1,4 +1,4 @@
-"""What the figures were taken on."""
+"""The machine of the figures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def facts() -> dict[str, str]:
         "memory": f"{int(meminfo[1]) >> 20} GiB" if meminfo else "?",
         "load": f"{os.getloadavg()[0]:.1f}",
         "kernel": platform.release(),
-        "user": "root"
-        if os.getuid() == 0
-        else "an ordinary user: caches cannot be dropped, mounts are fresh all the same",
+        "user": "root" if os.getuid() == 0 else "an ordinary user: does not drop caches, but every mount is fresh",
         "mystfuse": f"{__version__} {_said('git', '-C', _HERE, 'describe', '--always', '--dirty')}",
         "python": platform.python_version(),
         "pyfuse3": version("pyfuse3"),

@@ -1,4 +1,4 @@
-"""Who is measured: mystfuse, and the file systems it is compared with. A peer mounts an image, for a block."""
+"""The contenders: mystfuse, and the file systems to which it is compared. A peer mounts an image, for a block."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ SECONDS_TO_END = 60
 class Mounted:
     path: Path
     pid: int | None
-    """The process that serves it, if there is one."""
+    """The process that serves the mount, if there is one."""
 
     def memory(self, field: str) -> float:
-        """VmRSS or VmHWM of the process that serves it, MiB."""
+        """VmRSS or VmHWM of that process, MiB."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) / 1024
@@ -49,12 +49,12 @@ class Mounted:
 
     @property
     def read_ahead(self) -> int:
-        """KiB that the kernel reads ahead on it."""
+        """The kernel's read-ahead on the mount in KiB."""
         return int(_read_ahead_file(self.path).read_text())
 
 
 class Peer(ABC):
-    """One of those who mount images.
+    """A program that mounts images.
 
     Args:
         scratch: a directory for mountpoints and for copies of images.
@@ -68,13 +68,13 @@ class Peer(ABC):
 
     @abstractmethod
     def missing(self) -> str:
-        """Why it cannot be measured here; "" if it can."""
+        """Why this machine does not measure it; "" if it does."""
 
     @abstractmethod
     def _mount(
         self, image: Image, mountpoint: Path, writable: bool, ordinary: bool
     ) -> AbstractContextManager[int | None]:
-        """A context manager that mounts and unmounts, and gives the serving process' number."""
+        """A context manager that mounts and unmounts, and yields the serving process' number."""
 
     @contextmanager
     def mount(self, image: Image, *, writable: bool = False, ordinary: bool = False) -> Iterator[Mounted]:
@@ -85,7 +85,7 @@ class Peer(ABC):
             ordinary: as an ordinary user, if we are root.
 
         Raises:
-            BenchmarkError: it cannot be mounted, or not be unmounted.
+            BenchmarkError: mounting or unmounting failed.
         """
         mountpoint = Path(tempfile.mkdtemp(prefix="mount-", dir=self.scratch))
         if ordinary and os.getuid() == 0:
@@ -94,20 +94,20 @@ class Peer(ABC):
             with self._mount(image, mountpoint, writable, ordinary) as pid:
                 yield Mounted(mountpoint, pid)
         finally:
-            # Fails, as it should, when something is still mounted there.
+            # Fails, as it should, when a mount is left there.
             mountpoint.rmdir()
 
 
 class Mystfuse(Peer):
     name = "mystfuse"
     seconds_to_mount = 0.0
-    """What the last mount took until the command returned, with its mount answering."""
+    """The seconds of the last mount until the command returned, with its mount answering."""
 
     def missing(self) -> str:
         return ""
 
     def command(self, image: Image, mountpoint: Path) -> list[str]:
-        """What mounts it in the background."""
+        """The options that mount it in the background."""
         keys = [f"--key-file={image.key}"] if image.key else []
         trust = f"--roothash={image.root_hash}"
         return [*mystfuse_command(), "mount", trust, *keys, str(image.path), str(mountpoint)]
@@ -116,7 +116,7 @@ class Mystfuse(Peer):
     def _mount(self, image: Image, mountpoint: Path, writable: bool, ordinary: bool) -> Iterator[int | None]:
         pid: int | None = None
         try:
-            # For writing always: that is how it is used, and reading must not gain from its absence.
+            # Always writable: that is the usual way, and a read-only mount must not improve the reading.
             start = time.perf_counter()
             run(*self.command(image, mountpoint), ordinary=ordinary)
             self.seconds_to_mount = time.perf_counter() - start
@@ -125,7 +125,7 @@ class Mystfuse(Peer):
         finally:
             _end_mystfuse(mountpoint)
             if pid is not None:
-                # As the first process of a name space we are its parent.
+                # As the first process of a namespace we are its parent.
                 with suppress(ChildProcessError):
                     os.waitpid(pid, 0)
 
@@ -175,12 +175,12 @@ class Kernel(Peer):
 
 
 class Floor(Peer):
-    """Empty operations: the most that pyfuse3 allows."""
+    """Empty operations: the best that pyfuse3 allows."""
 
     name = "floor"
     keeps_writes = False
     read_ahead = 128
-    """KiB; to be what mystfuse has."""
+    """KiB, like mystfuse's."""
 
     def missing(self) -> str:
         return ""
@@ -190,7 +190,7 @@ class Floor(Peer):
         command: list[StrPath] = [sys.executable, "-m", "benchmarks.floor", image.contents, mountpoint]
         with _served(as_user(command, ordinary), mountpoint) as pid:
             if not ordinary and os.getuid() == 0:
-                # INIT has to be answered first: that sets it, too.
+                # The kernel applies INIT's answer first, which sets it too.
                 os.statvfs(mountpoint)
                 _read_ahead_file(mountpoint).write_text(str(self.read_ahead))
             yield pid
@@ -206,7 +206,7 @@ def _read_ahead_file(mountpoint: Path) -> Path:
 
 @contextmanager
 def _own_copy(image: Image, scratch: Path, is_wanted: bool) -> Iterator[Path]:
-    """The image itself, or a copy for one who writes into it."""
+    """The image itself, or a copy for a peer that writes into it."""
     if not is_wanted:
         yield image.path
         return
@@ -221,7 +221,7 @@ def _own_copy(image: Image, scratch: Path, is_wanted: bool) -> Iterator[Path]:
 
 @contextmanager
 def _served(command: Sequence[StrPath], mountpoint: Path) -> Iterator[int]:
-    """A mount that a program serves which stays in the foreground; gives the program's number."""
+    """A mount by a program that stays in the foreground; yields the program's number."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             [os.fspath(word) for word in command], stdin=subprocess.DEVNULL, stdout=said, stderr=said
@@ -246,13 +246,13 @@ def _served(command: Sequence[StrPath], mountpoint: Path) -> Iterator[int]:
 
 
 def _is_mounted(mountpoint: Path) -> bool:
-    """By the mount table: nothing is asked of the mount itself."""
+    """By the mount table, without a request to the mount itself."""
     wanted = str(mountpoint).encode()
     return any(line.split(b" ")[4] == wanted for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1])
 
 
 def _unmount(mountpoint: Path) -> None:
-    """Unmount; what somebody else has just opened is waited for, and then unmounted all the same."""
+    """Unmount; waits for a program that has just opened something, and then unmounts all the same."""
     command = ["umount"] if os.getuid() == 0 else ["fusermount3", "-u"]
     for _ in range(50):
         if subprocess.run([*command, str(mountpoint)], capture_output=True, check=False).returncode == 0:

@@ -17,18 +17,18 @@ COLUMNS = 2
 COLORS = {"mystfuse": "tab:blue", "fuse2fs": "tab:red", "kernel": "tab:green", "floor": "tab:gray"}
 REACHED, MISSED = "tab:green", "tab:red"
 MOST = 2.5
-"""Times its mark that the longest bar stands for; longer ones are cut off there."""
+"""The longest bar stands for this many times its mark; longer ones are cut off there."""
 NUMBERS = FuncFormatter(lambda value, _: number(value))
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As SVG, in which text is text and can be searched."""
+    """As SVG with text as text, which can be searched."""
     with rc_context({"svg.fonttype": "none"}):
         figure.savefig(path, format="svg")
 
 
 def save_bars(path: Path, outcomes: Iterable[Outcome], subtitle: str) -> None:
-    """How mystfuse's figures stand to their marks: a bar that passes the line has reached its mark."""
+    """mystfuse's figures and their marks: a bar that passes the line has reached its mark."""
     rows = [(outcome, verdict) for outcome in outcomes for verdict in outcome.verdicts() if not verdict.mark.aim]
     figure = Figure(figsize=(10, 1.2 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots()

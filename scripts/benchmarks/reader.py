@@ -1,9 +1,9 @@
-"""The program that does the readings: the same for every peer, in a process of its own, as any user.
+"""The program that takes the readings: the same for every peer, in a process of its own, as any user.
 
     python reader.py COMMAND ARGUMENT...
 
-Prints one JSON object: ``seconds`` that the thing itself took, without the program's start and without the check of
-what was read, and what the check found. Needs nothing but the standard library, find(1) and tar(1).
+Prints one JSON object: the ``seconds`` of the measured calls, without the program's start and without the check of the
+data, and the result of the check. Needs only the standard library, find(1) and tar(1).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Result = dict[str, float | int | str]
 
 
 def checksum(parts: Iterable[bytes | memoryview | mmap.mmap], crc: int = 0) -> int:
-    """CRC-32 of all parts one after another (behind what ``crc`` is of). We look for mistakes, not for forgers."""
+    """CRC-32 of all parts one after another (continuing ``crc``). We look for mistakes, not for forgers."""
     for part in parts:
         crc = zlib.crc32(part, crc)
     return crc
@@ -40,7 +40,7 @@ def pages(size: int) -> mmap.mmap:
     """Memory to read into or write from, of whole pages, as cat(1), cp(1) and dd(1) use it.
 
     Not a bytearray: to 16 bytes behind a page boundary, where it lies, some processors copy at a fifth of their speed,
-    which would be all that is measured.
+    and we would measure that.
     """
     buffer = mmap.mmap(-1, size)
     buffer.write(bytes(size))
@@ -56,10 +56,9 @@ def _through(descriptor: int, buffer: mmap.mmap) -> Iterable[memoryview]:
 
 
 def sequential(path: str, mode: str) -> Result:
-    """Read a file from beginning to end; ``warm``: once before that, and opened anew.
+    """Read a file from beginning to end; ``warm``: read it once before that, and open it anew.
 
-    It is checked afterwards through the same descriptor, from the pages that were just read.
-    """
+    The check reads it afterwards through the same descriptor, from the same pages."""
     buffer = pages(MIB)
     if mode == "warm":
         descriptor = os.open(path, os.O_RDONLY)
@@ -76,7 +75,7 @@ def sequential(path: str, mode: str) -> Result:
 
 
 def walk(path: str, mode: str) -> Result:
-    """Count what is below a directory, and the sizes of files, by find(1); ``warm``: once before that."""
+    """Count the files below a directory, and their sizes, by find(1); ``warm``: run it once before."""
     command = ["find", path, "-mindepth", "1", "-printf", "%y %s\\n"]
     if mode == "warm":
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
@@ -89,7 +88,7 @@ def walk(path: str, mode: str) -> Result:
 
 
 def files(root: str, list_file: str) -> Result:
-    """Open, read and close each of the files that are listed, a line each, relative to ``root``."""
+    """Open, read and close each of the listed files, one on each line, relative to ``root``."""
     paths = [f"{root}/{line}" for line in Path(list_file).read_text().splitlines()]
     found: list[bytes] = []
     buffer = pages(128 << 10)
@@ -104,7 +103,7 @@ def files(root: str, list_file: str) -> Result:
 
 
 def random_reads(path: str, count: str, seed: str) -> Result:
-    """Read single blocks of 4 KiB, none twice, in an order that depends on the seed alone."""
+    """Read single blocks of 4 KiB, none twice, in a random order that depends only on the seed."""
     descriptor = os.open(path, os.O_RDONLY)
     blocks = os.fstat(descriptor).st_size // 4096
     offsets = [block * 4096 for block in random.Random(int(seed)).sample(range(blocks), min(int(count), blocks))]  # nosec B311  # the same order every time
@@ -142,7 +141,7 @@ def small_writes(path: str, size: str, count: str) -> Result:
 
 
 def mapped_writes(path: str, size: str, count: str) -> Result:
-    """Write a little into each page of a file through a mapping, and each at once to the file: msync(2)."""
+    """Write a little into each page of a file through a mapping, and sync each to the file at once: msync(2)."""
     page = mmap.PAGESIZE
     pieces = [random.Random(index).randbytes(int(size)) for index in range(int(count))]  # nosec B311  # the same every time
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -179,7 +178,7 @@ def create(directory: str, count: str) -> Result:
 
 
 def created(directory: str, count: str) -> Result:
-    """How many of the files that ``create`` made are there as they should be."""
+    """How many of the files that ``create`` made exist with the right contents."""
     good = sum(Path(path).read_bytes() == content for path, content in _created(directory, int(count)))
     return {"seconds": 0, "files": good}
 
@@ -211,7 +210,7 @@ def stream(path: str) -> Result:
 
 
 def stats(root: str, list_file: str) -> Result:
-    """Look up each of the files that are listed."""
+    """Look up each of the listed files."""
     paths = [f"{root}/{line}" for line in Path(list_file).read_text().splitlines()]
     start = time.perf_counter()
     sizes = sum(os.lstat(path).st_size for path in paths)
@@ -221,7 +220,7 @@ def stats(root: str, list_file: str) -> Result:
 def lookups(root: str, list_file: str, streamed: str) -> Result:
     """Look up names that the kernel does not know yet while another process reads a file at full speed.
 
-    Returns the 99th percentile of the latencies, seconds, and how fast the other process was meanwhile.
+    Returns the 99th percentile of the latencies, seconds, and the other process's speed meanwhile.
     """
     paths = [f"{root}/{line}" for line in Path(list_file).read_text().splitlines()]
     for parent in sorted({os.path.dirname(path) for path in paths}):

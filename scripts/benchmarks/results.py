@@ -1,4 +1,4 @@
-"""What came out: readings, their medians, and whether the marks are reached; as a table and as JSON."""
+"""Results: readings, their medians, and whether they reach the marks; as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUBJECT = "mystfuse"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One mark, and how we stand to it."""
+    """One mark, and mystfuse's figure in relation to it."""
 
     mark: Mark
     value: float
@@ -49,19 +49,19 @@ class Outcome:
     readings: dict[str, list[float]] = field(default_factory=dict)
     """By contender, in the job's unit."""
     seconds: float = 0.0
-    """What it took altogether."""
+    """Seconds of the whole job."""
 
     def median(self, contender: str) -> float | None:
         values = self.readings.get(contender)
         return statistics.median(values) if values else None
 
     def ratio(self, contender: str) -> float | None:
-        """How many times mystfuse's figure is that of another."""
+        """mystfuse's figure divided by another's."""
         own, other = self.median(SUBJECT), self.median(contender)
         return own / other if own is not None and other else None
 
     def verdicts(self) -> list[Verdict]:
-        """Those of the marks that can be judged by what was measured."""
+        """The marks for which both figures exist."""
         found = []
         for mark in self.job.marks:
             value = self.ratio(mark.against) if mark.against else self.median(SUBJECT)
@@ -92,18 +92,18 @@ class Outcome:
 
 
 def number(value: float) -> str:
-    """Three digits that mean something."""
+    """Three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def spread(values: list[float]) -> str:
-    """Median, and the range when there is one."""
+    """Median, and the range if there are several readings."""
     middle = number(statistics.median(values))
     return middle if len(values) < 2 else f"{middle} ({number(min(values))} to {number(max(values))})"
 
 
 def print_table(console: Console, outcomes: Iterable[Outcome]) -> None:
-    """One line a contender: its figure, and what mystfuse's is in proportion, with the marks."""
+    """One line for each contender: its figure, and mystfuse's ratio to it, with the marks."""
     table = Table(title="Median (range); ratio: mystfuse to the other", title_justify="left", highlight=False)
     for heading, justify in (("job", "left"), ("", "left"), ("figure", "right"), ("ratio", "right"), ("mark", "left")):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How mystfuse's figures grow: with the size of files, trees, directories and images, and with what has been read."""
+"""How mystfuse's figures grow: with the size of files, trees, directories and images, and with the number of reads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Plot:
 
 
 class Scaling:
-    """Measures all plots; what it makes beyond the usual data is removed at once.
+    """Measures all plots; removes files beyond the usual data at once.
 
     Args:
-        divisor: makes everything smaller by so much, to see that it works.
+        divisor: makes everything smaller by this factor, to try it out.
     """
 
     def __init__(self, work: Path, sizes: Sizes, scratch: Path, say: Say, divisor: int = 1) -> None:
@@ -95,7 +95,7 @@ class Scaling:
         ]
 
     def _lookup_in(self, count: int, names: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """The time in milliseconds of the first look-up, and the mean of those after it."""
+        """The milliseconds of the first lookup, and the mean of those after it."""
         bench = self._bench(self._sizes)
         item = bench.store.flat(count)
         found: dict[str, tuple[float, float]] = {}
@@ -154,7 +154,7 @@ class Scaling:
     def _sweep(
         self, values: Iterable[int], contenders: str, measure: Callable[[int, Sequence[str]], dict[str, float]]
     ) -> dict[str, list[Point]]:
-        """Measure at each value whoever can be measured here."""
+        """Measure every available contender at each value."""
         bench = self._bench(self._sizes)
         names = [name for name in contenders.split() if not bench.missing(name)]
         lines: dict[str, list[Point]] = {name: [] for name in names}
@@ -162,7 +162,7 @@ class Scaling:
             for name, figure in measure(value, names).items():
                 lines[name].append((value, figure))
         if not any(lines.values()):
-            raise BenchmarkError("nobody to measure")
+            raise BenchmarkError("no contender to measure")
         return lines
 
 

@@ -1,4 +1,4 @@
-"""Measures of what is done without a mount, or until there is one: verifying, making images, mounting, other tools."""
+"""Measures without a mount, or until there is one: verifying, making images, mounting, other tools."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def nbdkit_copy(bench: Bench) -> float:
             start = time.perf_counter()
             size = int(run("nbdinfo", "--size", uri))
             opened = time.perf_counter()
-            # One connection, as one reader has; each connection opens the key slot anew.
+            # One connection, like a single reader; each connection opens the key slot anew.
             run("nbdcopy", "--connections=1", uri, "null:")
             seconds = time.perf_counter() - opened - (opened - start)
         finally:
@@ -94,7 +94,7 @@ def _warm_source(bench: Bench) -> Path:
 
 
 def mkext2(bench: Bench) -> float:
-    """MB/s of ``mystfuse mkext2``; what it made is verified."""
+    """MB/s of ``mystfuse mkext2``; the result is verified."""
     source = _warm_source(bench)
     with bench.directory() as directory:
         target = directory / "image"
@@ -109,7 +109,7 @@ def mkext2(bench: Bench) -> float:
 
 
 def mke2fs_and_format(bench: Bench) -> float:
-    """MB/s of mke2fs and veritysetup, which make an image of the same size."""
+    """MB/s of mke2fs and veritysetup, making an image of the same size."""
     source = _warm_source(bench)
     size = bench.store.big().image().hash_offset
     with bench.directory() as directory:
@@ -131,12 +131,12 @@ def mount_time(bench: Bench, which: str) -> float:
 
 
 def mount_difference(bench: Bench) -> float:
-    """Milliseconds that mounting the large image takes longer than mounting the small one."""
+    """Milliseconds by which mounting the large image takes longer than mounting the small one."""
     return mount_time(bench, "large") - mount_time(bench, "small")
 
 
 def mount_bytes(bench: Bench) -> float:
-    """KiB of the large image that have been read when it is mounted."""
+    """KiB of the large image that mounting it reads."""
     with bench.mystfuse.mount(bench.store.sparse().image("large")) as mounted:
         status = json.loads(run(*mystfuse_command(), "status", "--json", mounted.path))
         return float(status["bytes_fetched"]) / 1024

@@ -1,4 +1,4 @@
-"""Running other programs, and how a benchmark ends when something is wrong."""
+"""Running other programs, and ending a benchmark when something is wrong."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ StrPath = str | os.PathLike[str]
 ORDINARY_USER = "nobody"
 READER = Path(__file__).with_name("reader.py")
 TIMEOUT = 1800
-"""Seconds that anything may take."""
+"""Seconds that any program may take."""
 
 
 class BenchmarkError(Exception):
-    """Something failed that should have worked."""
+    """Something that should work failed."""
 
 
 class LeftOut(BenchmarkError):
-    """It cannot be measured on this machine, which is nobody's fault."""
+    """This machine has no means to measure it, which is not an error."""
 
 
 class WrongResult(BenchmarkError):
-    """What was read is not what was written."""
+    """A read returned other data than was written."""
 
 
 def user_ids() -> tuple[int, int]:
@@ -52,7 +52,7 @@ def as_user(command: Sequence[StrPath], ordinary: bool) -> list[str]:
 def check_ordinary_user() -> None:
     """
     Raises:
-        LeftOut: we are root, and no ordinary user could mount anything with our code.
+        LeftOut: we are root, and an ordinary user has no access to our code.
     """
     if os.getuid():
         return
@@ -65,7 +65,7 @@ def check_ordinary_user() -> None:
 
 
 def run(*command: StrPath, ordinary: bool = False) -> str:
-    """Run a program to its end; returns what it prints.
+    """Run a program to its end; returns its output.
 
     Raises:
         BenchmarkError: it failed, with its last line.
@@ -95,7 +95,7 @@ def run_reader(command: str, *arguments: StrPath | int, ordinary: bool = False) 
 
 
 def mystfuse_command() -> list[str]:
-    """The words that start mystfuse."""
+    """The command words that start mystfuse."""
     return [str(Path(sys.executable).with_name("mystfuse"))]
 
 
@@ -104,13 +104,13 @@ def is_installed(tool: str) -> bool:
 
 
 def drop_caches() -> None:
-    """Take everything out of the kernel's caches that can be taken out; nothing happens without root."""
+    """Drop everything droppable from the kernel's caches; does nothing without root."""
     if os.getuid() == 0:
         Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def read_into_page_cache(path: Path) -> None:
-    """Read a file once, so that storage does not count."""
+    """Read a file once, so that its storage does not matter."""
     buffer = bytearray(1 << 20)
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):

@@ -1,1 +1,1 @@
-"""What makes parts of the documents: the recorded session and the reference of commands."""
+"""Makes parts of the documents: the recorded session and the reference of commands."""

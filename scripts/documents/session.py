@@ -2,7 +2,7 @@
 
     scripts/docs --record
 
-Needs /dev/fuse. The commands run in a temporary directory, each in a shell of its own, in this order.
+Needs /dev/fuse. The commands run in a temporary directory, each in a shell of its own, one after the other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ openssl rsa -in private.pem -pubout -out public.pem
 cp -r /usr/share/common-licenses licences
 mkdir mnt
 """
-"""What the session takes as given: a key pair, a directory, and a mountpoint."""
+"""The session's premises: a key pair, a directory, and a mountpoint."""
 
 COMMANDS = (
     "mystfuse mkext2 --sign public.pem:private.pem licences app.img",
@@ -43,9 +43,9 @@ TIMEOUT_SECONDS = 60
 
 
 def run_commands(directory: Path) -> list[tuple[str, str]]:
-    """Run the session in an empty directory: each command, and what it prints on stdout and stderr.
+    """Run the session in an empty directory: each command, and its stdout and stderr.
 
-    Raises subprocess.CalledProcessError when a command fails; whatever happens, nothing stays mounted.
+    Raises subprocess.CalledProcessError when a command fails; in every case nothing stays mounted.
     """
 
     def shell(command: str) -> str:

@@ -1,1 +1,1 @@
-"""``scripts/soak``: a mount under mixed load for a long time, and whether it stood that."""
+"""``scripts/soak``: a mount under mixed load for a long time, and whether it kept its promises."""

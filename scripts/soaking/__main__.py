@@ -37,13 +37,13 @@ from soaking.share import Task
 
 DEFAULT_WORK = Path("/var/tmp/mystfuse-soak")
 POINTS = 5
-"""Times that everything is checked while the load pauses, before the end."""
+"""How often the load pauses for a check of everything, before the end."""
 _DROP_EVERY = 20.0
-"""Seconds between two times that the kernel's caches are emptied."""
+"""Seconds between two drops of the kernel's caches."""
 _FILLED, _FILLED_WITH_STORE = 0.6, 3.0
-"""Times the overlay's limit, what the workers together keep written."""
+"""The amount that the workers together keep written, as a multiple of the overlay's limit."""
 _PATIENCE = 20.0
-"""Seconds in which removed files must have been released."""
+"""Seconds within which removed files must have been released."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KEY_BYTES = 64
 _BLOCK_SECTORS = 8
@@ -52,7 +52,7 @@ _BLOCK_SECTORS = 8
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns the exit status."""
-    # As the first process of a name space we get no signal that we do not ask for.
+    # As the first process of a namespace we get only signals for which we install a handler.
     for number in _ENDING:
         signal.signal(number, _interrupt)
     options = _parser().parse_args(arguments)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # Once: a second ^C must not end the cleaning up.
+    # Only once: a second ^C must not end the cleaning up.
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -80,7 +80,7 @@ def _size(value: str) -> int:
 
 
 def _from_to(least: float, most: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
-    """Reads a number within bounds."""
+    """Parses a number within bounds."""
 
     def parse(value: str) -> float:
         try:
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def _work_directory(parent: Path) -> Iterator[Path]:
-    """A directory for the time of a run, locked; those that killed runs have left are removed."""
+    """A directory for the time of a run, locked; removes those of killed runs."""
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob("soak-*"):
         with _locked(left) as is_ours:
@@ -145,7 +145,7 @@ def _work_directory(parent: Path) -> Iterator[Path]:
         with _locked(path):
             yield path
     finally:
-        # A mount that could not be taken away must not be emptied.
+        # Do not empty a mount that failed to unmount.
         if not mounts_in(path):
             remove_tree(path)
 
@@ -175,17 +175,17 @@ class Soak:
         times = _FILLED_WITH_STORE if options.overlay_store else _FILLED
         self._data: int = options.data or int(options.overlay_limit * times)
         self._free: int = self._room()
-        """Bytes that are free in the image."""
+        """The free bytes in the image."""
         self._console = Console(width=None if sys.stdout.isatty() else 120)
         self._verdicts: list[Verdict] = []
         self._points: list[dict[str, Any]] = []
         self._meter = Meter(options.processes)
         self._loaded = 0.0
-        """Seconds that the load took."""
+        """The seconds of the load."""
         self._next_drop = 0.0
 
     def run(self) -> int:
-        """All of it; returns the exit status."""
+        """Run all of it; returns the exit status."""
         facts = machine.facts()
         self._say(f"{facts['CPU']}, {facts['cores']} cores, Linux {facts['kernel']}, mystfuse {facts['mystfuse']}")
         adopt_orphans()
@@ -214,7 +214,7 @@ class Soak:
     def _room(self) -> int:
         limit: int = self._options.overlay_limit
         if self._options.overlay_store:
-            # The store does not fill, so the file system has to.
+            # The store does not fill up, so the file system has to.
             return self._data + limit
         return 2 * (max(self._data, limit) + 16 * MIB)
 
@@ -225,7 +225,7 @@ class Soak:
         self._verdicts.append(Verdict(name, is_right, said if is_right else f"not so: {said}"))
 
     def _judge_all(self, name: str, wrongs: Sequence[str], said: str) -> None:
-        """One verdict for each thing that was wrong; one if nothing was."""
+        """One verdict for each fault; one if there is none."""
         self._verdicts += [Verdict(name, False, wrong) for wrong in wrongs] or [Verdict(name, True, said)]
 
     def _make_image(self) -> tuple[Path, Manifest, Path | None]:
@@ -262,7 +262,7 @@ class Soak:
         ]
         self._meter.phase = Phase.PAUSE
         with ExitStack() as stack:
-            # The order matters: a worker that waits for the mount ends with the daemon, and not before.
+            # Workers last: one that waits for the mount ends with the daemon, and not before.
             crew = Crew(tasks, self._meter)
             stack.callback(crew.reap)
             stack.enter_context(daemon)
@@ -342,7 +342,7 @@ class Soak:
         )
 
     def _commit(self) -> None:
-        """A new image of what is there at the end is sound, too."""
+        """A new image of the final state is sound, too."""
         new, plain = self._work / "committed.img", self._work / "plain.img"
         words = ["--decrypt"] if self._options.encrypted else []
         try:
@@ -357,7 +357,7 @@ class Soak:
         self._judge("commit", verdict == "", verdict or "verified, and e2fsck has nothing to say")
 
     def _remember_space(self) -> Callable[[Daemon], None]:
-        """What is free now; returns what judges it when the workers have removed everything."""
+        """Record the free space; returns a function that checks it once the workers have removed everything."""
         free, held = os.statvfs(self._mountpoint), self._held()
 
         def check(daemon: Daemon) -> None:
@@ -380,7 +380,7 @@ class Soak:
         return check
 
     def _held(self) -> tuple[int, int]:
-        """(blocks, inodes) of what workers may change."""
+        """(blocks, inodes) that workers may change."""
         inodes: dict[int, int] = {}
         for top in ("own", "shared"):
             for path, _, names in os.walk(self._mountpoint / top):
@@ -431,7 +431,7 @@ class Soak:
 
 
 def _fsck(image: Path) -> str:
-    """What e2fsck says about a file system, in one line; "" if nothing."""
+    """e2fsck's verdict on a file system, in one line; "" if it is clean."""
     result = subprocess.run(["e2fsck", "-fn", image], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if result.returncode == 0:
         return ""
@@ -454,9 +454,9 @@ def _sha256(path: Path) -> str:
 
 
 def _children() -> list[str]:
-    """The processes that are left, those that our programs have started and left included: their command lines."""
+    """The command lines of processes that are left, including children of our programs."""
     try:
-        # Some have only left their exit status, since nobody else waits for them.
+        # Some are zombies, since no other process waits for them.
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:

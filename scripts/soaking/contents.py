@@ -1,6 +1,6 @@
 """Contents that say what they are: every 32 bytes name the worker, the file, the generation and the offset.
 
-So what is read where something else should be tells by itself whether it is stale, lost, or somebody else's.
+So wrong data shows by itself whether it is stale, misplaced, or another worker's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import struct
 from bisect import bisect_right
 
 CELL = 512
-"""Bytes in which all records are the same."""
+"""The period of records in bytes."""
 _RECORD = struct.Struct("<4sIIIQQ")
 """Magic, worker, file, generation, the cell's offset, and a number mixed from the last two."""
 _MAGIC = b"soak"
@@ -18,7 +18,7 @@ _MASK = (1 << 64) - 1
 
 
 def stream(worker: int, file: int, generation: int, start: int, end: int) -> bytes:
-    """Bytes ``start`` to ``end`` of what a file holds in one generation."""
+    """Bytes ``start`` to ``end`` of a file's contents in one generation."""
     first, last = start // CELL, -(-end // CELL)
     data = b"".join(
         _RECORD.pack(_MAGIC, worker, file, generation, cell * CELL, (cell + 1) * (generation + 1) * _GOLDEN & _MASK)
@@ -29,7 +29,7 @@ def stream(worker: int, file: int, generation: int, start: int, end: int) -> byt
 
 
 def describe(data: bytes, position: int) -> str:
-    """What lies at ``position``, in words. Records begin at multiples of 32."""
+    """The record at ``position``, in words. Records begin at multiples of 32."""
     record = data[position - position % _RECORD.size :][: _RECORD.size]
     if not record.strip(b"\0"):
         return "zeros"
@@ -40,11 +40,11 @@ def describe(data: bytes, position: int) -> str:
 
 
 class Contents:
-    """What a file should hold: a size, and extents (start, end, generation) between which there are zeros.
+    """The expected contents of a file: a size, and extents (start, end, generation) between which there are zeros.
 
     Args:
-        worker, file: whose it is, for the records.
-        size: bytes that it has in generation 1.
+        worker, file: its owner, for the records.
+        size: its size in generation 1.
     """
 
     def __init__(self, worker: int, file: int, size: int = 0) -> None:
@@ -59,13 +59,13 @@ class Contents:
         return sum(end - start for start, end, _ in self.extents)
 
     def put(self, start: int, end: int, generation: int) -> None:
-        """A generation has been written from ``start`` to ``end``."""
+        """Record that a generation was written from ``start`` to ``end``."""
         if end > start:
             self.extents = sorted([*self._without(start, end), (start, end, generation)])
             self.size = max(self.size, end)
 
     def truncate(self, size: int) -> None:
-        """The file has been made shorter or longer."""
+        """Record that the file was made shorter or longer."""
         self.extents = list(self._without(size, max(size, self.size)))
         self.size = size
 
@@ -74,7 +74,7 @@ class Contents:
         return left + [(max(s, end), e, g) for s, e, g in self.extents if e > end]
 
     def expected(self, start: int, end: int) -> bytes:
-        """What a read of that range should give; shorter at the end of the file."""
+        """The expected data of that range; shorter at the end of the file."""
         end = min(end, self.size)
         parts: list[bytes] = []
         position = start
@@ -89,8 +89,8 @@ class Contents:
         return b"".join(parts)
 
     def difference(self, found: bytes, start: int, end: int) -> str:
-        """What is wrong with ``found``, read from ``start`` to ``end``; "" if nothing is."""
-        # Records are looked at whole.
+        """The difference of ``found``, read from ``start`` to ``end``; "" if there is none."""
+        # Compare whole records.
         expected = self.expected(start, end)
         if found == expected:
             return ""

@@ -1,4 +1,4 @@
-"""The worker processes: started, led from one phase to the next, watched, and ended."""
+"""The worker processes: started, moved from phase to phase, watched, and ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATIENCE = 300.0
 
 
 class Stopped(Exception):
-    """A worker has ended, or hangs: the soak cannot go on. What was wrong is in ``Crew.wrongs``."""
+    """A worker has ended or hangs, so the soak ends too. ``Crew.wrongs`` says what was wrong."""
 
 
 class Crew:
@@ -29,7 +29,7 @@ class Crew:
 
     def __init__(self, tasks: Sequence[Task], meter: Meter) -> None:
         self.wrongs: list[str] = []
-        """What workers found wrong, a line each."""
+        """The faults that workers found, a line each."""
         self._meter = meter
         self._pids: dict[int, int] = {}
         self._progress: dict[int, tuple[int, float]] = {}
@@ -51,9 +51,9 @@ class Crew:
             os.close(writer)
 
     def lead(self, phase: Phase, meanwhile: Callable[[], None]) -> None:
-        """Let all come to a phase; calls ``meanwhile`` again and again. Raises Stopped."""
+        """Wait until all reach a phase; calls ``meanwhile`` again and again. Raises Stopped."""
         self._meter.phase = phase
-        # Nobody may have looked for long.
+        # This process may not have looked for a long time.
         self._progress.clear()
         while any(state is not phase for state in self._meter.states()):
             self.watch()
@@ -61,7 +61,7 @@ class Crew:
             time.sleep(0.02)
 
     def watch(self) -> None:
-        """Raises Stopped when somebody has ended before the time, or does not get on."""
+        """Raises Stopped when a worker has ended early, or makes no progress."""
         self._collect()
         if self.wrongs:
             raise Stopped
@@ -99,7 +99,7 @@ class Crew:
         return b"".join(parts).decode(errors="replace").splitlines()
 
     def wait(self, seconds: float = 30) -> None:
-        """Let those end who have come to the last phase. Raises Stopped."""
+        """Let the workers end that have reached the last phase. Raises Stopped."""
         deadline = time.monotonic() + seconds
         while self._pids:
             self._collect()
@@ -110,12 +110,12 @@ class Crew:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End all of them. One that waits for the mount ends with that, and not before."""
+        """End all of them. A worker that waits for the mount ends with it, and not before."""
         for pid in self._pids:
             os.kill(pid, signal.SIGKILL)
 
     def reap(self, seconds: float = math.inf) -> None:
-        """Wait for those that have been killed, so long. What they have said before counts."""
+        """Wait this long for killed workers. Their earlier reports count."""
         deadline = time.monotonic() + seconds
         while self._pids and time.monotonic() < deadline:
             for pid in list(self._pids):
@@ -129,7 +129,7 @@ def _work(task: Task, meter: Meter, writer: int) -> None:
     """A worker's process; does not return."""
     status = 1
     try:
-        # The terminal's ^C reaches everybody: the parent decides.
+        # The terminal's ^C reaches every process: the parent decides.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

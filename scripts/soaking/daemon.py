@@ -1,4 +1,4 @@
-"""The mount that is soaked, and its daemon: started under a bound, looked at every second, ended, and judged."""
+"""The mount under test and its daemon: started under a memory limit, sampled every second, ended, and judged."""
 
 from __future__ import annotations
 
@@ -29,48 +29,47 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def adopt_orphans() -> None:
-    """Make daemons that leave their parents our children, so that we see how they end, and that none is left. Raises
-    OSError."""
+    """Make orphaned daemons our children, so that we see how they end, and that none is left. Raises OSError."""
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1):
         raise OSError("prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How the daemon is at one moment."""
+    """The daemon's state at one moment."""
 
     second: float
-    """Since the load began."""
+    """Seconds since the load began."""
     rss: int
-    """Bytes that are in memory."""
+    """Bytes in memory."""
     overlay: int
-    """Bytes that the overlay says it takes up in memory."""
+    """Bytes in memory by the overlay's own count."""
     store: int
-    """Bytes that are in the overlay's store."""
+    """Bytes in the overlay's store."""
     threads: int
     descriptors: int
     cpu: float
-    """Seconds of processor time since it was started."""
+    """Seconds of processor time since its start."""
     operations: dict[str, int]
-    """Done so far, by kind."""
+    """Operations so far, by kind."""
 
 
 class Daemon:
-    """A mount in the background; ``with`` sees to it that nothing is left of it.
+    """A mount in the background; the end of ``with`` leaves nothing of it.
 
     Args:
         options: of ``mystfuse mount``.
-        memory: bytes that the daemon may take up; None for no bound.
+        memory: the daemon's memory limit in bytes; None for none.
     """
 
     def __init__(self, image: Path, mountpoint: Path, log: Path, options: Sequence[str], memory: int | None) -> None:
         self.mountpoint = mountpoint
         self.samples: list[Sample] = []
         self.peak = 0
-        """Bytes in memory, at most."""
+        """The maximum of bytes in memory."""
         self.limited_by = ""
         self.status: dict[str, Any] = {}
-        """What ``status.json`` last said."""
+        """The last contents of ``status.json``."""
         self._image, self._log, self._options, self._memory = image, log, options, memory
         self._pid = 0
         self._stack = ExitStack()
@@ -94,7 +93,7 @@ class Daemon:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         if self._pid:
-            # Not orderly: ``end`` has not been called, or did not help.
+            # ``end`` was not called, or failed: by force.
             with suppress(BenchmarkError):
                 run(*mystfuse_command(), "umount", "--lazy", "--timeout=10", self.mountpoint)
             self._kill()
@@ -110,7 +109,7 @@ class Daemon:
                 run(*mystfuse_command(), "umount", "--stale", self.mountpoint)
 
     def read_status(self) -> dict[str, Any]:
-        """What ``status.json`` says now."""
+        """The present contents of ``status.json``."""
         self.status = json.loads((self.mountpoint / ".mystfuse/status.json").read_text())
         return self.status
 
@@ -134,7 +133,7 @@ class Daemon:
     def _sample(self, operations: dict[str, int]) -> None:
         proc = Path(f"/proc/{self._pid}")
         status = dict(re.findall(r"^(\w+):\s+(\d+)", (proc / "status").read_text(), re.MULTILINE))
-        # The name may hold anything; fields count from behind it (proc(5)).
+        # The name may contain any character; the fields are counted behind it (proc(5)).
         times = (proc / "stat").read_text().rpartition(")")[2].split()
         self.peak = int(status["VmHWM"]) * 1024
         self.samples.append(
@@ -151,7 +150,7 @@ class Daemon:
         )
 
     def has_ended(self) -> bool:
-        """Whether it is gone, though nobody has unmounted anything."""
+        """Whether it is gone although we have not unmounted it."""
         if not self._pid:
             return True
         found, _ = os.waitpid(self._pid, os.WNOHANG)
@@ -163,7 +162,7 @@ class Daemon:
         return found != 0
 
     def end(self) -> list[str]:
-        """Unmount; returns what was wrong about that."""
+        """Unmount; returns the faults of that."""
         self._stop.set()
         wrongs = []
         try:
@@ -179,7 +178,7 @@ class Daemon:
         return wrongs
 
     def log_lines(self) -> tuple[list[str], dict[str, int]]:
-        """(what has no place in a log, warnings and how often they came, numbers left out)."""
+        """(lines that do not belong in a log, counts of warnings with their numbers left out)."""
         wrong, warnings = [], Counter[str]()
         for line in self._log.read_text(errors="replace").splitlines():
             match = re.match(r"\S+ \S+ mystfuse\[\d+\] (\w+): (.*)", line)

@@ -1,4 +1,4 @@
-"""The image that is soaked, and what is in it."""
+"""The image under test, and its contents."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from benchmarks.tools import mystfuse_command, run
 from soaking.contents import stream
 
 KEPT_WORKER = 65535
-"""Who has written, by their records, the files of shared directories that nobody changes."""
+"""The writer, in records, of the files in shared directories that no worker changes."""
 _KEPT, _OWN_FILES = 200, 20
 _WORKERS_A_DIRECTORY = 8
 _BIG_FILES = 2
 _MEAN_SIZE, _LARGEST = 6000, 256 << 10
-"""Bytes, of the files of the tree."""
+"""The mean size of the tree's files in bytes."""
 _MIB = 1 << 20
 
 
 @dataclass(slots=True)
 class Manifest:
-    """What is in the image, by paths relative to its root.
+    """The image's contents, by paths relative to its root.
 
     Attributes:
         files: (size, CRC-32) of the tree's files.
@@ -40,12 +40,12 @@ class Manifest:
     paths: list[str] = field(default_factory=list)
     """Of ``files``."""
     tops: list[str] = field(default_factory=list)
-    """Directories that are walked."""
+    """Directories that workers walk."""
     _below: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def kept(self) -> frozenset[str]:
-        """Names that are in every shared directory, always."""
+        """Names that are always in every shared directory."""
         return frozenset(self.kept_name(number) for number in range(_KEPT))
 
     @staticmethod
@@ -54,15 +54,15 @@ class Manifest:
 
     @staticmethod
     def shared_of(worker: int) -> str:
-        """The directory that a worker shares with others."""
+        """The directory that a worker shares with other workers."""
         return f"shared/{worker // _WORKERS_A_DIRECTORY:03}"
 
     def below(self, top: str) -> dict[str, int]:
-        """What a walk should find: sizes of files, and of directories how many are in them."""
+        """The expected result of a walk: sizes of files, and the number of entries of directories."""
         return self._below[top]
 
     def index(self) -> None:
-        """Find out what follows from ``files``."""
+        """Compute the attributes that follow from ``files``."""
         self.paths = sorted(self.files)
         directories: dict[str, set[str]] = {}
         for path in self.paths:
@@ -79,8 +79,7 @@ class Manifest:
 
 
 def fill_source(source: Path, workers: int, files: int, seed: int) -> Manifest:
-    """Make the files that the image is made of: about ``files`` of them, and large ones, and what the workers begin
-    with."""
+    """Make the image's source: about ``files`` files, large ones, and the workers' initial files."""
     generator = random.Random(f"{seed} image")  # nosec B311  # the same data every time
     manifest = Manifest()
     for path in tree_paths(files):
@@ -105,7 +104,7 @@ def fill_source(source: Path, workers: int, files: int, seed: int) -> Manifest:
 
 
 def make_image(work: Path, workers: int, files: int, free: int, seed: int, key: Path | None) -> tuple[Path, Manifest]:
-    """Make an image of that, with ``free`` bytes of room.
+    """Make an image of the source, with ``free`` bytes of free space.
 
     Raises:
         BenchmarkError: a tool failed.

@@ -1,4 +1,4 @@
-"""What the workers count, in memory that all processes share: operations and how long they took, errors, progress."""
+"""The workers' counters, in memory that all processes share: operations and their latencies, errors, progress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PER_OCTAVE = 8
 _BUCKETS = 40 * _PER_OCTAVE
 _LONGEST, _COUNT, _HISTOGRAM = 0, 1, 2
 _PER_KIND = _HISTOGRAM + _BUCKETS
-"""The longest, in nanoseconds; how many; how many took how long."""
+"""The longest, in nanoseconds; the number; the number for each range."""
 _ERRNOS = 134
 _STATE, _PROGRESS, _BYTES, _FILES, _ERRORS = range(5)
 _TIMES = _ERRORS + _ERRNOS
@@ -34,7 +34,7 @@ _PHASE, _FILL_AT, _HEAD = 0, 1, 2
 
 
 class Phase(IntEnum):
-    """What the workers are to do, and what a worker has come to."""
+    """What the workers shall do, and what a worker has reached."""
 
     RUN = 0
     PAUSE = 1
@@ -46,7 +46,7 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds that operations of one kind took."""
+    """Latencies of one kind of operation, in seconds."""
 
     count: int
     median: float
@@ -55,7 +55,7 @@ class Latency:
 
 
 class Meter:
-    """The counters of all workers. Made before they are forked."""
+    """The counters of all workers. Made before the workers are forked."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -71,7 +71,7 @@ class Meter:
 
     @property
     def fill_at(self) -> float:
-        """When (time.monotonic) somebody is to fill the overlay to the brim."""
+        """When (time.monotonic) a worker shall fill the overlay up."""
         return self._words[_FILL_AT] / 1e9
 
     @fill_at.setter
@@ -87,28 +87,28 @@ class Meter:
         return sum(self._words[_HEAD + index :: _PER_WORKER])
 
     def states(self) -> list[Phase]:
-        """What each worker has come to."""
+        """The phase that each worker has reached."""
         return [Phase(state) for state in self._words[_HEAD + _STATE :: _PER_WORKER]]
 
     def progress(self) -> list[int]:
-        """A number for each worker that grows while it does anything."""
+        """A number for each worker that grows while it makes progress."""
         return list(self._words[_HEAD + _PROGRESS :: _PER_WORKER])
 
     def checked(self) -> tuple[int, int]:
-        """(files, bytes) that have been compared with what they should be."""
+        """(files, bytes) that were compared with the model."""
         return self._sum(_FILES), self._sum(_BYTES)
 
     def errors(self) -> dict[str, int]:
-        """How often which error came."""
+        """How often each error came."""
         counts = {number: self._sum(_ERRORS + number) for number in range(_ERRNOS)}
         return {errno.errorcode.get(number, str(number)): count for number, count in counts.items() if count}
 
     def operations(self) -> dict[str, int]:
-        """How many operations there were of each kind."""
+        """The number of operations of each kind."""
         return {kind: self._sum(_TIMES + index * _PER_KIND + _COUNT) for kind, index in _INDEX.items()}
 
     def latencies(self) -> dict[str, Latency]:
-        """How long operations of each kind took."""
+        """The latencies of each kind of operation."""
         found = {}
         for kind, index in _INDEX.items():
             histogram = self._histogram(index)
@@ -146,16 +146,16 @@ class WorkerMeter:
         self._words[_STATE] = state
 
     def moved(self) -> None:
-        """It is not stuck."""
+        """The worker is making progress."""
         self._words[_PROGRESS] += 1
 
     def compared(self, count: int) -> None:
-        """``count`` bytes were what they should be."""
+        """``count`` bytes were compared and right."""
         self._words[_BYTES] += count
         self.moved()
 
     def file_checked(self) -> None:
-        """All of a file was what it should be."""
+        """A whole file was compared and right."""
         self._words[_FILES] += 1
 
     def failed(self, number: int) -> None:
@@ -164,7 +164,7 @@ class WorkerMeter:
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """An operation; counted unless it fails."""
+        """Times an operation; counts it unless it fails."""
         start = time.perf_counter_ns()
         yield
         taken = max(time.perf_counter_ns() - start, 1)

@@ -1,4 +1,4 @@
-"""What a worker's part of the mount should hold."""
+"""The expected contents of a worker's part of the mount."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class File:
     """0: not known yet."""
     links: int = 1
     generation: int = 1
-    """The last one that was written."""
+    """The last one written."""
     xattrs: dict[str, bytes] = field(default_factory=dict)
 
     def next_generation(self) -> int:
@@ -34,13 +34,13 @@ class Link:
 
 @dataclass(eq=False, slots=True)
 class Directory:
-    """A directory. In a shared one ``children`` are only those whose names begin with ``prefix``.
+    """A directory. In a shared directory, ``children`` has only names that begin with ``prefix``.
 
-    ``others`` are names that are always there, too.
+    ``others`` are further names that it always has.
     """
 
     path: str
-    """Of a directory at the top; others have ``parent`` and ``name``."""
+    """Of a top directory; others have ``parent`` and ``name``."""
     parent: Directory | None = None
     name: str = ""
     children: dict[str, Node] = field(default_factory=dict)
@@ -72,7 +72,7 @@ Node = File | Link | Directory
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A name in a directory, and what it stands for."""
+    """A name in a directory, and its node."""
 
     directory: Directory
     name: str

@@ -73,7 +73,7 @@ class Naming(Writing):
     def _unlink(self) -> None:
         entries = [entry for entry in self._entries() if not isinstance(entry.node, Directory)]
         if not entries:
-            # What takes up room has no name.
+            # Some of the space in use has no name.
             self._close()
             return
         entry = self._random.choice(entries)
@@ -99,7 +99,7 @@ class Naming(Writing):
         entries = [entry for entry in self._entries() if isinstance(entry.node, Directory)]
         if not entries:
             return
-        # Full ones now and then, to be refused.
+        # Full directories now and then, so that a removal is refused.
         empty = [entry for entry in entries if not entry.node.children]  # type: ignore[union-attr]
         entry = self._random.choice(empty if empty and self._random.random() < 0.8 else entries)
         assert isinstance(entry.node, Directory)

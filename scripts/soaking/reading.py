@@ -1,4 +1,4 @@
-"""Steps that change nothing: reading in every way, looking, listing."""
+"""Steps that change nothing: reading in every way, stat, listing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Reading(Share):
         self._meter.compared(len(data))
 
     def _read_kept(self) -> None:
-        """What is in a shared directory all the time."""
+        """The names that are always in a shared directory."""
         number = self._random.randrange(len(self.shared.others))
         name, size = self.task.manifest.kept_name(number), self.task.manifest.kept_size
         self._compare(f"{self.shared.path}/{name}", Contents(KEPT_WORKER, number, size))

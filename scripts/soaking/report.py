@@ -19,17 +19,17 @@ from soaking.meter import Latency
 
 MIB = 1 << 20
 _GROWTH, _GROWTH_BYTES = 0.05, 8 * MIB
-"""Of the memory, from the second quarter to the last one: below either it is flat."""
+"""Growth of memory from the second quarter to the last one: below either bound it is flat."""
 _SHORTEST = 180.0
-"""Seconds of load below which memory has not come to rest, and is not judged."""
+"""Seconds of load below which memory is still growing, and is not judged."""
 _MOST_KINDS = 5
-"""Of operations that are drawn, those that come most often."""
+"""The plot shows the most frequent operations, this many."""
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One thing that was judged."""
+    """One verdict."""
 
     name: str
     is_right: bool
@@ -56,7 +56,7 @@ def judge_memory(samples: Sequence[Sample], seconds: float) -> Verdict:
 
 
 def print_table(console: Console, latencies: dict[str, Latency], seconds: float) -> None:
-    """One line a kind of operation."""
+    """One line for each kind of operation."""
     table = Table(title="Operations", title_justify="left", highlight=False)
     table.add_column("kind")
     for heading in ("number", "per second", "p50 ms", "p99 ms", "longest ms"):
@@ -68,7 +68,7 @@ def print_table(console: Console, latencies: dict[str, Latency], seconds: float)
 
 
 def rates(samples: Sequence[Sample], of: Callable[[Sample], float]) -> list[Point]:
-    """How fast something grows: (second, per second)."""
+    """The growth rate: (second, per second)."""
     return [
         (after.second, (of(after) - of(before)) / (after.second - before.second))
         for before, after in pairwise(samples)
@@ -77,7 +77,7 @@ def rates(samples: Sequence[Sample], of: Callable[[Sample], float]) -> list[Poin
 
 
 def save_plots(path: Path, samples: Sequence[Sample], checks: Sequence[float], title: str) -> None:
-    """Memory, operations, processor, and what is open, over time; ``checks`` are the seconds of the checks."""
+    """Memory, operations, processor, and open files over time; ``checks`` are the seconds of the checks."""
     totals = samples[-1].operations if samples else {}
     kinds = sorted(totals, key=totals.__getitem__, reverse=True)[:_MOST_KINDS]
     plots: dict[str, dict[str, Callable[[Sample], float]]] = {

@@ -1,4 +1,4 @@
-"""A worker's share of the mount: the model of it, choosing something in it, and comparing it with the model."""
+"""A worker's share of the mount: its model, choosing files in it, and comparing it with the model."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from soaking.meter import Meter
 from soaking.model import Directory, Entry, File, Link
 
 _NAMES = 400
-"""That a worker chooses from: they come again, so that old ones would be noticed."""
+"""The number of names from which a worker chooses: names come again, so that stale ones would show."""
 _FILL_EVERY = 60.0
-"""Seconds between two files that fill the overlay to the brim."""
+"""Seconds between two files that fill the overlay up."""
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20
 
 
 class Wrong(Exception):
-    """Something is not as it should be."""
+    """The mount differs from the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker is given.
+    """A worker's parameters.
 
     Attributes:
         root: the mountpoint.
-        budget: bytes that its files may hold.
-        fill: bytes that fill the overlay whatever else is in it; 0 for a worker that never does.
+        budget: the maximum of bytes in its files.
+        fill: a size that always fills the overlay; 0 for a worker that never fills it.
         fill_every: seconds between that.
     """
 
@@ -58,14 +58,14 @@ class OpenFile:
 
 
 class Share:
-    """What a worker may change is below ``own/NUMBER``, or begins with its number in a directory that it shares."""
+    """A worker changes only files below ``own/NUMBER``, and names that begin with its number in a shared directory."""
 
     def __init__(self, task: Task, meter: Meter) -> None:
         self.task = task
         self.meter = meter
         self.opened: list[OpenFile] = []
         self._is_growing = True
-        """Until the budget has been reached once: then the load is what it will be."""
+        """Until the budget is reached for the first time: the load is steady from then on."""
         number = task.number
         self._meter = self.meter.of(number)
         self._random = random.Random(f"{task.seed} {number}")  # nosec B311  # the same load every time
@@ -109,7 +109,7 @@ class Share:
         return entry.path, entry.node
 
     def _a_place(self) -> tuple[Directory, str]:
-        """A directory, and a name that is not in it."""
+        """A directory, and a name that does not exist in it."""
         directory = self._random.choice(self._directories())
         while True:
             number = self._random.randrange(_NAMES)
@@ -119,14 +119,14 @@ class Share:
                 return directory, name
 
     def _a_size(self) -> int:
-        """Small ones rather than large ones."""
+        """Small numbers are more likely than large ones."""
         largest = max(self.task.budget // 4, 2 * PAGE)
         if self._is_growing:
             return self._random.randrange(largest // 2)
         return int(math.exp(self._random.uniform(0, math.log(largest))))
 
     def _an_offset(self, size: int) -> int:
-        """Within a file, at its end, a bit behind it; now and then at a block."""
+        """A position within a file, at its end, or a bit behind it; now and then at a block's start."""
         offset = self._random.randrange(size + self._random.choice((1, 1, 1, 20_000)))
         return offset - offset % PAGE if self._random.random() < 0.3 else offset
 
@@ -144,7 +144,7 @@ class Share:
             self._compare_open(path, descriptor, contents)
 
     def _compare_open(self, path: str, descriptor: int, contents: Contents) -> None:
-        """Compare all of a file with what it should hold."""
+        """Compare a whole file with its expected contents."""
         start = 0
         while True:
             with self._meter.timed("read"):

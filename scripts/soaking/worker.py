@@ -1,4 +1,4 @@
-"""One worker: does one thing after another to its share of the mount, and compares what it meets with its model."""
+"""One worker: runs one operation after another on its share of the mount, and compares results with its model."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class Worker(Reading, Naming):
         }
 
     def step(self) -> None:
-        """Do one thing.
+        """Run one operation.
 
         Raises:
-            Wrong: something is not as it should be.
+            Wrong: the mount differs from the model.
         """
         if self.task.fill and time.monotonic() >= self.meter.fill_at > 0:
             step: Callable[[], None] = self._fill
@@ -69,7 +69,7 @@ class Worker(Reading, Naming):
         try:
             step()
         except OSError as error:
-            # The model is changed when a call has returned, so it is right after one that has not.
+            # The model changes when a call has returned, so it is right after one that failed.
             self._meter.failed(error.errno or 0)
             if error.errno != errno.ENOSPC:
                 raise Wrong(f"{step.__name__.strip('_')}: {error}") from error
@@ -88,7 +88,7 @@ class Worker(Reading, Naming):
             raise Wrong(f"check: {error}") from error
 
     def remove(self) -> None:
-        """Remove everything, and close what is open; raises Wrong."""
+        """Remove everything, and close all files; raises Wrong."""
         try:
             for held in self.opened:
                 self._check_open(held)
@@ -106,7 +106,7 @@ class Worker(Reading, Naming):
 
 
 def run_worker(task: Task, meter: Meter, say: Callable[[str], None]) -> int:
-    """A worker's whole life; returns its exit status. What goes wrong is said in one line."""
+    """A worker's whole life; returns its exit status. It reports a fault in one line."""
     own = meter.of(task.number)
     try:
         worker = Worker(task, meter)

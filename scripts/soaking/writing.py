@@ -1,4 +1,4 @@
-"""Steps that change what is in files: writing in every way, truncating, extended attributes, filling all there is."""
+"""Steps that change contents: writing in every way, truncating, extended attributes, filling the file system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Writing(Share):
     """See the module."""
 
     def _write(self, descriptor: int, file: File, start: int, length: int, kind: str = "write") -> None:
-        """Write a new generation; what has been written of it, the model knows."""
+        """Write a new generation; the model gets the written part."""
         generation = file.next_generation()
         data = Contents(file.contents.worker, file.contents.file)
         data.put(start, start + length, generation)
@@ -83,8 +83,8 @@ class Writing(Share):
             file.contents.put(start, start + count, generation)
 
     def _write_mapped(self) -> None:
-        """Only over what has been written since the mount: that takes no room, for want of which a page would be lost
-        after the program has long gone on."""
+        """Only over blocks written since the mount: those need no space, for want of which a page would be lost long
+        after the program has gone on."""
         found = self._a_file()
         if found is None:
             return
@@ -109,7 +109,7 @@ class Writing(Share):
                 with self._meter.timed("write-mapped"):
                     mapping.flush()
             except OSError:
-                # Nobody knows what of it was written.
+                # We do not know how much of it was written.
                 os.truncate(path, start)
                 file.contents.truncate(start)
                 raise
@@ -146,7 +146,7 @@ class Writing(Share):
             file.xattrs[name] = value
 
     def _fill(self) -> None:
-        """Write until there is no room, find all that was written, and remove it."""
+        """Write until there is no space, check all written data, and remove it."""
         self.meter.fill_at = time.monotonic() + self.task.fill_every
         path, file = f"{self.own.path}/fill", File(self._contents())
         with self._meter.timed("create"):
@@ -159,7 +159,7 @@ class Writing(Share):
                 raise
             self._meter.failed(errno.ENOSPC)
         finally:
-            # At once: the others want to go on.
+            # At once: other workers need the space.
             os.unlink(path)
             try:
                 self._compare_open(path, descriptor, file.contents)

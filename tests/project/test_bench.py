@@ -1,4 +1,4 @@
-"""``scripts/bench`` measures, compares with the targets, leaves nothing behind, and refuses wrong results."""
+"""``scripts/bench`` measures, compares with the marks, leaves nothing behind, and refuses wrong results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command and example of the README and the documents works, in their order: as root and as an ordinary user."""
+"""Every command and example of the README and the documents works, one after the other, as root and as a user."""
 
 from __future__ import annotations
 
