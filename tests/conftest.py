@@ -1,6 +1,6 @@
-"""What the tests share: the command, the golden images, mounts that are cleaned up whatever happens, keys, judges.
+"""Shared by all tests: the command, the golden images, mounts that are always cleaned up, keys, checking tools.
 
-The tests come in tiers: pure parts and devices in memory, whole images judged by other people's tools, and real mounts.
+The tests come in tiers: pure parts and devices in memory, whole images checked with other tools, and real mounts.
 Nothing stands in for the kernel, mke2fs, veritysetup, e2fsck or openssl.
 """
 
@@ -45,7 +45,7 @@ def _remove_what_pytest_kept(path: Path) -> None:
         _rm_rf(path)
 
 
-# What earlier runs have left in /tmp, pytest removes by itself, through whatever is still mounted there.
+# pytest itself removes the remains of earlier runs in /tmp, even through a mount that is left there.
 _rm_rf, _pytest.pathlib.rm_rf = _pytest.pathlib.rm_rf, _remove_what_pytest_kept
 
 
@@ -54,17 +54,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """/dev/fuse as fuse3's udev rule sets it (0666), which a machine without udev lacks. Once for all processes that
-    run tests side by side."""
+    """/dev/fuse with the mode that fuse3's udev rule sets (0666), for machines without udev. Once for all parallel test
+    processes."""
     global _fuse_mode
     if "PYTEST_XDIST_WORKER" not in os.environ and FUSE.exists() and os.geteuid() == 0:
         mode = stat.S_IMODE(FUSE.stat().st_mode)
-        # Not the container's to change; machine.lacking finds out what that costs.
+        # A container may forbid it; machine.lacking finds out the consequences.
         with suppress(PermissionError):
             FUSE.chmod(0o666)
             _fuse_mode = mode
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        # As a shell leaves what it runs in the background, and nohup: the commands that tests interrupt would not hear.
+        # A shell ignores SIGINT in its background jobs, and so does nohup: commands that tests interrupt would ignore
+        # it too.
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _lacks[:] = lacking()
@@ -105,10 +106,10 @@ def _printable(text: str) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Skip what failed because of what this machine lacks."""
+    """Skip a test that failed for something that this machine lacks."""
     report = yield
     if report.failed:
-        # A name that is no UTF-8 in what a test says would end xdist, and all other tests with it.
+        # A name that is not UTF-8 in a test's output would end xdist, and with it all other tests.
         if _printable(report.longreprtext) != report.longreprtext:
             report.longrepr = _printable(report.longreprtext)
         report.sections = [(name, _printable(text)) for name, text in report.sections]
@@ -131,7 +132,7 @@ def judged_logs(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The golden images by name, unpacked. Never write to them."""
+    """The golden images by name, unpacked. Tests must not write to them."""
     directory = tmp_path_factory.mktemp("golden")
     images: dict[str, Path] = {}
     for name in GOLDEN_NAMES:
@@ -143,7 +144,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def manifest() -> dict[str, dict[str, Any]]:
-    """What the golden images hold: path -> mode, uid, gid, nlink, mtime, size, sha256, xattr, target, rdev."""
+    """The contents of the golden images: path -> mode, uid, gid, nlink, mtime, size, sha256, xattr, target, rdev."""
     loaded: dict[str, dict[str, Any]] = json.loads((DATA / "manifest.json").read_text())
     return loaded
 
@@ -189,7 +190,7 @@ def small_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_image(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unsigned image of ``small_tree``. Never write to it."""
+    """An unsigned image of ``small_tree``. Tests must not write to it."""
     image = tmp_path_factory.mktemp("image") / "small.img"
     result = mystfuse("mkext2", small_tree, image)
     assert result.returncode == 0, result.stderr
@@ -206,7 +207,7 @@ def _open_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory to mount on; what is left on it is taken away."""
+    """An empty directory to mount on; it is unmounted at the end."""
     path = tmp_path / "mount"
     path.mkdir()
     yield path
@@ -215,7 +216,7 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def open_tmp_path() -> Iterator[Path]:
-    """A temporary directory that other users can get at: pytest's own are closed to them, by every run that starts."""
+    """A temporary directory open to other users: every run closes pytest's own to them."""
     with _open_directory() as path:
         yield path
 
@@ -229,7 +230,7 @@ def open_tmp_path_of_module() -> Iterator[Path]:
 
 @pytest.fixture(params=[False, True], ids=["nameless", "named"])
 def without_nameless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Files are made with O_TMPFILE, and then as on a file system without."""
+    """Files are made with O_TMPFILE, and once more as on a file system without it."""
     if request.param:
         real = os.open
 
@@ -244,8 +245,7 @@ def without_nameless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def ordinary_user() -> Iterator[list[str]]:
-    """The words that run ``mystfuse`` as an ordinary user, with the code where that user can read it, wherever the
-    tests run from."""
+    """A command prefix that runs ``mystfuse`` as an ordinary user, with the code where that user can read it."""
     with temporary_directory("mystfuse-test-code-") as code:
         os.chmod(code, 0o755)
         site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))

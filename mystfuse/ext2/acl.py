@@ -66,7 +66,7 @@ def acl_to_text(value: bytes) -> str:
 
 
 class AclEntry(NamedTuple):
-    """Who (a tag, and an id for named users and groups) may do what (three bits)."""
+    """A user or group (a tag, and an id where it is named) and its three permission bits."""
 
     tag: int
     permissions: int
@@ -106,7 +106,7 @@ class Acl:
         return cls(entries)
 
     def stored(self) -> bytes:
-        """As ext2 stores it."""
+        """The ACL as ext2 stores it."""
         parts = [struct.pack("<I", EXT2_ACL_VERSION)]
         for tag, permissions, identifier in self.entries:
             has_id = tag in (ACL_USER, ACL_GROUP)
@@ -117,18 +117,18 @@ class Acl:
 
     @property
     def is_minimal(self) -> bool:
-        """Whether mode bits say all of it, so that it need not be stored."""
+        """Whether mode bits express all of it, so that it need not be stored."""
         return all(entry.tag in _BASE_TAGS for entry in self.entries)
 
     @property
     def mode(self) -> int:
-        """The nine mode bits that go with it: the group's are the mask's, if there is one."""
+        """The nine mode bits of the ACL: the group's are the mask's, if there is one."""
         permissions = {entry.tag: entry.permissions for entry in self.entries if entry.tag not in (ACL_USER, ACL_GROUP)}
         group = permissions.get(ACL_MASK, permissions[ACL_GROUP_OBJ])
         return permissions[ACL_USER_OBJ] << 6 | group << 3 | permissions[ACL_OTHER]
 
     def after_chmod(self, mode: int) -> Acl:
-        """What chmod(2) makes of it (fs/posix_acl.c, __posix_acl_chmod_masq)."""
+        """The ACL after chmod(2) (fs/posix_acl.c, __posix_acl_chmod_masq)."""
         return self._with(
             {
                 ACL_USER_OBJ: mode >> 6 & 7,
@@ -138,7 +138,7 @@ class Acl:
         )
 
     def inherited(self, mode: int) -> Acl:
-        """The access ACL of something made with ``mode`` where this is the default ACL: permissions of both
+        """The access ACL of a file made with ``mode`` where this is the default ACL: permissions in both
         (fs/posix_acl.c, posix_acl_create_masq)."""
         limits = {ACL_USER_OBJ: mode >> 6, ACL_MASK if self._has_mask else ACL_GROUP_OBJ: mode >> 3, ACL_OTHER: mode}
         return self._with(

@@ -26,13 +26,13 @@ from mystfuse.ext2.superblock import Superblock, change_free_counts, read_free_c
 log = logging.getLogger(__name__)
 
 _NEAR_GROUPS = 8
-"""Groups whose bitmaps are looked at before the whole descriptor table is."""
+"""Groups whose bitmaps are read before the whole descriptor table is."""
 _MAX_GROUPS_SEARCHED = 4096
-"""Groups that are searched one by one, when those whose counts promise room have none."""
+"""Groups to search one by one when no group has the free blocks that its counts state."""
 _MAX_SEARCHED_BYTES = 16 << 20
-"""Of their bitmaps, which stay in memory until the operation ends."""
+"""Bytes of their bitmaps, which stay in memory until the operation ends."""
 _MAX_MISLEADING = 8
-"""Groups whose inode bitmap has been found wrong, until no other is trusted either: each takes a fetch."""
+"""After so many wrong inode bitmaps no other is trusted either: each takes a fetch."""
 
 
 class Allocator:
@@ -48,17 +48,17 @@ class Allocator:
         self._sound: set[int] = set()
         self._broken: set[int] = set()
         self._misleading: set[int] = set()
-        """Groups whose inode bitmap has been found wrong."""
+        """Groups with a wrong inode bitmap."""
 
     def available_blocks(self, transaction: Transaction, caller: Caller) -> int:
-        """How many blocks ``caller`` may take."""
+        """The number of blocks that ``caller`` may take."""
         free, _ = read_free_counts(self._superblock, transaction)
         return max(free if caller.may_use_reserved(self._superblock) else free - self._superblock.s_r_blocks_count, 0)
 
     def take_blocks(self, transaction: Transaction, caller: Caller, goal: int, count: int) -> list[int]:
         """Take up to ``count`` blocks, in runs, near block ``goal``; fewer only when no more are free.
 
-        They hold what they held: the caller fills them by ``transaction.create`` or ``put``.
+        They keep their old contents: the caller fills them by ``transaction.create`` or ``put``.
         """
         superblock = self._superblock
         count = min(count, self.available_blocks(transaction, caller))
@@ -85,7 +85,7 @@ class Allocator:
         return taken[0]
 
     def _groups_with_blocks(self, transaction: Transaction, home: int, count: int) -> Iterator[int]:
-        """Groups to look for ``count`` free blocks in, ``home`` first; their bitmaps are in memory by then."""
+        """Groups with up to ``count`` free blocks, ``home`` first; their bitmaps are in memory when it yields them."""
         groups = self._superblock.groups_count
         near = [(home + step) % groups for step in range(min(_NEAR_GROUPS, groups))]
         chosen: list[int] = []
@@ -108,7 +108,7 @@ class Allocator:
                         break
         transaction.want(self.groups.places(transaction, group).bg_block_bitmap for group in chosen)
         yield from chosen
-        # Reached only if a group has less than its count says, or is unusable.
+        # Reached only if a group has fewer free blocks than it states, or is unusable.
         if count:
             rest = (group for group in range(groups) if group not in chosen and group not in self._broken)
             yield from self._in_steps(transaction, rest, attrgetter("bg_block_bitmap"))
@@ -116,7 +116,7 @@ class Allocator:
     def _in_steps(
         self, transaction: Transaction, groups: Iterable[int], bitmap: Callable[[GroupDescriptor], int]
     ) -> Iterator[int]:
-        """The groups, their bitmaps fetched in ever larger steps, so that many groups are few misses."""
+        """The groups; fetches their bitmaps in ever larger steps, so that many groups take few misses."""
         most = min(_MAX_GROUPS_SEARCHED, _MAX_SEARCHED_BYTES // self._superblock.block_size)
         remaining, step = islice(groups, most), 1
         while chunk := list(islice(remaining, step)):
@@ -189,7 +189,7 @@ class Allocator:
             high = low + (bit + length - 1) // self._superblock.s_blocks_per_group
             by_group += [(group, start, length) for group in range(low, high + 1)]
         if len(by_group) > 1:
-            # Blocks that are scattered over the groups must not be a miss each.
+            # Fetch the bitmaps together: scattered blocks must not be a miss each.
             groups.want_places(transaction, {group for group, _, _ in by_group})
         for group, start, length in by_group:
             first = groups.first_block(group)
@@ -197,7 +197,7 @@ class Allocator:
                 raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
 
     def take_inode(self, transaction: Transaction, directory: Inode, mode: int) -> int:
-        """Take an inode number for something new in ``directory``.
+        """Take an inode number for a new inode in ``directory``.
 
         Raises:
             OSError: ENOSPC, there is none.
@@ -227,7 +227,7 @@ class Allocator:
         return 0
 
     def _take_inode_in_group(self, transaction: Transaction, group: int, is_directory: bool) -> int:
-        """Take an inode of a group; 0 if there is none free, or the group's bitmap is of no use."""
+        """Take an inode of a group; 0 if none is free, or the group's bitmap is unusable."""
         superblock = self._superblock
         descriptor = self.groups.descriptor(transaction, group)
         if not descriptor.bg_free_inodes_count or group in self._misleading:
@@ -237,7 +237,7 @@ class Allocator:
         try:
             block = transaction.block(descriptor.bg_inode_bitmap)
         except (IntegrityError, ImageReadError):
-            # Logged where it was found; other groups have room.
+            # The error is logged where it was found; other groups have room.
             return 0
         reserved = superblock.s_first_ino - 1 if group == 0 else 0
         bitmap = Bitmap(block, superblock.s_inodes_per_group)
@@ -297,7 +297,7 @@ class Allocator:
         try:
             return self._is_sound(transaction, group)
         except (IntegrityError, ImageReadError):
-            # Logged where it was found; other groups have room.
+            # The error is logged where it was found; other groups have room.
             return False
 
     def _is_sound(self, transaction: Transaction, group: int) -> bool:
@@ -323,7 +323,7 @@ class Allocator:
 
 
 def _once_each(groups: Iterable[int]) -> Iterator[int]:
-    """Each group once, in the order of the first mention; not looked for further than needed."""
+    """Each group once, in the order of its first mention; lazy."""
     seen: set[int] = set()
     for group in groups:
         if group not in seen:

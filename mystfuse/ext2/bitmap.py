@@ -1,7 +1,6 @@
 """Bitmaps: one block a group for blocks and one for inodes; bit n is bit n % 8 of byte n // 8, 1 means in use.
 
-A run of bits is handled as a Python integer, and what is in use is skipped 256 bytes at a time: neither takes a loop
-over bits.
+It handles a run of bits as a Python integer, and skips bits in use 256 bytes at a time: neither takes a loop over bits.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ _COUNTS = struct.Struct("<HHH")  # bg_free_blocks_count bg_free_inodes_count bg_
 _COUNTS_OFFSET = 12
 _COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
 _MAX_PLACES = 65536
-"""Groups whose places are remembered."""
+"""Groups whose places are cached."""
 MAX_GROUPS_COUNTED = 1 << 19
-"""What the largest file system of 1 KiB blocks has, unless its groups were made smaller: 16 MiB of descriptors."""
+"""Groups of the largest file system with blocks of 1 KiB and full groups: 16 MiB of descriptors."""
 
 
 class GroupDescriptor(NamedTuple):
@@ -32,7 +32,7 @@ class GroupDescriptor(NamedTuple):
 
 
 class GroupCounts(NamedTuple):
-    """What is free in a group, and how many directories have their inode there."""
+    """The free blocks and inodes of a group, and the number of directories with an inode there."""
 
     free_blocks: int
     free_inodes: int
@@ -40,14 +40,14 @@ class GroupCounts(NamedTuple):
 
 
 class GroupTable:
-    """The group descriptors of a file system. It remembers where bitmaps and inode tables are, which never changes."""
+    """The group descriptors of a file system. It caches the places of bitmaps and inode tables, which never change."""
 
     def __init__(self, superblock: Superblock) -> None:
         self.superblock = superblock
         self.known_places: dict[int, GroupDescriptor] = {}
-        """Descriptors as they were when their places were found to be right; their counts may be old."""
+        """Descriptors as they were when their places were checked; their counts may be old."""
         self._metadata: dict[int, list[tuple[int, int]]] = {}
-        """What ``metadata_runs`` says of the same groups: every write asks."""
+        """``metadata_runs`` of the same groups, which every write needs."""
 
     def first_block(self, group: int) -> int:
         """The number of a group's first block."""
@@ -66,7 +66,7 @@ class GroupTable:
         return divmod(ino - 1, self.superblock.s_inodes_per_group)
 
     def block_near_inode(self, ino: int) -> int:
-        """The first block of an inode's group: where its blocks should be, when nothing else says (fs/ext2/inode.c,
+        """The first block of an inode's group: the place of its blocks when nothing else decides (fs/ext2/inode.c,
         ext2_find_near)."""
         return self.first_block(self.locate_inode(ino)[0])
 
@@ -82,7 +82,7 @@ class GroupTable:
         return number, offset
 
     def want_descriptors(self, blocks: Blocks, groups: Iterable[int]) -> None:
-        """Have the descriptors of these groups in memory.
+        """Make sure that the descriptors of these groups are in memory.
 
         Raises:
             BlocksMissing: naming every block that is needed.
@@ -91,7 +91,7 @@ class GroupTable:
         blocks.want({self._locate(group)[0] for group in groups})
 
     def want_places(self, blocks: Blocks, groups: Iterable[int]) -> None:
-        """Have in memory what ``places`` needs; raises as ``want_descriptors``."""
+        """Make sure that the descriptors for ``places`` are in memory; raises as ``want_descriptors``."""
         self.want_descriptors(blocks, (group for group in groups if group not in self.known_places))
 
     def descriptor(self, blocks: Blocks, group: int) -> GroupDescriptor:
@@ -115,7 +115,7 @@ class GroupTable:
         return descriptor
 
     def places(self, blocks: Blocks, group: int) -> GroupDescriptor:
-        """The same, for where bitmaps and inode table are; the counts may be old."""
+        """The same for the places of bitmaps and inode table alone; the counts may be old."""
         return self.known_places.get(group) or self.descriptor(blocks, group)
 
     def _check_places(self, group: int, descriptor: GroupDescriptor) -> None:
@@ -171,7 +171,7 @@ class GroupTable:
     def change_counts(
         self, transaction: Transaction, group: int, blocks: int = 0, inodes: int = 0, directories: int = 0
     ) -> None:
-        """Add ``blocks`` and ``inodes`` to what is free in a group, and ``directories`` to what it has of them.
+        """Add ``blocks`` and ``inodes`` to a group's free counts, and ``directories`` to its count of directories.
 
         Raises:
             CorruptFilesystem: a count would leave its range.

@@ -76,7 +76,7 @@ def map_runs(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, c
         return [Run(pointers[0], count)]
     runs: list[Run] = []
     if 0 not in pointers:
-        # Without a loop of our own: within a run, pointer and position rise together.
+        # Without a Python loop: within a run, pointer and position rise together.
         position = 0
         for _, group in groupby(map(sub, pointers, counting())):
             length = len(list(group))
@@ -116,7 +116,7 @@ def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int
     path = block_path(inode, per_block, first)
     if len(path) == 1:
         return _stretch_in(superblock, inode, table[:EXT2_NDIR_BLOCKS], first)
-    # Of the roots only this one: the next is for another number of blocks.
+    # Only this root: the next one maps another number of blocks.
     table = table[path[0] : path[0] + 1]
     for level, index in zip(range(len(path) - 1, 0, -1), (0, *path[1:-1]), strict=True):
         if not table[index]:

@@ -21,7 +21,7 @@ class Mapped(NamedTuple):
 
     inode: Inode
     pointers: list[int]
-    """Block numbers: fewer than asked for if there is no room."""
+    """Block numbers: fewer than requested if there is no room."""
     new: Set[int]
     """Those of them that were free before."""
 
@@ -32,7 +32,7 @@ def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: 
     Fewer pointers come back when the file system, or ``transaction.budget``, has room for fewer.
 
     Args:
-        goal: the block number to be near to, when the map itself does not tell.
+        goal: the preferred block number, when the map itself gives none.
 
     Raises:
         BlocksMissing, CorruptFilesystem
@@ -59,7 +59,7 @@ def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: 
             near = _goal(change, inode, pointers, nodes, goal)
             taken = allocator.take_blocks(transaction, change.caller, near, holes + missing_nodes)
             if len(taken) <= missing_nodes:
-                # Not even one block of data: free those that would be indirect blocks without one.
+                # Not even one data block: free the blocks for its indirect blocks again.
                 allocator.free_blocks(transaction, taken)
                 taken = []
             else:
@@ -162,7 +162,7 @@ def _store(transaction: Transaction, roots: list[int], nodes: list[int], leaf: _
 
 
 def _goal(change: Change, inode: Inode, pointers: list[int], nodes: list[int], goal: int) -> int:
-    """Where the next block should be: behind the one before, else behind its indirect block, else in its group
+    """The preferred place of the next block: behind the one before, else behind its indirect block, else in its group
     (fs/ext2/inode.c, ext2_find_goal and ext2_find_near)."""
     if pointers:
         return pointers[-1] + 1

@@ -1,4 +1,4 @@
-"""How the core gets at blocks: from memory, or by saying which ones it needs.
+"""How the core gets blocks: from memory, or by naming those that it needs.
 
 An operation that needs a block that is not in memory raises ``BlocksMissing``; ``volume.runner`` fetches the blocks
 through the pipeline, pins them to the operation, and runs it again from the start.
@@ -14,12 +14,12 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 
 
 class BlocksMissing(Exception):
-    """Raised by an operation to name the blocks that it needs, all that can be known at once.
+    """Raised by an operation to name the blocks that it needs, as many as it knows at once.
 
     Args:
         numbers: block numbers, each inside the file system.
         ahead: block numbers that are worth fetching along with them; the operation can do without.
-        progress: True when an operation that works through more blocks than can be pinned has kept what it has done
+        progress: True when an operation that works through more blocks than can be pinned has kept its work
             so far, and needs none of the blocks it named before.
         speculative: see ``Blocks.speculating``.
     """
@@ -50,27 +50,26 @@ class WrittenBlocks(Protocol):
 class Blocks:
     """The blocks one operation reads through: those written since the mount first, then the image's own.
 
-    What it has seen of the image stays pinned to it, out of reach of eviction. Written blocks are looked up anew each
+    Blocks of the image that it has read stay pinned to it, safe from eviction. Written blocks are looked up anew each
     time: another operation may have changed them between two runs of this one.
 
     Args:
-        cached: gives a block of the image, if it is in memory.
+        cached: returns a block of the image, if it is in memory.
         written: None if nothing can be written.
     """
 
     def __init__(self, cached: Callable[[int], bytes | None], written: WrittenBlocks | None = None) -> None:
         self.pinned: dict[int, bytes] = {}
         self.damaged: dict[int, MystfuseError] = {}
-        """Blocks that are damaged or unreadable, and why. An operation meets the error when it looks at the block, not
-        before."""
+        """Damaged or unreadable blocks, and why. An operation meets the error when it reads the block, not before."""
         self.suspect: dict[int, MystfuseError] = {}
-        """The same of blocks that were read ahead: an operation that needs one reads it again, and reports damage."""
+        """The same for read-ahead blocks: an operation that needs one reads it again, and reports damage."""
         self.recalled: dict[int, bytes | MystfuseError] = {}
-        """By version, written blocks that have been fetched from the overlay's store, or why that failed."""
+        """By version, written blocks fetched from the overlay's store, or why that failed."""
         self._cached = cached
         self._get_written = (lambda number: None) if written is None else written.get
         self._seen: dict[int, bytes] = {}
-        """Blocks as this run has seen them: nothing else happens while it runs."""
+        """Blocks as this run has read them: no other operation runs in between."""
         self._is_speculative = False
 
     def restart(self) -> None:
@@ -79,8 +78,8 @@ class Blocks:
 
     @contextmanager
     def speculating(self) -> Iterator[None]:
-        """Blocks that are looked at in the context are read ahead, and errors fail nothing: damage is neither counted
-        nor logged. An operation that needs the same block later meets it anew."""
+        """In the context, reads are read-ahead, and errors fail nothing: damage is neither counted nor logged. An
+        operation that needs the same block later meets the error anew."""
         before, self._is_speculative = self._is_speculative, True
         try:
             yield
@@ -144,7 +143,7 @@ class Blocks:
         return [self.block(number) for number in numbers]
 
     def want(self, numbers: Iterable[int]) -> None:
-        """Have the blocks in memory, but those known to be damaged.
+        """Make sure that all blocks are in memory, except those known to be damaged.
 
         Raises:
             BlocksMissing: naming every one that is neither in memory nor known to be damaged.
@@ -163,8 +162,8 @@ class Blocks:
 class Transaction(Blocks):
     """The blocks of an operation that changes the file system. Nothing is changed until all of it is committed.
 
-    ``volume.runner`` starts each run with ``restart``. When the operation has come to its end, it commits ``changed``,
-    ``freed`` and the rest.
+    ``volume.runner`` starts each run with ``restart``. At the operation's end, it commits ``changed``, ``freed`` and
+    the rest.
     """
 
     def __init__(
@@ -179,29 +178,29 @@ class Transaction(Blocks):
         self.changed: dict[int, bytes | bytearray | memoryview] = {}
         """None of them is among the blocks that have been seen, or is freed."""
         self.runs: list[tuple[int, memoryview]] = []
-        """Of consecutive blocks the number of the first one, and what is in all of them. None of them is in
-        ``changed``, has been seen, or is freed."""
+        """The number of the first of consecutive blocks, and the contents of all of them. None of them is in
+        ``changed``, was read, or is freed."""
         self.freed: set[int] = set()
         self.orphaned: set[int] = set()
         """Inodes that lose their last name."""
         self.released: set[int] = set()
         """Inodes that are no orphans any more."""
         self.on_commit: list[Callable[[], None]] = []
-        """Bring what is known besides the blocks up to date when they have been committed. Where there is no memory for
-        that, all of it is forgotten (``FileSystem.forget_all``), and found out from the blocks again."""
+        """Update caches after the commit. If there is no memory for that, all caches are dropped
+        (``FileSystem.forget_all``), and filled again from the blocks."""
         self.gives_back = False
-        """Whether the operation frees more than it takes: it may then use the reserve of a full overlay."""
+        """Whether the operation frees more than it takes, so that it may use the reserve of a full overlay."""
         self.budget = 0
         """Blocks of file data that may still be added to the overlay; the operation counts it down."""
         self.spent = 0
-        """Those that it has counted."""
+        """Blocks that it has counted."""
         self.is_divisible = False
-        """Whether the operation can do less than it was asked for, when the budget is smaller."""
+        """Whether the operation may do less than requested, when the budget is smaller."""
         self._block_size = block_size
         self._room = room
 
     def restart(self, budget: int | None = None) -> None:
-        """A new run begins: forget the changes of one that did not come to its end.
+        """A new run begins: drop the changes of an unfinished one.
 
         Args:
             budget: of file data; all the room that the overlay has if None.
@@ -219,8 +218,8 @@ class Transaction(Blocks):
         self.spent = 0
 
     def spend_for(self, pointers: Sequence[int]) -> int:
-        """Count blocks of file data that are to be written, those that take up more memory then; 0 stands for one that
-        is still to be taken. Returns for how many of them the budget is enough, from the first one on."""
+        """Count blocks of file data to write, as far as they take more memory; 0 stands for one still to be taken.
+        Returns for how many of them the budget is enough, from the first one on."""
         if any(pointers):
             holds = self.holds_written
             costly = [index for index, pointer in enumerate(pointers) if not (pointer and holds(pointer))]
@@ -253,7 +252,7 @@ class Transaction(Blocks):
         return block
 
     def create(self, number: int) -> bytearray:
-        """A block that was free so far: zeros, to be filled in place. What the image holds there is never read."""
+        """A block that was free so far: zeros, to be filled in place. Its old contents in the image are never read."""
         block = bytearray(self._block_size)
         self._replace(number, block)
         return block
@@ -263,8 +262,8 @@ class Transaction(Blocks):
         self._replace(number, content)
 
     def put_run(self, first: int, content: memoryview) -> None:
-        """``put`` several blocks, from block ``first`` on. As the last thing that an operation does, this costs less
-        than to put each."""
+        """``put`` several blocks, from block ``first`` on. As an operation's last step, this costs less than single
+        ``put``s."""
         numbers = range(first, first + len(content) // self._block_size)
         self.freed.difference_update(numbers)
         # A broken file may have a block twice: the last content counts.
@@ -276,7 +275,7 @@ class Transaction(Blocks):
             self._split_runs()
 
     def _split_runs(self) -> None:
-        """Make single blocks of the runs, since something else is done with blocks."""
+        """Split the runs into single blocks, since another method needs blocks."""
         runs, self.runs = self.runs, []
         for first, content in runs:
             for index, start in enumerate(range(0, len(content), self._block_size)):
@@ -297,7 +296,7 @@ class Transaction(Blocks):
         self.freed.add(number)
 
     def holds_written(self, number: int) -> bool:
-        """Whether the block takes up no more memory when it is changed."""
+        """Whether changing the block takes no more memory."""
         if self.runs:
             self._split_runs()
         return number in self.changed or self._holds(number)

@@ -10,12 +10,12 @@ from mystfuse.ext2.superblock import Superblock
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """On whose behalf an operation is done."""
+    """The user on whose behalf an operation runs."""
 
     uid: int
     gid: int
     groups: Callable[[], Collection[int]] = frozenset
-    """Gives the supplementary groups, when they matter."""
+    """Returns the supplementary groups, when they matter."""
 
     @property
     def is_root(self) -> bool:
@@ -25,7 +25,7 @@ class Caller:
         return gid == self.gid or gid in self.groups()
 
     def may_use_reserved(self, superblock: Superblock) -> bool:
-        """Whether the reserved blocks are for them too (fs/ext2/balloc.c, ext2_has_free_blocks)."""
+        """Whether the reserved blocks are for this user too (fs/ext2/balloc.c, ext2_has_free_blocks)."""
         return (
             self.is_root
             or self.uid == superblock.s_def_resuid
@@ -34,4 +34,4 @@ class Caller:
 
 
 ROOT = Caller(0, 0)
-"""For operations that take nothing and ask for no permission: freeing what has been removed."""
+"""For operations that take nothing and need no permission: freeing removed files."""

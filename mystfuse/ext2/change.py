@@ -1,4 +1,4 @@
-"""What every step of an operation that changes a file system needs."""
+"""The context of an operation that changes a file system."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ EXT2_GOOD_OLD_FIRST_INO = 11
 EXT2_ROOT_INO = 2
 
 EXT2_LINK_MAX = 32000
-"""Links to one inode (fs/ext2/ext2.h); what later drivers allow (ext4: 65000) is read, not written."""
+"""Links to one inode (fs/ext2/ext2.h); larger counts by later drivers (ext4: 65000) are read, not written."""
 
 EXT2_MIN_BLOCK_LOG_SIZE = 10
 EXT2_MAX_BLOCK_LOG_SIZE = 16
@@ -51,7 +51,7 @@ EXT2_FL_INHERITED = (
     | EXT2_NOTAIL_FL
     | EXT2_DIRSYNC_FL
 )
-"""What a new inode takes from its directory (fs/ext4/ext4.h, EXT4_FL_INHERITED)."""
+"""Flags that a new inode inherits from its directory (fs/ext4/ext4.h, EXT4_FL_INHERITED)."""
 EXT2_REG_FLMASK = ~(EXT2_DIRSYNC_FL | EXT2_TOPDIR_FL)
 EXT2_OTHER_FLMASK = EXT2_NODUMP_FL | EXT2_NOATIME_FL
 

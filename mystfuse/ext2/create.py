@@ -32,7 +32,7 @@ from mystfuse.ext2.xattr_changes import set_attribute
 
 
 def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes = b"") -> Inode:
-    """Make something new: a regular file, directory, symbolic link, device, FIFO or socket, as ``mode`` says.
+    """Make a regular file, directory, symbolic link, device, FIFO or socket, as ``mode`` says.
 
     Args:
         mode: type and permissions, the caller's umask already applied.
@@ -120,7 +120,7 @@ def _device_block(rdev: int) -> bytes:
 
 
 def _inherit_acl(change: Change, directory: Inode, inode: Inode) -> Inode:
-    """Give a new inode what its directory's default ACL says (fs/posix_acl.c, posix_acl_create)."""
+    """Give a new inode the ACLs that its directory's default ACL prescribes (fs/posix_acl.c, posix_acl_create)."""
     if inode.is_symlink:
         return inode
     stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)

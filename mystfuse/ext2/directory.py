@@ -1,7 +1,7 @@
 """Directories: blocks of entries, each with an inode number, its own length, and a name.
 
-Hash-indexed directories are read linearly: their index blocks look like empty entries, which is what the format made
-them for. Source: fs/ext2/dir.c, fs/ext4/dir.c (ext4_check_dir_entry), fs/ext4/ext4.h (ext4_rec_len_from_disk).
+Hash-indexed directories are read linearly: their index blocks look like empty entries, as the format intends. Source:
+fs/ext2/dir.c, fs/ext4/dir.c (ext4_check_dir_entry), fs/ext4/ext4.h (ext4_rec_len_from_disk).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 MAX_DIRECTORY_SIZE = 1 << 29
 """Bytes: a larger directory counts as broken (10 million names need about 400 MB)."""
 DIRECTORY_AHEAD = 32 * 1024
-"""Bytes of a directory that are fetched together while it is listed."""
+"""Bytes of a directory that a listing fetches together."""
 _MIN_REC_LEN = 12
 _HEADER = struct.Struct("<IHBB")
 _REC_LEN = struct.Struct("<4xH")
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     offset: int
     """Byte offset in the directory at which it begins."""
     next_offset: int
-    """That of the entry behind it: where a listing goes on."""
+    """The offset of the next entry, where a listing goes on."""
 
 
 def block_count(superblock: Superblock, inode: Inode) -> int:
@@ -152,7 +152,7 @@ def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: i
     if position < 0 or not _is_possible(name):
         return None
     for offset, rec_len in rec_lengths(superblock, inode, block, logical):
-        # Only an entry where these bytes are can have the name.
+        # Only an entry at these bytes can have the name.
         while position < offset + EXT2_DIR_ENTRY_HEADER:
             position = block.find(name, position + 1)
             if position < 0:
@@ -199,13 +199,13 @@ def list_entries(
         except MystfuseError:
             if not entries:
                 raise
-            # Names in front of the damage are listed; the listing fails when it goes on from there.
+            # A listing returns the names in front of damage, and fails when it goes on from there.
             return entries, entries[-1].next_offset
     return entries, (first + len(numbers)) * block_size
 
 
 def directory_block(inode: Inode, blocks: Blocks, logical: int, number: int, ahead: Iterable[int] = ()) -> bytes:
-    """Block ``logical`` of a directory, which its map says is block ``number``.
+    """Block ``logical`` of a directory, which its map has at block ``number``.
 
     Raises:
         BlocksMissing: it is not in memory.

@@ -41,7 +41,7 @@ _DOTDOT_OFFSET = 12
 
 
 def changeable_directory(change: Change, ino: int) -> Inode:
-    """A directory in which names are to come, go or change.
+    """A directory for adding, removing or changing names.
 
     Raises:
         OSError: ENOTDIR; ENOENT, it has been removed; EPERM, it is immutable.
@@ -56,8 +56,8 @@ def changeable_directory(change: Change, ino: int) -> Inode:
 
 
 def directory_for_new_name(change: Change, ino: int, name: bytes) -> Inode:
-    """A directory that ``name`` is to be added to; raises as ``changeable_directory`` and ``check_name``, and OSError
-    (EEXIST) if it has that name."""
+    """A directory for adding ``name``; raises as ``changeable_directory`` and ``check_name``, and OSError (EEXIST) if
+    it has that name."""
     directory = changeable_directory(change, ino)
     check_name(name)
     if change.filesystem.name_indexes.find(change.transaction, directory, name):
@@ -66,7 +66,7 @@ def directory_for_new_name(change: Change, ino: int, name: bytes) -> Inode:
 
 
 def check_name(name: bytes) -> None:
-    """OSError if nothing can have such a name: ENAMETOOLONG or EINVAL."""
+    """OSError if no file can have such a name: ENAMETOOLONG or EINVAL."""
     if len(name) > EXT2_NAME_LEN:
         raise OSError(ENAMETOOLONG, f"a name of {len(name)} bytes")
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
@@ -74,10 +74,10 @@ def check_name(name: bytes) -> None:
 
 
 def write_directory(change: Change, directory: Inode, links: int = 0) -> None:
-    """Write the inode of a directory in which a name has come, gone or changed.
+    """Write the inode of a directory after adding, removing or changing a name.
 
     Args:
-        links: how many subdirectories it has more (negative: fewer).
+        links: the number of added subdirectories (negative: removed).
 
     Raises:
         BlocksMissing, CorruptFilesystem
@@ -152,7 +152,7 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
             latest = 0
             room = _find_room(superblock, directory, block, logical, needed)
         if room is None:
-            # The index knows only an upper bound.
+            # The index has only an upper bound.
             indexes.set_room(directory.ino, logical, _most_room(superblock, directory, block, logical))
             continue
         offset, used, rec_len = room
@@ -161,7 +161,7 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
             _set_rec_len(changed, offset, used)
         _put_entry(changed, offset + used, inode.ino, rec_len - used, name, file_type)
         change.allocator.check_writable(transaction, [number])
-        # Names that are added one behind the other are not searched each time.
+        # So that adding names one after the other does not search each time.
         left = None if latest else _most_room(superblock, directory, bytes(changed), logical)
         indexes.note_insertion(transaction, directory.ino, logical, offset + used, name, left)
         return directory._replace(i_flags=directory.i_flags & ~EXT2_INDEX_FL)
@@ -175,7 +175,7 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
 
 
 def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) -> None:
-    """Take an entry out: its room goes to the one in front of it, or, at the front of a block, it becomes free."""
+    """Remove an entry: its room goes to the entry in front of it; at the front of a block, it becomes free."""
     block = change.transaction.change(place.number)
     _, joined = next(rec_lengths(change.superblock, directory, block, place.logical, place.offset))
     if place.previous < 0:
@@ -183,7 +183,7 @@ def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) ->
     else:
         joined += place.offset - place.previous
         _set_rec_len(block, place.previous, joined)
-        # No stale name in the raw block.
+        # So that the raw block keeps no stale name.
         block[place.offset : place.offset + _HEADER.size] = bytes(_HEADER.size)
     change.filesystem.name_indexes.note_removal(change.transaction, directory.ino, place.logical, name, joined)
 
@@ -197,7 +197,7 @@ def point_entry(change: Change, place: Place, inode: Inode) -> None:
 
 
 def set_parent(change: Change, directory: Inode, parent: int) -> None:
-    """Point ``..`` elsewhere. The caller has called ``read_parent``, which checks that it is in its place."""
+    """Point ``..`` elsewhere. The caller has called ``read_parent``, which checks its place."""
     number = map_block(change.superblock, change.transaction, directory, 0)
     struct.pack_into("<I", change.transaction.change(number), _DOTDOT_OFFSET, parent)
 
@@ -225,7 +225,7 @@ def _find_room(
 
 
 def _most_room(superblock: Superblock, directory: Inode, block: bytes, logical: int) -> int:
-    # A name may be longer than its entry, in a block that is a file's too.
+    # In a block that also belongs to a file, a name may be longer than its entry.
     return max(0, max(rec_len - used for _, rec_len, used in _raw_entries(superblock, directory, block, logical)))
 
 

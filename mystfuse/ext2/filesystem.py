@@ -36,7 +36,7 @@ class Statistics:
     blocks: int
     free_blocks: int
     available_blocks: int
-    """Free to ordinary users."""
+    """Blocks free to ordinary users."""
     inodes: int
     free_inodes: int
 
@@ -45,15 +45,15 @@ _MAX_GOALS = 1024
 
 
 class FileSystem:
-    """An EXT2 file system whose superblock has been read, and what is known of it besides its blocks.
+    """An EXT2 file system whose superblock has been read, and its caches.
 
-    That is in memory alone, and changes only when a transaction is committed.
+    Caches are in memory alone, and change only when a transaction is committed.
     """
 
     def __init__(self, superblock: Superblock) -> None:
         self.superblock = superblock
         self.orphans: set[int] = set()
-        """Inodes without a name that are still in use, because they are open or the kernel knows them."""
+        """Inodes without a name that are still in use: open, or known to the kernel."""
         self.groups = GroupTable(superblock)
         self.inode_table = InodeTable(self.groups, self.orphans)
         self.allocator = Allocator(self.groups, self.inode_table)
@@ -69,17 +69,17 @@ class FileSystem:
         return fork
 
     def next_generation(self) -> int:
-        """An i_generation for a new inode, so that a number that is used again is not taken for the old file."""
+        """An i_generation for a new inode, so that its number, if used before, is not mistaken for the old file."""
         self._next_generation = self._next_generation + 1 & 0xFFFFFFFF
         return self._next_generation
 
     def goal(self, ino: int, logical: int) -> int:
-        """The block where a file should go on that was last written just in front of ``logical``, or 0."""
+        """The block that should follow the block that was last written just in front of ``logical``, or 0."""
         end, physical = self._goals.get(ino, (-1, 0))
         return physical if end == logical else 0
 
     def set_goal(self, ino: int, logical: int, physical: int) -> None:
-        """A file was written up to block ``logical``: it should go on at block number ``physical``."""
+        """Record that a file was written up to block ``logical``: block number ``physical`` should follow."""
         self._goals[ino] = logical, physical
         self._goals.move_to_end(ino)
         if len(self._goals) > _MAX_GOALS:
@@ -91,7 +91,7 @@ class FileSystem:
         self._goals.pop(ino, None)
 
     def forget_all(self) -> None:
-        """Forget what is known besides the blocks and the orphans, to be found out again. Takes no memory."""
+        """Drop all caches except the orphans. Takes no memory."""
         self.name_indexes.forget_all()
         self._goals.clear()
         self.inode_table.forget_all()
@@ -105,8 +105,8 @@ class FileSystem:
         return self.inode_table.read(blocks, ino)
 
     def find_inode(self, blocks: Blocks, ino: int) -> Inode | None:
-        """The same for a number that nothing in the file system refers to: it comes from a file handle, which its
-        holder may have kept for long, or made up. None if no file has that number.
+        """The same for a number from a file handle, not from the file system: its holder may have kept it for long, or
+        made it up. None if no file has that number.
 
         Raises:
             CorruptFilesystem: the inode is in use and broken.
@@ -128,11 +128,11 @@ class FileSystem:
         return self.find_inode(blocks, self.parent(blocks, self.directory(blocks, ino)))
 
     def inodes(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
-        """What the entries of a directory refer to; see ``InodeTable.read_all``."""
+        """The inodes of a directory's entries; see ``InodeTable.read_all``."""
         return self.inode_table.read_all(blocks, numbers)
 
     def lookup(self, blocks: Blocks, parent: int, name: bytes) -> Inode | None:
-        """What ``name`` in directory ``parent`` refers to; None if there is no such name.
+        """The inode of ``name`` in directory ``parent``; None if there is no such name.
 
         Raises:
             NotADirectoryError: ``parent`` is something else.

@@ -190,7 +190,7 @@ class Inode(NamedTuple):
         )
 
     def pack_into(self, block: bytearray, offset: int) -> None:
-        """Write the inode to ``offset`` of a block of the inode table. Fields that are not ours are left as they are.
+        """Write the inode to ``offset`` of a block of the inode table. Other fields keep their values.
 
         Times are cut to what the inode can hold: whole seconds up to 2038 in 128 bytes, nanoseconds up to 2446 in more.
         """
@@ -226,8 +226,7 @@ class Inode(NamedTuple):
             block[start : start + len(self.extra)] = self.extra
 
     def pack_new_into(self, block: bytearray, offset: int, size: int) -> None:
-        """Write a new inode of ``size`` bytes, with i_crtime if there is room; nothing of the inode before it is
-        left."""
+        """Write a new inode of ``size`` bytes, with i_crtime if there is room; nothing of its predecessor is left."""
         block[offset : offset + size] = bytes(size)
         if size > EXT2_GOOD_OLD_INODE_SIZE:
             struct.pack_into("<H", block, offset + _EXTRA_ISIZE_OFFSET, self.i_extra_isize)

@@ -12,11 +12,11 @@ from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 
 READ_AHEAD = 32 * 1024
-"""Bytes of inode table that are fetched together: inodes made together are used together."""
+"""Bytes of inode table to fetch together: inodes made together are used together."""
 _LINKS_COUNT_OFFSET = 26
 _MAX_PARSED = 4096
 _PARSED_BYTES = 2 << 20
-"""Bounds on inodes that are remembered, and on their bytes: one may have 32 KiB."""
+"""Bounds on cached inodes, and on their bytes: one may have 32 KiB."""
 
 
 class InodeTable:
@@ -54,11 +54,11 @@ class InodeTable:
         return places.bg_inode_table + position, offset
 
     def read(self, blocks: Blocks, ino: int) -> Inode:
-        """An inode that something refers to.
+        """An inode that an entry refers to.
 
         Raises:
             BlocksMissing: naming its block, and its neighbours in the inode table.
-            CorruptFilesystem: no such inode number, one that nothing may refer to, a free one, or a broken one.
+            CorruptFilesystem: no such inode number, one that no entry may have, a free one, or a broken one.
             UnsupportedFeature: see ``Inode.parse``.
         """
         number, offset = self.locate(blocks, ino)
@@ -77,11 +77,11 @@ class InodeTable:
         return inode
 
     def read_all(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
-        """What the entries of a directory refer to; None for a damaged or broken inode, or the root. A listing needs
-        the names alone, so damage is reported to a look-up."""
+        """The inodes of a directory's entries; None for a damaged or broken inode, or the root. A listing needs the
+        names alone, so damage is reported to a lookup."""
         with blocks.speculating():
             possible = [ino for ino in numbers if 0 < ino <= self._superblock.s_inodes_count and ino != EXT2_ROOT_INO]
-            # Name all the descriptors, then all the inodes' blocks, rather than miss them one by one.
+            # Name all descriptors, then all blocks of the inodes, rather than miss them one by one.
             self._groups.want_places(blocks, {self._groups.locate_inode(ino)[0] for ino in possible})
             located: dict[int, tuple[int, int]] = {}
             for ino in possible:
@@ -131,7 +131,7 @@ class InodeTable:
         inode.pack_into(transaction.change(number), offset)
 
     def write_new(self, transaction: Transaction, inode: Inode) -> None:
-        """Write an inode whose number was free so far; nothing of the inode before it is left.
+        """Write an inode whose number was free so far; nothing of its predecessor is left.
 
         Raises:
             BlocksMissing: the inode's block is not in memory.

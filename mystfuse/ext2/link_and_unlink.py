@@ -1,5 +1,4 @@
-"""Giving an inode another name, and taking names away: link(2), unlink(2), rmdir(2). Sources: fs/namei.c,
-fs/ext4/namei.c.
+"""Giving an inode another name, and removing names: link(2), unlink(2), rmdir(2). Sources: fs/namei.c, fs/ext4/namei.c.
 
 What the kernel's VFS checks before it asks a file system (types, sticky directories, permissions) is checked again here
 and in ``rename`` as far as the file system's own order depends on it.
@@ -90,7 +89,7 @@ def check_removable(directory: Inode, inode: Inode) -> None:
 
 
 def drop_link(change: Change, inode: Inode) -> None:
-    """One name less; without any, the inode becomes an orphan. A directory has no other name than the one it loses."""
+    """Remove one name; without any, the inode becomes an orphan. A directory has no other name than this one."""
     if not inode.i_links_count:
         raise CorruptFilesystem(f"inode {inode.ino} had no links, but a name")
     links = 0 if inode.is_directory else inode.i_links_count - 1

@@ -1,10 +1,10 @@
-"""Which block of a directory holds which name: an index in memory, built once for a directory of more than one block,
-and kept up to date when names come and go.
+"""The blocks of a directory's names: an index in memory, built once for a directory of more than one block, and kept up
+to date when names come and go.
 
-Eight bytes a name: sorted arrays of (hash of the name << 32 | block), so that a look-up is a bisection and a directory
+Eight bytes a name: sorted arrays of (hash of the name << 32 | block), so that a lookup is a bisection and a directory
 of a million names takes 9 MB. A large directory has many arrays, by the first bits of the hash, each sorted when it is
-first searched: sorting them all at once would hold up other requests. A byte a block says how much room for another
-entry there is at most.
+first searched: sorting them all at once would delay other requests. A byte a block says how much room for another entry
+there is at most.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ MAX_INDEXED_NAMES = 4_000_000
 _BYTES_AT_ONCE = 256 << 10
 """Of a directory, indexed in one step: 20,000 names at most, which take some hundredths of a second."""
 _MAX_PROBED_TOGETHER = 256
-"""Blocks of a directory that are looked into together."""
+"""Blocks of a directory that are searched together."""
 _CROWDED = 512
 """Names of one step in one array: with more, some may be the same name many times."""
 _LARGE = 64
 """Blocks: a directory that has more gets ``_ARRAY_BITS``."""
 _ARRAY_BITS = 8
 _INDEX_WEIGHT = 64
-"""What an index costs besides its names, in names."""
+"""The cost of an index besides its names, in names."""
 _RECENT = 4096
-"""Names that were added are merged into the sorted arrays when they are so many."""
+"""Added names are merged into the sorted arrays when there are so many."""
 _UNKNOWN_ROOM = 255
 _MOST_ROOM = 254
 """In units of 4 bytes; an entry needs 67 at most, so more makes no difference."""
 _MAX_LATEST = 1024
 _PROBED_BLOCKS = 8
-"""Blocks that one insertion looks into, whose room is known only as an upper bound or not at all, before the directory
-is made longer."""
+"""Blocks that one insertion searches, whose room is known only as an upper bound or not at all, before the directory
+grows."""
 
 
 class NameIndex:
@@ -62,14 +62,14 @@ class NameIndex:
     def __init__(self, bits: int) -> None:
         self.indexed = 0
         self.damage = ""
-        """Why a name that is not found may still be there: a block that is broken."""
+        """Broken blocks: why a name that is not found may still exist."""
         self.unread: set[int] = set()
         """Blocks that could not be read: storage may return them next time."""
         self.bits = bits
         self._keys = [array("Q") for _ in range(1 << bits)]
         self._shift = 64 - bits
         self._unsorted: set[int] = set()
-        """Which of the arrays are to be sorted before they are looked into."""
+        """The arrays that must be sorted before a search."""
         self._key_count = 0
         self._recent: dict[int, list[int]] = {}
         self._recent_count = 0
@@ -100,12 +100,12 @@ class NameIndex:
         self._room.extend(bytes((_UNKNOWN_ROOM,)) * count)
 
     def add_names(self, logical: int, names: Iterable[bytes]) -> None:
-        """Enter the names of block ``logical``; CorruptFilesystem in the middle of it is noted as damage."""
+        """Enter the names of block ``logical``; a CorruptFilesystem in the middle of it is recorded as damage."""
         try:
             for name in names:
                 self._add_key(name_key(name) | logical)
         except CorruptFilesystem as error:
-            # Not the error itself: it would keep what the operation had in memory, and more each time it is raised.
+            # Not the error itself: it would keep the operation's memory, and more each time it is raised.
             self.damage = self.damage or str(error)
 
     def _add_key(self, key: int) -> None:
@@ -115,7 +115,7 @@ class NameIndex:
         self._key_count += 1
 
     def add_name(self, name: bytes, logical: int) -> None:
-        """Enter a name that was put into block ``logical``, which is in already."""
+        """Enter a name that was put into block ``logical``, which is indexed already."""
         self._recent.setdefault(name_key(name), []).append(logical)
         self._recent_count += 1
         if self._recent_count >= _RECENT:
@@ -126,7 +126,7 @@ class NameIndex:
             self._recent_count = 0
 
     def remove_name(self, name: bytes, logical: int) -> None:
-        """A name was taken out of block ``logical``. In the sorted array it stays, which costs a look in vain."""
+        """Remove a name of block ``logical``. It stays in the sorted array, which costs a useless look."""
         blocks = self._recent.get(name_key(name), [])
         if logical in blocks:
             blocks.remove(logical)
@@ -157,7 +157,7 @@ class NameIndex:
         return blocks
 
     def blocks_with_names(self) -> Iterator[int]:
-        """The blocks that hold names, or did when the index was built, each once."""
+        """The blocks that contain names, or did when the index was built, each once."""
         seen: set[int] = set()
         keys = chain.from_iterable(self._keys)
         for logical in chain((key & 0xFFFFFFFF for key in keys), *self._recent.values()):
@@ -172,12 +172,12 @@ class NameIndex:
             raise CorruptFilesystem(f"directory inode {inode.ino} has a block twice")
 
     def remember_blocks(self, numbers: list[int]) -> None:
-        """Note blocks that are about to be entered, for ``check_blocks``."""
+        """Record blocks that are about to be entered, for ``check_blocks``."""
         self._blocks.update(numbers)
         self._blocks.discard(0)
 
     def forget_blocks(self) -> None:
-        """What ``check_blocks`` compares with is not needed once all are in."""
+        """Drop the data of ``check_blocks``, once all blocks are indexed."""
         self._blocks = set()
 
     def candidates(self, name: bytes) -> Iterator[int]:
@@ -213,7 +213,7 @@ class NameIndexes:
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
         self._weight = 0
         self._latest: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        """Where the latest entry of a directory was put: block and offset. The next one fits behind it, most often."""
+        """The place of a directory's latest entry: block and offset. The next one fits behind it, most often."""
 
     def find(self, blocks: Blocks, inode: Inode, name: bytes) -> tuple[Found, int] | None:
         """Where ``name`` in directory ``inode`` is: (its place in a block, the number of the block in the directory).
@@ -248,8 +248,8 @@ class NameIndexes:
         return None
 
     def _next_blocks(self, blocks: Blocks, inode: Inode, logicals: Iterator[int]) -> list[tuple[int, int]]:
-        """The next blocks of a directory to search, each with its block number; fetched together, since removed names
-        may have left many, each a miss of its own in the overlay's store."""
+        """The next blocks of a directory to search, each with its block number; fetched together: removed names may
+        leave many, each a miss in the overlay's store."""
         some = [
             (logical, map_block(self._superblock, blocks, inode, logical))
             for logical in islice(logicals, _MAX_PROBED_TOGETHER)
@@ -258,7 +258,7 @@ class NameIndexes:
         return some
 
     def _read_again(self, blocks: Blocks, inode: Inode, index: NameIndex) -> MystfuseError | None:
-        """Enter the blocks that could not be read when the index was built; returns why names may still be missing, or
+        """Enter the blocks that failed to read when the index was built; returns why names may still be missing, or
         None."""
         try:
             return self._enter_unread(blocks, inode, index)
@@ -351,16 +351,16 @@ class NameIndexes:
         room: int | None,
         is_new_block: bool = False,
     ) -> None:
-        """When the transaction is committed, there is an entry for ``name`` at ``offset`` of block ``logical``, which
-        has ``room`` bytes left, or (None) no more than before."""
+        """At the commit, record an entry for ``name`` at ``offset`` of block ``logical``, which has ``room`` bytes
+        left, or (None) no more than before."""
         transaction.on_commit.append(partial(self._insert, ino, logical, offset, name, room, is_new_block))
 
     def note_removal(self, transaction: Transaction, ino: int, logical: int, name: bytes, room: int) -> None:
-        """When the transaction is committed, ``name`` is gone from block ``logical``, leaving up to ``room`` bytes."""
+        """At the commit, record that ``name`` is gone from block ``logical``, leaving up to ``room`` bytes."""
         transaction.on_commit.append(partial(self._remove, ino, logical, name, room))
 
     def forget(self, ino: int) -> None:
-        """The inode is no directory any more."""
+        """The inode is not a directory any more."""
         self._latest.pop(ino, None)
         if ino in self._indexes:
             self._drop(ino)
@@ -372,7 +372,7 @@ class NameIndexes:
             self._latest.popitem(last=False)
         index = self._indexes.get(ino)
         if index is None or logical >= index.indexed + is_new_block:
-            # Still being built: it will come to this block.
+            # The index is being built: it will reach this block.
             return
         before = len(index)
         if is_new_block:
@@ -382,7 +382,7 @@ class NameIndexes:
             index.set_room(logical, room)
         self._weight += len(index) - before
         if is_new_block and not index.bits and index.indexed > _LARGE:
-            # It has grown large: the next index of it is one for that.
+            # It has grown large: its next index is one for a large directory.
             self._drop(ino)
 
     def _remove(self, ino: int, logical: int, name: bytes, room: int) -> None:
@@ -401,7 +401,7 @@ class NameIndexes:
         try:
             return self._build_index(blocks, inode, count)
         except MemoryError:
-            # Half a step may be in.
+            # Half a step may be indexed.
             self.forget_all()
             raise
 
@@ -449,7 +449,7 @@ class NameIndexes:
                 self._drop(inode.ino)
                 raise CorruptFilesystem(f"directory inode {inode.ino} has over {MAX_NAMES} names")
         index.forget_blocks()
-        # Those of the two directories that a rename works on stay: it would build them in turns for ever.
+        # Except those of the two directories of a rename: it would build them in turns for ever.
         while len(self._indexes) > 2 and self._weight > MAX_INDEXED_NAMES:
             self._drop(next(iter(self._indexes)))
         return index

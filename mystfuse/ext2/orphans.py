@@ -1,4 +1,4 @@
-"""Orphans: inodes that have lost their last name, and are freed when nothing uses them any more."""
+"""Orphans: inodes that have lost their last name, and are freed when they are not in use any more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mystfuse.ext2.xattr_changes import drop_block
 
 
 def release(change: Change, ino: int) -> bool:
-    """Give back what an orphan holds; True when all of it, the inode included, is free.
+    """Free an orphan's blocks and inode; True when all are free.
 
     Raises:
         BlocksMissing, MystfuseError

@@ -33,12 +33,12 @@ class DirectoryName(NamedTuple):
     parent: int
     name: bytes
     ancestors: frozenset[int] = frozenset()
-    """The directories that ``parent`` is in, itself included, up to the root; not needed for a rename within one
+    """The directories above ``parent``, itself included, up to the root; not needed for a rename within one
     directory."""
 
 
 def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -> Inode | None:
-    """Rename, replacing what has the new name; with RENAME_EXCHANGE the two names change places.
+    """Rename, replacing an existing new name; with RENAME_EXCHANGE the two names change places.
 
     Returns:
         The inode that was replaced, or None.

@@ -18,7 +18,7 @@ from mystfuse.ext2.xattr_changes import set_attribute
 
 @dataclass(frozen=True, slots=True)
 class AttributeChanges:
-    """What chmod(2), chown(2), truncate(2) and utimensat(2) ask for; None leaves a thing as it is."""
+    """The changes that chmod(2), chown(2), truncate(2) and utimensat(2) request; None for no change."""
 
     mode: int | None = None
     """Permission bits, set-user-ID, set-group-ID and sticky; a file type in it is ignored."""
@@ -65,8 +65,8 @@ def set_attributes(change: Change, ino: int, changes: AttributeChanges) -> tuple
 
 
 def _mode_after_chown(inode: Inode, caller: Caller) -> int:
-    """i_mode after the owner was changed: set-user-ID is lost, and set-group-ID of a file that the group may execute,
-    for every caller (chown(2); fs/open.c, chown_common)."""
+    """i_mode after a change of owner: it loses set-user-ID, and set-group-ID of a file that the group may execute, for
+    every caller (chown(2); fs/open.c, chown_common)."""
     mode = inode.i_mode
     if stat.S_ISDIR(mode):
         return mode
@@ -74,7 +74,7 @@ def _mode_after_chown(inode: Inode, caller: Caller) -> int:
 
 
 def _chmod_acl(change: Change, inode: Inode) -> Inode:
-    """Make the access ACL, if there is one, say what the mode says."""
+    """Make the access ACL, if there is one, agree with the mode."""
     stored = find_attribute(change.superblock, change.transaction, inode, INDEX_ACL_ACCESS)
     if stored is None:
         return inode

@@ -52,7 +52,7 @@ _FEATURE_RO_COMPAT_OFFSET = 100
 
 @dataclass(frozen=True)
 class Superblock:
-    """What the file system says about itself, checked against what the format allows.
+    """The file system's description of itself, checked against the format's limits.
 
     The free counts are those of the image; for the present ones see ``read_free_counts``.
     """
@@ -115,7 +115,7 @@ class Superblock:
 
     @cached_property
     def max_file_size(self) -> int:
-        """Bytes of the largest file: what the map reaches, or what i_blocks can count, indirect blocks included.
+        """Bytes of the largest file: within the reach of the block map, and of i_blocks, indirect blocks included.
 
         Source: fs/ext4/super.c (Linux 6.18), ext4_max_bitmap_size, without huge_file.
         """
@@ -148,7 +148,7 @@ class Superblock:
         return min(self.groups_count, 2) + sum(power < self.groups_count for power in powers)
 
     def is_data_block(self, number: int) -> bool:
-        """Whether a block pointer can be right: inside the file system, behind the superblock."""
+        """Whether a block pointer is possible: inside the file system, behind the superblock."""
         return self.s_first_data_block < number < self.s_blocks_count
 
     def check_fits(self, size: int) -> None:

@@ -54,7 +54,7 @@ def truncate(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:
 
 
 def zero_tail(change: Change, inode: Inode) -> None:
-    """Make what is behind the end of the file in its last block zeros, so that a file that grows shows no old bytes."""
+    """Zero the rest of a file's last block, so that a file that grows shows no old bytes."""
     transaction, block_size = change.transaction, change.superblock.block_size
     logical, used = divmod(inode.size, block_size)
     if not used:
@@ -105,7 +105,7 @@ def trim_blocks(change: Change, inode: Inode, keep: int, most: int) -> Trimmed:
 
 
 class _Trimmer:
-    """Walks subtrees of a block map from their end, collecting what is to be freed."""
+    """Walks subtrees of a block map from their end, collecting blocks to free."""
 
     def __init__(self, change: Change, inode: Inode, most: int) -> None:
         self.freed: list[int] = []
@@ -122,10 +122,10 @@ class _Trimmer:
         return self._is_stopped or len(self.freed) >= self._most
 
     def trim(self, node: int, depth: int, keep: int) -> tuple[int, int]:
-        """Free what is under indirect block ``node`` behind its first ``keep`` data blocks, the last first.
+        """Free the blocks under indirect block ``node`` behind its first ``keep`` data blocks, the last first.
 
         Returns:
-            What the pointer to the node has to become, and the first data block that is free now, counted from the
+            The new pointer to the node, and the first data block that is free now, counted from the
             node's own first.
         """
         if not self._superblock.is_data_block(node):
@@ -136,8 +136,8 @@ class _Trimmer:
         later: set[int] = set()
         if depth > 1:
             present = [pointer for pointer in pointers[first:] if pointer and self._superblock.is_data_block(pointer)]
-            # As many as would be enough if they were full. If they hold little, the next transaction frees the rest:
-            # fetched one by one they would be more misses than an operation may have.
+            # Enough if they are full. Otherwise the next transaction frees the rest: fetched one by one they would be
+            # more misses than an operation may have.
             enough = max(self._most // self._per_block + 2, _LEAST_AHEAD)
             self._transaction.want(present[-enough:])
             later = set(present[:-enough]).difference(present[-enough:])

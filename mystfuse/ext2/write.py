@@ -17,8 +17,8 @@ from mystfuse.ext2.truncate import zero_tail
 
 
 def write(change: Change, ino: int, offset: int, data: memoryview, whole: bool = False) -> int:
-    """Write ``data`` to a regular file from byte ``offset`` on. The caller is the one who opened the file: the reserved
-    blocks, and keeping set-user-ID on a write, are for root.
+    """Write ``data`` to a regular file from byte ``offset`` on. The caller is the user who opened the file: the
+    reserved blocks, and keeping set-user-ID on a write, are for root.
 
     Args:
         whole: write all of it or nothing.
@@ -70,7 +70,7 @@ def _fill(
     start: int,
     data: memoryview,
 ) -> None:
-    """Put ``data`` into blocks of a file, from byte ``start`` of the first one on. The last thing to be done."""
+    """Put ``data`` into blocks of a file, from byte ``start`` of the first one on. It must be the last step."""
     end = start + len(data)
     edges = sorted({index for index, byte in ((0, start), (len(pointers) - 1, end)) if byte % block_size})
     transaction.want([pointers[index] for index in edges if pointers[index] not in new])
@@ -87,8 +87,8 @@ def _fill(
 
 
 def mode_after_write(inode: Inode, caller: Caller) -> int:
-    """i_mode after a write: set-user-ID and set-group-ID are lost, unless it was root
-    (fs/attr.c, setattr_should_drop_suidgid)."""
+    """i_mode after a write: it loses set-user-ID and set-group-ID, unless root wrote (fs/attr.c,
+    setattr_should_drop_suidgid)."""
     mode = inode.i_mode
     if caller.is_root or not stat.S_ISREG(mode):
         return mode

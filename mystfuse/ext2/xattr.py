@@ -40,7 +40,7 @@ class Attribute(NamedTuple):
 
     name_index: int
     suffix: bytes
-    """The name without the prefix that the index stands for."""
+    """The name without the index's prefix."""
     value: bytes
 
 
@@ -69,7 +69,7 @@ def read_xattrs(superblock: Superblock, blocks: Blocks, inode: Inode) -> dict[by
 
 
 def find_attribute(superblock: Superblock, blocks: Blocks, inode: Inode, name_index: int) -> bytes | None:
-    """The value, as it is stored, of the attribute that ``name_index`` alone names (an ACL); None if there is none.
+    """The value, as it is stored, of the attribute that its index alone names (an ACL); None if there is none.
 
     Raises:
         BlocksMissing, CorruptFilesystem: as ``read_xattrs``.
@@ -91,7 +91,7 @@ def split_name(name: bytes) -> tuple[int, bytes]:
     """The index and suffix that a full name is stored under.
 
     Raises:
-        OSError: EOPNOTSUPP, no attribute can be called that; EINVAL, there is nothing behind the prefix (fs/xattr.c,
+        OSError: EOPNOTSUPP, no attribute can have that name; EINVAL, nothing follows the prefix (fs/xattr.c,
             xattr_resolve_name).
     """
     for index, prefix in _NAME_INDEX.items():

@@ -68,7 +68,7 @@ def remove_xattr(change: Change, ino: int, name: bytes) -> None:
     """Remove an extended attribute by its full name.
 
     Raises:
-        OSError: ENODATA, it is not there (a missing ACL is no error); EOPNOTSUPP; EPERM, immutable or append-only.
+        OSError: ENODATA, it does not exist (a missing ACL is no error); EOPNOTSUPP; EPERM, immutable or append-only.
         BlocksMissing, MystfuseError
     """
     inode = _changeable(change, ino)
@@ -124,7 +124,7 @@ def remove_attribute(change: Change, inode: Inode, name: bytes) -> Inode:
 
 
 def drop_block(change: Change, inode: Inode) -> Inode:
-    """Detach the inode's attribute block, which is freed if no other inode shares it."""
+    """Detach the inode's attribute block, and free it if no other inode shares it."""
     if not inode.i_file_acl:
         return inode
     transaction = change.transaction
@@ -151,7 +151,7 @@ def _without(attributes: Sequence[Attribute], index: int, suffix: bytes) -> list
 
 
 def _store_block(change: Change, inode: Inode, present: list[Attribute], wanted: list[Attribute]) -> Inode:
-    """Make ``wanted`` what the inode's attribute block holds, if that differs from what it does."""
+    """Make the inode's attribute block hold ``wanted``, if it differs."""
     if wanted == present:
         return inode
     if not wanted:
