@@ -82,6 +82,10 @@ def kernel_mount(image: Path, mountpoint: Path, options: str = "ro") -> Iterator
     run("mount", "-t", "ext4", "-o", f"loop,{options}", image, mountpoint)
     try:
         yield mountpoint
+        if options != "ro":
+            # Writes all of it to the image. umount alone leaves that for later where another mount namespace, made in
+            # the meantime, has the mount too.
+            run("mount", "-o", "remount,ro", mountpoint)
     finally:
         subprocess.run(["umount", mountpoint], check=True)
 
