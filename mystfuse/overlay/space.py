@@ -206,10 +206,11 @@ class Space(ABC):
         if in_memory := len(new) + in_runs:
             # An operation that only replaces blocks of the store gives their places back, so a full store takes it.
             self._check(added - len(dropped), in_memory, use_reserve or not added)
-        slots = arenas.take(in_memory) if in_memory else []
         kept: list[tuple[dict[int, int | None], dict[int, int | None]]] = []
         before: dict[int, Any] = {}
         entered: dict[int, Any] = {}
+        # Nothing stands between this and the ``try``, or the slots could be lost.
+        slots = arenas.take(in_memory) if in_memory else []
         try:
             entries = self._fill(slots, runs, new) if slots else {}
             if snapshots is None:
