@@ -1,7 +1,7 @@
-"""Long buffers that are used again: fresh memory would have to be cleared, and paged in, for every request.
+"""Reused long buffers: fresh memory would have to be cleared, and paged in, for every request.
 
-They are whole pages: to 16 bytes behind a page boundary, where malloc puts what is large, AMD's Zen 3 copies at a fifth
-of its speed.
+They are whole pages: to 16 bytes behind a page boundary, where malloc puts large ones, AMD's Zen 3 copies at a fifth of
+its speed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _REFERENCES_WHEN_FREE = _count_references([mmap.mmap(-1, mmap.PAGESIZE)], 0)
 
 
 class Buffers:
-    """Not for more than one thread."""
+    """For a single thread."""
 
     def __init__(self) -> None:
         self._buffers: list[mmap.mmap] = []
 
     def take(self, length: int) -> memoryview:
-        """A buffer of ``length`` bytes, whatever they are. It is free again when nothing refers to it, or to a part of
-        it, any more."""
+        """A buffer of ``length`` bytes with any contents. It is free again when nothing refers to it, or to a part of
+        it."""
         if not LONG <= length <= _SIZE:
             return memoryview(bytearray(length))
         for index in range(len(self._buffers)):

@@ -1,6 +1,6 @@
 """Recently used metadata blocks of the file system: verified, in memory, bounded, least recently used first out.
 
-File data does not come here: the kernel keeps it.
+File data are not in it: the kernel caches them.
 """
 
 from __future__ import annotations

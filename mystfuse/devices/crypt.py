@@ -1,4 +1,4 @@
-"""The crypt device: the decrypted payload of a LUKS device, on top of what has been verified."""
+"""The crypt device: the decrypted payload of a LUKS device, on top of verified bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mystfuse.system.workers import INLINE_BYTES
 
 _THREADS = 2
 _PATIENCE = 30.0
-"""Seconds until a thread has decrypted 8 MiB at most, the wait for its turn included."""
+"""Seconds until a thread has decrypted up to 8 MiB, the wait for its turn included."""
 
 
 class CryptDevice:
@@ -46,8 +46,8 @@ class CryptDevice:
         """The decrypted bytes of each extent.
 
         Raises:
-            IntegrityError: as the device below does; nothing that has not been verified is decrypted.
-            ImageReadError: the bytes cannot be read, or lie outside the payload.
+            IntegrityError: as the device below does; it decrypts verified bytes alone.
+            ImageReadError: reading failed, or the bytes lie outside the payload.
         """
         sectors = self._sectors(extents)
         verified = await self._verified.read(sectors, quietly)
@@ -55,12 +55,12 @@ class CryptDevice:
         if sum(extent.length for extent in sectors) <= INLINE_BYTES:
             return decrypt()
         try:
-            # Those who wait for their turn wait no longer than those who have it.
+            # The time-out begins anew with its turn: waiting work waits no longer than running work.
             with trio.fail_after(_PATIENCE):
                 async with self._threads:
                     return await call_in_thread(decrypt)
         except RuntimeError:
-            # A thread cannot be started, for want of memory or because of a limit on processes.
+            # No thread starts, for want of memory or because of a limit on processes.
             return decrypt()
         except trio.TooSlowError:
             raise ImageReadError("crypt: no thread has decrypted, for want of memory perhaps") from None
@@ -76,7 +76,7 @@ class CryptDevice:
     def _finish(
         self, extents: Sequence[Extent], sectors: Sequence[Extent], pending: PendingRead, plaintext: list[memoryview]
     ) -> list[memoryview] | None:
-        """Decrypt what a pending read of the device below gives, in any thread."""
+        """Decrypt the result of a pending read of the device below, in any thread."""
         verified = pending()
         return None if verified is None else self._decrypt(extents, sectors, verified, plaintext)
 

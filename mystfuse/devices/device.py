@@ -1,4 +1,4 @@
-"""The one small interface that every layer above the reader has, and that the file system stands on."""
+"""The one interface of every layer above the reader, on which the file system stands."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Extent(NamedTuple):
 
 PendingRead = Callable[[], list[memoryview] | None]
 """Ranges of bytes that are still to be taken from the page cache, checked and decrypted. Calling it, once and in any
-thread, does that and returns the bytes of each extent; None when they must be waited for, or are not what the hash tree
-says. It never waits for storage."""
+thread, does that and returns the bytes of each extent; None when storage must be waited for, or the hash tree says
+otherwise. It never waits for storage."""
 
 
 class Device(Protocol):
-    """Something that returns exact ranges of bytes, or fails."""
+    """A device returns exact ranges of bytes, or fails."""
 
     size: int
     """Bytes."""
@@ -33,12 +33,12 @@ class Device(Protocol):
         """Return exactly the bytes of each extent, in the order asked for.
 
         Args:
-            quietly: these bytes are read ahead, and will be asked for again if they are needed: damage is an error, but
+            quietly: these bytes are read-ahead, and will be read again if they are needed: damage is an error, but
                 is not counted or logged, and ends no mount.
 
         Raises:
-            IntegrityError: the bytes are there, but are not what the hash tree says.
-            ImageReadError: the bytes cannot be read.
+            IntegrityError: a data block is corrupted, or a hash block above it.
+            ImageReadError: reading failed.
         """
         ...
 
@@ -47,7 +47,7 @@ class Device(Protocol):
         are made ready; the pending read does the rest in any thread. None if the bytes must be waited for, or a hash
         block is not what it should be.
 
-        Says nothing of damage: ``read``, which is asked next, does.
+        It does not report damage: the ``read`` that follows does.
 
         Raises:
             ImageReadError: bytes outside the device.
@@ -56,7 +56,7 @@ class Device(Protocol):
 
 
 def read_now(device: Device, extents: Sequence[Extent]) -> list[memoryview] | None:
-    """What ``device.read`` returns, if that needs no waiting for storage and is undamaged; else None. Raises as
+    """The result of ``device.read``, if it needs no waiting for storage and is undamaged; else None. Raises as
     ``Device.begin``."""
     pending = device.begin(extents)
     return None if pending is None else pending()

@@ -1,7 +1,7 @@
 """Data in one file and its hash tree in another, or a tree without a superblock, as one image of the usual layout.
 
 ``[ data | gap | superblock | tree ]``: the place of the tree is a multiple of every hash block size, so that its blocks
-lie as in its own file. A superblock that is in no file is made of what the user says.
+lie as in its own file. A missing superblock is made from the user's options.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class JoinedSource:
     Args:
         data: the data.
         tree: the file with the hash tree, which may be the same one.
-        hash_offset: where superblock or tree are in that.
+        hash_offset: their offset in it.
         superblock: one hash block that begins with a superblock, for a tree without; ``hash_offset`` is a multiple of
             its length then.
     """
@@ -80,7 +80,7 @@ class JoinedSource:
                 part.file.read_into(part.offset + start, piece)
 
     def _pieces(self, offset: int, buffer: memoryview) -> Iterator[tuple[_Part | None, int, memoryview]]:
-        """Of which parts a range consists: the part, where in it, and the memory for it; None for what is in none."""
+        """The parts of a range: the part, the offset in it, and its memory; None for a gap."""
         done = 0
         while done < len(buffer):
             position = offset + done
@@ -94,7 +94,7 @@ class JoinedSource:
 
     @property
     def descriptors(self) -> frozenset[int]:
-        """Those that a daemon keeps over its fork."""
+        """The descriptors that a daemon keeps over its fork."""
         return self._data.descriptors | self._tree.descriptors
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""An image's file without an event loop, on storage that may hang: opened and read in threads that can be left behind.
+"""An image's file without an event loop, on storage that may hang: opened and read in threads that we can abandon.
 
-A thread in the kernel that waits for storage cannot be interrupted, and ^C reaches Python code only when the main
-thread comes back from there. So the main thread never goes there.
+No signal interrupts a thread in the kernel that waits for storage, and ^C reaches Python code only when the main thread
+returns from the kernel. So the main thread never waits for storage.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from mystfuse.errors import StorageTimeout
 T = TypeVar("T")
 
 IO_TIMEOUT = 30.0
-"""Seconds that storage gets to answer, by default."""
+"""The default of seconds that storage may take to answer."""
 
 _ENDING = 1.0
-"""Seconds for a thread to end that has nothing left to do."""
+"""Seconds for a finished thread to end."""
 
 
 def wait_for_storage(work: Callable[[], T], name: str, io_timeout: float) -> T:
-    """Return what ``work`` returns in a thread, when that has ended: a process of one thread is one again, which other
-    name spaces take. ^C ends the wait at once, and leaves the thread behind.
+    """Return the result of ``work`` in a thread, when that has ended: a process of one thread has one again, as some
+    namespaces require. ^C ends the wait at once, and leaves the thread behind.
 
     Args:
-        name: of what is waited for.
+        name: of the file or storage.
         io_timeout: seconds.
 
     Raises:
-        StorageTimeout: it has not come to its end by then.
+        StorageTimeout: it has not ended by then.
         RuntimeError: no thread can be started.
     """
     results: SimpleQueue[list[T] | BaseException] = SimpleQueue()
@@ -63,7 +63,7 @@ def wait_for_storage(work: Callable[[], T], name: str, io_timeout: float) -> T:
 
 
 def _wait_for_end(thread: int) -> None:
-    """Wait until a thread that has done its work is gone, but not long."""
+    """Wait until a finished thread has ended, but not long."""
     deadline = time.monotonic() + _ENDING
     while os.path.exists(f"/proc/self/task/{thread}") and time.monotonic() < deadline:
         time.sleep(0.0001)
@@ -75,7 +75,7 @@ def timed_out(name: str, io_timeout: float) -> StorageTimeout:
 
 
 class Opening:
-    """Opening a file, in a thread that may be left behind: ``run`` there; ``abandon`` when the caller stops waiting."""
+    """Opening a file, in a thread that may be left behind: call ``run`` there, and ``abandon`` to stop waiting."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path
@@ -91,9 +91,9 @@ class Opening:
         return source
 
     def abandon(self) -> None:
-        """Close it, now or when it has been opened."""
+        """Close the file, now or when it has been opened."""
         self._is_abandoned = True
-        # One of the two threads finds it there.
+        # Each of the two threads pops it: only one gets it.
         with suppress(IndexError):
             self._opened.pop().close()
 
@@ -113,7 +113,7 @@ def open_file(path: str | os.PathLike[str], io_timeout: float) -> FileSource:
 
 
 class PatientSource:
-    """A ``Source`` of which no read takes longer than ``io_timeout`` seconds, nor keeps ^C from the main thread."""
+    """A ``Source`` whose reads take ``io_timeout`` seconds at most, and do not keep ^C from the main thread."""
 
     def __init__(self, source: Source, io_timeout: float) -> None:
         self.name = source.name
@@ -132,5 +132,5 @@ class PatientSource:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """As of any source; StorageTimeout when storage does not answer."""
         if not self.read_cached(offset, buffer):
-            # Not into the buffer itself, which a thread that is left behind would go on to change.
+            # Not into the buffer itself, which an abandoned thread would go on to change.
             buffer[:] = wait_for_storage(partial(self._source.read, offset, len(buffer)), self.name, self._io_timeout)

@@ -1,8 +1,8 @@
 """The untrusted-reader task: the only code that touches the image while it is mounted.
 
 What the page cache has is read at once (``begin``): handing it to a task would cost more than reading it. The rest
-reaches the task through a bounded queue. It takes all that are waiting, merges neighbours into long reads, and gives
-them to a few threads, so that a cold or hanging disk never stops the event loop. What either returns is unverified.
+reaches the task through a bounded queue. It takes all waiting requests, merges neighbours into long reads, and gives
+them to a few threads, so that a cold or hanging disk never stops the event loop. The bytes are unverified.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mystfuse.system.threads import call_in_thread
 log = logging.getLogger(__name__)
 
 QUEUE_DEPTH = 64
-"""Requests that may wait; more make their senders wait."""
+"""Requests that may wait; further senders wait for a place."""
 MAX_READ = 1 << 20
 """Bytes: neighbouring requests are merged up to here."""
 COLD_READS = 8
 """Reads from storage under way at once, each on a thread."""
 PATIENCE = 1.0
-"""Seconds that a read gets at least when its turn comes, late because others had to be given up."""
+"""Seconds that a read gets at least when its turn comes late because others timed out."""
 MAX_ABANDONED = 24
 """Threads that wait for storage after their read has timed out; with so many, further reads fail at once."""
 
@@ -61,7 +61,7 @@ class _Request:
 
 
 class _Part(NamedTuple):
-    """What a read is for: extent ``number`` of a request."""
+    """The purpose of a read: extent ``number`` of a request."""
 
     extent: Extent
     request: _Request
@@ -82,8 +82,8 @@ class ImageReader:
 
     Args:
         io_timeout: seconds until a read that storage does not answer fails; ``math.inf`` to wait for ever. They run
-            from when the read was asked for, or from storage's latest answer to anybody if that came before the read
-            was its turn: so storage that is slow has not failed, and storage that hangs costs everybody the same time,
+            from when the read was asked for, or from storage's latest answer to any read if that came before the read
+            was its turn: so slow storage does not fail, and storage that hangs costs every reader the same time,
             however many wait.
     """
 
@@ -99,13 +99,13 @@ class ImageReader:
         self._send, self._receive = trio.open_memory_channel[list[_Request]](QUEUE_DEPTH)
         self._under_way: set[_Request] = set()
         self._pending: deque[_Read] = deque()
-        """Reads from storage that wait for their turn, in the order in which they were asked for."""
+        """Reads from storage that wait for their turn, in the order of the requests."""
         self._readers = 0
-        """Tasks that take them from there."""
+        """Tasks that take reads from there."""
         self._answered = -math.inf
         """When storage last answered."""
         self._threads = 0
-        """How many are reading, abandoned ones included."""
+        """The number of threads that read, abandoned ones included."""
 
     async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         """The *unverified* bytes of each extent, in the order asked for.
@@ -129,8 +129,8 @@ class ImageReader:
         requests: Sequence[Sequence[Extent]],
         deliver: Callable[[int, list[memoryview] | ImageReadError], None],
     ) -> None:
-        """Several requests at once, none of them empty. ``deliver`` gets, in their order and as soon as that can be,
-        the number of each and what ``read`` would return, or raise."""
+        """Several requests at once, none of them empty. ``deliver`` gets the number of each, and the result or error of
+        its ``read``, in order and as soon as possible."""
         sent = [_Request(extents, [None] * len(extents), len(extents)) for extents in requests]
         self._under_way.update(sent)
         try:
@@ -145,7 +145,7 @@ class ImageReader:
         finally:
             self._under_way.difference_update(sent)
             for request in sent:
-                # If the sender was cancelled, nothing more is read for it.
+                # If the sender was cancelled, read nothing more for it.
                 request.done.set()
 
     def begin(self, extents: Sequence[Extent]) -> PendingRead:
@@ -167,7 +167,7 @@ class ImageReader:
             self.bytes_read += length
 
     async def run(self) -> None:
-        """Serve requests until cancelled; those under way fail then."""
+        """Serve requests until cancelled; then pending ones fail."""
         try:
             await self._serve()
         finally:
@@ -207,7 +207,7 @@ class ImageReader:
                 self._pending.append(_Read(extent, parts, now))
 
     async def _read_pending(self, nursery: trio.Nursery) -> None:
-        """Read what waits, one after the other, until nothing does."""
+        """Read what waits, one read after the other, until nothing waits."""
         try:
             while self._pending:
                 read = self._pending.popleft()
@@ -217,7 +217,8 @@ class ImageReader:
                 if len(wanted) == len(read.parts):
                     await self._read_cold(read)
                 else:
-                    # Of requests that have failed, or were given up, nothing more is read; of their neighbours all.
+                    # Read no more for requests that have failed, or were given up; read everything for their
+                    # neighbours.
                     self._pending.extendleft(_Read(*rest, read.since) for rest in reversed(_merge(wanted)))
         finally:
             self._readers -= 1
@@ -244,7 +245,7 @@ class ImageReader:
             may_retry = len(read.parts) > 1
             error = read_error
         except (MemoryError, RuntimeError) as failure:
-            # RuntimeError: a thread cannot be started, for want of memory or because of a limit on processes.
+            # RuntimeError: no thread starts, for want of memory or because of a limit on processes.
             why = str(failure) or "no memory left"
             error = ImageReadError(f"{self.source.name}: reading {extent.length} bytes at {extent.offset}: {why}")
         else:
@@ -257,7 +258,7 @@ class ImageReader:
         self.failures += 1
         log.error("reader: %s", error)
         if may_retry:
-            # Requests that were merged do not share each other's errors: each is tried again alone.
+            # Merged requests do not share each other's errors: try each again alone.
             now = trio.current_time()
             self._pending.extendleft(_Read(part.extent, [part], now) for part in reversed(read.parts))
             return

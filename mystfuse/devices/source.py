@@ -1,4 +1,4 @@
-"""Where the bytes of an image come from. Untrusted: it may lie, stall, shrink, or go away at any time."""
+"""The source of an image's bytes. Untrusted: it may lie, stall, shrink, or go away at any time."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mystfuse.errors import FormatError, ImageReadError
 
 
 class Source(Protocol):
-    """Anything that can return a byte range."""
+    """An object that returns byte ranges."""
 
     name: str
-    """What to call it in messages."""
+    """Its name in messages."""
     size: int
-    """Bytes it had when it was opened."""
+    """Its size in bytes when it was opened."""
 
     def read_cached(self, offset: int, buffer: memoryview) -> bool:
-        """Fill ``buffer`` with what is at ``offset``; False if that, or a part of it, needs waiting for storage. Never
-        blocks. In any thread."""
+        """Fill ``buffer`` with the bytes at ``offset``; False if any of them needs waiting for storage. Never blocks.
+        In any thread."""
         ...
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly the range, however long it takes.
+        """Exactly the range; it may take any time.
 
         Raises:
             ImageReadError: an I/O error, or the source has become shorter than that.
@@ -56,7 +56,7 @@ class FileSource:
         """Open ``path``.
 
         Raises:
-            ImageReadError: it cannot be opened.
+            ImageReadError: opening it failed.
             FormatError: it is neither a regular file nor a block device.
         """
         self.name = os.fspath(path)
@@ -142,7 +142,7 @@ class FileSource:
 def is_in_memory(descriptor: int) -> bool:
     """Whether a file is on a file system that keeps its files in memory: tmpfs knows no RWF_NOWAIT, and needs none.
 
-    A block device is not, wherever its name is.
+    A block device is not, wherever its node is.
 
     Source: statfs(2).
     """

@@ -1,9 +1,8 @@
-"""The verity device: **the trust boundary**. Every block is checked against the hash tree before anyone sees it.
+"""The verity device: **the trust boundary**. It checks every block against the hash tree before it returns it.
 
-A digest vouches for the block below it. The root hash vouches for the top hash block; a hash block that has been
-vouched for is kept in memory of our own, and never read again while it is there. The path from a data block to the root
-is read and checked when the block is first needed, all its missing levels in one go, so mounting costs the same for
-every size.
+A digest verifies the block below it. The root hash verifies the top hash block; a verified hash block is kept in memory
+of our own, and not read again while it is there. The path from a data block to the root is read and checked when the
+block is first needed, all its missing levels in one go, so mounting costs the same for every size.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 log = logging.getLogger(__name__)
 
 HASH_CACHE_BYTES = 16 << 20
-"""Verified hash blocks kept: enough for 2 GiB of data at the usual 1/128."""
+"""Verified hash blocks to keep: enough for 2 GiB of data at the usual 1/128."""
 
 MAX_STEP = 8 << 20
 """Bytes of data and hash blocks that one step of a request may need."""
 
 _MAX_LOGGED = 4096
-"""Damaged blocks that are remembered, so that each is logged once."""
+"""Remembered damaged blocks, so that each is logged once."""
 
 HashBlockKey = tuple[int, int]
 """(level, index within the level)"""
@@ -48,13 +47,13 @@ class UnverifiedDevice(Device, Protocol):
         requests: Sequence[Sequence[Extent]],
         deliver: Callable[[int, list[memoryview] | ImageReadError], None],
     ) -> None:
-        """Several requests at once, none of them empty. ``deliver`` gets, in their order and as soon as that can be,
-        the number of each and what ``read`` would return, or raise."""
+        """Several requests at once, none of them empty. ``deliver`` gets the number of each, and the result or error of
+        its ``read``, in order and as soon as possible."""
         ...
 
 
 class _Damage(IntegrityError):
-    """Blocks that are not what they should be.
+    """Corrupted blocks.
 
     Args:
         blocks: their levels and numbers; level -1 is the data.
@@ -66,12 +65,12 @@ class _Damage(IntegrityError):
 
 
 class VerityDevice:
-    """The data area of a verity image, each byte vouched for by ``root_hash``.
+    """The data area of a verity image, each byte verified by ``root_hash``.
 
     Args:
         unverified: the device below, with the tree and the data.
-        root_hash: what the user trusts.
-        superblock, geometry: where the tree is; not trusted, and it does not matter: a wrong tree has a wrong root.
+        root_hash: trusted by the user.
+        superblock, geometry: the place of the tree; need not be trusted: a wrong tree has a wrong root.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class VerityDevice:
         self.size = superblock.data_size
         self.blocks_verified = 0
         self.blocks_failed = 0
-        """Counted for each read that failed: a block that is read twice counts twice."""
+        """Counts each read that failed: a block that is read twice counts twice."""
         self.hash_blocks_verified = 0
         self.on_damage: Callable[[IntegrityError], None] = lambda error: None
         """Called for every read that fails because of damage, before the error is raised."""
@@ -100,7 +99,7 @@ class VerityDevice:
         self._root_hash = root_hash
         self._hasher = BlockHasher(superblock.algorithm, superblock.salt, superblock.hash_type)
         self._verified_hash_blocks: OrderedDict[HashBlockKey, bytes] = OrderedDict()
-        # Never fewer than a few paths' worth, whatever the size of a hash block.
+        # Never less than a few paths, for any size of hash blocks.
         self._max_hash_blocks = max(cache_bytes // superblock.hash_block_size, 2 * len(geometry.levels) + 4)
         self._loading: dict[HashBlockKey, _Load] = {}
         self._logged: set[tuple[int, int]] = set()
@@ -111,12 +110,12 @@ class VerityDevice:
         ``on_damage``.
 
         Args:
-            quietly: it is not: the bytes are read ahead.
+            quietly: none of that: the bytes are read-ahead.
 
         Raises:
-            IntegrityError: a data block, or a hash block on its path, is not what it should be. Nothing is returned
+            IntegrityError: a data block, or a hash block on its path, is corrupted. Nothing is returned
                 then, not even the extents that were fine.
-            ImageReadError: the bytes cannot be read, or lie outside the device.
+            ImageReadError: reading failed, or the bytes lie outside the device.
         """
         result: list[memoryview] = []
         try:
@@ -222,10 +221,10 @@ class VerityDevice:
     ) -> list[int]:
         """Compare runs of data blocks with the *verified* hash blocks that have their digests.
 
-        In any thread: of what is ours and changes it touches the count alone.
+        In any thread: of our changing state it touches the count alone.
 
         Returns:
-            The numbers of the blocks that have another digest.
+            The numbers of the blocks with a wrong digest.
         """
         mismatches: list[int] = []
         block_size, per_block = self._superblock.data_block_size, self._geometry.digests_per_block
@@ -260,7 +259,7 @@ class VerityDevice:
             others = [self._loading[key] for key in missing if key in self._loading]
             for load in others:
                 await load.is_over.wait()
-                # Its error is ours too: asking again would take as long again. Without an outcome, since that task was
+                # Its error is ours too: asking again would take as long again. Without a result, since that task was
                 # cancelled, this one loads the block itself.
                 if load.error is not None:
                     raise load.error
@@ -278,11 +277,11 @@ class VerityDevice:
         runs: list[Extent],
         data: list[memoryview] | None,
     ) -> list[memoryview]:
-        """Fetch hash blocks and data together, check the hash blocks top down, and keep those that are good."""
+        """Fetch hash blocks and data together, check the hash blocks top down, and keep the good ones."""
         loads = {key: _Load() for key in missing}
         self._loading.update(loads)
         errors: dict[HashBlockKey, MystfuseError] = {}
-        # Each hash block by itself: others may want one of them alone.
+        # Each hash block by itself: other tasks may need one of them alone.
         wanted = [[self._hash_block_extent(key)] for key in missing]
         fetched: list[list[memoryview] | ImageReadError] = []
 
@@ -318,7 +317,7 @@ class VerityDevice:
         held: dict[HashBlockKey, bytes],
         errors: Mapping[HashBlockKey, MystfuseError],
     ) -> None:
-        """Check a hash block, and put it into ``held`` and among those that are kept.
+        """Check a hash block, and put it into ``held`` and into the cache.
 
         Args:
             held: has the one above, if there is one that is good.
@@ -335,8 +334,8 @@ class VerityDevice:
             self._verified_hash_blocks.popitem(last=False)
 
     def _missing(self, parents: Iterable[int], held: dict[HashBlockKey, bytes]) -> list[HashBlockKey]:
-        """Hash blocks that are needed to reach ``parents`` from what is verified already, the highest level first.
-        What is found verified is put into ``held``, out of reach of eviction."""
+        """The hash blocks between ``parents`` and the verified ones, the highest level first. Verified ones go into
+        ``held``, safe from eviction."""
         missing: list[HashBlockKey] = []
         wanted = set(parents)
         if all((0, index) in self._verified_hash_blocks for index in wanted):
@@ -391,11 +390,11 @@ class _Load:
     def __init__(self) -> None:
         self.is_over = trio.Event()
         self.error: MystfuseError | None = None
-        """Why it cannot be read. None too if the task was cancelled before there was an outcome."""
+        """Why reading it failed. None too if the task was cancelled before it had a result."""
 
 
 def _parts_of(extents: Sequence[Extent], unverified: Sequence[memoryview] | ImageReadError) -> list[memoryview]:
-    """What came for extents.
+    """The bytes that came for extents.
 
     Raises:
         ImageReadError: it is that, or as many bytes did not come.

@@ -14,7 +14,7 @@ CACHE_SECONDS = 86400
 
 
 class ShownAttributes:
-    """Inodes as a mount shows them: their owners may be others than the image says.
+    """Inodes as a mount shows them; options may replace their owners.
 
     Args:
         block_size: bytes; what st_blksize says.
@@ -64,7 +64,7 @@ class ShownAttributes:
 
 
 def absent(timeout: float) -> EntryAttributes:
-    """The answer "there is no such name", which the kernel may keep."""
+    """The answer "there is no such name", which the kernel may cache."""
     attributes = EntryAttributes()
     attributes.st_ino = 0
     attributes.entry_timeout = timeout
@@ -80,8 +80,8 @@ def dot(ino: int) -> EntryAttributes:
 
 
 def broken(ino: int) -> EntryAttributes:
-    """For a name whose inode cannot be read: without a type the kernel lists the name and looks it up when it is used
-    (fs/fuse/readdir.c, fuse_direntplus_link); that look-up gets the error."""
+    """For a name whose inode fails to read: without a type the kernel lists the name and looks it up on use
+    (fs/fuse/readdir.c, fuse_direntplus_link); that lookup gets the error."""
     attributes = EntryAttributes()
     attributes.st_ino = ino
     # pyfuse3 would make it a regular file.

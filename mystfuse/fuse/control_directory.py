@@ -57,7 +57,7 @@ class ControlDirectory:
         attributes.st_mode = stat.S_IFDIR | 0o500 if ino == CONTROL_INO else stat.S_IFREG | 0o400
         attributes.st_nlink = 2 if ino == CONTROL_INO else 1
         attributes.st_uid, attributes.st_gid = self._uid, self._gid
-        # The status is made when it is opened, so its size is not known: it is read to its end.
+        # Opening it makes the status, so its size is unknown before: programs read to its end.
         attributes.st_size = self._image_size if ino == IMAGE_INO else 0
         attributes.entry_timeout = attributes.attr_timeout = 0
         return attributes

@@ -31,7 +31,7 @@ def answers_errnos(
 ) -> Callable[Concatenate[H, P], Coroutine[Any, Any, T]]:
     """Make a handler raise FUSEError alone: any other exception would take down the whole mount.
 
-    It also notes the time of the request in ``last_request``.
+    It also records the time of the request in ``last_request``.
     """
 
     async def handle(self: H, /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -17,9 +17,9 @@ from mystfuse.system.wait_readable import wait_readable
 
 _FUSE_INIT = 26
 _FUSE_ASYNC_DIO = 1 << 15
-"""With it, the kernel sends O_DIRECT writes of libaio and io_uring and does not wait for them: it drops the cached
-pages and attributes of the file before, and not again when they are done, so that stale pages read meanwhile stay
-(fs/fuse/file.c, fuse_direct_IO; docs/adr/0013)."""
+"""With it, the kernel sends O_DIRECT writes of libaio and io_uring without waiting for them: it drops the file's cached
+pages and attributes before the write, and not again after it, so that stale pages read meanwhile stay (fs/fuse/file.c,
+fuse_direct_IO; docs/adr/0013)."""
 _DECLINED = _FUSE_ASYNC_DIO
 _HEADER = struct.Struct("=IIQQIIII")
 """fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, extensions."""
@@ -51,7 +51,8 @@ class InitRequest:
         with sender:
             sender.send(request)
         self.descriptor = offered.detach()
-        """What libfuse gets as /dev/fuse. Its first request is INIT; call ``finish`` before libfuse answers."""
+        """The descriptor that libfuse uses as /dev/fuse. Its first request is INIT; call ``finish`` before libfuse
+        answers."""
 
     def finish(self) -> None:
         """Put /dev/fuse itself in its place: the answer to INIT goes there, and all that follows."""

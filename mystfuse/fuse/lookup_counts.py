@@ -1,4 +1,4 @@
-"""FUSE lookup counts: which inodes the kernel still knows or has open. An unlinked inode lives until it is neither."""
+"""FUSE lookup counts: the inodes that the kernel knows or has open. An unlinked inode lives until it is neither."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from array import array
 from collections import Counter
 
 _PAGE = 128
-"""Inodes: 1 KiB, about the size of the kernel's own inode. So names scattered over the inodes cost us no more than they
-cost the kernel."""
+"""Inodes in a page of 1 KiB, about the size of the kernel's own inode: names scattered over the inodes cost us no more
+than they cost the kernel."""
 
 
 class LookupCounts:
-    """Look-up counts by inode number, in arrays rather than objects, and open handles."""
+    """Lookup counts by inode number, in arrays rather than objects, and open handles."""
 
     def __init__(self) -> None:
         self._pages: dict[int, array[int]] = {}
         self._in_page: Counter[int] = Counter()
-        """How many inodes of a page have a count: a page without one is dropped."""
+        """The number of inodes of a page with a count: a page without one is dropped."""
         self._open: Counter[int] = Counter()
 
     def known(self, ino: int) -> None:
-        """A reply has named the inode once more (a look-up, a new name, an entry of a listing)."""
+        """A reply has named the inode once more (a lookup, a new name, an entry of a listing)."""
         number, index = divmod(ino, _PAGE)
         page = self._pages.get(number)
         if page is None:
@@ -30,7 +30,7 @@ class LookupCounts:
         page[index] += 1
 
     def forgotten(self, ino: int, count: int) -> bool:
-        """FORGET: take ``count`` off. True if the kernel does not know the inode any more."""
+        """FORGET: subtract ``count``. True if the kernel does not know the inode any more."""
         number, index = divmod(ino, _PAGE)
         page = self._pages.get(number)
         if page is None or not page[index]:

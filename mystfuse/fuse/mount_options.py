@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class OnCorruption(Enum):
-    """What a damaged block does, besides failing the request that needed it."""
+    """The effect of a damaged block, besides failing the request that needs it."""
 
     EIO = "eio"
     UNMOUNT = "unmount"
@@ -22,7 +22,7 @@ class MountOptions:
     mountpoint: str
     """Absolute."""
     fsname: str
-    """What the mount table shows as the source."""
+    """The source in the mount table."""
     directory: int | None = None
     """A descriptor (O_PATH) of the directory to mount on, which no other can replace. None: mount by the path."""
     descriptor: int | None = None
@@ -56,11 +56,11 @@ class MountOptions:
 
     @property
     def shown_name(self) -> str:
-        """The source in the mount table: what is not printable ASCII as ``?``."""
+        """The source in the mount table, with ``?`` for characters that are not printable ASCII."""
         return "".join(char if char.isascii() and char.isprintable() else "?" for char in self.fsname)
 
     def fuse_options(self) -> set[str]:
-        """The options for libfuse and fusermount3, in the ASCII they take."""
+        """The options for libfuse and fusermount3, in the ASCII that they accept."""
         options = {
             "ro" if self.read_only else "rw",
             "noatime",

@@ -52,7 +52,7 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 class _OpenFile:
     ino: int
     caller: Caller
-    """The user who opened it: a WRITE does not say who writes."""
+    """The user who opened it: the kernel does not tell us who writes."""
     stream: Stream
     is_direct: bool
     """Opened with O_DIRECT: a write must not be answered short, which the kernel would turn into EIO (fs/fuse/file.c,
@@ -126,9 +126,9 @@ class Operations(pyfuse3.Operations):
         return absent(CACHE_SECONDS) if inode is None else self._entry(inode)
 
     async def _lookup_handle(self, number: int, name: bytes) -> EntryAttributes:
-        """Answer for a file handle of NFS or open_by_handle_at(2): the kernel asks by ``.`` for an inode that it has
-        forgotten, of whatever type, and by ``..`` for the directory above a directory (fs/fuse/inode.c,
-        fuse_get_dentry, fuse_get_parent). It compares the generations, and makes ESTALE of our ENOENT."""
+        """Answer for a file handle of NFS or open_by_handle_at(2): the kernel looks up ``.`` for an inode that it has
+        forgotten, of any type, and ``..`` for the directory above a directory (fs/fuse/inode.c, fuse_get_dentry,
+        fuse_get_parent). It compares the generations, and makes ESTALE of our ENOENT."""
         inode = None
         if number != EXT2_ROOT_INO:
             # The root, to which the kernel gives number 1.
@@ -257,8 +257,8 @@ class Operations(pyfuse3.Operations):
             return file[off : off + size]
         if isinstance(file, MergedImage):
             return await file.read(off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
-        # The kernel reads ahead by more than a page, without saying so; when that fails, it asks page by page for
-        # what is needed (mm/filemap.c, filemap_update_page).
+        # The kernel reads ahead by more than a page, without saying so; when that fails, it asks for the needed pages
+        # one by one (mm/filemap.c, filemap_update_page).
         is_ahead = size > PAGE_SIZE and not file.is_direct
         return await self._volume.read(file.ino, off, size, file.stream, is_ahead)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
@@ -350,7 +350,7 @@ class Operations(pyfuse3.Operations):
         await self._release_unused(inode.ino)
 
     async def _release_unused(self, *inos: int) -> None:
-        """Free those inodes that have no name, and that the kernel neither knows nor has open."""
+        """Free the inodes without a name that the kernel neither knows nor has open."""
         unused = [ino for ino in inos if ino in self._volume.orphans and not self._lookup_counts.has(ino)]
         if unused:
             try:
@@ -369,7 +369,7 @@ class Operations(pyfuse3.Operations):
         return attributes
 
     def _entry(self, inode: Inode) -> EntryAttributes:
-        """Attributes for a reply that counts as a look-up of the inode."""
+        """Attributes for a reply that counts as a lookup of the inode."""
         self._lookup_counts.known(inode.ino)
         return self._shown.of(inode)
 
@@ -380,7 +380,7 @@ class Operations(pyfuse3.Operations):
     def _open_file(self, ino: int, caller: Caller, flags: int) -> FileInfo:
         self._lookup_counts.opened(ino)
         if not caller.is_root:
-            # The process that opened it may have ended when it is written to.
+            # The process that opened it may have ended by the time of a write.
             groups = caller.groups()
             caller = replace(caller, groups=lambda: groups)
         file = _OpenFile(ino, caller, Stream(), bool(flags & os.O_DIRECT))

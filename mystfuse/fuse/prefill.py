@@ -1,4 +1,4 @@
-"""Prefill: small files are put into the kernel's page cache when they are opened, so that it need not ask for them."""
+"""Prefill: small files go into the kernel's page cache when they are opened, so that it need not ask for them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Prefill:
         self._filled.discard(ino)
 
     def fill(self, ino: int) -> None:
-        """Put a file that is being opened for reading into the page cache, if it is small and can be read at once.
+        """Put a file that is being opened for reading into the page cache, if it is small and needs no waiting.
 
         notify_store waits for pages that are locked, and would wait for ever for those that are locked by a READ, which
         only this thread answers. A READ belongs to a handle (the kernel holds it until the READ has been answered), so
-        there is none while there is no handle; and without a writer no page is dirty. Between looking at both and
-        storing there is no await.
+        there is none while there is no handle; and without a writer no page is dirty. Between checking both and storing
+        there is no await.
         """
         if ino in self._filled or self._lookup_counts.is_open(ino):
             return
@@ -47,5 +47,5 @@ class Prefill:
         try:
             pyfuse3.notify_store(ino, 0, content)  # type: ignore[arg-type]  # pyfuse3 takes any buffer
         except OSError as error:
-            # The kernel asks for it, then.
+            # Then the kernel asks for it.
             log.debug("inode %d: page cache not prefilled: %s", ino, error)

@@ -32,11 +32,11 @@ class OpenDirectory:
     position: int = -1
     """Where ``prepared`` begins."""
     changes: int = 0
-    """``Volume.changes`` when ``prepared`` was made: entries from before a change must not be handed over."""
+    """``Volume.changes`` when ``prepared`` was made: entries from before a change must not be used."""
     size: int = 0
     """Bytes of the directory, as of ``changes``; 0 if not known."""
     prepared: list[tuple[bytes, EntryAttributes, int]] = field(default_factory=list)
-    """Entries with the position behind each, made but not yet handed over."""
+    """Prepared entries, each with the position behind it."""
 
 
 class DirectoryReader:
@@ -52,10 +52,10 @@ class DirectoryReader:
         self._has_warned = False
 
     async def reply(self, directory: OpenDirectory, position: int, token: ReaddirToken) -> None:
-        """Hand entries over from ``position`` on, until the kernel has no more room or the directory ends.
+        """Reply with entries from ``position`` on, until the kernel has no more room or the directory ends.
 
         Raises:
-            MystfuseError: the first entries cannot be read.
+            MystfuseError: reading the first entries failed.
         """
         replied = False
         is_control = self._control is not None and self._control.owns(directory.ino)
@@ -69,7 +69,7 @@ class DirectoryReader:
                     directory.changes = self._volume.changes
                 except MystfuseError:
                     if replied:
-                        # The entries so far are handed over; the next request meets the error again.
+                        # The reply has the entries so far; the next request meets the error again.
                         return
                     raise
                 directory.position = position
@@ -80,7 +80,7 @@ class DirectoryReader:
                     del directory.prepared[:index]
                     directory.position = position
                     return
-                # The kernel takes no reference to an inode of an entry without a type.
+                # For an entry without a type the kernel takes no reference to an inode.
                 if next_id > _AFTER_DOTDOT and attributes.st_mode and not is_control:
                     self._lookup_counts.known(attributes.st_ino)
                 position, replied = next_id, True

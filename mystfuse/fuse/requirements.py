@@ -9,7 +9,7 @@ from mystfuse.errors import MountError
 
 
 def require_fuse() -> None:
-    """Raise an error where nothing can be mounted, before a key is asked for or a file is made. Imports nothing.
+    """Raise an error where mounting is impossible, before asking for a key or making a file. Imports nothing.
 
     Raises:
         MountError: there is no /dev/fuse, or pyfuse3 (an extra: it has no wheels) is not installed.

@@ -1,8 +1,8 @@
-"""What verified bytes must be: an EXT2 file system, or a LUKS header, whose size agrees with that of the data.
+"""The form that verified bytes must have: an EXT2 file system, or a LUKS header, of the data's size.
 
-The root hash says which bytes are right, but not how they are to be read: that is in the verity superblock, which it
-does not cover. A carrier could let the data begin a level higher, so that hash blocks stood in for data, or end before
-their end. Both are something else than what was hashed. All that opens an image, ``verify`` included, comes by here.
+The root hash says which bytes are right, but not how to read them: the verity superblock does, which it does not cover.
+A carrier could let the data begin a level higher, so that hash blocks stood in for data, or end before their end.
+Neither are the data that were hashed. Everything that opens an image, ``verify`` included, calls this.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 async def read_contents(device: Device, is_whole: bool) -> LuksHeader | None:
-    """Find out what a device holds: the LUKS header, or None for an EXT2 file system.
+    """Find out what a device contains: the LUKS header, or None for an EXT2 file system.
 
     Args:
-        is_whole: whether the size of the device is known to be that of what it holds: it has a hash tree.
+        is_whole: whether the device has a hash tree, so that its size is that of its contents.
 
     Raises:
         FormatError: neither, an impossible one, or one of another size than the device's.
@@ -32,11 +32,11 @@ async def read_contents(device: Device, is_whole: bool) -> LuksHeader | None:
     """
     (first,) = await device.read([Extent(0, min(FIRST_BYTES, device.size))])
     if is_luks(first) or not is_ext2(first):
-        # Only here: what reads LUKS headers takes 15 ms to import.
+        # Only here: importing the LUKS parsers takes 15 ms.
         try:
             from mystfuse.image.unlock import read_luks_header
         except ImportError as error:
-            # A daemon that was confined when this was no such image.
+            # This daemon was confined before the image became an encrypted one.
             raise FormatError("it has become another image while it was being opened") from error
 
         header = await read_luks_header(device)

@@ -1,4 +1,4 @@
-"""What an image begins with: enough to tell one kind from another; unverified."""
+"""The first bytes of an image: enough to distinguish the kinds; unverified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keys a user gives: to open an encrypted image, or to make one; and what passphrases come to."""
+"""The user's keys: to open an encrypted image, or to make one; and deriving keys from passphrases."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ MIN_PASSPHRASE = 14
 
 @dataclass(slots=True)
 class Keys:
-    """What is given to open an encrypted image: one of the two, or nothing."""
+    """The key to open an encrypted image: one of the two, or none."""
 
     master_key: Secret | None = None
     """The master (volume) key as its file has it: binary, or hex digits."""
     passphrase: Secret | None = None
     origin: str = ""
-    """Where it came from, if the user did not name it."""
+    """Its source, if the user did not name it."""
     limit: KdfLimit = KdfLimit()  # noqa: RUF009  # it cannot be changed
-    """What deriving keys from it may cost."""
+    """The limit on deriving keys from it."""
     deriver: Deriver | None = None
-    """The process that does it, once it has been started."""
+    """The deriver, once it has been started."""
 
     def start_deriver(self) -> Deriver:
-        """Start the process that derives keys, if there is none: early, before there are threads and confinement."""
+        """Start the deriver, if there is none: early, before there are threads and confinement."""
         if self.deriver is None:
             self.deriver = Deriver(self.limit)
         return self.deriver
 
     async def end_deriver(self) -> None:
-        """End that process, and what it is doing; cannot be cancelled."""
+        """End the deriver, and its derivation; not cancellable."""
         deriver, self.deriver = self.deriver, None
         if deriver is not None:
             await deriver.close()
@@ -50,7 +50,7 @@ class Keys:
         return self.master_key is not None or self.passphrase is not None
 
     def lock(self) -> None:
-        """Keep them out of swap; to be repeated after a fork."""
+        """Keep them out of swap; repeat this after a fork."""
         for secret in (self.master_key, self.passphrase):
             if secret is not None:
                 secret.lock()
@@ -79,7 +79,7 @@ class Encryption:
             self.passphrase.wipe()
 
     def check(self, key_name: str) -> None:
-        """Raise WrongKey unless both can be used; ``key_name`` is what to call the master key."""
+        """Raise WrongKey unless both are usable; ``key_name`` is the master key's name in messages."""
         key = self.master_key.view
         if len(key) != MASTER_KEY_SIZE:
             raise WrongKey(
@@ -89,14 +89,14 @@ class Encryption:
         if key[: MASTER_KEY_SIZE // 2] == key[MASTER_KEY_SIZE // 2 :]:
             raise WrongKey(f"{key_name}: its two halves are the same, which XTS must not have")
         if self.passphrase is not None:
-            # Characters, not bytes: what continues one in UTF-8 does not count.
+            # Characters, not bytes: UTF-8's continuation bytes do not count.
             characters = sum(byte & 0xC0 != 0x80 for byte in self.passphrase.view)
             if characters < MIN_PASSPHRASE:
                 raise WrongKey(f"the passphrase has {characters} characters; {MIN_PASSPHRASE} are needed")
 
 
 def derive_key(kdf: Pbkdf2 | Argon2, passphrase: Secret, length: int) -> Secret:
-    """What a key derivation gives for a passphrase: ``length`` bytes.
+    """The ``length`` bytes that a key derivation makes from a passphrase.
 
     Raises:
         MystfuseError: it needs more memory than there is.

@@ -1,4 +1,4 @@
-"""Opening an image: find its fssig and its hash tree, and decide whether to believe them.
+"""Opening an image: find its fssig and its hash tree, and decide whether to trust them.
 
 ``[ EXT2 file system | verity superblock + hash tree | fssig, 4096 B ]``
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HashTree:
-    """Where the tree of an image is, by its (untrusted) superblock."""
+    """The place of an image's tree, by its (untrusted) superblock."""
 
     superblock: VeritySuperblock
     geometry: TreeGeometry
@@ -28,7 +28,7 @@ class HashTree:
 
 @dataclass(frozen=True, slots=True)
 class TrustedImage:
-    """An image that may be used, why, and how to check its blocks."""
+    """A trusted image, the reason of its trust, and its hash tree."""
 
     source: Source
     trust: Trust
@@ -41,7 +41,7 @@ def read_fssig(source: Source) -> Fssig:
 
     Raises:
         FormatError: there is none, or a broken one.
-        ImageReadError: it cannot be read.
+        ImageReadError: reading it failed.
     """
     if source.size < FSSIG_SIZE:
         raise FormatError(f"{source.name}: {source.size} bytes are too few for an image")
@@ -57,7 +57,7 @@ def read_fssig(source: Source) -> Fssig:
 
 
 def _describe_start(source: Source) -> str:
-    """What can be done with a file that has no fssig, if it begins like an image. Nobody has vouched for it."""
+    """The explanation for a file without an fssig that begins like an image. No signer covers it."""
     first = source.read(0, min(source.size, FIRST_BYTES))
     if not (is_luks(first) or is_ext2(first)):
         return ""
@@ -77,9 +77,9 @@ def open_image(
             (32 bytes for sha256, 64 for sha512). Both or none.
 
     Raises:
-        NotTrusted: no trusted key or root hash vouches for it.
-        FormatError: not an image, or its tree cannot be.
-        ImageReadError: it cannot be read.
+        NotTrusted: no trusted key signed it, and its root hash is not trusted.
+        FormatError: not an image, or its tree is impossible.
+        ImageReadError: reading it failed.
     """
     if hash_offset is not None:
         if root_hash is None:
@@ -97,7 +97,7 @@ def open_image(
         trust = decide(fssig, policy)
         tree = _read_tree(source, fssig.hash_offset, source.size - FSSIG_SIZE, exact=True)
         if tree.superblock.hash_type != 1:
-            # Where the digests of both agree, a carrier would have the choice.
+            # Where the digests of both agree, a carrier could choose.
             raise UnsupportedFeature(
                 f"{source.name}: verity hash type {tree.superblock.hash_type}; an image with an fssig has hash type 1"
             )

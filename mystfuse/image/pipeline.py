@@ -1,4 +1,4 @@
-"""The running devices of an image, one on the other: what a mount, the API and ``verify --key-file`` read through."""
+"""The running devices of an image, stacked: for a mount, the API and ``verify --key-file``."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ async def run_pipeline(
     Args:
         keys: for an encrypted image; wiped when the block begins.
         progress: shown while a passphrase is tried.
-        may_stay_locked: whether an encrypted image does without a key: for who only wants to know that it is one.
+        may_stay_locked: whether an encrypted image may stay locked, for callers that only report it.
 
     Raises:
         WrongKey: the image is encrypted and ``keys`` do not open it, or the other way round.
         FormatError: the data are not an EXT2 file system or a LUKS header of the size that the tree has.
-        IntegrityError, ImageReadError: they cannot be read.
+        IntegrityError, ImageReadError: reading them failed.
     """
     reader = ImageReader(image.source, io_timeout)
     verity = None
@@ -89,7 +89,7 @@ async def run_pipeline(
                 unlocked = await unlock(verity or reader, header, keys, progress)
                 await check_decrypted(unlocked.device, is_whole=verity is not None)
             if header is None and keys:
-                # A user who counts on encryption must not get another image in its place.
+                # A user who relies on encryption must not get another image in its place.
                 raise WrongKey(f"a key is given{keys.origin and f' ({keys.origin})'}, but the image is not encrypted")
             # After unlocking, which may fork. They end with the block: none may read from a closed source.
             with closing(Workers()) as workers:

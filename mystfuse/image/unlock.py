@@ -29,7 +29,7 @@ from mystfuse.system.threads import call_in_thread
 log = logging.getLogger(__name__)
 
 _WORTH_SAYING = 10
-"""Seconds: what takes longer is announced, also without a terminal."""
+"""Seconds: longer work is announced, also without a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ async def read_luks_header(verified: Device) -> LuksHeader | None:
         found = HeaderCopy.parse(await _read(verified, offset, BINARY_HEADER_SIZE), offset)
         if found is None:
             continue
-        # Parsed again from the bytes that are checked: those that are read again may be others.
+        # Parsed again from verified bytes: a second read may return others.
         data = await _read(verified, offset, found.size)
         copy = HeaderCopy.parse(data, offset)
         try:
@@ -77,7 +77,7 @@ async def read_luks_header(verified: Device) -> LuksHeader | None:
             errors.append(error)
             continue
         good.append((copy, data))
-        # Where the second one is, the first one knows.
+        # The first header states the place of the second.
         offsets = [copy.size] if offset == 0 else []
     good.sort(key=lambda item: -item[0].seqid)
     for copy, data in good:
@@ -111,15 +111,15 @@ async def _read(device: Device, offset: int, length: int) -> bytes:
 
 
 async def unlock(verified: Device, header: LuksHeader, keys: Keys, progress: Progress) -> Unlocked:
-    """Open an encrypted device; the keys are wiped, and their process has ended, whatever happens.
+    """Open an encrypted device; in every case the keys are wiped, and the deriver has ended.
 
     Args:
-        progress: shown while keys are derived, with what that costs.
+        progress: shown while keys are derived, with their cost.
 
     Raises:
-        WrongKey: no key, not one that can be, or not the one of this image.
+        WrongKey: no key, an impossible one, or not this image's.
         FormatError: the header does not fit the device, or opening it would cost more than the limit of ``keys``.
-        MystfuseError: it did cost more.
+        MystfuseError: opening it did cost more.
         IntegrityError, ImageReadError: as the device does.
     """
     try:
@@ -163,7 +163,7 @@ def _check_cost(keys: Keys, what: str, derivations: Sequence[tuple[Pbkdf2 | Argo
 
 
 async def _match_master_key(header: LuksHeader, keys: Keys, given: Secret, progress: Progress) -> Secret:
-    """The master key in the form that fits, if it is the right one."""
+    """The master key in the form that fits, if it is right."""
     tried = False
     forms = list(_forms(given, header.key_sizes))
     try:
@@ -188,7 +188,8 @@ async def _match_master_key(header: LuksHeader, keys: Keys, given: Secret, progr
 
 
 def _forms(given: Secret, key_sizes: tuple[int, ...]) -> Iterator[Secret]:
-    """What the contents of a key file can mean: the key itself, or its hex digits (white space around them ignored)."""
+    """The possible meanings of a key file's contents: the key itself, or its hex digits (surrounding white space is
+    ignored)."""
     if len(given) in key_sizes:
         yield Secret.copy_of(given.view)
     match = re.fullmatch(rb"\s*((?:[0-9a-fA-F]{2})+)\s*", given.view)
@@ -266,5 +267,5 @@ async def _derive(keys: Keys, kdf: Pbkdf2 | Argon2, secret: Secret, length: int)
 
 
 async def _in_thread(action: Callable[[], Secret]) -> Secret:
-    """Run something long; when we are cancelled meanwhile, it is left behind."""
+    """Run long work in a thread, which a cancellation leaves behind."""
     return await call_in_thread(action)

@@ -22,7 +22,7 @@ _DATA = -1
 
 @dataclass(frozen=True, slots=True)
 class BadRange:
-    """Bytes of the image that are not vouched for."""
+    """A range of the image that failed verification."""
 
     what: str
     """``data``, ``hash tree level N``, or ``data under a bad hash block``."""
@@ -36,14 +36,14 @@ def find_damage(
 ) -> Iterator[BadRange]:
     """Check every block of an image against ``root_hash`` and yield the ranges that fail, neighbours merged.
 
-    A damaged hash block cannot vouch for anything, so everything below it is reported too.
+    A damaged hash block verifies nothing, so everything below it is reported too.
 
     Args:
-        advance: called with the number of data bytes dealt with since the last call.
+        advance: called with the number of data bytes checked since the last call.
 
     Raises:
         IntegrityError: the tree was made for more blocks than its superblock says.
-        StorageTimeout: as the source does; what it cannot read for another reason is bad.
+        StorageTimeout: as the source does; other unreadable blocks count as bad.
     """
     pending: BadRange | None = None
     for checked in run_in_order(_Checker(source, tree, root_hash).jobs()):
@@ -62,7 +62,7 @@ def find_damage(
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What has come of a job."""
+    """The result of a job."""
 
     bad: list[BadRange]
     data_bytes: int
@@ -120,7 +120,7 @@ class _Checker:
         found: list[BadRange] = []
         size = self._superblock.hash_block_size
         start = 0
-        # What is below good neighbours is one run too.
+        # Blocks below good neighbours are one run too.
         for index in (*bad, count):
             if index > start:
                 good = verified[start * size : index * size]
@@ -147,8 +147,7 @@ class _Checker:
         return bytes(blocks), bad
 
     def _read(self, offset: int, size: int, count: int, expected: bytes) -> tuple[memoryview, list[int]]:
-        """Blocks, until this thread reads again, and which of them are bad. In the place of those that cannot be read
-        may be anything."""
+        """Blocks, until this thread reads again, and which of them are bad. Unreadable ones have any contents."""
         unverified = self._buffer.view(count * size)
         try:
             self._source.read_into(offset, unverified)
@@ -181,7 +180,7 @@ class _Checker:
         Hash blocks are nothing but digests, since both have a power of two of bytes; behind the last digest are zeros.
 
         Raises:
-            IntegrityError: there are more digests: blocks that were hashed are kept from us.
+            IntegrityError: there are more digests: the superblock hides hashed blocks.
         """
         digest_size = self._superblock.digest_size
         first *= self._geometry.digests_per_block

@@ -1,4 +1,5 @@
-"""Which processes keep a mount busy, from /proc and the mount table. The mount, which might hang, is not touched."""
+"""The processes that keep a mount busy, from /proc and the mount table. The mount itself, which might hang, is not
+touched."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def describe_users(mount: Mount) -> str:
 
 
 def _find_users(mount: Mount) -> Iterator[tuple[int, str, str]]:
-    """Processes that use a mount, as far as we may see them: number, name, and how they use it."""
+    """Processes that use a mount, as far as /proc shows them to us: number, name, and how they use it."""
     ids = mount_ids(mount)
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
         process = Path("/proc", str(pid))
@@ -43,7 +44,7 @@ def _find_users(mount: Mount) -> Iterator[tuple[int, str, str]]:
 
 
 def _use_of(process: Path, mount: Mount, ids: frozenset[str]) -> str | None:
-    """How a process uses a mount, if it does. The links are read, and not followed."""
+    """How a process uses a mount, if it does. Reads the links without following them."""
     for name, what in (("cwd", "its current directory"), ("root", "its root directory"), ("exe", "its program")):
         with suppress(OSError):
             if _is_inside(os.readlink(process / name), mount.mountpoint):
@@ -52,7 +53,7 @@ def _use_of(process: Path, mount: Mount, ids: frozenset[str]) -> str | None:
         for descriptor in (process / "fd").iterdir():
             with suppress(OSError):
                 path = os.readlink(descriptor)
-                # Its path may also be that of what the mount hides: our keeper has the mountpoint open.
+                # The same path may lie in the directory under the mount: our keeper has the mountpoint open.
                 if _is_inside(path, mount.mountpoint) and _mount_id(process, descriptor.name) in ids:
                     return f"{path} is open"
     major, minor = (int(part) for part in mount.device.split(":"))

@@ -1,6 +1,6 @@
 """The daemon of a mount: it forks its keeper, imports everything, gives up its privileges, and serves.
 
-What the daemon needs once it is confined must be imported, or an open descriptor, by then.
+Everything that the daemon needs once it is confined must be imported or open by then.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class _Daemon:
         self._report = report
         # A mount in the background is not the service that the manager waits for.
         self._notifier = Notifier.from_environment() if job.foreground else Notifier(None)
-        # Forked now: while there is one thread, before the image is looked at, and before there is more in memory.
+        # Forked now: while there is one thread, before we read the image, and before memory grows.
         self._keeper = Keeper(job.options)
         if job.keys:
-            # For the same reasons; and a confined process can fork nothing.
+            # For the same reasons; and a confined process does not fork.
             job.keys.start_deriver()
         self._logs: DaemonLogs | None = None
         self._is_ready = False
@@ -66,8 +66,8 @@ class _Daemon:
                 return self._fail(innermost(error))
 
     def _import_all(self) -> None:
-        """Import what the daemon may need. Only here: the parent needs none of it, and must not have started anything
-        of trio's or pyfuse3's when it forks."""
+        """Import the daemon's modules. Only here: the parent needs none of them, and must not have started anything of
+        trio's or pyfuse3's when it forks."""
         job = self._job
         with importing():
             import mystfuse.image.pipeline
@@ -78,7 +78,7 @@ class _Daemon:
             importlib.import_module("tokenize")
             from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
 
-            # Without waiting for storage: if the first bytes are not in the page cache, encryption is imported in vain.
+            # Without waiting for storage: if the page cache lacks the first bytes, we import encryption in vain.
             first = memoryview(bytearray(min(FIRST_BYTES, job.source.size)))
             if job.keys or not job.source.read_cached(0, first) or is_luks(first) or not is_ext2(first):
                 importlib.import_module("mystfuse.image.unlock")
@@ -88,9 +88,9 @@ class _Daemon:
                 prepare_store()
 
     def _confine(self) -> Confinement:
-        """Leave this process its open descriptors and little else."""
+        """Close everything but the descriptors that this process needs."""
         if self._job.options.directory is not None:
-            # Only the keeper needs it; here it would keep the file system busy that the mountpoint is in.
+            # Only the keeper needs it; here it would keep the mountpoint's file system busy.
             os.close(self._job.options.directory)
         return confine()
 
@@ -122,7 +122,7 @@ class _Daemon:
                 os.close(self._job.ready_fd)
 
     def _fail(self, error: BaseException) -> int:
-        """Tell the parent, or the log if the parent is gone, what has ended the daemon; returns the exit status."""
+        """Tell the parent, or the log if the parent is gone, why the daemon ends; returns the exit status."""
         if self._is_ready:
             # The loop itself has failed and has not unmounted: nothing serves the mount any more.
             with suppress(MountError):
@@ -155,7 +155,7 @@ class _Daemon:
 
 
 def _is_for_want_of_memory(error: BaseException) -> bool:
-    """Whether a MemoryError is behind an error: where trio meets one, it says that trio is broken."""
+    """Whether a MemoryError caused an error: where trio meets one, it raises TrioInternalError."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:

@@ -1,4 +1,4 @@
-"""Where log lines go: stderr while there is one, and for a daemon a log file or syslog."""
+"""The places of log lines: stderr while there is one, and for a daemon a log file or syslog."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class _OneLine(logging.Formatter):
 
 
 class _StartUp(logging.Filter):
-    """Keeps lines of the devices off stderr until the mount is ready: until then each of their errors ends the start,
-    and is in the one line about that."""
+    """Keeps messages of the devices off stderr until the mount is ready: until then each of their errors ends the
+    start, whose one line contains it."""
 
     is_over = False
 
@@ -52,7 +52,7 @@ class _StartUp(logging.Filter):
 
 
 class DaemonLogs:
-    """Where a daemon logs. Once the threads run, the code that logs does not wait for the writing."""
+    """A daemon's logs. Once the threads run, code that logs does not wait for the writing."""
 
     def __init__(self, foreground: bool, log_file: int | None) -> None:
         """Log to stderr (in the background warnings only, until it is detached from the terminal) and to the descriptor
@@ -64,7 +64,7 @@ class DaemonLogs:
             # Not 2 itself, which is another file while libfuse starts.
             self._stderr = self._in_thread(_stderr_handler(DescriptorHandler(os.dup(2))))
         else:
-            # Without a thread: while there is a caller to read this, there is no mount to be held up.
+            # Without a thread: while a caller reads this, there is no mount to delay.
             self._stderr = _stderr_handler(logging.StreamHandler())
             self._stderr.setLevel(logging.WARNING)
         self._stderr.addFilter(self._start_up)
@@ -89,32 +89,32 @@ class DaemonLogs:
         return thread
 
     def start_threads(self) -> None:
-        """Call this when the process is confined; lines logged before are written now."""
+        """Call this when the process is confined; it writes the lines logged before."""
         for thread in self._threads:
             thread.start()
 
     def start_up_is_over(self) -> None:
-        """The mount is ready: the caller, if there was one, reads no more."""
+        """The mount is ready: a caller reads no further."""
         self._start_up.is_over = True
         if not self._foreground:
             logging.getLogger("mystfuse").removeHandler(self._stderr)
 
     def catch_up_stderr(self) -> None:
-        """Wait a moment for the lines on stderr: other output is to follow them."""
+        """Wait a moment for the lines on stderr: other output follows them."""
         if isinstance(self._stderr, LogThread):
             self._stderr.written().wait(PATIENCE)
 
     def catch_up(self) -> None:
         """Wait a moment for all lines; at the end."""
         deadline = time.monotonic() + PATIENCE
-        # First for all of them: one that hangs takes no time from the others.
+        # First the wait for all of them: one that hangs takes no time from the others.
         for event in [thread.written() for thread in self._threads]:
             event.wait(max(0.0, deadline - time.monotonic()))
 
 
 def log_to_stderr() -> None:
-    """Log to stderr alone, without a thread. Lines of the devices are left out: an error of theirs is in the command's
-    last line."""
+    """Log to stderr alone, without a thread, and without lines of the devices: the command's last line has their
+    errors."""
     handler = _stderr_handler(logging.StreamHandler())
     handler.addFilter(_StartUp())
     _log_to([handler])
@@ -131,7 +131,7 @@ def _log_to(handlers: list[logging.Handler]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for each in handlers:
-        # Not on the logger, whose filters do not see lines of its children; and each handler counts for itself.
+        # Not on the logger, whose filters do not see lines of its children; and each handler counts by itself.
         each.addFilter(RateLimit())
         logger.addHandler(each)
     logging.getLogger("pyfuse3").setLevel(logging.ERROR)

@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _PATIENCE = 60.0
-"""Seconds for a daemon to end: as long as its keeper may take to unmount."""
+"""Seconds for a daemon to end: the time that its keeper may take to unmount."""
 _KILL_PATIENCE = 5.0
 """Seconds from SIGKILL to the end."""
 
@@ -39,15 +39,16 @@ class Started(NamedTuple):
 
 
 def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies_with_parent: bool = False) -> Started:
-    """Fork; the child runs ``serve(report)`` and exits with what it returns, the parent returns what was reported.
+    """Fork; the child runs ``serve(report)`` and exits with its result, the parent returns the report.
 
     Args:
         keep: descriptors above 2 that the child needs; all others that were inherited are closed.
-        dies_with_parent: the child gets SIGTERM when the parent is gone, however that ended.
+        dies_with_parent: the child gets SIGTERM when the parent has ended in any way.
     """
     receiver, sender = os.pipe()
     parent = os.getpid()
-    # Until each has its handlers: the child would go on in the parent's place, and the parent would leave a child.
+    # Until each has its own handlers: otherwise the child would go on as the parent, and the parent would leave a
+    # child.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
     try:
         child = os.fork()
@@ -90,8 +91,8 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
 
 
 def _read_report(receiver: int, child: int) -> bytes:
-    """Read what a child reports until it closes the pipe or ends: a process that it has started, and that hangs, may
-    hold the pipe open."""
+    """Read a child's report until it closes the pipe or ends: a process that it has started, and that hangs, may hold
+    the pipe open."""
     said = b""
     pidfd = os.pidfd_open(child)
     try:
@@ -109,11 +110,11 @@ def end_child(pid: int, patience: float, number: signal.Signals | None = None) -
     """Wait until a child has ended, and kill it when it does not.
 
     Args:
-        patience: seconds that it gets.
+        patience: seconds that it may take.
         number: the signal that tells it to end; None: it is ending already.
 
     Returns:
-        Its exit status, or minus the signal that ended it; None if it has been reaped, or hangs where we cannot end it.
+        Its exit status, or minus the signal that ended it; None if it has been reaped, or we failed to end it.
     """
     try:
         pidfd = os.pidfd_open(pid)
@@ -161,12 +162,12 @@ def _run_child(
             said = explain(error) or f"internal error: {type(error).__name__}: {error}"
             os.write(sender, json.dumps([ExitStatus.FAILED, said]).encode())
     finally:
-        # Not sys.exit: functions registered with atexit, and buffered output, are the parent's.
+        # Not sys.exit: functions registered with atexit and buffered output belong to the parent.
         os._exit(status)
 
 
 def close_descriptors(keep: frozenset[int]) -> None:
-    """Close all descriptors above 2 but ``keep``: a daemon must not hold open what its caller has left open."""
+    """Close all descriptors above 2 but ``keep``: a daemon must not hold its caller's files open."""
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
         if descriptor > 2 and descriptor not in keep:

@@ -32,10 +32,10 @@ def set_process_name(name: str) -> None:
 def find_daemon(mount: Mount) -> int | None:
     """A pidfd of the process that serves a mount; None when there is none (it was killed).
 
-    Only processes of the user who mounted count, and for mounts of root those of the users that daemons of root become:
-    no other user can pass a process off as a daemon. A process is skipped if the kernel shows (newer ones do, where we
-    may look) that it does not serve the mount. The kernel uses a device number again as soon as its mount is gone,
-    while the old daemon may still be ending: the youngest process counts, and no zombie.
+    Only processes of the user who mounted count, and for mounts of root also those of the users that root's daemons
+    become: no other user can fake a daemon. A process is skipped if the kernel shows (newer ones do, where we may look)
+    that it does not serve the mount. The kernel uses a device number again as soon as its mount is gone, while the old
+    daemon may still be ending: the youngest process counts, and no zombie.
     """
     found: list[tuple[int, int]] = []
     for entry in Path("/proc").iterdir():
@@ -61,7 +61,7 @@ def find_daemon(mount: Mount) -> int | None:
 
 
 def find_other_server(mount: Mount) -> str | None:
-    """The process that serves a mount that looks like ours and is no daemon of ours; None if we see none."""
+    """The process that serves a mount that looks like ours without a daemon of ours; None if we see none."""
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit() and _serves(entry, mount):
@@ -84,7 +84,7 @@ def _serves(process: Path, mount: Mount) -> bool | None:
             except FileNotFoundError:
                 continue
             except OSError:
-                # Root without CAP_SYS_PTRACE may list them, and no more.
+                # Root without CAP_SYS_PTRACE may list them, but not read them.
                 has_seen_any = True
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""fusermount3, which is set-user-ID root and mounts and unmounts for users who may not."""
+"""fusermount3, which is set-user-ID root, and mounts and unmounts for users without the privilege."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The keeper: a process that mounts and unmounts for a daemon, so that the daemon itself needs no privileges.
 
-The daemon forks it before it is confined, and before either has looked at the image. It serves four requests, none with
-an argument, and never looks at the image, nor has a key. It unmounts no other mount than the one it was made for. When
-the daemon has ended, however that was, it ends too, and leaves the mount as it is. Why: docs/adr/0011.
+The daemon forks it before it is confined, and before either reads the image. It serves four requests, none with an
+argument, and never reads the image or has a key. It unmounts only the mount that it was made for. When the daemon has
+ended in any way, it ends too, and leaves the mount as it is. Why: docs/adr/0011.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from mystfuse.mounting.mount_table import Mount
 from mystfuse.mounting.unmount import BusyError
 
 _MAX_ANSWER = 64 << 10
-"""Bytes: two paths of 4096, each byte of which JSON may write as six, and as much for a message."""
+"""Bytes: two paths of 4096, each byte of which JSON may write as six, and as much again for a message."""
 PATIENCE = 60.0
-"""Seconds for a request. An unmount takes as long as the kernel forgets what it knows of the mount."""
+"""Seconds for a request. An unmount takes as long as the kernel needs to forget the mount's inodes."""
 _QUICK = 5.0
 """Seconds for requests that only make things faster, and for the keeper to end."""
 
 
 class Keeper:
-    """The daemon's end. The process must have one thread when this is made; then any may use it, one at a time."""
+    """The daemon's end. The process must have one thread when it makes this; then any thread may use it, one at a
+    time."""
 
     def __init__(
         self, options: MountOptions, at_the_end: Callable[[], None] = lambda: None, extra_calls: Iterable[str] = ()
@@ -40,7 +41,7 @@ class Keeper:
         """Fork the process.
 
         Args:
-            at_the_end: what the keeper does when the daemon has ended, however that was.
+            at_the_end: what the keeper does when the daemon has ended in any way.
             extra_calls: system calls that this takes.
         """
         self._patience = PATIENCE
@@ -56,7 +57,7 @@ class Keeper:
         mount table has it.
 
         Raises:
-            MountError: it cannot be mounted there.
+            MountError: mounting failed.
         """
         check_descriptors(self._socket.fileno())
         answer, descriptor = self._request(Request.MOUNT)
@@ -68,17 +69,17 @@ class Keeper:
             self._request(Request.RAISE_READ_AHEAD, _QUICK)
 
     def unmount(self, lazy: bool = False) -> bool:
-        """Unmount our mount; False if another mount, or none, is on top at the mountpoint. Blocks:
-        never call it from the loop that serves the mount.
+        """Unmount our mount; False if another mount, or none, is on top at the mountpoint. Blocks: never call it from
+        the loop that serves the mount.
 
         Raises:
             BusyError: it is in use.
-            MountError: it cannot be unmounted.
+            MountError: unmounting failed.
         """
         return bool(self._request(Request.UNMOUNT_LAZILY if lazy else Request.UNMOUNT)[0]["was_mounted"])
 
     def close(self) -> None:
-        """End the keeper, and wait for that, but not for long if it hangs."""
+        """End the keeper, and wait for its end, but not for long if it hangs."""
         self._socket.close()
         end_child(self._pid, _QUICK)
 
@@ -89,7 +90,7 @@ class Keeper:
             self._socket.send(request.value)
             data, descriptors, _, _ = socket.recv_fds(self._socket, _MAX_ANSWER, 1)
         except TimeoutError as error:
-            # A late answer must not be taken for that to the next request.
+            # A late answer must not count for the next request.
             self._socket.close()
             raise MountError(f"the process that mounts does not answer within {patience:g} s") from error
         except OSError as error:

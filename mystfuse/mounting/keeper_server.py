@@ -24,18 +24,18 @@ from mystfuse.mounting.unmount import BusyError, GoneError, unmount
 from mystfuse.system.confinement import confine_keeper
 
 NAME = "mystfuse:keeper"
-"""The process's name: as long as one can be."""
+"""The process's name, of the maximum length."""
 _MAX_REQUEST = 64
-"""Bytes: more than a request has, so that a longer message is none."""
+"""Bytes: longer than a request, so that a longer message is none."""
 _MAX_ERROR = 2048
-"""Characters of an error."""
+"""Maximum length of an error in characters."""
 _COVERED_PATIENCE = 5.0
-"""Seconds for others to take away what they have mounted on top of our mount."""
+"""Seconds for other processes to unmount what they have mounted on top of our mount."""
 
 
 class Request(Enum):
-    """Each is the whole message. The bytes in front and behind are in no text: one that a library writes to stderr, and
-    that has come to the socket by mistake, is no request."""
+    """Each is the whole message. Text never contains the bytes in front and behind: what a library writes to stderr,
+    and what reaches the socket by mistake, is no request."""
 
     MOUNT = b"\0mount\xff"
     RAISE_READ_AHEAD = b"\0raise read-ahead\xff"
@@ -73,7 +73,7 @@ class KeeperServer:
                     allow_background(self._own.device)
                 return {}, []
             case Request.UNMOUNT | Request.UNMOUNT_LAZILY:
-                # The path alone may belong to another mount by now.
+                # By now the path alone may belong to another mount.
                 was_mounted = self._own is not None and find_mount(self.options.mountpoint) == self._own
                 if was_mounted:
                     try:
@@ -87,16 +87,16 @@ class KeeperServer:
 
         Raises:
             MountError: the mountpoint was moved since it was opened, or another image was mounted there meanwhile (the
-                lower of the two stays). Then the new mount is taken away again.
+                lower of the two stays). Then we unmount the new mount again.
         """
         path = self.options.mountpoint
-        # Not the first that find_mount_of finds: where mounts are shared, it can be in several places.
+        # Not the first one of find_mount_of: where mounts are shared, it can be in several places.
         found, elsewhere = find_mount(path), find_mount_of(descriptor)
         ours = [each for each in find_mounts(path) if each is not None]
         own = next((each for each in ours if elsewhere is not None and each.device == elsewhere.device), None)
         if own is not None:
             if own == ours[0] or self.options.nonempty:
-                # A mount on top of it was made by another mystfuse, which comes here as well and takes it away.
+                # A mount on top of it was made by another mystfuse, which runs this check as well and unmounts it.
                 return own
             _take_back(own)
             raise MountError(f"{path}: {ours[0].source} is mounted there already")
@@ -117,21 +117,21 @@ def run_server(
     """Answer until the daemon is gone."""
     try:
         set_process_name(NAME)
-        # A terminal and a service manager mean the daemon, which needs us to end.
+        # A terminal's or service manager's signal is meant for the daemon, which needs us to end.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
             signal.signal(number, signal.SIG_IGN)
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        # A descriptor of /dev/fuse that was passed to us is closed as well: it would keep the mount alive.
+        # Close the caller's descriptor of /dev/fuse as well: it would keep the mount alive.
         needed = {connection.fileno(), server.options.directory}
         close_descriptors(frozenset(fd for fd in needed if fd is not None))
         server.is_confined = confine_keeper(extra_calls)
         while message := connection.recv(_MAX_REQUEST):
             request = parse_request(message)
             if request is None:
-                # Unanswered: the daemon would take the answer for that to its next request.
+                # No answer: the daemon would take it for the answer to its next request.
                 continue
             _answer(server, connection, request)
     finally:
@@ -160,7 +160,8 @@ def _answer(server: KeeperServer, connection: socket.socket, request: Request) -
 
 
 def _take_back(own: Mount) -> None:
-    """Unmount the new mount as soon as nothing is on top of it: others may be about to do the same with theirs."""
+    """Unmount the new mount as soon as nothing is on top of it: other processes may be about to do the same with
+    theirs."""
     deadline = time.monotonic() + _COVERED_PATIENCE
     while True:
         try:

@@ -8,7 +8,7 @@ import os
 log = logging.getLogger(__name__)
 
 READ_AHEAD = 1 << 20
-"""Bytes: as much as one request can have. A request costs about the same whatever its size."""
+"""Bytes: the most that one request can have. A request costs about the same for any size."""
 BACKGROUND = 48
 """Reads for the page cache at once: fewer than ``session.MAX_TASKS``, which leaves some for other requests."""
 

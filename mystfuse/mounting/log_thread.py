@@ -42,7 +42,7 @@ class DescriptorHandler(logging.Handler):
 
 
 class LogThread(logging.Handler):
-    """Hands records on to ``sink``, in their order, in a thread; until ``start`` they are kept."""
+    """Passes records to ``sink``, in order, in a thread; keeps them until ``start``."""
 
     def __init__(self, sink: logging.Handler) -> None:
         super().__init__(sink.level)
@@ -54,8 +54,8 @@ class LogThread(logging.Handler):
         self._is_direct = False
 
     def start(self) -> None:
-        """Start the thread; the process must be confined by now, and forks no more. If no thread begins, records are
-        written where they are logged."""
+        """Start the thread; the process must be confined by now, and not fork any more. If no thread begins, records
+        are written where they are logged."""
         begun = threading.Event()
 
         def serve() -> None:
@@ -85,7 +85,7 @@ class LogThread(logging.Handler):
                 record.msg, record.args = record.getMessage(), None
                 self._waiting.put(record)
         except Exception:
-            # No memory, say. The code that logs must go on.
+            # MemoryError, for example. The code that logs must go on.
             self._dropped += 1
 
     def written(self) -> threading.Event:
@@ -126,7 +126,7 @@ class LogThread(logging.Handler):
             try:
                 self._write(self._waiting.get())
             except Exception:
-                # No memory, say. The thread must go on.
+                # MemoryError, for example. The thread must go on.
                 time.sleep(0.1)
 
     def _write(self, item: logging.LogRecord | threading.Event) -> None:

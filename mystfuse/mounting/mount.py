@@ -1,4 +1,4 @@
-"""Mounting: by mount(2), or through fusermount3 as a user who may not."""
+"""Mounting: by mount(2), or through fusermount3 for a user without the privilege."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mount(options: MountOptions, may_run_programs: bool) -> int:
     data = f"fd={descriptor},rootmode={_kind_of(options):o},user_id={user},group_id={group},default_permissions"
     if options.allow_other:
         data += ",allow_other"
-    # By the descriptor: it is the directory that was checked, whatever has its name by now.
+    # By the descriptor: it is the checked directory, even if its name now leads elsewhere.
     target = options.mountpoint if options.directory is None else f"/proc/self/fd/{options.directory}"
     name, place = options.shown_name.encode(), os.fsencode(target)
     try:
@@ -58,7 +58,7 @@ def mount(options: MountOptions, may_run_programs: bool) -> int:
 
 
 def _mount_by_fusermount(options: MountOptions) -> int:
-    """The same through fusermount3, which sends the descriptor, and itself looks at where it mounts."""
+    """The same through fusermount3, which sends the descriptor, and checks the mountpoint itself."""
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with receiver, sender:
         arguments = ["-o", ",".join(sorted(options.fuse_options())), "--", options.mountpoint]
@@ -76,13 +76,14 @@ def _mount_by_fusermount(options: MountOptions) -> int:
 
 def _refuse_second(options: MountOptions) -> None:
     """Raise MountError if another process has mounted an image there since the mountpoint was opened: the kernel would
-    stack them, and the lower one could not be unmounted."""
+    stack them, and we could not unmount the lower one."""
     if not options.nonempty and (mount := find_mount(options.mountpoint)) is not None:
         raise MountError(f"{options.mountpoint}: {mount.source} is mounted there already")
 
 
 def _kind_of(options: MountOptions) -> int:
-    """What is mounted on, as the kernel wants it of what is mounted: a directory, or a file (``encrypted_file``)."""
+    """The file type to mount on, which the kernel compares with the root's: a directory, or a file
+    (``encrypted_file``)."""
     if options.directory is not None:
         return stat.S_IFDIR
     try:
@@ -92,13 +93,13 @@ def _kind_of(options: MountOptions) -> int:
 
 
 def check_descriptors(open_one: int) -> None:
-    """Make sure that a few more descriptors can be opened: a process that cannot may be unable to unmount.
+    """Make sure that a few more descriptors can be opened; without them, unmounting may fail.
 
     Args:
         open_one: any that is open.
 
     Raises:
-        MountError: they cannot.
+        MountError: there are none left.
     """
     spare: list[int] = []
     try:

@@ -1,4 +1,4 @@
-"""A mount to be made: what a command that mounts has read and checked before it forks the daemon."""
+"""A mount to be made: the result of a mount command's checks before it forks the daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mystfuse.trust.sources import TrustOptions
 
 @dataclass(frozen=True, slots=True)
 class MountJob:
-    """What is mounted, on whose word, with which keys, and how."""
+    """The image, its trust, its keys, and the options."""
 
     source: FileSource | JoinedSource
     trust: TrustOptions
@@ -25,7 +25,7 @@ class MountJob:
     progress: Progress
     """Shown while a passphrase is tried."""
     prepare_progress: Callable[[], None]
-    """Imports what ``progress`` needs."""
+    """Imports the modules of ``progress``."""
     foreground: bool = False
     log_file: int | None = None
     """A descriptor to append to."""
@@ -34,7 +34,7 @@ class MountJob:
 
     @property
     def descriptors(self) -> frozenset[int]:
-        """What the daemon needs to inherit."""
+        """The descriptors that the daemon inherits."""
         options = self.options
         wanted = (self.ready_fd, self.log_file, options.descriptor, options.directory, options.overlay_store)
         return self.source.descriptors | {descriptor for descriptor in wanted if descriptor is not None}
@@ -46,7 +46,7 @@ class MountJob:
             os.close(self.options.overlay_store)
 
     def describe(self, trust_explanation: str) -> str:
-        """One line for the user: what is mounted where, what happens to writes, and why the image is trusted."""
+        """One line for the user: image, mountpoint, fate of writes, and why the image is trusted."""
         where = "memory" if self.options.overlay_store is None else "memory and, encrypted, in the overlay store"
         how = "read-only" if self.options.read_only else f"writes are kept in {where} and forgotten at unmount"
         return f"{self.source.name} mounted on {self.options.mountpoint}, {how}; {trust_explanation}"

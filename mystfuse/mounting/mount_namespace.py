@@ -12,7 +12,7 @@ _CLONE_NEWNS = 0x00020000
 
 
 class MountNamespace:
-    """Another mount namespace. ``with`` it, paths are resolved there; ``enter`` goes there for good.
+    """Another mount namespace. ``with`` it, paths are resolved there; ``enter`` stays there.
 
     The process must have one thread.
 
@@ -35,7 +35,7 @@ class MountNamespace:
         self._directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
 
     def enter(self) -> None:
-        """Go there for good. Raises MountError if the system does not allow it."""
+        """Enter the namespace to stay. Raises MountError if the system does not allow it."""
         self._set(self.descriptor)
 
     def __enter__(self) -> None:

@@ -40,18 +40,18 @@ def find_mounts(mountpoint: str) -> list[Mount | None]:
 
 
 def is_covered(mount: Mount) -> bool:
-    """Whether another mount is on top of a mount that is still there."""
+    """Whether a mount that still exists has another mount on top."""
     there = find_mounts(mount.mountpoint)
     return mount in there and there[-1] != mount
 
 
 def own_mountpoints() -> list[str]:
-    """Where mounts of ours are, the latest first."""
+    """The mountpoints of our mounts, the latest first."""
     return [line.mountpoint for line in _read_mountinfo() if line.mount is not None][::-1]
 
 
 def describe_absence(path: str) -> str:
-    """One line about a path (absolute, without links) at which ``find_mount`` has found nothing."""
+    """One line about a path (absolute, without links) at which ``find_mount`` has found no mount."""
     said = "nothing of mystfuse's is mounted there"
     for mount in [line.mount for line in _read_mountinfo() if line.mount is not None][::-1]:
         if path.startswith(mount.mountpoint + "/"):
@@ -62,7 +62,7 @@ def describe_absence(path: str) -> str:
 
 
 def mountpoints() -> list[str]:
-    """Where anything is mounted, from the bottom up."""
+    """The places of all mounts, from the bottom up."""
     return [line.mountpoint for line in _read_mountinfo()]
 
 

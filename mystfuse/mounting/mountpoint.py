@@ -1,4 +1,4 @@
-"""The directory to mount on: which one a path means, whether we have mounted there already, and opening it."""
+"""The directory to mount on: resolving its path, checking for a mount of ours, and opening it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mystfuse.system.output_paths import MAX_LINKS, LinkOfAnother, read_trusted_
 def resolve_mountpoint(path: str) -> str:
     """The absolute path of a mountpoint, symbolic links resolved, as the kernel's mount table has it.
 
-    Nothing is asked of the file system that is mounted there, which may hang.
+    It does not touch the file system that is mounted there, which may hang.
 
     Raises:
         MountError: we are root, and a link on the way is another user's, who could lead us elsewhere.
         OSError: there is no current directory, or too many links.
     """
-    # Not asked for where it does not matter: it may be gone.
+    # Read only where it matters: the directory may be gone.
     start = "/" if path.startswith("/") else os.getcwd()
     pending = os.path.join(start, path).split("/")[::-1]
     resolved, links = "/", 0
@@ -49,7 +49,7 @@ def resolve_mountpoint(path: str) -> str:
 
 
 def refuse_second_mount(path: str, name: str) -> None:
-    """Raise MountError if we have mounted there already: nobody looks into a mount to find it, which might hang."""
+    """Raise MountError if we have mounted there already; decided without looking into the mount, which might hang."""
     mount = find_mount(path)
     if mount is None:
         return

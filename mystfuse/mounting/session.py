@@ -43,11 +43,11 @@ MAX_TASKS = 64
 """Requests handled at once, those that wait for storage included: when all of them wait, nothing else is answered. Each
 has a buffer as large as its request, 1 MiB at most."""
 _GRACE = 2.0
-"""Seconds that requests under way get when the mount ends."""
+"""Seconds for pending requests when the mount ends."""
 _KEEPER_PATIENCE = PATIENCE + 2.0
-"""Seconds for the thread that waits for the keeper, whose requests have a bound of their own."""
+"""Seconds for the thread that waits for the keeper, whose requests have a time-out of their own."""
 _THREAD_START = 2.0
-"""Seconds for that thread to begin, which it may never do without memory."""
+"""Seconds for that thread to begin, which without memory may never happen."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -95,12 +95,12 @@ class Session:
         """Mount, serve until the mount is gone, and clean up.
 
         Returns:
-            What to exit with: DONE after any orderly end, INTEGRITY when ``on_corruption=unmount`` ended it.
+            The exit status: DONE after any orderly end, INTEGRITY when ``on_corruption=unmount`` ended it.
 
         Raises:
-            MountError: it could not be mounted.
+            MountError: mounting failed.
             WrongKey: the image is encrypted, and the keys do not open it.
-            FormatError, IntegrityError, ImageReadError: the file system cannot be read.
+            FormatError, IntegrityError, ImageReadError: reading the file system failed.
         """
         with trio.open_signal_receiver(*_STOP_SIGNALS, signal.SIGUSR1) as signals:
             async with trio.open_nursery() as nursery:
@@ -120,7 +120,7 @@ class Session:
             volume = await Volume.open(
                 pipeline.device, limit, pipeline.workers, options.overlay_store, options.io_timeout
             )
-            # Here, when all keys are in memory: the process is the daemon's own, not a program's that uses the API.
+            # Here, with all keys in memory: the process is the daemon's own, not a program's that uses the API.
             if (pipeline.unlocked or options.overlay_store is not None) and not lock_memory():
                 log.info("keys and plaintext may be swapped out: the limit of locked memory is too low (ulimit -l)")
             await self._check_root(volume)
@@ -138,7 +138,7 @@ class Session:
                 operations = Operations(volume, self._options, self._status, self._confinement.groups_of, init.finish)
                 open_session(operations, f"/dev/fd/{init.descriptor}", self._options.fuse_options())
             except BaseException:
-                # Whatever it was (memory, descriptors): the mount would have no daemon.
+                # After any error (memory, descriptors) the mount would have no daemon.
                 with suppress(MountError):
                     self._keeper.unmount(lazy=True)
                 raise
@@ -157,7 +157,7 @@ class Session:
                 self._announce_end()
                 with trio.CancelScope(shield=True):
                     await self._unmount()
-                    # Not by libfuse, which unmounts whatever is at the path by now.
+                    # Not by libfuse, which would unmount any mount that is at the path by now.
                     pyfuse3.close(unmount=False)
 
     async def _check_root(self, volume: Volume) -> None:
@@ -200,7 +200,7 @@ class Session:
             self._serving.cancel()
 
     async def _unmount(self) -> None:
-        """Unmount ours, if it is still there, while the loop still serves."""
+        """Unmount our mount, if it still exists, while the loop still serves."""
         try:
             await self._unmount_by_keeper()
         except BusyError:

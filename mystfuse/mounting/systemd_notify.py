@@ -29,14 +29,14 @@ class Notifier:
         if not address:
             return
         name = f"\0{address[1:]}" if address.startswith("@") else address
-        # Now: a confined process reaches no abstract name any more.
+        # Now: a confined process has no access to abstract names.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        # The manager may hang.
+        # So that a manager that hangs does not delay us.
         self._socket.settimeout(_PATIENCE)
         try:
             self._socket.connect(os.fsencode(name))
         except OSError as error:
-            # Logged by send: the log is not set up yet.
+            # send() logs it later: the log is not set up yet.
             self._failure = error
 
     @classmethod

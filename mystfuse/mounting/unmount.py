@@ -1,4 +1,5 @@
-"""Unmounting, with retries while the mount is busy: by umount2(2), or through fusermount3 as a user who may not."""
+"""Unmounting, with retries while the mount is busy: by umount2(2), or through fusermount3 for a user without the
+privilege."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ from mystfuse.system.openat2 import RESOLVE_NO_SYMLINKS, openat2
 from mystfuse.system.wait_readable import wait_readable
 
 BUSY_PATIENCE = 2.0
-"""Seconds that the unmount of a busy mount is tried again: programs that look into new mounts leave them soon."""
+"""Seconds for retries of a busy unmount: programs that look into new mounts leave them soon."""
 _ANSWERING = 5
-"""Seconds that a mount whose daemon we cannot see may take to answer."""
+"""Seconds that a mount with a hidden daemon may take to answer."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -41,13 +42,13 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
 
     Args:
         lazy: take it out of the tree at once, even if it is in use.
-        expected: the mount that has to be there. Others may rename the directories above, or put links in their place,
+        expected: the mount that has to be there. Others may rename the directories above, or put links there,
             between looking and unmounting: then this one is unmounted, or none.
 
     Raises:
         BusyError: it is in use.
         GoneError: the topmost mount is not the ``expected`` one.
-        MountError: it cannot be unmounted for another reason.
+        MountError: unmounting failed for another reason.
     """
     with _expecting(mountpoint, expected) as path:
         try:
@@ -70,7 +71,8 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
 
 @contextmanager
 def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
-    """A path that leads to the ``expected`` mount at a mountpoint, or to none, whatever is renamed meanwhile."""
+    """A path that leads to the ``expected`` mount at a mountpoint, or to none, even if directories are renamed
+    meanwhile."""
     if expected is None:
         yield mountpoint
         return
@@ -85,7 +87,7 @@ def _expecting(mountpoint: str, expected: Mount | None) -> Iterator[str]:
         directory = os.open(parent, os.O_PATH | os.O_DIRECTORY)
     try:
         path = f"/proc/self/fd/{directory}"
-        # From here on the path goes by this very directory: what is mounted in it cannot be moved elsewhere.
+        # From here on the path goes through this very directory: a mount in it does not move.
         if os.readlink(path) != parent or find_mount(mountpoint) != expected:
             raise GoneError(f"{mountpoint}: another mount, or none, has taken its place")
         yield f"{path}/{name}"
@@ -102,7 +104,7 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
 
     Raises:
         BusyError: it is in use.
-        MountError: not one of ours, it cannot be unmounted, or its daemon does not end within ``timeout`` seconds.
+        MountError: it is not one of ours, unmounting failed, or its daemon does not end within ``timeout`` seconds.
     """
     mount = find_mount(mountpoint)
     if mount is None:
@@ -138,7 +140,7 @@ def unmount_stale(mountpoint: str) -> None:
     """Unmount a dead mount of ours, whose daemon was killed; do nothing if there is none, or if it is served.
 
     Raises:
-        MountError: it cannot be unmounted.
+        MountError: unmounting failed.
     """
     mount = find_mount(mountpoint)
     if mount is None:
@@ -153,8 +155,8 @@ def unmount_stale(mountpoint: str) -> None:
 def _is_answered(mount: Mount) -> bool:
     """Whether a mount is served, though we see no process that serves it (/proc with hidepid, another namespace).
 
-    Root is not let into a mount of another user without allow_other: the kernel answers by itself then, and the
-    processes that we see decide.
+    Without allow_other the kernel refuses root access to another user's mount by itself: then the processes that we see
+    decide.
     """
     if mount.user_id != os.geteuid():
         return False
