@@ -74,7 +74,7 @@ class Blocks:
 
     def restart(self) -> None:
         """A new run begins."""
-        self._seen.clear()
+        self._seen = {}
 
     @contextmanager
     def speculating(self) -> Iterator[None]:
@@ -162,8 +162,8 @@ class Blocks:
 class Transaction(Blocks):
     """The blocks of an operation that changes the file system. Nothing is changed until all of it is committed.
 
-    ``volume.runner`` starts each run with ``restart``. At the operation's end, it commits ``changed``, ``freed`` and
-    the rest.
+    ``volume.runner`` starts each further run with ``restart``. At the operation's end, it commits ``changed``, ``freed``
+    and the rest.
     """
 
     def __init__(
@@ -175,6 +175,17 @@ class Transaction(Blocks):
     ) -> None:
         super().__init__(cached, written)
         self._holds = written.holds
+        self._block_size = block_size
+        self._room = room
+        self.restart()
+
+    def restart(self, budget: int | None = None) -> None:
+        """A new run begins: drop the changes of an unfinished one.
+
+        Args:
+            budget: of file data; all the room that the overlay has if None.
+        """
+        super().restart()
         self.changed: dict[int, bytes | bytearray | memoryview] = {}
         """None of them is among the blocks that have been seen, or is freed."""
         self.runs: list[tuple[int, memoryview]] = []
@@ -190,43 +201,35 @@ class Transaction(Blocks):
         (``FileSystem.forget_all``), and filled again from the blocks."""
         self.gives_back = False
         """Whether the operation frees more than it takes, so that it may use the reserve of a full overlay."""
-        self.budget = 0
-        """Blocks of file data that may still be added to the overlay; the operation counts it down."""
+        self._budget = budget
+        """None for all the room, which is found out when the budget is asked for."""
         self.spent = 0
         """Blocks that it has counted."""
         self.is_divisible = False
         """Whether the operation may do less than requested, when the budget is smaller."""
-        self._block_size = block_size
-        self._room = room
 
-    def restart(self, budget: int | None = None) -> None:
-        """A new run begins: drop the changes of an unfinished one.
+    @property
+    def budget(self) -> int:
+        """Blocks of file data that may still be added to the overlay; the operation counts it down."""
+        if self._budget is None:
+            self._budget = self._room()
+        return self._budget
 
-        Args:
-            budget: of file data; all the room that the overlay has if None.
-        """
-        super().restart()
-        self.changed.clear()
-        self.runs.clear()
-        self.freed.clear()
-        self.orphaned.clear()
-        self.released.clear()
-        self.on_commit.clear()
-        self.gives_back = False
-        self.is_divisible = False
-        self.budget = self._room() if budget is None else budget
-        self.spent = 0
+    @budget.setter
+    def budget(self, blocks: int) -> None:
+        self._budget = blocks
 
     def spend_for(self, pointers: Sequence[int]) -> int:
         """Count blocks of file data to write, as far as they take more memory; 0 stands for one still to be taken.
         Returns for how many of them the budget is enough, from the first one on."""
+        budget = self.budget
         if any(pointers):
             holds = self.holds_written
             costly = [index for index, pointer in enumerate(pointers) if not (pointer and holds(pointer))]
         else:
             costly = list(range(len(pointers)))
-        cost = min(len(costly), max(self.budget, 0))
-        self.budget -= cost
+        cost = min(len(costly), max(budget, 0))
+        self._budget = budget - cost
         self.spent += cost
         return costly[cost] if cost < len(costly) else len(pointers)
 
@@ -264,6 +267,9 @@ class Transaction(Blocks):
     def put_run(self, first: int, content: memoryview) -> None:
         """``put`` several blocks, from block ``first`` on. As an operation's last step, this costs less than single
         ``put``s."""
+        if len(content) == self._block_size and not self.runs:
+            self._replace(first, content)
+            return
         numbers = range(first, first + len(content) // self._block_size)
         self.freed.difference_update(numbers)
         # A broken file may have a block twice: the last content counts.

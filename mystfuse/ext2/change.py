@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mystfuse.ext2.allocation import Allocator
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
@@ -12,24 +10,21 @@ from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
 
-@dataclass(frozen=True, slots=True)
 class Change:
     """The context of one operation that changes ``filesystem``: it happens whole, when ``transaction`` is committed, or
-    not at all."""
+    not at all.
 
-    filesystem: FileSystem
-    transaction: Transaction
-    caller: Caller
-    now_ns: int
-    """The time of the operation, in nanoseconds since the epoch."""
+    Args:
+        now_ns: the time of the operation, in nanoseconds since the epoch.
+    """
 
-    @property
-    def superblock(self) -> Superblock:
-        return self.filesystem.superblock
-
-    @property
-    def allocator(self) -> Allocator:
-        return self.filesystem.allocator
+    def __init__(self, filesystem: FileSystem, transaction: Transaction, caller: Caller, now_ns: int) -> None:
+        self.filesystem = filesystem
+        self.transaction = transaction
+        self.caller = caller
+        self.now_ns = now_ns
+        self.superblock: Superblock = filesystem.superblock
+        self.allocator: Allocator = filesystem.allocator
 
     def inode(self, ino: int) -> Inode:
         """See ``FileSystem.inode``."""

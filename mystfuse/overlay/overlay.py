@@ -46,6 +46,8 @@ class Overlay(Space):
     def holds(self, number: int) -> bool:
         """Whether writing the block (again) takes up no more memory."""
         # A snapshot that has not kept an old version shares the present one.
+        if not self._snapshots:
+            return number in self._slots
         return number in self._slots and all(number in snapshot.kept for snapshot in self._snapshots)
 
     def commit(

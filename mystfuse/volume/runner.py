@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
 import trio
@@ -142,34 +141,33 @@ class Runner:
         cache = self._cache
         transaction = Transaction(cache.block_size, cache.get, self._written, self._room)
         change = Change(self._filesystem, transaction, caller, time.time_ns())
-        misses = _Misses(self, transaction)
-        try:
-            return await self._change(ino, transaction, misses, partial(operation, change, *args, **kwargs))
-        finally:
-            misses.close()
-
-    async def _change(self, ino: int, transaction: Transaction, misses: _Misses, operation: Callable[[], T]) -> T:
-        assert self._written is not None
+        misses: _Misses | None = None
         budget: int | None = None
-        while True:
-            while ino in self._held:
-                await self._held[ino][1].wait()
-            transaction.restart(budget)
-            try:
-                result = operation()
-                self._commit(transaction)
-                return result
-            except BlocksMissing as missing:
-                wait = misses.fetch(missing)
-            except OverlayBusy as busy:
-                wait = self._written.make_room(busy)
-            except OverlayFull as error:
-                budget = _smaller_budget(transaction, error)
-                continue
-            try:
-                await wait
-            except OverlayFull as error:
-                budget = _smaller_budget(transaction, error)
+        try:
+            while True:
+                while ino in self._held:
+                    await self._held[ino][1].wait()
+                wait: Awaitable[None] | None = None
+                try:
+                    result = operation(change, *args, **kwargs)
+                    self._commit(transaction)
+                    return result
+                except BlocksMissing as missing:
+                    misses = misses or _Misses(self, transaction)
+                    wait = misses.fetch(missing)
+                except OverlayBusy as busy:
+                    wait = self._written.make_room(busy)
+                except OverlayFull as error:
+                    budget = _smaller_budget(transaction, error)
+                try:
+                    if wait is not None:
+                        await wait
+                except OverlayFull as error:
+                    budget = _smaller_budget(transaction, error)
+                transaction.restart(budget)
+        finally:
+            if misses is not None:
+                misses.close()
 
     def _commit(self, transaction: Transaction) -> None:
         """Commit what an operation has changed, and update what is kept in memory besides the blocks: all of it, or
