@@ -162,8 +162,8 @@ class Blocks:
 class Transaction(Blocks):
     """The blocks of an operation that changes the file system. Nothing is changed until all of it is committed.
 
-    ``volume.runner`` starts each further run with ``restart``. At the operation's end, it commits ``changed``, ``freed``
-    and the rest.
+    ``volume.runner`` starts each further run with ``restart``. At the operation's end, it commits ``changed``,
+    ``freed`` and the rest.
     """
 
     def __init__(

@@ -33,6 +33,7 @@ class InodeTable:
         self._orphans = orphans
         self._parsed: dict[int, tuple[bytes, Inode]] = {}
         """Inodes as they were in the inode table, and parsed."""
+        self._most_parsed = min(_MAX_PARSED, _PARSED_BYTES // groups.superblock.s_inode_size)
 
     def forget_all(self) -> None:
         """Parse every inode again. Takes no memory."""
@@ -71,7 +72,7 @@ class InodeTable:
             return inode
         inode = self._parse(blocks, ino, number, offset)
         if inode.i_links_count:
-            if len(self._parsed) >= min(_MAX_PARSED, _PARSED_BYTES // self._superblock.s_inode_size):
+            if len(self._parsed) >= self._most_parsed:
                 self._parsed.clear()
             self._parsed[ino] = content, inode
         return inode

@@ -254,7 +254,8 @@ class NameIndexes:
             (logical, map_block(self._superblock, blocks, inode, logical))
             for logical in islice(logicals, _MAX_PROBED_TOGETHER)
         ]
-        blocks.want([number for _, number in some if number])
+        if some:
+            blocks.want([number for _, number in some if number])
         return some
 
     def _read_again(self, blocks: Blocks, inode: Inode, index: NameIndex) -> MystfuseError | None:

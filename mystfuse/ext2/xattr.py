@@ -74,8 +74,10 @@ def find_attribute(superblock: Superblock, blocks: Blocks, inode: Inode, name_in
     Raises:
         BlocksMissing, CorruptFilesystem: as ``read_xattrs``.
     """
-    attributes = (*read_body(inode), *read_block(superblock, blocks, inode))
-    return next((attribute.value for attribute in attributes if attribute.name_index == name_index), None)
+    for attribute in read_body(inode) + read_block(superblock, blocks, inode):
+        if attribute.name_index == name_index:
+            return attribute.value
+    return None
 
 
 def full_name(attribute: Attribute) -> bytes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from errno import ENOSPC
 
@@ -17,6 +17,8 @@ _MADV_POPULATE_WRITE = 23
 """Linux 5.14, include/uapi/asm-generic/mman-common.h; Python has no name for it."""
 
 Content = bytes | bytearray | memoryview
+Placed = tuple[mmap.mmap, slice, Content, int]
+"""A block, the memory and the slice of it that it goes to, and the slot that this is."""
 
 
 class Arenas:
@@ -82,6 +84,21 @@ class Arenas:
                 length = len(part) * size
                 memory[where] = content if length == len(content) else content[position : position + length]
                 position += length
+
+    def placed(self, blocks: Iterable[tuple[int, Content]]) -> list[Placed]:
+        """Blocks by their slots, made ready for ``overwrite``."""
+        arenas, per_arena, size = self._arenas, self._per_arena, self._block_size
+        return [
+            (arenas[slot // per_arena], slice(start := slot % per_arena * size, start + size), content, slot)
+            for slot, content in blocks
+        ]
+
+    def overwrite(self, blocks: Iterator[Placed]) -> None:
+        """Put blocks into slots that are in use. Takes no memory, so that it cannot fail."""
+        states = self._states
+        for memory, where, content, slot in blocks:
+            memory[where] = content
+            states[slot] = TOUCHED
 
     def place(self, slot: int, count: int = 1) -> tuple[mmap.mmap, slice]:
         """Where the bytes of a slot (and of those behind it in the same arena) are."""

@@ -41,7 +41,8 @@ class Overlay(Space):
     def get(self, number: int) -> bytes | int | None:
         """A copy of the block, its version for ``recall`` if it is in the store, or None if it has not been written."""
         slot = self._slots.get(number)
-        return None if slot is None else self.load(slot)
+        # Every block that an operation reads is asked for here: without a further call.
+        return None if slot is None else self._load(slot) if slot >= 0 else self.load(slot)
 
     def holds(self, number: int) -> bool:
         """Whether writing the block (again) takes up no more memory."""
@@ -54,7 +55,8 @@ class Overlay(Space):
         self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool, runs: Runs = ()
     ) -> None:
         """Store blocks, and drop those that are free now; see ``Space.change``."""
-        self._forget_closed()
+        if self._snapshots:
+            self._forget_closed()
         self.change(self._slots, changed, freed, use_reserve, runs, [snapshot.kept for snapshot in self._snapshots])
         self._shrink()
 

@@ -75,7 +75,7 @@ class Slots:
 
     def is_free(self, start: int, end: int) -> bool:
         """Whether no slot from ``start`` to before ``end`` is in use."""
-        return self.states.count(FREE, start, end) == end - start
+        return self.states.startswith(bytes(end - start), start)
 
 
 def runs_of(slots: Sequence[int], longest: int | None = None) -> Iterator[range]:

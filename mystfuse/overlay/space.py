@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from errno import ENOSPC
@@ -12,7 +11,7 @@ from typing import Any
 import trio
 
 from mystfuse.errors import MystfuseError
-from mystfuse.overlay.arena import TOUCHED, Arenas, Content
+from mystfuse.overlay.arena import Arenas, Content
 from mystfuse.overlay.encrypted_store import OverlayStore
 from mystfuse.overlay.spill import PLACE, Spill, Table
 
@@ -189,12 +188,12 @@ class Space(ABC):
                 if number in table and all(number in keep for keep in snapshots)
             }
         new: dict[int, Content] = {}
-        overwritten: list[tuple[tuple[mmap.mmap, slice], Content, int]] = []
+        overwritten: list[tuple[int, Content]] = []
         replaced: list[int] = []
         for number, content in changed.items():
             slot = held.get(number)
             if slot is not None and slot >= 0:
-                overwritten.append((arenas.place(slot), content, slot))
+                overwritten.append((slot, content))
             else:
                 new[number] = content
                 if slot is not None:
@@ -221,8 +220,9 @@ class Space(ABC):
                     (keep, {number: slot for number, slot in old.items() if number not in keep}) for keep in snapshots
                 ]
             before = {number: table[number] for number in entries if number in table}
-            overwriting, dropping = iter(overwritten), iter(() if snapshots is None else freed)
-            states, release = arenas.slots.states, self._releasing([*replaced, *dropped])
+            overwriting = iter(arenas.placed(overwritten))
+            dropping = iter(() if snapshots is None else freed)
+            release = self._releasing([*replaced, *dropped])
             for keep, versions in kept:
                 keep.update(versions)
             entered = entries
@@ -239,9 +239,7 @@ class Space(ABC):
             arenas.free(slots)
             raise
         # Nothing from here on takes memory.
-        for (memory, where), block, slot in overwriting:
-            memory[where] = block
-            states[slot] = TOUCHED
+        arenas.overwrite(overwriting)
         for number in dropping:
             table.pop(number, None)
         release()

@@ -362,8 +362,8 @@ OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "a commit's last step takes no memory",
         "mystfuse/overlay/space.py",
-        "            overwriting, dropping = iter(overwritten), iter(() if snapshots is None else freed)\n",
-        "            overwriting, dropping = overwritten, () if snapshots is None else freed\n",
+        "            overwriting = iter(arenas.placed(overwritten))\n",
+        "            overwriting = arenas.placed(overwritten)\n",
         ("overlay/test_commit_failures.py::test_a_commit_to_the_overlay_or_a_snapshot_is_whole_wherever_it_fails",),
     ),
     Guard(
