@@ -1,4 +1,4 @@
-"""Arguments that ``open_image`` and ``mount`` have in common, and what is wrong with them."""
+"""The common arguments of ``open_image`` and ``mount``, and their checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HashOrKey = str | bytes | os.PathLike[str]
 def check_arguments(
     trust: str | None, key: bytes | str | None, passphrase: str | bytes | None, **lists: Iterable[HashOrKey]
 ) -> None:
-    """Raise UsageError if ``trust`` is no word for it, two keys are given, or one of ``lists`` is a single string."""
+    """Raise UsageError if ``trust`` is an unknown word, two keys are given, or one of ``lists`` is a single string."""
     if trust not in (None, "self"):
         raise UsageError(f'trust={trust!r}: only "self" and None are possible')
     for name, given in lists.items():

@@ -21,7 +21,7 @@ from mystfuse.system.blocking import Operation
 from mystfuse.system.own_command import OwnCommand
 
 _MAX_SECRET = 4096
-"""Bytes: what fits a pipe before it is read."""
+"""Bytes: they fit into a pipe before it is read."""
 _UNMOUNT_TIMEOUT = 30.0
 """Seconds for the daemon to end."""
 
@@ -29,9 +29,9 @@ _UNMOUNT_TIMEOUT = 30.0
 class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as m
     """Mount an image for the time of a ``with`` or ``async with`` block (trio or asyncio).
 
-    ``os.fspath()`` of it is the mountpoint. What is written to the mount is forgotten when the block ends.
+    ``os.fspath()`` of it is the mountpoint. Writes to the mount are forgotten when the block ends.
 
-    Whatever ends the block (an exception, ^C, a cancelled task), mount and daemon are gone before that is raised. If it
+    However the block ends (an exception, ^C, a cancelled task), mount and daemon are gone before that is raised. If it
     is interrupted or cancelled while it begins, ``mystfuse mount`` is ended within 10 s and what it has mounted is
     unmounted; the daemon then has 30 s to end. The end of the block cannot be cancelled: it waits for 30 s at most,
     then the daemon is left to end by itself, and MountError says so.
@@ -41,23 +41,23 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         mountpoint: an existing, empty directory.
         roothashes: trusted root hashes: hex digits, the 32 (sha512: 64) bytes, or the path of a file with hex digits.
         pubkeys: trusted public keys: PEM, or the path of a PEM file. What is in /etc/mystfuse/trust.d counts as well.
-        trust: "self" lets the image vouch for itself when nobody is trusted: damage is found, a replaced image is not.
+        trust: "self" trusts the image by itself when nothing else is trusted: damage is found, a replaced image is not.
         insecure: mount anything, even a bare EXT2 file system.
         hash_offset: where the verity superblock is, in an image that has no signature block; goes with one root hash.
         key: master key of an encrypted image: the bytes, or hex digits.
         passphrase: passphrase of an encrypted image; of the two, give one.
         read_only: refuse writes.
-        overlay_limit: bytes of memory that what is written may take up; None: half of what is available.
-        overlay_store: a directory for what memory has no room for: it goes there encrypted, into a file without a name.
+        overlay_limit: bytes of memory for written data; None: half of the available memory.
+        overlay_store: a directory for written data beyond that, which go there encrypted, into a file without a name.
         options: further mount options, as ``mystfuse mount -o`` takes them.
 
     Raises, when the block begins:
-        NotTrusted: no trusted root hash or key vouches for the image.
-        UsageError: an argument is not what it should be.
+        NotTrusted: the image is not trusted by any root hash or key.
+        UsageError: a wrong argument.
         WrongKey: the image is encrypted and the key does not open it, or a key is given and it is not.
         FormatError, IntegrityError: not an image, or a damaged one.
-        MountError: it cannot be mounted there.
-        MystfuseError: it cannot be read, or something else failed.
+        MountError: mounting it there failed.
+        MystfuseError: reading it failed, or something else.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
             self._arguments += ["-o", option]
         self._path = os.fspath(self.mountpoint)
         self._own: Mount | None = None
-        # For when the block does not come to its end (^C just before that): when this is forgotten, or at exit.
+        # For a block without an end (^C just before it): at garbage collection, or at exit.
         self._finalizer: finalize[..., mount] | None = None
 
     def __fspath__(self) -> str:
         return os.fspath(self.mountpoint)
 
     def status(self) -> dict[str, Any]:
-        """What ``mystfuse status --json`` prints: why it is trusted, counts of what was verified, and so on.
+        """The output of ``mystfuse status --json``: why it is trusted, counts of verified blocks, and so on.
 
         Raises:
             MountError: it is not mounted, or does not answer.
@@ -124,7 +124,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         """Make a new image of the present state; ``options`` as ``mystfuse commit`` takes them.
 
         Raises:
-            MystfuseError: it cannot be made; nothing is left then.
+            MystfuseError: making it failed; nothing is left then.
         """
         _run(["commit", *(["--force"] if force else []), *options, self._path, image])
 
@@ -163,7 +163,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
             await Operation(self._clear).run_async(shield=True)
 
     def _begin(self, command: OwnCommand) -> None:
-        """Mount. Whatever it raises, ``_finalizer`` unmounts what the command has left mounted."""
+        """Mount. After any error, ``_finalizer`` unmounts the command's mount."""
         self._path = resolve_mountpoint(os.fspath(self.mountpoint))
         before = find_mount(self._path)
         has_mounted = False
@@ -202,7 +202,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
             path = pipe_with(value) if isinstance(value, bytes) else os.fspath(value)
             arguments.append(f"--pubkey={path}")
         for option, secret in self._secrets:
-            # One newline at the end of a passphrase file does not count: so one that is the passphrase's own does.
+            # One newline at the end of a passphrase file does not count: add one, so that the passphrase's own does.
             ending = b"\n" if option == "--passphrase-file" else b""
             arguments.append(f"{option}={pipe_with(secret + ending)}")
         return [*arguments, "--", self.image, self._path], descriptors
@@ -234,7 +234,7 @@ def make_image(directory: StrPath, image: StrPath, *, options: Sequence[str] = (
     """Make an image of a directory; ``options`` as ``mystfuse mkext2`` takes them.
 
     Raises:
-        MystfuseError: it cannot be made; nothing is left then.
+        MystfuseError: making it failed; nothing is left then.
     """
     _run(["mkext2", *options, "--", directory, image])
 
@@ -244,7 +244,7 @@ def _text(value: HashOrKey) -> str:
 
 
 def _take_away(path: str, own: Mount, pid: int) -> None:
-    """Unmount a mount of ours that is still there; not in a process that was forked from ours."""
+    """Unmount a mount of ours that still exists; not in a process that was forked from ours."""
     if os.getpid() == pid:
         with suppress(MountError, OSError):
             if find_mount(path) == own:
@@ -254,7 +254,7 @@ def _take_away(path: str, own: Mount, pid: int) -> None:
 
 
 def _refuse_covered(own: Mount) -> None:
-    """Raise MountError if a mount of ours is still there, under another: by its path it can no longer be unmounted."""
+    """Raise MountError if a mount of ours still exists under another: its path leads to the upper one."""
     if is_covered(own):
         raise MountError(
             f"{own.mountpoint}: {own.source} is still mounted there, under another mount: unmount that, then this one "
@@ -263,6 +263,6 @@ def _refuse_covered(own: Mount) -> None:
 
 
 def _run(arguments: Sequence[str | os.PathLike[str]]) -> str:
-    """Run our command line; returns what it prints, or raises what it says."""
+    """Run our command line; returns its output, or raises its error."""
     command = OwnCommand()
     return Operation(lambda: command.run(arguments), command.stop).run()

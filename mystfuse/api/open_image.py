@@ -1,4 +1,4 @@
-"""The Python interface: what ``import mystfuse`` gives, under the names it has there."""
+"""The Python interface to images."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Image(ImageTree):
             destination: must not exist. It appears when it is complete, or not at all.
 
         Returns:
-            What could not be kept for want of permission, and how many times: names of extended attributes, ``owner``,
+            Attributes lost for want of permission, and how many times: names of extended attributes, ``owner``,
             ``device``.
 
         Raises:
-            OSError: as ``stat``, or ``destination`` cannot be written; EEXIST if it exists.
+            OSError: as ``stat``, or writing ``destination`` failed; EEXIST if it exists.
             CorruptFilesystem: also when names or blocks are used twice, as in no sound file system.
             IntegrityError, ImageReadError
         """
@@ -62,13 +62,13 @@ async def open_image(
 ) -> AsyncIterator[Image]:
     """Open an image for reading, without a mount and without FUSE, for the time of the block. Needs trio.
 
-    Every block is verified before anything of it is seen, as on a mount.
+    Every block is verified before it is returned, as on a mount.
 
     Args:
         image: path of the image.
         roothashes: trusted root hashes: hex digits, the 32 (sha512: 64) bytes, or the path of a file with hex digits.
         pubkeys: trusted public keys: PEM, or the path of a PEM file. What is in /etc/mystfuse/trust.d counts as well.
-        trust: "self" lets the image vouch for itself when nobody is trusted: damage is found, a replaced image is not.
+        trust: "self" trusts the image by itself when nothing else is trusted: damage is found, a replaced image is not.
         insecure: open anything, even a bare EXT2 file system; where there is a hash tree it is still checked.
         hash_offset: where the verity superblock is, in an image that has no signature block; goes with one root hash.
         key: master key of an encrypted image: the bytes, or hex digits.
@@ -78,10 +78,10 @@ async def open_image(
         io_timeout: seconds after which opening or reading what storage does not answer fails.
 
     Raises:
-        NotTrusted: no trusted root hash or key vouches for the image.
-        UsageError: an argument is not what it should be.
+        NotTrusted: the image is not trusted by any root hash or key.
+        UsageError: a wrong argument.
         WrongKey: the image is encrypted and the key does not open it, or a key is given and it is not.
-        FormatError, IntegrityError, ImageReadError: not an image, or it cannot be read.
+        FormatError, IntegrityError, ImageReadError: not an image, or reading it failed.
     """
     check_arguments(trust, key, passphrase, roothashes=roothashes, pubkeys=pubkeys)
     hashes = [_load_root_hash(value) for value in roothashes]

@@ -27,7 +27,7 @@ from mystfuse.api.mount import make_image, mount
 def mystfuse_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """A function that mounts an image, or one made of a directory (None: an empty one), and returns its mountpoint.
 
-    Its further arguments are those of ``mystfuse.mount``; without any about trust, the image may vouch for itself.
+    Its further arguments are those of ``mystfuse.mount``; without any about trust, the image is trusted by itself.
     ``free`` says how much room there is to be for writes.
     """
     with ExitStack() as stack:

@@ -38,14 +38,14 @@ def commit(
 ) -> Fssig:
     """Make image ``target`` of the file system that ``merged`` shows; it appears only when it is complete.
 
-    What is written to the mount from the call on is not in it.
+    It does not contain later writes to the mount.
 
     Args:
         io_timeout: seconds that the mount gets for each of its answers; ^C ends the wait for one at once.
         is_secret: only its owner may open the new image, as with ``encryption``; not if it replaces another.
 
     Raises:
-        MystfuseError: the mount's state cannot be read, or the image not written; nothing is left behind.
+        MystfuseError: reading the mount's state or writing the image failed; nothing is left behind.
     """
     patiently = partial(wait_for_storage, name=str(merged), io_timeout=io_timeout)
     is_secret = is_secret or encryption is not None
@@ -65,7 +65,7 @@ def commit(
 
                 _copy(read, file, len(header), cipher, size, advance)
         finally:
-            # Asks nothing of the mount: it has no ``flush``.
+            # Without a request to the mount, which has no ``flush``.
             os.close(source)
         hash_offset = len(header) + _whole_blocks(size)
         truncate(file, hash_offset)
@@ -75,7 +75,7 @@ def commit(
 
 
 def _start_encryption(encryption: Encryption, progress: Progress) -> tuple[bytes, XtsCipher]:
-    """The LUKS header, and the cipher for what comes behind it; the keys are wiped."""
+    """The LUKS header, and the cipher for the rest; the keys are wiped."""
     try:
         return make_luks_header(encryption, secrets.token_bytes, progress), XtsCipher(encryption.master_key.view)
     finally:
@@ -112,7 +112,7 @@ def _copy(
 
 
 def _read(source: int, name: Path, position: int, length: int) -> bytes:
-    """Exactly ``length`` bytes: a part that is short must not move what comes behind it to another sector."""
+    """Exactly ``length`` bytes: after a short part, later bytes would be in other sectors."""
     data = b""
     while len(data) < length:
         try:

@@ -1,4 +1,4 @@
-"""A file to write plaintext into, of which ciphertext alone reaches the disk: what mke2fs makes an encrypted image in.
+"""A file that takes plaintext, and of which only ciphertext reaches the disk: mke2fs makes encrypted images in it.
 
 A child process serves it through FUSE, mounted over an empty temporary file.
 """
@@ -27,7 +27,7 @@ from mystfuse.system.atomic_file import AtomicFile
 from mystfuse.system.confinement import confine
 
 _PATIENCE = 3.0
-"""Seconds that the child gets to end; what had to be written has been by then."""
+"""Seconds for the child to end; by then it has written everything."""
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -54,12 +54,12 @@ class EncryptedFile:
         return f"/proc/self/fd/{self.fd}"
 
     def __enter__(self) -> EncryptedFile:
-        """Raises MountError when FUSE cannot be used."""
+        """Raises MountError when FUSE is not available."""
         require_fuse()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
         try:
             self._mountpoint = str(Path(tempfile.mkdtemp(prefix="mystfuse-")).resolve() / "plaintext")
-            # Raises what has come meanwhile.
+            # Raises an error that has come meanwhile.
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             Path(self._mountpoint).touch(mode=0o600)
             keep = frozenset({self._target_fd})
@@ -78,30 +78,30 @@ class EncryptedFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Raises MystfuseError when something could not be written."""
+        """Raises MystfuseError when a write failed."""
         try:
             if kind is None:
-                # The kernel writes its dirty pages now, and reports those that it could not write.
+                # Now the kernel writes its dirty pages, and reports those that failed.
                 wait_for_storage(partial(os.fsync, self.fd), str(self.target), math.inf)
         except OSError as failure:
             raise MystfuseError(f"{self.target}: cannot be written: {failure.strerror}") from failure
         finally:
-            # In this order: closing waits for the child, and when something has failed, that may hang.
+            # In this order: closing waits for the child, and after a failure that may hang.
             self._take_down()
-            # It reports nothing that fsync did not: its daemon has ended by now.
+            # It reports nothing beyond fsync: its daemon has ended by now.
             with suppress(OSError):
                 os.close(self.fd)
 
     def _take_down(self) -> None:
-        # A second ^C must not leave half of it.
+        # A second ^C must not interrupt it halfway.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
         try:
             if find_mount(self._mountpoint) is not None:
                 unmount(self._mountpoint, lazy=True)
         finally:
             if self._child is not None:
-                # It would end by itself when the mount is gone; but a mount namespace that was made meanwhile has
-                # the mount in there as well.
+                # It would end by itself after the unmount; but a mount namespace that was made meanwhile has a copy of
+                # the mount.
                 end_child(self._child, _PATIENCE, signal.SIGTERM)
             if self.server is not None:
                 os.close(self.server)
@@ -111,10 +111,10 @@ class EncryptedFile:
     def _serve(self, report: Report) -> int:
         """Runs in the child."""
         options = MountOptions(self._mountpoint, "mkext2", noexec=True)
-        # The process that started us may have been killed by then, and we may remove nothing ourselves.
+        # By then the process that started us may have been killed, and we have no access to remove anything.
         keeper = Keeper(options, lambda: _remove(self._mountpoint), ("unlink", "unlinkat", "rmdir"))
         try:
-            # When the process that started us is killed. It takes a while until there is a loop that listens.
+            # Needed when the process that started us is killed before a loop listens.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             from mystfuse.build.plaintext_file import PlaintextFile, serve
 

@@ -87,7 +87,7 @@ def write_tree(
 
 
 def _data_jobs(fd: int, superblock: VeritySuperblock, hasher: BlockHasher) -> Iterator[Callable[[], bytes]]:
-    """What gives the digests of the data, a chunk a job."""
+    """Computes the digests of the data, one chunk for each job."""
     block_size = superblock.data_block_size
     zero_digest = hasher.digest(bytes(block_size))
     chunk = max(CHUNK, block_size)

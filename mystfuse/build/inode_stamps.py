@@ -1,5 +1,5 @@
-"""What mke2fs leaves to be said in the inodes of a new file system: the root directory's own attributes, and times that
-do not depend on when the image was made."""
+"""Changes to the inodes of a new file system that mke2fs does not make: the root directory's own attributes, and times
+that do not depend on when the image was made."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ _I_CRTIME, _I_CRTIME_EXTRA = 144, 148
 def stamp_inodes(
     fd: int, superblock: Superblock, directory: Path, late_times: dict[bytes, int], epoch: int | None
 ) -> None:
-    """Give the root directory what mke2fs does not: the source's mode, owner and time; and to every inode the time that
-    mke2fs cuts to 32 bits. With ``epoch``, take out of every inode what changes from run to run: times of access and of
-    change."""
+    """Give the root directory the source's mode, owner and time, and every inode the time that mke2fs cuts to 32 bits.
+    With ``epoch``, replace the times that change from run to run (access, change) in every inode."""
     block_size, inode_size = superblock.block_size, superblock.s_inode_size
     blocks = Blocks(lambda number: os.pread(fd, block_size, number * block_size))
     filesystem = FileSystem(superblock)
@@ -48,7 +47,7 @@ def stamp_inodes(
             struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
             struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
             struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
-        # Before it loses its upper bits, and with them what is later.
+        # Before it loses its upper bits, by which it may be later.
         low, high = _encode_time(mtime if epoch is None else min(mtime, epoch))
         struct.pack_into("<I", inode, _I_MTIME, low)
         if _has_extra_times(inode, 0, inode_size):

@@ -19,9 +19,9 @@ from mystfuse.system.memory import available_memory
 
 HASH = "sha256"
 DIGEST_ITERATIONS = 100_000
-"""For the digest of the master key, which is no weaker for fewer: it has 512 bits of its own."""
+"""For the digest of the master key; fewer do not weaken it: it has 512 bits of its own."""
 SLOT_ITERATIONS = 2_000_000
-"""For a LUKS1 key slot: about what cryptsetup's 2 seconds come to. A constant, so that images can be reproduced."""
+"""For a LUKS1 key slot: about the result of cryptsetup's 2 seconds. A constant, so that images are reproducible."""
 ARGON2_TIME, ARGON2_MEMORY, ARGON2_CPUS = 4, 1 << 20, 4
 """For a LUKS2 key slot: cryptsetup's upper bounds, 1 GiB among them; half of the available memory if that is less."""
 MIN_ARGON2_MEMORY = 32 << 10
@@ -30,7 +30,7 @@ _CHUNK = 1 << 20
 _CIPHER = CipherSpec("xts", "plain64")
 
 Random = Callable[[int], bytes]
-"""Gives so many random bytes."""
+"""Returns this many random bytes."""
 
 
 def payload_offset(encryption: Encryption) -> int:
@@ -46,7 +46,7 @@ def make_luks_header(
     Args:
         encryption: checked.
         random: ``secrets.token_bytes``, or reproducible bytes that only the key's owner can foresee.
-        is_reproducible: nothing may depend on how much memory there is.
+        is_reproducible: nothing may depend on the amount of memory.
     """
     version, key = encryption.luks_version, encryption.master_key
     salt, digest_size = random(SALT_SIZE), DIGEST_SIZE if version == 1 else 32
@@ -102,10 +102,10 @@ def _plan_slot(version: int, random: Random, is_reproducible: bool) -> Keyslot:
 def encrypt_zeros(
     target: AtomicFile, payload_offset: int, size: int, cipher: XtsCipher, advance: Callable[[int], None]
 ) -> None:
-    """Encrypt zeros into the unwritten parts of a payload of ``size`` bytes, so that it does not show which those are.
+    """Encrypt zeros into the unwritten parts of a payload of ``size`` bytes, so that the ciphertext does not show them.
 
     Raises:
-        MystfuseError: it cannot be read or written.
+        MystfuseError: reading or writing failed.
     """
     for start in range(0, size, _CHUNK):
         length = min(_CHUNK, size - start)

@@ -77,7 +77,7 @@ class Mkext2Options:
 
 
 OpenEncrypted = Callable[[AtomicFile, int, XtsCipher], AbstractContextManager[WritableFile]]
-"""Gives a file of plaintext for what is to be encrypted from a byte of another file on."""
+"""Opens a file of plaintext for the encrypted bytes of another file from an offset on."""
 
 
 def mkext2(
@@ -91,11 +91,11 @@ def mkext2(
     """Make image ``target`` from ``directory``; it appears under its name only when it is complete.
 
     Args:
-        open_encrypted: what mke2fs is to write an encrypted image into; see ``fuse.encrypted_file``.
+        open_encrypted: opens the file into which mke2fs writes an encrypted image; see ``encrypted_file``.
 
     Raises:
         UsageError: ``directory`` is not one.
-        MystfuseError: something cannot be read or written, or mke2fs failed; nothing is left behind.
+        MystfuseError: reading, writing or mke2fs failed; nothing is left behind.
     """
     if not directory.is_dir():
         raise UsageError(f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}")
@@ -150,7 +150,7 @@ def _make_encrypted(
         cipher = XtsCipher(encryption.master_key.view)
     finally:
         encryption.wipe()
-    # In this order: progress has a thread, which a fork must not meet.
+    # In this order: progress has a thread, which must not exist during a fork.
     with open_encrypted(file, len(header), cipher) as plain, progress("copying files", None):
         size = _make_filesystem(plain, directory, tree, options, uuid, hash_seed)
     with progress("encrypting free space", size) as advance:
@@ -160,7 +160,7 @@ def _make_encrypted(
 
 
 def _reproducible_random(encryption: Encryption, digest: bytes) -> Random:
-    """Bytes that follow from key and directory, a new stretch of them at each call."""
+    """Bytes derived from key and directory, new ones at each call."""
     calls = count()
 
     def random(length: int) -> bytes:
@@ -172,10 +172,10 @@ def _reproducible_random(encryption: Encryption, digest: bytes) -> Random:
 
 
 def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int]:
-    """How large the file system has to be, and how many inodes it has to have at least.
+    """The size of the file system, and its minimum of inodes.
 
-    The original's rule (its ``mkext2``): the directory's size rounded up to 1 MiB, times 1.5, at least 8 MiB. It does
-    not think of small files, which fill whole blocks, nor of inodes: ours is grown where they would not fit.
+    The original's rule (its ``mkext2``): the directory's size rounded up to 1 MiB, times 1.5, at least 8 MiB. It
+    ignores that small files fill whole blocks, and inodes: we add room for both.
     """
     size = max(_round_up(tree.apparent_size, MIB) * 3 // 2, MIN_SIZE, options.size)
     while True:
@@ -191,7 +191,7 @@ def planned_size(tree: SourceTree, options: Mkext2Options) -> tuple[int, int]:
 
 
 def _with_block_size(tree: SourceTree, options: Mkext2Options) -> Mkext2Options:
-    """The options with a block size that the directory fits, where mke2fs would choose another."""
+    """The options with a block size for the directory, where mke2fs would choose too small a one."""
     default = 1024 if planned_size(tree, options)[0] < SMALL_LIMIT else 4096
     block_size = choose_block_size(
         options.block_size, default, tree.needed_block, tree.largest_piece, tree.largest_file
@@ -234,7 +234,7 @@ def _run_mke2fs(
     """Make and fill the file system; False when the directory does not fit.
 
     Args:
-        inodes: how many there have to be at least; mke2fs gives more to a file system of this size, or just so many.
+        inodes: the minimum; mke2fs makes this many, or more by its own rule.
 
     Raises:
         MystfuseError: mke2fs is missing, or failed in another way.
@@ -246,7 +246,7 @@ def _run_mke2fs(
     if options.block_size is not None:
         command += ["-b", str(options.block_size)]
     place = [file.path, f"{size // 1024}k"]
-    # mke2fs sorts names by the locale, and we read what it says.
+    # mke2fs sorts names by the locale, and we parse its messages.
     environment = {**os.environ, "LC_ALL": "C"}
     if inodes > _inodes_by_default([mke2fs, "-n", *command[2:], *place], environment, file):
         command += ["-N", str(inodes)]
@@ -275,9 +275,9 @@ def _run_mke2fs(
 
 
 def _inodes_by_default(dry_run: list[str], environment: dict[str, str], file: WritableFile) -> int:
-    """How many inodes mke2fs would make by itself: that depends on mke2fs.conf, so we ask it rather than reckon."""
+    """The number of inodes that mke2fs would make by itself: it depends on mke2fs.conf, so we ask mke2fs."""
     match = re.search(r"\b(\d+) inodes\b", run_program(dry_run, environment, file.fd, file.server).said)
-    # Without an answer nothing is asked for in its stead. If it cannot make it at all, it says so when it has to.
+    # Without an answer we request no number. The real run will report the error.
     return int(match[1]) if match else sys.maxsize
 
 

@@ -1,4 +1,4 @@
-"""A mount that is one file: reading it decrypts, writing it encrypts. For mke2fs, see ``fuse.encrypted_file``."""
+"""A mount that is one file: reading it decrypts, writing it encrypts. For mke2fs, see ``encrypted_file``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PlaintextFile(pyfuse3.Operations):
     zeros (one in 2^4096 is). It can be cut between sectors only.
     """
 
-    # mke2fs writes a block at a time; the kernel makes long writes of that.
+    # mke2fs writes single blocks; the kernel joins them to long writes.
     enable_writeback_cache = True
 
     def __init__(self, fd: int, payload_offset: int, cipher: XtsCipher, owner: tuple[int, int]) -> None:
@@ -60,7 +60,7 @@ class PlaintextFile(pyfuse3.Operations):
     ) -> EntryAttributes:
         if fields.update_size:
             if attr.st_size % SECTOR_SIZE:
-                # The rest of the sector would be lost with its end.
+                # The rest of the last sector would be lost.
                 raise FUSEError(EINVAL)
             try:
                 os.ftruncate(self._fd, self._payload_offset + attr.st_size)
@@ -111,11 +111,11 @@ def serve(file: PlaintextFile, keeper: Keeper, report: Callable[[], None]) -> No
     """Serve the file until it is unmounted.
 
     Args:
-        keeper: what mounts and unmounts for us.
+        keeper: mounts and unmounts for us.
         report: called when it is mounted.
 
     Raises:
-        MountError: it cannot be mounted.
+        MountError: mounting failed.
     """
     trio.run(_serve, file, keeper, report)
 
@@ -135,7 +135,7 @@ async def _serve(file: PlaintextFile, keeper: Keeper, report: Callable[[], None]
             finally:
                 pyfuse3.close(unmount=False)
         except BaseException:
-            # Whatever it was (memory, descriptors): what the keeper has mounted would have no server.
+            # After any error (memory, descriptors) the keeper's mount would have no server.
             with suppress(MountError):
                 keeper.unmount(lazy=True)
             raise
@@ -149,5 +149,5 @@ async def _unmount_on_signal(signals: AsyncIterator[int], keeper: Keeper) -> Non
 
 
 def _whole_sectors(offset: int, length: int) -> tuple[int, int]:
-    """From and to which byte the sectors go that a range lies in."""
+    """The byte range of the sectors in which a range lies."""
     return offset // SECTOR_SIZE * SECTOR_SIZE, -(-(offset + length) // SECTOR_SIZE) * SECTOR_SIZE

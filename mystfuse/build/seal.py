@@ -27,7 +27,7 @@ def seal(
     """Write hash tree and fssig behind the first ``hash_offset`` bytes (a multiple of 4096) of the file.
 
     Args:
-        salt: of the tree; if None, one that vouches for the superblock.
+        salt: of the tree; if None, one that covers the superblock.
         tree_uuid: random if None.
 
     Raises:

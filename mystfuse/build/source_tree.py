@@ -1,4 +1,4 @@
-"""A look at a directory before it is made into an image: how large it is, and what it is, as one digest."""
+"""A scan of a directory before making an image: its size, and one digest of its contents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mystfuse.errors import MystfuseError
 
 @dataclass(frozen=True, slots=True)
 class SourceTree:
-    """What ``scan`` found."""
+    """The result of ``scan``."""
 
     apparent_size: int
     """Bytes, as ``du -b`` counts them: directories too, hard links once."""
@@ -28,16 +28,16 @@ class SourceTree:
     late_times: dict[bytes, int]
     """Relative path -> mtime in seconds, for times past 2038 (or before 1901) that do not fit mke2fs's 32 bits."""
     needed_block: int
-    """Bytes that a block must have, so that every link target and all attributes of a file fit one."""
+    """The block size that every link target and all attributes of a file fit for certain."""
     largest_piece: Piece
-    """Of those, the one that needs the largest block for certain."""
+    """The piece that needs the largest block for certain."""
     largest_file: tuple[int, bytes]
-    """Its size, and its path."""
+    """The largest file: its size, and its path."""
     digest: bytes
     """SHA-256 over names, types, modes, owners, sizes, times and symlink targets, in a fixed order."""
 
     def content_size(self, block_size: int) -> int:
-        """Bytes that the contents and their indirect blocks fill in blocks of ``block_size``, not less than needed."""
+        """Bytes that the contents and their indirect blocks fill in blocks of ``block_size``; an upper bound."""
         if block_size <= 1024:
             filled = self.small_blocks * 1024
         elif block_size <= 4096:
@@ -55,7 +55,7 @@ def scan(directory: Path, epoch: int | None = None) -> SourceTree:
             counts as 4096 bytes; how large one is depends on the file system it is on.
 
     Raises:
-        MystfuseError: something in it cannot be read, or has no place in an ext2 file system.
+        MystfuseError: reading it failed, or it contains something that no ext2 file system can store.
     """
     digest = hashlib.sha256()
     seen: set[tuple[int, int]] = set()

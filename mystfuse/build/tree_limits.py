@@ -1,7 +1,7 @@
-"""What of a directory has no place in an ext2 file system, or only with larger blocks: found before mke2fs is run.
+"""Files that no ext2 file system can store, or only one with larger blocks: found before mke2fs runs.
 
-mke2fs fails in the middle with words of its library, or, where a field of the inode is too small, writes something
-else without a word (seen with 1.47: link counts modulo 65536, times modulo 544 years).
+mke2fs would fail in the middle with its library's words, or, where a field of the inode is too small, silently write
+other values (seen with 1.47: link counts modulo 65536, times modulo 544 years).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ MAX_ALLOCATED = 1 << 41
 MIN_TIME, MAX_TIME = -(1 << 31), (1 << 34) - (1 << 31) - 1
 """Seconds: 32 signed bits, and 2 more in i_mtime_extra (Documentation/filesystems/ext4/inodes.rst)."""
 MAX_CHOSEN_BLOCK = 4096
-"""Bytes: larger blocks are made when they are asked for, since the kernel's ext2 does not mount them."""
+"""Bytes: the kernel's ext2 does not mount larger blocks, so we make them only on request."""
 _NAME_PREFIXES = (b"user.", b"trusted.", b"security.")
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _ATTRIBUTES_OVERHEAD = 32 + 4
-"""Bytes of a block of attributes that none has: its header, and the end mark."""
+"""The overhead of a block of attributes in bytes: header and end mark."""
 _IN_INODE = 256 - 128 - 32 - 4 - 4
-"""Bytes of attributes that an inode of 256 bytes has room for, and which need not be in the block then."""
+"""Bytes of attributes that an inode of 256 bytes stores, which then need no block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Something that has to fit one block."""
+    """Something that has to fit into one block."""
 
     size: int
-    """Bytes that the block must have at least."""
+    """The minimum size of the block."""
     least: int
-    """The same, if as much as possible is in the inode."""
+    """The same, with as many as possible in the inode."""
     path: bytes
     what: str
 
@@ -49,7 +49,7 @@ def check_fields(path: bytes, status: os.stat_result, epoch: int | None) -> None
     """Raise MystfuseError if a file of this name and status has no place in any ext2 file system.
 
     Args:
-        epoch: what later times are set back to.
+        epoch: the latest time; later ones are set back to it.
     """
     name = os.path.basename(path)
     if len(name) > MAX_NAME:
@@ -77,14 +77,14 @@ def piece_of(path: bytes, target: bytes) -> Piece:
     """The largest part of a file that has to fit one block: the target of a symbolic link, or all attributes.
 
     Raises:
-        OSError: the attributes cannot be read.
+        OSError: reading the attributes failed.
     """
-    # The library wants room for a NUL (ext2fs_symlink).
+    # The library needs room for a NUL (ext2fs_symlink).
     link = Piece(len(target) + 1, len(target) + 1, path, f"a link target of {len(target)} bytes")
     try:
         names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
     except OSError:
-        # The file system has none; mke2fs looks no further either.
+        # The file system has no attributes; mke2fs reads no further either.
         names = []
     if not names:
         return link
@@ -99,10 +99,10 @@ def piece_of(path: bytes, target: bytes) -> Piece:
 def choose_block_size(
     given: int | None, default: int, needed: int, piece: Piece, largest: tuple[int, bytes]
 ) -> int | None:
-    """The block size to ask mke2fs for; None for its own choice.
+    """The block size for mke2fs; None for its own choice.
 
     Args:
-        given: what the user wants.
+        given: the user's choice.
         default: what mke2fs would choose.
         needed: bytes in which every piece fits for certain.
         piece: the one with the largest ``least``.

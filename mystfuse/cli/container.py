@@ -1,4 +1,4 @@
-"""Running a program with an image as its root, and the mounts around it: what ``exec`` and ``run`` do."""
+"""Running a program with an image as its root, and mounts in it: the common part of ``exec`` and ``run``."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from mystfuse.system.landlock import leave_abstract_sockets
 from mystfuse.system.output_paths import open_directory, read_trusted_link
 
 DEFAULT_PROCESSES = 2048
-"""As podman has it."""
+"""Like podman's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerMount:
-    """A file or directory of the host, another image, or an empty directory, that the program sees at ``target``."""
+    """A file or directory of the host, another image, or an empty directory, which the program sees at ``target``."""
 
     source: str | None
     """None for an empty directory in memory."""
@@ -52,14 +52,14 @@ class ContainerMount:
     is_read_only: bool = False
     """Of a file or directory."""
     is_guessed: bool = False
-    """Without options, a file that does not look like an image: it may be a damaged one."""
+    """Given without options, and not like an image: it may be a damaged one."""
 
     @classmethod
     def parse(cls, text: str, is_image: bool | None = None) -> ContainerMount:
         """Parse ``SOURCE=TARGET[,OPTION...]``.
 
         Args:
-            is_image: whether SOURCE is to be an image, or to be shown as it is; None: as its
+            is_image: whether SOURCE is an image, or a plain file or directory; None: as its
                 contents say, or options that only images have.
 
         Raises:
@@ -85,7 +85,7 @@ class ContainerMount:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A program and what it is to see."""
+    """A program and what it sees."""
 
     image: str
     options: Mapping[str, Any]
@@ -98,9 +98,10 @@ class Container:
     has_network: bool = True
     hostname: str | None = None
     memory_limit: int | None = None
-    """Bytes that the program may take up."""
+    """The program's memory limit in bytes."""
     process_limit: int | None = None
-    """How many processes and threads it may have; None: ``DEFAULT_PROCESSES``, where that can be had; 0: no limit."""
+    """The maximum number of processes and threads; None: ``DEFAULT_PROCESSES``, where the system lets us; 0: no
+    limit."""
     is_privileged: bool = False
     """It may do what we may."""
 
@@ -108,10 +109,10 @@ class Container:
 def run_container(container: Container) -> int:
     """Mount everything, run the program, unmount everything; returns its exit status, 128+N for signal N.
 
-    The mounts are in a namespace of our own, so nothing is left however we end.
+    The mounts are in a namespace of our own, so nothing is left in any case.
 
     Raises:
-        MystfuseError: it could not be started.
+        MystfuseError: starting it failed.
     """
     bwrap = find_bubblewrap()
     leave_session_keyring()
@@ -122,18 +123,18 @@ def run_container(container: Container) -> int:
     try:
         owner = {"allow_other": True} if is_root else {"map_root": True}
         image = GivenImage(container.image, {**container.options, **owner})
-        # In our own namespace: over whatever the host has mounted there.
+        # In our own namespace, so it may hide a mount of the host.
         job = make_job(image, frozenset({"nonempty"}), find_place())
-        # Everything is opened before anything can hide it.
+        # Open everything before a mount can hide it.
         common = {"trust_self": container.options.get("trust_self")}
         if container.options.get("roothashes") or container.options.get("pubkeys"):
-            # As soon as a root hash or key is trusted, no image vouches for itself.
+            # Once a root hash or key is trusted, no image is trusted by itself.
             common = {"trust_self": False}
         sources = [_open_source(mount, common, owner) for mount in container.mounts]
         resolver = open_resolver() if container.has_network else None
         # As an ordinary user, bubblewrap makes one.
         user_namespace = make_user_namespace() if is_root and not container.is_privileged else None
-        # Before anything hides a file, or takes away the mount that it is on.
+        # Before a mount hides a file, or its own mount disappears.
         standard = [0, 1, 2] if container.is_privileged else protect_shared_files(bwrap, names)
         drop_mounts_of_ours(
             [mount.source for mount in container.mounts if mount.source is not None and not mount.is_image]
@@ -141,12 +142,12 @@ def run_container(container: Container) -> int:
         servers.start(job)
         root = Root(job.options.mountpoint)
         if resolver is not None:
-            # First: what --mount says comes over it.
+            # First: mounts of --mount cover it.
             try:
                 show_resolver(root, resolver)
             except (OSError, MountError) as error:
                 warn(f"names cannot be resolved: {error}")
-        # Everybody can write to it, whatever the image has there.
+        # All users may write to it, whatever the image has there.
         root.mount_tmpfs("/tmp", container.options.get("overlay_limit"))  # noqa: S108
         for mount, source in zip(container.mounts, sources, strict=True):
             if isinstance(source, MountJob):
@@ -195,7 +196,7 @@ def run_container(container: Container) -> int:
 
 
 def _is_plain_file(path: str) -> bool:
-    """Whether ``path`` is a file without anything of an image in it: no fssig at its end, no EXT2, no LUKS."""
+    """Whether ``path`` is a file without the marks of an image: no fssig at its end, no EXT2, no LUKS."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             size = os.fstat(file.fileno()).st_size
@@ -205,7 +206,7 @@ def _is_plain_file(path: str) -> bool:
             file.seek(max(0, size - FSSIG_SIZE))
             end = file.read(8)
     except OSError:
-        # Opening it as an image says why.
+        # Opening it as an image reports why it does not open.
         return False
     return not (has_fssig_magic(end) or is_luks(start) or is_ext2(start))
 
@@ -222,7 +223,7 @@ def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mappin
         image = GivenImage(mount.source, {**common, **mount.options, **owner})
         return make_job(image, frozenset({"nonempty"}), "")
     if mount.is_guessed:
-        # A damaged image is no image: its bytes are not to be taken for verified ones, nor to be changed.
+        # Refuse a damaged image: its bytes must not be mistaken for verified ones, nor be changed.
         warn(f"{mount.source} is no image: {mount.target} is the file as it is, read-only (,ro or ,rw if it is meant)")
     try:
         fd = _open_as_it_is(mount.source)
@@ -235,8 +236,8 @@ def _open_source(mount: ContainerMount, common: Mapping[str, Any], owner: Mappin
 
 
 def _open_as_it_is(path: str) -> int:
-    """A descriptor (O_PATH) of a file or directory; as root not through another user's link: what is mounted may be
-    written to."""
+    """A descriptor (O_PATH) of a file or directory; for root not through another user's link, as the program may write
+    to it."""
     if os.path.isdir(path):
         return open_directory(path)
     directory, name = os.path.split(path)

@@ -1,4 +1,4 @@
-"""Being ended by a signal, in commands that have something to clean up."""
+"""Signals that end a command which has something to clean up."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import signal
 
 
 def end_like_interrupt() -> None:
-    """Let SIGTERM and SIGHUP do what ^C does, so that children are ended too and nothing is left behind. Not when the
-    caller has them ignored, as nohup(1) does."""
+    """Let SIGTERM and SIGHUP act like ^C, so that children end too and nothing is left behind. Not when the caller
+    ignores them, as nohup(1) does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The image that a command line names: every option of how to open it, and the one way in which it is opened."""
+"""The image that a command line names: all options for opening it, and opening it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GivenImage:
     Args:
         path: of the image.
         given: ``image_options`` and ``io_timeout`` by the names of their parameters; those that are missing have their
-            defaults. A ``policy`` among them stands for all trust options, and for what is trusted on this machine.
+            defaults. A ``policy`` among them replaces all trust options, and this machine's trust directory.
 
     Raises:
         UsageError, FormatError, ImageReadError, StorageTimeout: as ``open_source``.
@@ -39,10 +39,10 @@ class GivenImage:
         return PatientSource(self.source, self.io_timeout)
 
     def load_trust(self, trust_self: bool | None = None) -> TrustOptions:
-        """Whom to trust; raises UsageError as ``trust_options.load_trust``.
+        """The trust policy; raises UsageError as ``trust_options.load_trust``.
 
         Args:
-            trust_self: whether the image may vouch for itself; None: as the options and the environment say.
+            trust_self: whether the image may be trusted by itself; None: as the options and the environment say.
         """
         return load_trust(
             self.given, self.hash_offset, self.given.get("trust_self") if trust_self is None else trust_self

@@ -32,7 +32,7 @@ def parse_kdf_limit(value: str) -> KdfLimit:
     """Bounds for deriving keys, from ``SECONDS[:SIZE]``; 0 seconds means no limit of time."""
     seconds, colon, size = value.partition(":")
     try:
-        # Not all that float() takes: 1e-400 is 0 to it, and would be no limit.
+        # Stricter than float(): it reads 1e-400 as 0, which would be no limit.
         if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", seconds):
             raise click.BadParameter(seconds)
         return KdfLimit(parse_seconds(seconds), parse_size(size) if colon else DEFAULT_MEMORY)
@@ -53,7 +53,7 @@ key_options = option_group(
 
 
 def load_keys(given: Mapping[str, Any], source: Source, may_ask: bool) -> Keys:
-    """Read what the key options name. From then on the process is hardened.
+    """Read the keys that the options name. From then on the process is hardened.
 
     Args:
         given: ``key_options`` by the names of their parameters.
@@ -61,7 +61,7 @@ def load_keys(given: Mapping[str, Any], source: Source, may_ask: bool) -> Keys:
             and there is a terminal.
 
     Raises:
-        UsageError: a file cannot be read, is empty, or is too large to be a key; or both are given.
+        UsageError: reading a file failed, it is empty, or is too large to be a key; or both are given.
     """
     keys = _load_keys(given.get("key_file"), given.get("passphrase_file"), source, may_ask)
     keys.limit = given.get("kdf_limit") or keys.limit
@@ -106,7 +106,7 @@ def read_secret(path: str, option: str) -> Secret:
     """The contents of a key file, ``-`` being stdin; warns of one that others can read.
 
     Raises:
-        UsageError: it cannot be read, is empty, or is too large.
+        UsageError: reading it failed, it is empty, or is too large.
     """
     harden_process()
     if path == "-" and has_terminal():

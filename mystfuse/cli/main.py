@@ -21,7 +21,7 @@ COMMANDS = (
     "ls", "cat", "extract", "tar",
 )  # fmt: skip
 ALIASES = {"exec-sgx": "exec", "exec-linux": "exec", "package-sgx": "package"}
-"""The names that the original's documentation uses."""
+"""The commands' names in the original's documentation."""
 
 
 _OTHERS_NAMES = {
@@ -29,11 +29,11 @@ _OTHERS_NAMES = {
     "create": "mkext2", "format": "mkext2", "mkfs": "mkext2", "open": "mount", "close": "umount", "export": "extract",
     "help": "--help", "version": "--version",
 }  # fmt: skip
-"""What other programs call such commands."""
+"""The names that other programs give such commands."""
 
 
 class _Commands(click.Group):
-    """Subcommands, each imported when it is used. What does not begin with one is ``mount``, the main job."""
+    """Subcommands, each imported when it is used. A command line that begins with none is ``mount``, the main job."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -126,7 +126,7 @@ def run(arguments: list[str] | None = None) -> int:
         return ExitStatus.FAILED
     except Exception as error:
         if isinstance(error, OSError):
-            # It may have been stdout that could not be written.
+            # The error may have come from writing to stdout.
             discard_stdout()
         message = explain(error)
         if message is not None:

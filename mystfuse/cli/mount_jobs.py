@@ -1,4 +1,4 @@
-"""Jobs of mounting, made of what the command line says: everything checked, keys read, nothing mounted yet."""
+"""Mount jobs, made from the command line: everything checked, keys read, nothing mounted yet."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepare(
 
     Args:
         given: options by the long names' parameters; those that are missing have their defaults.
-        mount_namespace: where the mountpoint is looked at; files are opened outside it.
+        mount_namespace: where the mountpoint is resolved; files are opened outside it.
     """
     ready_fd: int | None = given.get("ready_fd")
     if ready_fd is not None:
@@ -77,7 +77,7 @@ def make_job(image: GivenImage, flags: frozenset[str], mountpoint: str) -> Mount
     """The job of mounting ``image`` on the directory ``mountpoint``, with the trust and keys that the options name.
 
     Raises:
-        MountError: nothing can be mounted here.
+        MountError: /dev/fuse or pyfuse3 is missing.
         UsageError, NotTrusted, WrongKey: as the options say.
     """
     require_fuse()
@@ -129,7 +129,7 @@ def _passed_descriptor(mountpoint: str, flags: frozenset[str]) -> int | None:
         raise MountError(f"{mountpoint}: {error.strerror}") from error
     poll = select.poll()
     poll.register(descriptor, 0)
-    # POLLERR comes unasked, from a /dev/fuse that is not mounted, or not any more.
+    # POLLERR comes unasked, for a /dev/fuse without a mount.
     if not is_fuse or poll.poll(0):
         raise MountError(f"{mountpoint}: not a descriptor of /dev/fuse that is mounted somewhere")
     if "default_permissions" not in flags:

@@ -1,4 +1,4 @@
-"""What ``-o`` takes: mount options under the names of the long options, and those that mount(8) passes on."""
+"""The argument of ``-o``: mount options under the names of the long options, and those that mount(8) passes on."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "ready_fd": int,
 }
 _OTHER_NAMES = {"keyfile": "key_file"}
-"""As crypttab(5) and the users of mount(8) spell it."""
+"""As in crypttab(5), and as users of mount(8) spell it."""
 _LISTS = {"roothash": "roothashes", "pubkey": "pubkeys"}
 _CHOICES = {"ro": ("read_only", True), "trust_self": ("trust_self", True), "no_trust_self": ("trust_self", False)}
 OPTION_NAMES = frozenset({*_FLAGS, *_IGNORED, *_IGNORED_VALUES, *_LONG, *_VALUES, *_LISTS, *_CHOICES})
-"""What -o takes."""
+"""The options of -o."""
 
 
 def parse_mount_options(text: str, given: dict[str, Any]) -> frozenset[str]:
-    """Put what -o says into ``given``, under the long options' names; returns the flags that have no long option.
+    """Put the options of -o into ``given``, under the long options' names; returns the flags that have no long option.
 
     A comma inside a value is written ``\\,``.
 
     Raises:
-        UsageError: not an option, or not a value that it can have.
+        UsageError: an unknown option, or a wrong value.
         MountError: ``remount``, as mount(8) passes it on.
     """
     flags: set[str] = set()

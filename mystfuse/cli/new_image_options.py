@@ -34,10 +34,11 @@ new_image_options = option_group(
 def load_new_image(
     sign: str | None, encrypt: str | None, passphrase_file: str | None, passphrase: str | None, luks2: bool
 ) -> tuple[SigningKey | None, Encryption | None]:
-    """Read what ``new_image_options`` name: what to sign with, and how to encrypt; None where no option asks for it.
+    """Read the files that ``new_image_options`` name: the signing key, and the encryption; None where no option names
+    one.
 
     Raises:
-        UsageError: options that do not go together, or a file that cannot be read.
+        UsageError: options that do not go together, or reading a file failed.
         WrongKey: a key of the wrong size, or a passphrase that is too short.
     """
     signing_key = _read_signing_key(sign) if sign is not None else None
@@ -47,7 +48,7 @@ def load_new_image(
 def _load_encryption(
     encrypt: str | None, passphrase_file: str | None, passphrase: str | None, luks2: bool
 ) -> Encryption | None:
-    """Read what the encryption options name; None without ``--encrypt``; raises as ``load_new_image``."""
+    """Read the files of the encryption options; None without ``--encrypt``; raises as ``load_new_image``."""
     if encrypt is None:
         if passphrase_file is not None or passphrase is not None or luks2:
             raise UsageError("--passphrase-file, --passphrase and --luks2 go with --encrypt KEYFILE")
@@ -69,7 +70,7 @@ def _load_encryption(
 
 
 def _read_signing_key(value: str) -> SigningKey:
-    """The key pair that ``--sign PUB:PRIV`` names; raises UsageError if it is none."""
+    """The key pair that ``--sign PUB:PRIV`` names; raises UsageError if it is not one."""
     public, separator, private = value.partition(":")
     if not separator or not public or not private:
         raise UsageError(f"--sign {value}: must be PUBLIC.pem:PRIVATE.pem")

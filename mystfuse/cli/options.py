@@ -1,4 +1,4 @@
-"""What the options of several commands are made of: paths, sizes, times, ids, and groups of options."""
+"""The parts of several commands' options: paths, sizes, times, ids, and groups of options."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def option_group(*options: Decorator[Any]) -> Decorator[Any]:
 
 
 class GivenPath(click.Path):
-    """A path that is given, which may not be there yet, as text or, with ``path_type``, as that."""
+    """A path that need not exist, as text or, with ``path_type``, as that type."""
 
     def __init__(self, path_type: type[Any] | None = None) -> None:
         super().__init__(readable=False, path_type=path_type)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuses what is empty, which pathlib would take for the current directory. Looks at nothing: click would call
-        stat(2) on it, and a mount whose storage hangs would hang us."""
+        """Refuses empty paths, which pathlib would take for the current directory. It does not touch the path: click
+        would call stat(2) on it, and a mount whose storage hangs would hang us."""
         if not value:
             self.fail("it is empty (a variable that is not set?)", param, ctx)
         return self.coerce_path_result(value)
 
 
 def given_text(value: str) -> str:
-    """An argument that says something: a path in an image, for one."""
+    """An argument that must not be empty, for example a path in an image."""
     if not value:
         raise click.BadParameter("it is empty (a variable that is not set?)")
     return value

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 
 def prepare_progress() -> None:
-    """Import what ``progress`` takes, for a process that cannot import anything later."""
+    """Import the modules of ``progress``, for a process that loses access to them."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        # Some of it is imported when something is shown for the first time.
+        # Showing something for the first time imports the rest.
         console = Console(file=io.StringIO(), force_terminal=True)
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console,
                       auto_refresh=False) as bar:  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the commands share that read an image without mounting it."""
+"""The common part of the commands that read an image without mounting it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ reading_options = option_group(image_options, io_timeout_option, click.argument(
 
 
 def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable[T]]) -> T:
-    """Open the image that ``reading_options`` name, and do something with its tree.
+    """Open the image that ``reading_options`` name, and run an action on its tree.
 
     ^C, SIGTERM and SIGHUP cancel the action.
 
     Raises:
-        MystfuseError: the image cannot be opened or read.
+        MystfuseError: opening or reading the image failed.
         OSError: as the action does.
         KeyboardInterrupt: after such a signal, when the action has cleaned up.
     """
@@ -89,12 +89,12 @@ async def _run_until_signal(action: Callable[[], Awaitable[T]]) -> T:
 
 
 async def write_stdout(data: bytes | bytearray) -> None:
-    """Write bytes to stdout, however long its reader takes.
+    """Write bytes to stdout; its reader may take any time.
 
     Raises:
         OSError: BrokenPipeError when its reader has gone.
     """
-    # When we are ended while the thread waits, it is left alone; it holds no lock of Python's then.
+    # When we are ended while the thread waits, we leave it behind; it holds no lock of Python's then.
     await call_in_thread(partial(_write_all, data))
 
 
@@ -111,7 +111,7 @@ def refuse_terminal(what: str) -> None:
 
 
 def warn_of_omissions(what: str, omitted: Mapping[str, int]) -> None:
-    """Say in one line what is missing, and how often."""
+    """Say in one line what could not be copied, and how often."""
     if omitted:
         things = sorted(omitted.items(), key=lambda item: (-item[1], item[0]))
         more = f", and {len(things) - MAX_SHOWN} others" if len(things) > MAX_SHOWN else ""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 MIN_ADDRESS_SPACE = 96
-"""MiB of RLIMIT_AS. With 57 to 69 what opens encrypted images dies by SIGSEGV, with less no libraries can be loaded."""
+"""MiB of RLIMIT_AS. With 57 to 69, opening an encrypted image dies by SIGSEGV; with less, no libraries load."""
 MIN_DATA = 48
 """MiB of RLIMIT_DATA. With 13 cryptography's library aborts, below 34 threads do not start."""
 MIN_GROUP_MEMORY = 40
@@ -28,7 +28,7 @@ def mount_helper() -> NoReturn:
 
 def _start(module: str, failed: int, interrupted: int) -> NoReturn:
     try:
-        # Some supervisors let it be ignored: then the kernel reaps children unseen, and one that fails is not noticed.
+        # Some supervisors ignore it: then the kernel reaps children by itself, and their failure is not noticed.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         open_standard_descriptors()
         too_little = too_little_memory()
@@ -43,7 +43,7 @@ def _start(module: str, failed: int, interrupted: int) -> NoReturn:
     except OSError as error:
         _leave(f"cannot be started: {error.filename or 'mystfuse'}: {error.strerror}", failed)
     except Exception as error:
-        # No memory (SystemError is one way in which Python says so), or half an installation.
+        # No memory (SystemError is one of Python's words for it), or an incomplete installation.
         _leave(f"cannot be started: {error}", failed)
     sys.exit(failed)
 
@@ -52,7 +52,7 @@ def open_standard_descriptors() -> None:
     """Open descriptors 0 to 2 for good where the caller has closed them: a file that is opened later would get their
     numbers, and messages would be written to it.
 
-    Python's own files are made of these very numbers: daemons close everything above.
+    Python's own files use these very numbers: daemons close everything above.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
@@ -66,10 +66,9 @@ def open_standard_descriptors() -> None:
 
 
 def too_little_memory() -> str | None:
-    """What to say when we may have less memory than starting takes; None if it is enough.
+    """A warning when a limit leaves less memory than starting takes; None if it is enough.
 
-    C libraries that find no memory while they are loaded, or threads that do while they start, end the process by a
-    signal, which no handler catches.
+    Without memory, C libraries that load and threads that start end the process by a signal, which no handler catches.
     """
     import resource
 

@@ -1,4 +1,4 @@
-"""Messages for people: one line each, whatever is in them."""
+"""Messages for people: always one line each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mystfuse.errors import ExitStatus, one_line
 
 
 def complain(message: str, status: ExitStatus) -> ExitStatus:
-    """Write one line to stderr, whatever is in the message, and return the status."""
+    """Write one line to stderr, for any message, and return the status."""
     with suppress(OSError):
         print(f"mystfuse: {one_line(message)}", file=sys.stderr)
     return status
@@ -31,7 +31,7 @@ def say(message: str) -> None:
 
 
 def discard_stdout() -> None:
-    """Send what is still to be written to stdout nowhere: Python would try once more at exit, and fail."""
+    """Drop the unwritten output of stdout: Python would try to write it once more at exit, and fail."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -39,13 +39,13 @@ def discard_stdout() -> None:
 def leave(status: int) -> NoReturn:
     """Flush stdout and stderr, and exit at once.
 
-    Python would first take everything apart that was imported. In the parent of a daemon that copies each page that it
-    touches, and takes 10 to 50 ms.
+    Python would first finalize all imported modules. In the parent of a daemon that copies each page that it touches,
+    and takes 10 to 50 ms.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
     if os.environ.get("MYSTFUSE_DEBUG"):
-        # Profilers write what they have found at exit.
+        # Profilers write their results at exit.
         sys.exit(status)
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Options that say whom to trust, and what ``/etc/mystfuse/trust.d`` and the environment add to them."""
+"""Trust options, and what ``/etc/mystfuse/trust.d`` and the environment add to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mystfuse.trust.policy import TrustPolicy
 from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_keys
 
 TRUST_SELF_VARIABLE = "MYSTFUSE_TRUST_SELF"
-"""``no``, or ``yes``, which is the default: what counts without ``--trust-self`` and ``--no-trust-self``."""
+"""``no``, or ``yes``, which is the default: applies without ``--trust-self`` and ``--no-trust-self``."""
 
 trust_self_option = click.option(
     "--trust-self/--no-trust-self",
@@ -36,10 +36,10 @@ trust_options = option_group(
 
 
 def may_trust_self(given: bool | None) -> bool:
-    """Whether an image, or a package, may vouch for itself when nobody is trusted.
+    """Whether an image, or a package, is trusted by itself when no key or root hash is trusted.
 
     Args:
-        given: what the command line says; if it says nothing, the environment does.
+        given: the command line's choice; if None, the environment's.
 
     Raises:
         UsageError: the environment's word is neither ``yes`` nor ``no``.
@@ -59,7 +59,7 @@ def load_trust(given: Mapping[str, Any], hash_offset: int | None, trust_self: bo
         given: ``trust_options`` by the names of their parameters. A ``policy`` among them stands for all of them, and
             for what is trusted on this machine.
         hash_offset: where the verity superblock is, in bytes, if the image has no fssig.
-        trust_self: whether an image may vouch for itself when nobody is trusted; None: as the environment says.
+        trust_self: whether an image is trusted by itself when nothing else is trusted; None: as the environment says.
 
     Raises:
         UsageError: something named, or something in the trust directory, is not the hash or key it should be, or

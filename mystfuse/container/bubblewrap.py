@@ -33,10 +33,10 @@ _CAPABILITIES = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
     "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_SETFCAP",
 )  # fmt: skip
-"""What root keeps: what containers usually leave it, without making devices."""
+"""Root's capabilities: those that containers usually leave it, without making devices."""
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
-"""The program gets these from the terminal itself, once it has been started."""
+"""The terminal itself sends these to the program, once it has been started."""
 _START_TIMEOUT = 10
 """Seconds that bubblewrap may take to start the program."""
 
@@ -85,8 +85,8 @@ def bubblewrap_options(
 
 
 def _proc_options(masked: Sequence[str], read_only: Sequence[str]) -> list[str]:
-    """How to mask files and directories of /proc, as runc does, and make others read-only. Which of them are there
-    depends on the kernel alone, so we look at our own /proc."""
+    """How to mask files and directories of /proc, as runc does, and make others read-only. Which of them exist depends
+    on the kernel alone, so we look at our own /proc."""
     options: list[str] = []
     for path in masked:
         if os.path.isdir(path):
@@ -94,8 +94,7 @@ def _proc_options(masked: Sequence[str], read_only: Sequence[str]) -> list[str]:
         elif os.path.exists(path):
             options += ["--dev-bind", "/dev/null", path]
     for path in read_only:
-        # Ours, since bubblewrap has no name for the program's: what is in there is the same for all processes, or
-        # depends on the reader.
+        # Our own /proc, since bubblewrap has no name for the program's: it has the same files for all processes.
         options += ["--ro-bind-try", path, path]
     return options
 
@@ -127,7 +126,7 @@ def run_bubblewrap(
         inherited: further ones, which are closed here.
 
     Raises:
-        MystfuseError: it could not be started, or a server has ended, and the program with it.
+        MystfuseError: starting it failed, or a server has ended, and the program with it.
     """
     # In a file, where ps(1) does not show the environment.
     options = file_in_memory("bwrap-options", b"".join(os.fsencode(word) + b"\0" for word in box))
@@ -147,7 +146,7 @@ def run_bubblewrap(
         os.close(fd)
 
     def forward(number: int, frame: FrameType | None) -> None:
-        # To bubblewrap it would mean nothing: the first process of a namespace ignores what it does not handle.
+        # Not to bubblewrap, which would ignore it: the first process of a namespace gets only signals that it handles.
         deadline = time.monotonic() + _START_TIMEOUT
         while (pid := _program_pid(child.pid)) is None and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -177,7 +176,7 @@ def run_bubblewrap(
 
 
 def _program_pid(bwrap: int) -> int | None:
-    """The program: below bubblewrap is the first process of its namespace, and below that the program. None before it
+    """The program: the first process of its namespace is below bubblewrap, and the program below that. None before it
     has been started."""
     pid = bwrap
     try:

@@ -24,7 +24,7 @@ _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 # <linux/keyctl.h>
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _NOT_TRIED = 2
-"""The exit status of a process that did not come to mount a /proc."""
+"""The exit status of a process that failed before mounting a /proc."""
 
 
 def enter_private_namespace() -> None:
@@ -44,10 +44,10 @@ def enter_private_namespace() -> None:
 
 
 def drop_mounts_of_ours(needed: Sequence[str]) -> None:
-    """Take other mounts of ours out of the namespace, but for those that the paths ``needed`` are in: they would keep
-    their daemons alive where ``/`` is private, so that unmounting does not get through.
+    """Unmount our other mounts in the namespace, except those of the paths ``needed``: they would keep their daemons
+    alive where ``/`` is private, so that unmounting does not get through.
 
-    As an ordinary user they are not ours to take away.
+    An ordinary user has no privilege for that.
     """
     if os.geteuid():
         return
@@ -134,7 +134,7 @@ def make_user_namespace() -> int:
 
 
 def enter_user_namespace(fd: int) -> None:
-    """Go into the user namespace ``fd`` for good; this process must have one thread. MystfuseError if that fails."""
+    """Enter the user namespace ``fd`` to stay; this process must have one thread. MystfuseError if that fails."""
     try:
         libc.call("setns", fd, _CLONE_NEWUSER)
     except OSError as error:
@@ -142,8 +142,8 @@ def enter_user_namespace(fd: int) -> None:
 
 
 def _try_proc() -> int:
-    """Mount a /proc as bubblewrap will, in a process of its own; returns its status. The kernel refuses it if something
-    would come to light that is hidden here."""
+    """Mount a /proc as bubblewrap will, in a process of its own; returns its status. The kernel refuses it if it would
+    show more than the present one."""
     _unshare(_CLONE_NEWNS | _CLONE_NEWPID)
     pid = os.fork()
     if pid == 0:
@@ -157,7 +157,7 @@ def _try_proc() -> int:
 
 
 def _identity(text: str) -> str:
-    """The map, as of user_namespaces(7), that leaves each number what it is that ``text``, our own map, has."""
+    """The map (user_namespaces(7)) that maps each number of ``text``, our own map, to itself."""
     lines = (line.split() for line in text.splitlines())
     return "".join(f"{inside} {inside} {count}\n" for inside, _, count in lines)
 
@@ -172,6 +172,6 @@ def leave_session_keyring() -> None:
     try:
         libc.system_call(keyctl, _KEYCTL_JOIN_SESSION_KEYRING, None)
     except OSError as error:
-        # A kernel without keyrings, or a container's filter: then there is nothing to be seen either.
+        # A kernel without keyrings, or a container's filter: then the program sees none either.
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise MystfuseError(f"no session keyring for the program: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Whether a program in a root can be executed, checked before it is tried: what a shell would say, and why.
+"""Whether a program in a root directory is executable, checked before trying: the answer of a shell, and the reason.
 
 Sources: elf(5), execve(2), and POSIX's exit statuses 126 and 127 (Shell Command Language, 2.8.2).
 """
@@ -25,19 +25,19 @@ _MACHINES = {"x86_64": (62, 3), "aarch64": (183, 40), "riscv64": (243,), "ppc64l
 
 
 class NotExecutable(MystfuseError):
-    """It is there, but cannot be executed."""
+    """The file exists, but is not executable."""
 
     exit_status = ExitStatus.NOT_EXECUTABLE
 
 
 class ProgramNotFound(MystfuseError):
-    """It, or what interprets it, is not there."""
+    """The file, or its interpreter, does not exist."""
 
     exit_status = ExitStatus.PROGRAM_NOT_FOUND
 
 
 def find_program(root: Root, program: str, search_path: str, directory: str, allows_32_bit: bool) -> str:
-    """The absolute path in ``root`` of the program that ``program`` means, which can be executed.
+    """The absolute path in ``root`` of the executable program that ``program`` means.
 
     Args:
         search_path: directories, for a name without a slash, as in PATH.
@@ -45,7 +45,7 @@ def find_program(root: Root, program: str, search_path: str, directory: str, all
         allows_32_bit: whether a 64-bit machine may run a 32-bit program: the filter of system calls would end it.
 
     Raises:
-        ProgramNotFound, NotExecutable: it cannot; says why.
+        ProgramNotFound, NotExecutable: with the reason.
     """
     if "/" in program:
         path = str(PurePosixPath(directory) / program)
@@ -84,14 +84,14 @@ def _check_permission(root: Root, path: str) -> None:
 
 
 def _check(root: Root, path: str, depth: int, allows_32_bit: bool) -> None:
-    """See that the kernel can execute ``path``: itself, its interpreter, its loader."""
+    """Check that the kernel can execute ``path``: itself, its interpreter, its loader."""
     if depth > _MAX_INTERPRETERS:
         raise NotExecutable(f"{path}: too many interpreters of interpreters")
     _check_permission(root, path)
     try:
         fd = root.open(path, os.O_RDONLY)
     except PermissionError:
-        # It can be executed without being read: then the kernel has the last word.
+        # Executable without being readable: then the kernel decides.
         return
     except OSError as error:
         raise NotExecutable(f"{path}: {error.strerror}") from error

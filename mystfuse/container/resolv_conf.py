@@ -26,7 +26,7 @@ def show_resolver(root: Root, resolver: int) -> None:
     """Show the host's file, whose descriptor is closed, in ``root``, unless the image has one of its own.
 
     Raises:
-        OSError, MountError: names are not resolved then.
+        OSError, MountError: then the program resolves no names.
     """
     try:
         if root.is_empty_or_absent(RESOLVER):

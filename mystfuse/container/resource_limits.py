@@ -1,9 +1,9 @@
 """Bounding a program and everything it starts: its memory, and how many processes it has.
 
-A control group (version 2) bounds them together, files in memory included; the number of processes also one of
-version 1, where that is what there is. Where none can be had, each process is bounded by itself: its private memory
-(RLIMIT_DATA), and the number of an ordinary user's by RLIMIT_NPROC, which does not bind root. Sources: the kernel's
-cgroup-v2.rst and cgroup-v1/pids.rst, setrlimit(2).
+A control group (version 2) bounds them together, files in memory included; for the number of processes, one of version
+1 serves too. Without any, each process is bounded by itself: its private memory (RLIMIT_DATA), and the number of an
+ordinary user's by RLIMIT_NPROC, which does not bind root. Sources: the kernel's cgroup-v2.rst and cgroup-v1/pids.rst,
+setrlimit(2).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def limited_resources(
 
     Args:
         memory: bytes; None for no bound.
-        processes: how many; None for no bound. As root they are bounded only where a control group can be had.
+        processes: how many; None for no bound. Root's are bounded only by a control group.
         must_bound_processes: fail if that is impossible.
 
     Yields:
@@ -44,7 +44,7 @@ def limited_resources(
         program, and all that it has started, must have ended when the block ends.
 
     Raises:
-        MystfuseError: the processes cannot be bounded.
+        MystfuseError: the system has no means to bound the processes.
     """
     settings: dict[str, dict[str, str]] = {}
     if memory is not None:
@@ -139,13 +139,13 @@ def _own_group(proc: Path, controllers: str) -> str | None:
 
 
 def _make_group(place: Path, texts: Mapping[str, str]) -> Path:
-    """A new group in ``place``; OSError if it cannot be made, or no process can be put into it."""
+    """A new group in ``place``; OSError if making it fails, or it takes no process."""
     _remove_dead_groups(place)
     group = place / f"{_PREFIX}{os.getpid()}"
     group.mkdir()
     try:
         for name, text in texts.items():
-            # Not there without swap.
+            # Missing on a system without swap.
             with suppress(OSError) if name == "memory.swap.max" else nullcontext():
                 _write(group / name, text)
         if not os.access(group / "cgroup.procs", os.W_OK) or not os.access(place / "cgroup.procs", os.W_OK):
@@ -157,8 +157,7 @@ def _make_group(place: Path, texts: Mapping[str, str]) -> Path:
 
 
 def _remove_dead_groups(place: Path) -> None:
-    """Remove what runs that were killed have left behind, one that had our number too. A group that is in use cannot
-    be removed."""
+    """Remove the groups of killed runs, including one that had our number. The kernel keeps groups in use."""
     for group in place.glob(f"{_PREFIX}*"):
         number = group.name.removeprefix(_PREFIX)
         if number == str(os.getpid()) or (number.isdecimal() and not Path(f"/proc/{number}").exists()):
@@ -167,7 +166,7 @@ def _remove_dead_groups(place: Path) -> None:
 
 
 def _remove(group: Path) -> None:
-    """Remove a group whose processes have ended, or will in a moment. What is left then, the next run removes."""
+    """Remove a group whose processes have ended, or will in a moment. If that fails, the next run removes it."""
     for _ in range(50):
         try:
             group.rmdir()

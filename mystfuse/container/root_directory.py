@@ -11,9 +11,9 @@ from mystfuse.errors import MountError, MystfuseError
 from mystfuse.system.openat2 import RESOLVE_IN_ROOT, openat2
 
 _PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108
-"""Where the image is mounted in the namespace: any directory will do, what it hides is not needed there."""
+"""The image's mountpoint in the namespace: any directory whose contents are not needed there."""
 _OWN = ("proc", "dev")
-"""Not to be mounted over: bubblewrap makes them."""
+"""Directories that bubblewrap mounts itself."""
 
 
 def find_place() -> str:
@@ -25,22 +25,22 @@ def find_place() -> str:
 
 
 class Root:
-    """The tree that a program is to see, while it is put together under ``path``. Paths in it are resolved as if it
-    were the root already: nothing in it leads out."""
+    """The program's tree, while it is built under ``path``. Paths in it are resolved as if it were the root already:
+    none leads out."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open(self, path: str, flags: int) -> int:
-        """Open what is at ``path``; OSError as open(2)."""
+        """Open the file at ``path``; OSError as open(2)."""
         return openat2(path, flags, RESOLVE_IN_ROOT, self._fd)
 
     def make_directory(self, path: str) -> str:
-        """The host's name of directory ``path``, which is made, with those above it, if it is not there.
+        """The host's name of directory ``path``, made with its parents if missing.
 
         Raises:
-            MountError: it is not a directory, cannot be made, or is not to be mounted over.
+            MountError: it is not a directory, making it failed, or bubblewrap mounts it.
         """
         try:
             return _name_of(self._make_directories(_inside(path)))
@@ -51,7 +51,7 @@ class Root:
             raise MountError(f"{path}: cannot be mounted on in the image: {error.strerror}") from error
 
     def _make_directories(self, path: PurePosixPath) -> int:
-        """A descriptor of a directory, which is made, with those above it, if it is not there."""
+        """A descriptor of a directory, made with its parents if missing."""
         fd = self.open("/", os.O_PATH | os.O_DIRECTORY)
         for part in (*reversed(path.parents), path)[1:]:
             parent = fd
@@ -66,10 +66,10 @@ class Root:
         return fd
 
     def make_file(self, path: str) -> str:
-        """The host's name of file ``path``, which is made, empty, with the directories above it, if it is not there.
+        """The host's name of file ``path``, made empty, with its parents, if missing.
 
         Raises:
-            MountError: it is a directory, cannot be made, or is not to be mounted over.
+            MountError: it is a directory, making it failed, or bubblewrap mounts it.
         """
         pure = _inside(path)
         try:
@@ -78,7 +78,7 @@ class Root:
             except FileNotFoundError:
                 parent = self._make_directories(pure.parent)
                 try:
-                    # A link that leads to nothing is not followed: what it names may be anywhere.
+                    # A dangling link is not followed: its target may be anywhere.
                     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                     fd = os.open(pure.name, flags, 0o644, dir_fd=parent)
                 finally:
@@ -94,7 +94,7 @@ class Root:
         return name
 
     def is_empty_or_absent(self, path: str) -> bool:
-        """Whether there is an empty file at ``path``, or nothing: neither a link that leads somewhere."""
+        """Whether ``path`` is an empty file, or does not exist; a link is neither."""
         try:
             fd = self.open(path, os.O_PATH)
         except FileNotFoundError:
@@ -106,7 +106,7 @@ class Root:
         return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
     def remove_link(self, path: str) -> None:
-        """Remove what is at ``path`` if it is a link, wherever that leads."""
+        """Remove ``path`` if it is a link."""
         pure = _inside(path)
         try:
             parent = self.open(str(pure.parent), os.O_PATH | os.O_DIRECTORY)
@@ -121,7 +121,7 @@ class Root:
             os.close(parent)
 
     def bind(self, source_fd: int, path: str, read_only: bool = False) -> None:
-        """Show a file of the host, or a directory and what is mounted in it, at ``path``."""
+        """Show a file of the host, or a directory with its mounts, at ``path``."""
         is_directory = stat.S_ISDIR(os.fstat(source_fd).st_mode)
         target = self.make_directory(path) if is_directory else self.make_file(path)
         mount(f"/proc/self/fd/{source_fd}", target, None, MS_BIND | MS_REC)
@@ -129,7 +129,7 @@ class Root:
             make_read_only(target)
 
     def mount_tmpfs(self, path: str, size: int | None, read_only: bool = False) -> None:
-        """An empty directory for everybody at ``path``, in memory: up to ``size`` bytes (None: half of it)."""
+        """An empty directory open to all users at ``path``, in memory: up to ``size`` bytes (None: half of it)."""
         limit = "" if size is None else f",size={size}"
         target = self.make_directory(path)
         mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777{limit}")
@@ -138,7 +138,7 @@ class Root:
 
 
 def _name_of(fd: int) -> str:
-    """Where ``fd``, which is closed, is."""
+    """The place of ``fd``, which is closed."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
     finally:
@@ -146,7 +146,7 @@ def _name_of(fd: int) -> str:
 
 
 def _inside(path: str) -> PurePosixPath:
-    """``path`` in a root, without what leads up; MountError where nothing can be mounted."""
+    """``path`` in a root, without ``..``; MountError for places that take no mount."""
     pure = PurePosixPath("/", *(part for part in PurePosixPath(path).parts if part not in ("/", "..")))
     if len(pure.parts) == 1 or pure.parts[1] in _OWN:
         raise MountError(f"{path}: nothing can be mounted there")

@@ -53,14 +53,14 @@ _EPERM, _ENOSYS = refuse(errno.EPERM), refuse(errno.ENOSYS)
 
 
 def program_policy() -> dict[str, Rules]:
-    """What happens to each call that we know."""
+    """The action for each known call."""
     policy: dict[str, Rules] = dict.fromkeys(known_syscalls(), ALLOW)
     for names in (*_REFUSED_WITHOUT.values(), _NEVER_ALLOWED):
         policy.update(dict.fromkeys(names.split(), _EPERM))
-    # No filter can look at clone3's flags, which are in memory: the C library falls back to clone.
+    # No filter sees clone3's flags, which are in memory: the C library falls back to clone.
     policy["clone3"] = _ENOSYS
     policy["clone"] = [Rule(ALLOW, [Argument(0, 0, _NEW_NAMESPACES)]), Rule(_EPERM)]
-    # Sockets to the machine that we may be a guest of.
+    # Sockets to the host of a virtual machine.
     policy["socket"] = [Rule(_EPERM, [Argument(0, _AF_VSOCK)]), Rule(ALLOW)]
     # They type into the terminal, which is the caller's too.
     policy["ioctl"] = [*(Rule(_EPERM, [Argument(1, request)]) for request in (_TIOCSTI, _TIOCLINUX)), Rule(ALLOW)]

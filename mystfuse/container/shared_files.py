@@ -1,10 +1,10 @@
-"""What a program shares with the host whatever its root is: nodes of devices, the standard descriptors, and
-bubblewrap's own file, which /proc/1/exe leads to.
+"""What a program always shares with the host: nodes of devices, the standard descriptors, and bubblewrap's own file,
+which /proc/1/exe leads to.
 
 A node is a file of the host's. For its owner, which the program's user 0 is, its mode and times are there to be
-changed, for everybody on the machine. Through a read-only mount they cannot be changed, while the device itself
-is read from and written to as ever. In the same way a file that the program is given to read is kept from being
-changed: a program that may write to it can open /proc/self/fd/0 anew, for writing.
+changed, for everybody on the machine. Through a read-only mount they cannot be changed, while the device itself is read
+from and written to as ever. In the same way a file that the program is given to read is kept from being changed: a
+program that may write to it can open /proc/self/fd/0 anew, for writing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mystfuse.container.mounts import show_read_only
 from mystfuse.errors import MountError
 
 _NODES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
-"""What bwrap(1) shows of the host's with ``--dev``; /dev/console, which is the terminal of stdout, besides."""
+"""The nodes of the host that ``bwrap --dev`` shows; also /dev/console, which is stdout's terminal."""
 _STANDARD = {0: "standard input", 1: "standard output", 2: "standard error"}
 _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
 
 def standard_names() -> dict[int, str]:
-    """What the kernel calls our standard descriptors: to be asked before this process gets mounts of its own, since a
+    """The kernel's names of our standard descriptors: read them before this process gets mounts of its own, since a
     mount namespace without processes has no paths."""
     names: dict[int, str] = {}
     for fd in _STANDARD:
@@ -47,7 +47,7 @@ def protect_shared_files(bubblewrap: str, names: Mapping[int, str]) -> list[int]
         The standard descriptors for the program: ours, but for those of such files, which are opened anew.
 
     Raises:
-        MountError: something cannot be made read-only.
+        MountError: making one read-only failed.
     """
     nodes = {path for path in (*_NODES, *_terminals()) if os.path.exists(path)}
     for path in (*nodes, os.path.realpath(bubblewrap)):
@@ -56,8 +56,8 @@ def protect_shared_files(bubblewrap: str, names: Mapping[int, str]) -> list[int]
 
 
 def pass_positions_on(given: Sequence[int]) -> None:
-    """Let the next reader read on where the program has stopped reading, as if it had read from our standard
-    descriptors themselves."""
+    """Let the next reader go on where the program has stopped, as if the program had read from our standard descriptors
+    themselves."""
     for ours, theirs in zip(_STANDARD, given, strict=True):
         # Not a file.
         with suppress(OSError):
@@ -87,7 +87,7 @@ def _protect(fd: int, nodes: set[str], name: str) -> int:
         if is_terminal:
             return fd
     if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-        # That a mount is read-only means nothing to a device.
+        # A read-only mount does not affect a device.
         raise MountError(f"{_STANDARD[fd]}: a device, which the program could write to: use a pipe (cat)")
     if flags & os.O_ACCMODE == os.O_RDONLY and stat.S_ISREG(status.st_mode) and status.st_nlink:
         return _open_file(fd, status, flags, name)

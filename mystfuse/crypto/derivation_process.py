@@ -1,7 +1,7 @@
 """A process of its own for key derivations, whose time and memory are bounded.
 
-What a derivation costs is said by the header of an image, which its carrier may have written, and nothing can stop a
-thread in OpenSSL. A process ends by a limit, and its memory comes back.
+An image's header, which its carrier may have written, states the cost of a derivation, and nothing can stop a thread in
+OpenSSL. A process ends by a limit, and its memory comes back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DONE, _NO_MEMORY, _FAILED = b"k", b"m", b"f"
 
 
 class Deriver:
-    """The caller's end. The process is forked when this is made: early, before there are threads, where that can be.
+    """The caller's end. The process is forked when this is made: early, before there are threads, where possible.
 
     Args:
         limit: for all derivations together that are asked for.
@@ -56,7 +56,7 @@ class Deriver:
         self._socket.setblocking(False)
 
     async def derive(self, parameters: dict[str, Any], secret: Secret, length: int) -> Secret:
-        """What a key derivation gives for a secret: ``length`` bytes.
+        """The ``length`` bytes that a key derivation makes from a secret.
 
         Args:
             parameters: of ``derive_pbkdf2`` or ``derive_argon2``, by name, the salt in hex digits.
@@ -67,7 +67,7 @@ class Deriver:
         started = time.monotonic()
         key, answer, count = Secret(length), Secret(1 + length), 0
         try:
-            # No deadline of ours: the process ends itself in time, and that is the end of its socket.
+            # Without a deadline of ours: the process ends itself in time, which closes its socket.
             await trio.lowlevel.wait_writable(self._socket)
             self._socket.send(json.dumps({**parameters, "length": length}).encode())
             self._socket.send(secret.view)
@@ -95,12 +95,12 @@ class Deriver:
         raise MystfuseError("the process that derives keys has ended: killed, or out of memory?")
 
     async def close(self) -> None:
-        """End the process, whatever it is doing; cannot be cancelled."""
+        """End the process in any state; not cancellable."""
         if not self._pid:
             return
         pid, self._pid = self._pid, 0
         self._socket.close()
-        # Not permitted to a daemon that is confined: the end of the socket ends it there. Elsewhere a process that was
+        # A confined daemon may not send it: there, closing the socket ends the process. Elsewhere a process that was
         # forked meanwhile may hold ours open.
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -135,16 +135,16 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
         _limit(limit)
         # A process that becomes another user gets no signal when its parent dies or gives up.
         fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-        # What it is asked comes from the header, by way of a process that has read it.
+        # Its requests come from the header, through a process that has parsed it.
         if (proc := confine().proc) is not None:
-            # Which other processes there are, is not for us.
+            # It must not see which other processes there are.
             os.close(proc)
         left = limit.seconds
         while request := connection.recv(_MAX_REQUEST):
             secret = Secret(_MAX_SECRET)
             started = time.monotonic()
             if left < inf:
-                # Whatever OpenSSL is doing then, the kernel ends us.
+                # OpenSSL may be busy then, so the kernel ends us.
                 signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
             size = connection.recv_into(secret.view)
             _die_with(connection, True)
@@ -162,7 +162,7 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
 def _die_with(connection: socket.socket, is_computing: bool) -> None:
     """Whether the kernel ends this process when the caller closes its end: by SIGIO, whose default action that is.
 
-    Source: fcntl(2), F_SETOWN and O_ASYNC. What the caller sends would do the same: it sends nothing meanwhile.
+    Source: fcntl(2), F_SETOWN and O_ASYNC. Data from the caller would do the same: it sends none meanwhile.
     """
     flags = fcntl.fcntl(connection, fcntl.F_GETFL)
     fcntl.fcntl(connection, fcntl.F_SETFL, flags | os.O_ASYNC if is_computing else flags & ~os.O_ASYNC)
@@ -174,7 +174,7 @@ def _die_with(connection: socket.socket, is_computing: bool) -> None:
 
 
 def _answer(parameters: dict[str, Any], secret: memoryview) -> Secret:
-    """A byte that says how it went, and the key."""
+    """A byte with the outcome, and the key."""
     from mystfuse.crypto.key_derivation import derive_argon2, derive_pbkdf2
 
     try:
@@ -200,7 +200,7 @@ def _limit(limit: KdfLimit) -> None:
         _lower(resource.RLIMIT_AS, size + limit.memory + _SLACK)
     if limit.seconds < inf:
         _lower(resource.RLIMIT_CPU, ceil(limit.seconds * (os.cpu_count() or 1)) + 1)
-    # Where memory ends all the same, it is this process that the system should end.
+    # If memory ends all the same, the system should end this process.
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("1000")
 

@@ -1,4 +1,4 @@
-"""What opening an encrypted image may cost: time and memory for all of its header together."""
+"""The limit on opening an encrypted image: time and memory for all of its header together."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def derive_argon2(
     meanwhile.
 
     Raises:
-        MemoryError: there is not so much.
+        MemoryError: there is too little memory.
     """
     key = Secret(length)
     kind = Argon2id if variant == "argon2id" else Argon2i
@@ -47,7 +47,7 @@ def derive_argon2(
 
 
 def split_key(key: memoryview, stripes: int, hash_name: str, random: Callable[[int], bytes]) -> bytearray:
-    """Blow a key up to ``stripes`` times its size, so that losing any part of it loses it all.
+    """Expand a key to ``stripes`` times its size, so that losing any part of it loses it all.
 
     Args:
         random: gives so many random bytes.
@@ -60,7 +60,7 @@ def split_key(key: memoryview, stripes: int, hash_name: str, random: Callable[[i
 
 
 def merge_key(material: memoryview | bytearray, size: int, hash_name: str) -> Secret:
-    """The key of ``size`` bytes that ``split_key`` blew up."""
+    """The key of ``size`` bytes from the result of ``split_key``."""
     last = len(material) - size
     state = _fold(material[:last], size, hash_name)
     key = Secret(size)

@@ -79,7 +79,7 @@ class Secret:
 def harden_process() -> None:
     """No core dumps of this process, and only root may trace it or read its memory.
 
-    To be called before a key comes in; children inherit it until they execute something else.
+    Call this before reading a key; children inherit it until they execute a program.
     """
     # Not 0: of the limits, 1 alone keeps the kernel from piping a dump to a program (core(5), core_pattern), also for
     # mke2fs, which is dumpable again and sees plaintext. (A limit that is 0 for good cannot be raised to that.)
@@ -89,7 +89,7 @@ def harden_process() -> None:
 
 
 def lock_memory() -> bool:
-    """Keep what is in memory now out of swap: key schedules are somewhere in OpenSSL's heap.
+    """Keep the present memory out of swap: key schedules are somewhere in OpenSSL's heap.
 
     Returns:
         Whether the limit of locked memory allowed it.

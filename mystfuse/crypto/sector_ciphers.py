@@ -30,7 +30,7 @@ _ZEROS = bytes(SECTOR_SIZE)
 def make_sector_cipher(
     chain_mode: str, iv_mode: str, key: memoryview, sector_size: int = SECTOR_SIZE, iv_tweak: int = 0
 ) -> SectorCipher:
-    """The cipher ``aes-{chain_mode}-{iv_mode}`` of dm-crypt with a key of a size that it can have.
+    """The cipher ``aes-{chain_mode}-{iv_mode}`` of dm-crypt with a key of a valid size.
 
     Args:
         sector_size: bytes that are one unit of XTS or CBC: 512 to 4096.

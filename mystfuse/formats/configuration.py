@@ -29,7 +29,7 @@ _MAX_PATH = 4095
 
 
 class MountType(Enum):
-    """What is mounted at a target."""
+    """The kind of a mount at a target."""
 
     EXT2 = "ext2"
     HOSTFS = "hostfs"
@@ -38,20 +38,20 @@ class MountType(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """A mount that the package declares. Where it comes from is said when it is run."""
+    """A mount that the package declares. The command line gives its source."""
 
     target: str
     type: MountType
     is_read_only: bool = False
     public_key: str | None = None
-    """Of an image: PEM of whom it must be signed by."""
+    """For an image: PEM of the key that must have signed it."""
     root_hash: str | None = None
-    """Of an image: the root hash (64 hex digits) that it may have."""
+    """For an image: its required root hash (64 hex digits)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What a package runs, and how. Every string is valid UTF-8 without NUL."""
+    """The program of a package, and its settings. Every string is valid UTF-8 without NUL."""
 
     application_path: str
     """Absolute, in the image."""
@@ -60,7 +60,7 @@ class Configuration:
     """Arguments come from the command line; ``application_parameters`` do not count then."""
     environment: tuple[tuple[str, str], ...] = ()
     host_environment: tuple[str, ...] = ()
-    """Names of variables that are let through."""
+    """Names of host variables that are passed on."""
     directory: str = "/"
     hostname: str | None = None
     memory_size: int | None = None
@@ -129,10 +129,10 @@ class Configuration:
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:
-    """The JSON object that ``data`` is; nothing may be in it twice.
+    """The JSON object that ``data`` is; no name may occur twice.
 
     Raises:
-        ValueError: it is not; says why.
+        ValueError: it is not one; with the reason.
     """
     try:
         parsed = json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)

@@ -26,7 +26,7 @@ def has_fssig_magic(data: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fssig:
-    """Where the hash tree is, its root hash, and the signature over that. Untrusted until ``trust`` has decided."""
+    """The place of the hash tree, its root hash, and the signature over that. Untrusted until ``trust`` has decided."""
 
     hash_offset: int
     """Byte offset of the verity superblock: also the number of bytes that the tree covers."""

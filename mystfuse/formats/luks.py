@@ -1,4 +1,4 @@
-"""LUKS, what both versions of the header come to: a cipher, where the payload is, and how to get at the volume key.
+"""The common part of both LUKS versions: the cipher, the place of the payload, and the key slots.
 
 Sources: the LUKS1 On-Disk Format Specification 1.2.3 and the LUKS2 On-Disk Format Specification 1.1.1 (cryptsetup
 project), and the kernel's Documentation/admin-guide/device-mapper/dm-crypt.rst for the names of ciphers.
@@ -23,8 +23,8 @@ MAX_ARGON2_CPUS = 16
 MAX_ARGON2_COST = 64 << 20
 """Passes times KiB: about a minute."""
 _SECONDS_OF_MOST = 60
-"""What the costs above take: 1.7 million iterations and 1.1 GiB a second, on a processor that is not new. The limit for
-all of a header is the caller's (``crypto.kdf_limit``)."""
+"""The speed assumed above: 1.7 million iterations and 1.1 GiB a second, on an older processor. The caller has the limit
+for a whole header (``crypto.kdf_limit``)."""
 MIN_DIGEST_SIZE, MAX_DIGEST_SIZE = 20, 64
 """Bytes: LUKS1 has 20, cryptsetup's LUKS2 what the hash gives."""
 MAX_SALT_SIZE = 256
@@ -65,7 +65,7 @@ class CipherSpec:
 
     @property
     def key_sizes(self) -> tuple[int, ...]:
-        """Bytes that a key can have."""
+        """Possible key sizes in bytes."""
         return _KEY_SIZES[self._mode]
 
     @classmethod
@@ -83,7 +83,7 @@ class CipherSpec:
         return cls(chain_mode, iv_mode)
 
     def check_key_size(self, key_size: int) -> None:
-        """Raise FormatError for a key size, in bytes, that the cipher cannot have."""
+        """Raise FormatError for an impossible key size in bytes."""
         if key_size not in self.key_sizes:
             raise FormatError(f"LUKS: a key of {key_size} bytes for {self}")
 
@@ -103,12 +103,12 @@ class Pbkdf2:
             raise FormatError(f"LUKS: {self.iterations} PBKDF2 iterations; from 1 to {MAX_ITERATIONS} are accepted")
 
     def seconds(self, length: int) -> float:
-        """About how long deriving ``length`` bytes takes."""
+        """The approximate seconds for deriving ``length`` bytes."""
         return self.iterations * -(-length // HASHES[self.hash_name]) / (MAX_ITERATIONS / _SECONDS_OF_MOST)
 
     @property
     def memory_size(self) -> int:
-        """Bytes that it fills."""
+        """The memory that it takes in bytes."""
         return 0
 
     def check_cost(self, length: int) -> None:
@@ -152,12 +152,12 @@ class Argon2:
             raise FormatError(f"LUKS2: a salt of {len(self.salt)} bytes for {self.variant}, which wants 8")
 
     def seconds(self, length: int) -> float:
-        """About how long deriving takes, however many bytes."""
+        """The approximate seconds for deriving, for any number of bytes."""
         return self.time * self.memory / (MAX_ARGON2_COST / _SECONDS_OF_MOST)
 
     @property
     def memory_size(self) -> int:
-        """Bytes that it fills."""
+        """The memory that it takes in bytes."""
         return self.memory << 10
 
     def __str__(self) -> str:
@@ -166,7 +166,7 @@ class Argon2:
 
 @dataclass(frozen=True, slots=True)
 class Keyslot:
-    """The volume key, encrypted with what a passphrase gives."""
+    """The volume key, encrypted with a key derived from a passphrase."""
 
     number: int
     kdf: Pbkdf2 | Argon2
@@ -196,19 +196,19 @@ class Keyslot:
 
     @property
     def material_size(self) -> int:
-        """Bytes of key material: the volume key, blown up to many times its size."""
+        """Bytes of key material: the volume key, expanded by the anti-forensic splitter."""
         return self.key_size * self.stripes
 
 
 @dataclass(frozen=True, slots=True)
 class KeyDigest:
-    """What tells the right volume key from wrong ones."""
+    """The digest that distinguishes the right volume key from wrong ones."""
 
     kdf: Pbkdf2
     digest: bytes
 
     def __post_init__(self) -> None:
-        # An empty one would fit every key, and a long one take for ever to compare.
+        # An empty one would fit every key, and comparing a long one would never end.
         if not MIN_DIGEST_SIZE <= len(self.digest) <= MAX_DIGEST_SIZE:
             raise FormatError(
                 f"LUKS: a key digest of {len(self.digest)} bytes; {MIN_DIGEST_SIZE} to {MAX_DIGEST_SIZE} are accepted"
@@ -224,7 +224,7 @@ class LuksHeader:
     uuid: str
     cipher: CipherSpec
     key_sizes: tuple[int, ...]
-    """Bytes that the volume key can have: one number, unless there is no LUKS2 key slot to say it."""
+    """Possible sizes of the volume key in bytes: one, unless no LUKS2 key slot states it."""
     payload_offset: int
     """Byte offset of the payload in the device."""
     payload_size: int | None
@@ -237,7 +237,7 @@ class LuksHeader:
     """The active ones."""
     digest: KeyDigest
     unusable: tuple[str, ...] = ()
-    """Why there are slots that we cannot use."""
+    """Why we lack some of the slots."""
 
     def check_fits(self, device_size: int) -> int:
         """The size of the payload in bytes, on a device of ``device_size`` bytes.

@@ -168,7 +168,7 @@ def _digest_of(top: _Object, segment_id: str) -> _Object:
 
 
 def _keyslots(top: _Object, digest: _Object) -> tuple[tuple[Keyslot, ...], tuple[str, ...]]:
-    """The slots that hold the volume key of ``digest``, and why there are others that we cannot use."""
+    """The slots with the volume key of ``digest``, and why we lack others."""
     slots: list[Keyslot] = []
     unusable: list[str] = []
     wanted = set(digest.strings("keyslots"))
@@ -180,7 +180,7 @@ def _keyslots(top: _Object, digest: _Object) -> tuple[tuple[Keyslot, ...], tuple
         try:
             slots.append(_keyslot(int(name), slot))
         except UnsupportedFeature as error:
-            # The others may do.
+            # The others may be usable.
             unusable.append(f"key slot {name}: {error}")
     return tuple(slots), tuple(unusable)
 
@@ -218,7 +218,7 @@ def _pbkdf2(kdf: _Object) -> Pbkdf2:
 
 
 class _Object:
-    """An object of the JSON area. What is asked for is there and has the type, or FormatError is raised."""
+    """An object of the JSON area. Its methods return a member of the requested type, or raise FormatError."""
 
     def __init__(self, fields: dict[str, Any], where: str) -> None:
         self.fields = fields

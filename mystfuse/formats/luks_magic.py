@@ -1,4 +1,5 @@
-"""What a LUKS header begins with: by itself, since most images have none, and what parses one takes long to import."""
+"""The first bytes of a LUKS header: a module of its own, since importing the parsers takes long and most images need
+none."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The package file: a shell script of fixed lines, then one line each of JSON, signer's key, and signature.
 
-``docs/package-format.md`` has the format. Every byte is signed, or (the signature) can only be what it is: there is one
-spelling of everything, and no other is read.
+``docs/package-format.md`` has the format. Every byte is signed, or determined (the signature): there is one spelling of
+everything, and no other is read.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PackageFile:
         """Take a file apart, without looking into the contents.
 
         Raises:
-            FormatError: not a package, or one of which a byte is not what it must be.
+            FormatError: not a package, or one with a wrong byte.
         """
         if len(data) > MAX_PACKAGE_SIZE:
             raise FormatError(f"not a package: larger than {MAX_PACKAGE_SIZE} bytes")
@@ -79,7 +79,7 @@ class PackageFile:
 
 @dataclass(frozen=True, slots=True)
 class PackageContents:
-    """What a package says: what to run, and whom to believe."""
+    """The contents of a package: the program, and the trusted keys and root hashes."""
 
     configuration: Configuration
     root_hashes: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class PackageContents:
         return contents
 
     def pack(self) -> bytes:
-        """The one line of JSON, in ASCII, that says this."""
+        """The one line of JSON, in ASCII, with these contents."""
         return json.dumps(
             {
                 "configuration": self.configuration.settings(),

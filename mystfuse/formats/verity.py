@@ -20,7 +20,7 @@ MAX_BLOCK_SIZE = 512 * 1024
 MAX_SALT_SIZE = 256
 DIGEST_SIZES = {"sha256": 32, "sha512": 64}
 VOUCHER = b"mystfuse"
-"""What a salt begins with that vouches for its superblock: see ``with_vouching_salt``."""
+"""The start of a salt that covers its superblock: see ``with_vouching_salt``."""
 _VOUCHING_SALT_SIZE = 32
 """Bytes: the original reads no other size."""
 
@@ -30,8 +30,8 @@ _LAYOUT = struct.Struct("<8sII16s32sIIQH6x256s168x")
 
 @dataclass(frozen=True, slots=True)
 class VeritySuperblock:
-    """Parameters of the tree. **Not covered by the root hash**, but for the salt: whatever it says is bounded here, and
-    proven or disproven by the digests, and by a salt that vouches for it."""
+    """Parameters of the tree. The root hash covers **only its salt**: we check the other fields' bounds here; the
+    digests, and a salt that covers the superblock, prove them right or wrong."""
 
     data_blocks: int
     salt: bytes
@@ -58,7 +58,7 @@ class VeritySuperblock:
         Raises:
             FormatError: not a verity superblock, or a field outside what the format allows.
             UnsupportedFeature: a version, hash type, or algorithm that mystfuse does not have.
-            FormatError: its salt vouches for another superblock.
+            FormatError: its salt is that of another superblock.
         """
         if len(data) < VERITY_SUPERBLOCK_SIZE:
             raise FormatError(f"verity superblock is cut short: {len(data)} of {VERITY_SUPERBLOCK_SIZE} bytes")
@@ -99,11 +99,11 @@ class VeritySuperblock:
         return superblock
 
     def with_vouching_salt(self) -> VeritySuperblock:
-        """The same superblock with the salt that says what is in it: 8 bytes ``mystfuse``, and 24 of the SHA-256 of its
-        512 bytes with those 24 as zeros.
+        """The same superblock with the salt that covers it: 8 bytes ``mystfuse``, and 24 of the SHA-256 of its 512
+        bytes with those 24 as zeros.
 
         Every digest of the tree has the salt in it, so trust in the root hash extends to the salt, and by it to the
-        rest. To others it is a salt like any other; it differs from image to image as the UUID does.
+        rest. For other programs it is a salt like any other; it differs from image to image as the UUID does.
         """
         blank = replace(self, salt=VOUCHER.ljust(_VOUCHING_SALT_SIZE, b"\0"))
         digest = hashlib.sha256(blank.pack()).digest()

@@ -1,4 +1,4 @@
-"""What the native kernels and the fallback in Python have in common."""
+"""The common interface of the native kernels and of the fallback in Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_SALT_SIZE = 256
 """Bytes, as in a verity superblock."""
 
 SECTOR_SIZE = 512
-"""Bytes that the number of a sector counts, whatever the size of a sector."""
+"""The unit of a sector's number in bytes, for all sector sizes."""
 SECTOR_SIZES = (512, 1024, 2048, 4096)
 AES_BLOCK = 16
 IV_BITS = {"plain64": 64, "plain": 32, "essiv:sha256": 64, "": 64}
@@ -18,11 +18,11 @@ IV_BITS = {"plain64": 64, "plain": 32, "essiv:sha256": 64, "": 64}
 
 NOT_FOUND = -1
 UNUSUAL = -2
-"""Of a block of a directory: the caller has to parse it, since something in it is unusual, or this is the fallback."""
+"""Of a directory block: the caller has to parse it, since it is unusual, or this is the fallback."""
 
 
 class SectorCipher(Protocol):
-    """A cipher that encrypts sectors each by itself. It may be used from several threads."""
+    """A cipher that encrypts each sector by itself. Threads may share it."""
 
     def decrypt(self, data: Bytes, sector: int) -> bytes | memoryview:
         """Decrypt consecutive whole sectors.
@@ -39,7 +39,7 @@ class SectorCipher(Protocol):
         """The same into memory of the caller: ``data`` itself, or as many bytes that do not overlap it.
 
         Raises:
-            ValueError: a part of a sector, or ``out`` has another size, cannot be written, or overlaps ``data``.
+            ValueError: a part of a sector, or ``out`` has another size, is read-only, or overlaps ``data``.
         """
         ...
 
@@ -66,7 +66,7 @@ def check_salt(salt: bytes) -> None:
 
 
 def check_expected(expected: memoryview, count: int, digest_size: int) -> None:
-    """ValueError if those are not the digests of so many blocks."""
+    """ValueError if those are not the digests of this many blocks."""
     if expected.nbytes != count * digest_size:
         raise ValueError(f"{expected.nbytes} bytes are not {count} digests of {digest_size}")
 

@@ -1,1 +1,1 @@
-"""What we ask of the operating system: files, memory, threads, processes, system calls."""
+"""Interfaces to the operating system: files, memory, threads, processes, system calls."""

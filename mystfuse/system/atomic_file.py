@@ -27,9 +27,9 @@ class WritableFile(Protocol):
 
     fd: int
     target: Path
-    """What to call it in messages."""
+    """Its name in messages."""
     server: int | None
-    """pidfd of the process without which it cannot be written; None if there is none."""
+    """pidfd of the process that serves it, without which writing fails; None if there is none."""
 
     @property
     def path(self) -> str:
@@ -40,11 +40,11 @@ class WritableFile(Protocol):
 class AtomicFile:
     """A nameless file in the directory of ``target``, given that name by ``commit``.
 
-    The directory is looked up once: what is put in its place later, a symbolic link say, gets nothing. A symbolic link
-    under the name itself is replaced, or in the way, but never followed; root goes through no link of another user.
+    The directory is resolved once: a symbolic link that replaces it later gets nothing. A symbolic link under the name
+    itself is replaced, or in the way, but never followed; root goes through no link of another user.
 
-    What replaces a file has that file's permissions and ACL, and its owner and group as far as we may set them, before
-    it has its name. Nobody can read the new file who could not read the old one.
+    A replacement gets the old file's permissions and ACL, and its owner and group as far as we may set them, before it
+    gets its name. Only users who could read the old file can read the new one.
 
     Leaving the ``with`` block without ``commit``, or dying in it, leaves nothing behind. Where the file system has no
     nameless files (O_TMPFILE), a hidden temporary name is used, and removed when the block ends.
@@ -54,7 +54,7 @@ class AtomicFile:
         mode: permissions of a file that replaces none, before the umask takes away from them.
 
     Raises:
-        MystfuseError: from the constructor, when the target exists or its directory cannot be written.
+        MystfuseError: from the constructor, when the target exists or its directory is not writable.
     """
 
     def __init__(self, target: Path, replace: bool, mode: int = 0o666) -> None:
@@ -68,7 +68,7 @@ class AtomicFile:
         if target.is_dir():
             raise MystfuseError(f"{target}: is a directory")
         if target.exists() and not target.is_file():
-            # It would be replaced: /dev/stdout, and with it everybody's.
+            # We would replace it: /dev/stdout, and with it every user's.
             raise MystfuseError(f"{target}: neither a regular file nor absent: it is not replaced")
         try:
             self._directory = open_directory(target.parent)
@@ -93,7 +93,7 @@ class AtomicFile:
         try:
             return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self._directory)
         except OSError as error:
-            # What open(2) says where there are no nameless files: by the file system, or by an old kernel.
+            # The errors of open(2) without nameless files: from the file system, or from an old kernel.
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
                 raise
         self._temporary = self._hidden_name()
@@ -101,7 +101,7 @@ class AtomicFile:
         return os.open(self._temporary, flags, mode, dir_fd=self._directory)
 
     def _find_replaced(self) -> os.stat_result | None:
-        """What has our name now, if anything has.
+        """The status of the file that has our name now; None if there is none.
 
         Raises:
             MystfuseError: another user has made it where everybody may: as the owner of what replaces it, that user
@@ -118,8 +118,8 @@ class AtomicFile:
         return found
 
     def _take_after(self, replaced: os.stat_result) -> None:
-        """Give the file the permissions, ACL, group and owner of what it replaces; where one cannot be set, fewer
-        permissions, so that nobody gains any."""
+        """Give the file the permissions, ACL, group and owner of the one that it replaces; where one fails to be set,
+        fewer permissions, so that no user gains any."""
         if not stat.S_ISREG(replaced.st_mode):
             # A link, which has no permissions. Its target stays, and the new file has no more than that has.
             with suppress(FileNotFoundError):
@@ -138,7 +138,7 @@ class AtomicFile:
             self._set_acl(None)
             mode &= 0o700
         elif os.fstat(self.fd).st_gid != replaced.st_gid:
-            # Who was in the group is among the others now, and the other way round.
+            # A member of the old group counts among the others now, and the reverse.
             both = mode >> 3 & mode & 0o007
             mode = mode & 0o700 | both << 3 | both
         self._set_mode(mode, mode)
@@ -152,7 +152,7 @@ class AtomicFile:
                 raise
 
     def _set_acl(self, acl: bytes | None) -> bool:
-        """Set the ACL, or take off what the directory has handed down; whether that could be done."""
+        """Set the ACL, or remove the one inherited from the directory; returns whether that worked."""
         try:
             if acl is not None:
                 os.setxattr(self.fd, _ACL, acl)
@@ -171,7 +171,7 @@ class AtomicFile:
         """Append all of ``data``.
 
         Raises:
-            MystfuseError: it cannot be written.
+            MystfuseError: writing failed.
         """
         view = memoryview(data)
         try:
@@ -189,7 +189,7 @@ class AtomicFile:
         try:
             replaced = self._find_replaced() if self._replace else None
             if replaced is not None:
-                # Somebody may have changed it meanwhile, or made it.
+                # Another process may have changed or made it meanwhile.
                 self._take_after(replaced)
             os.fsync(self.fd)
             self._give_name()
@@ -207,7 +207,7 @@ class AtomicFile:
             self._link(self.target.name)
             return
         if self._temporary is None:
-            # Noted first: an interrupt may come in between.
+            # Recorded first: an interrupt may come in between.
             self._temporary = self._hidden_name()
             self._link(self._temporary)
         if self._replace:

@@ -1,7 +1,7 @@
 """A blocking action, run to its end in a thread: its caller is plain code, a trio task or an asyncio task.
 
 Python raises KeyboardInterrupt between any two steps of the main thread, and a cancelled task does not get a thread's
-result. So an action that must not be left half done runs in a thread, and its caller goes on only when it has ended.
+result. So an action that must not stop halfway runs in a thread, and its caller goes on only when it has ended.
 ``call_in_thread`` is for trio tasks that may leave it behind.
 """
 
@@ -43,7 +43,7 @@ class Operation(Generic[T]):
         self._outcome: Callable[[], T]
 
     def run(self) -> T:
-        """Wait for what ``action`` returns or raises. KeyboardInterrupt is raised when it has ended."""
+        """Return or raise the result of ``action``. KeyboardInterrupt is raised after its end."""
         try:
             self._start()
             self._wait()

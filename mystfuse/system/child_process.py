@@ -1,4 +1,4 @@
-"""Running a program that may take hours, but not longer than what it needs, nor than we do."""
+"""Running a program that may take hours, but ends when the process that it needs, or we, end."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def run_program(
     server: int | None,
     with_errors: bool = False,
 ) -> Ended:
-    """Run a program, and return what it said on stdout.
+    """Run a program; returns its stdout.
 
     Args:
         descriptor: what it inherits beside the standard ones.
-        server: pidfd of a process that it cannot do without: it is killed when that has ended, as it is when we are
+        server: pidfd of a process that it needs: it is killed when that has ended, or when we are
             interrupted.
-        with_errors: what it says on stderr as well.
+        with_errors: include its stderr.
 
     Raises:
         MystfuseError: ``server`` has ended.

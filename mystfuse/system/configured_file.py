@@ -1,5 +1,5 @@
-"""Small files that somebody names: keys, root hashes, passphrases, settings, packages. None of them can hang a command
-or fill its memory."""
+"""Small files that users name: keys, root hashes, passphrases, settings, packages. None of them can hang a command or
+fill its memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from io import BufferedReader, FileIO
 from mystfuse.errors import UsageError
 
 _DESCRIPTOR = re.compile(r"/dev/(?:stdin|fd/\d{1,9})|/proc/(?:self|thread-self|\d{1,9})/fd/\d{1,9}")
-"""Names of descriptors that are open already, as a shell's <(...) makes them: these may be pipes."""
+"""Names of open descriptors, as of a shell's <(...): these may be pipes."""
 _KINDS = {
     stat.S_IFREG: "a regular file",
     stat.S_IFDIR: "a directory",
@@ -30,13 +30,13 @@ def open_configured_file(path: str, what: str) -> FileIO:
     waits for its writer, and a signal interrupts it.
 
     Args:
-        what: what named it, for messages.
+        what: the option that named it, for messages.
 
     Raises:
-        UsageError: it cannot be opened, or is neither.
+        UsageError: opening it failed, or it is neither.
     """
     try:
-        # O_NONBLOCK: a FIFO that nobody writes to would hang the open, as would some devices.
+        # O_NONBLOCK: opening a FIFO without a writer would hang, and so would some devices.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         # ValueError: NUL in the name.
@@ -57,14 +57,14 @@ def read_configured_file(path: str, what: str, limit: int) -> bytes:
     """The contents of such a file, of at most ``limit`` bytes.
 
     Raises:
-        UsageError: as ``open_configured_file``; it cannot be read, or is larger.
+        UsageError: as ``open_configured_file``; reading it failed, or it is larger.
     """
     with open_configured_file(path, what) as file:
         return read_at_most(file, f"{what} {path}", limit)
 
 
 def read_at_most(file: FileIO, name: str, limit: int) -> bytes:
-    """All of an open file; UsageError if it cannot be read, or has more than ``limit`` bytes."""
+    """All of an open file; UsageError if reading fails, or it has more than ``limit`` bytes."""
     try:
         data = BufferedReader(file).read(limit + 1)
     except OSError as error:
@@ -75,5 +75,5 @@ def read_at_most(file: FileIO, name: str, limit: int) -> bytes:
 
 
 def kind_of(mode: int) -> str:
-    """What kind of file that is, for messages."""
+    """The kind of the file, for messages."""
     return _KINDS.get(stat.S_IFMT(mode), "something else")

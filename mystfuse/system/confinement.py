@@ -56,12 +56,12 @@ class Confinement:
     """Whether its system calls are filtered."""
     has_empty_root: bool = False
     own_user: int | None = None
-    """The user that it has become, which no other process is; None: still the one that started it."""
+    """The user that it has become, and no other process is; None: still the one that started it."""
     proc: int | None = None
     """A descriptor of /proc, the only directory in which it can open files."""
 
     def groups_of(self, pid: int) -> frozenset[int]:
-        """The supplementary groups of a process; none if it has ended, or cannot be seen.
+        """The supplementary groups of a process; none if it has ended, or is hidden.
 
         Source: proc_pid_status(5), Groups.
         """
@@ -105,9 +105,9 @@ def confine() -> Confinement:
 
 
 def confine_keeper(extra_calls: Iterable[str] = ()) -> bool:
-    """Leave this process, if it is privileged, what mounting and unmounting takes: a capability for that, one to reach
-    mountpoints in directories of others, and a few system calls. A keeper that has to run fusermount3 is not confined:
-    no-new-privileges would void the set-user-ID bit of fusermount3.
+    """Leave this process, if it is privileged, only what mounting and unmounting needs: a capability for that, one to
+    reach mountpoints in directories of others, and a few system calls. A keeper that has to run fusermount3 is not
+    confined: no-new-privileges would void the set-user-ID bit of fusermount3.
 
     Args:
         extra_calls: system calls that it makes besides.
@@ -136,10 +136,10 @@ def drop_privileges(keep: int = 0, own_user: bool = False) -> int | None:
         OSError: the system refuses it, which it has no reason to.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    # Root may lock memory without limit by a capability alone: from now on by the limit.
+    # By a capability, root may lock memory without limit: from now on the limit counts.
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    # These need CAP_SETPCAP. Without it there is no more than what no-new-privileges takes care of.
+    # These need CAP_SETPCAP. Without it, no-new-privileges is enough.
     for capability in range(_MAX_CAPABILITIES):
         if not keep >> capability & 1:
             libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
@@ -173,7 +173,7 @@ def _become_own_user(libc: ctypes.CDLL) -> int | None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     except OSError as error:
-        # A namespace that has no such user, or a service without the capability.
+        # A namespace without such a user, or a service without the capability.
         log.info("the daemon stays user %d: %s", os.getuid(), error.strerror)
         return None
     if signal_at_its_end.value:
@@ -201,8 +201,7 @@ def _leave_file_system() -> tuple[int | None, bool]:
 
 
 def _enter_empty_root() -> int:
-    """Make the root of a new file system our root, one that has no files, and takes none; returns a descriptor of a
-    mount of /proc."""
+    """Make the root of a new, empty and read-only file system our root; returns a descriptor of a mount of /proc."""
     with ExitStack() as stack:
 
         def opened(number: int, *arguments: object) -> int:

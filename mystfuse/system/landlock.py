@@ -20,7 +20,7 @@ _CREATE_RULESET_VERSION = 1
 _RULE_PATH_BENEATH = 1
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _ACCESS_FS = {1: 13, 2: 14, 3: 15, 5: 16}
-"""Since which version of Landlock how many kinds of access to files can be forbidden."""
+"""The number of kinds of access to files that each version of Landlock can forbid."""
 _BIND_AND_CONNECT_TCP = 3
 """Since version 4."""
 _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2
@@ -62,7 +62,7 @@ def restrict_file_access(readable: int | None) -> int:
         access_net=_BIND_AND_CONNECT_TCP if version >= 4 else 0,
         scoped=_SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL if version >= _WITH_SCOPES else 0,
     )
-    # What an older kernel does not know is zero, and so does not matter to it.
+    # Fields that an older kernel does not know are zero, so it ignores them.
     try:
         _restrict(rules, _PathBeneath(_READ_FILE | _READ_DIR, readable) if readable is not None else None)
     except OSError as error:
@@ -78,7 +78,7 @@ def leave_abstract_sockets() -> bool:
         if _version() < _WITH_SCOPES:
             return False
         libc.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        # Without rules for files: with them, nothing could be mounted any more.
+        # Without rules for files: with them, mounting would be forbidden.
         _restrict(_Ruleset(scoped=_SCOPE_ABSTRACT_UNIX_SOCKET))
     except OSError:
         return False
@@ -93,7 +93,7 @@ def _restrict(rules: _Ruleset, readable: _PathBeneath | None = None) -> None:
     ruleset = libc.system_call(_SYS_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
     try:
         if readable is not None:
-            # If it fails, nothing at all can be read.
+            # If it fails, the process can read nothing at all.
             with suppress(OSError):
                 libc.system_call(_SYS_ADD_RULE, ruleset, _RULE_PATH_BENEATH, ctypes.byref(readable), 0)
         libc.system_call(_SYS_RESTRICT_SELF, ruleset, 0)

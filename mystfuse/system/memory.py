@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""The amount of memory that this process may still take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _noted = 1 << 30
 
 
 def note_available_memory() -> None:
-    """Look now, for a process that is about to be confined, and that /proc is then closed to."""
+    """Read the files now, for a process that is about to be confined, and loses access to them."""
     global _noted
     _noted = available_memory()
 
@@ -25,7 +25,7 @@ def available_memory(proc: Path = Path("/proc"), cgroup_root: Path = _CGROUP_ROO
     try:
         memory = (proc / "meminfo").read_text()
     except OSError:
-        # A daemon that is confined.
+        # In a confined daemon.
         return _noted
     match = re.search(r"^MemAvailable:\s+(\d+) kB", memory, re.MULTILINE)
     available = int(match[1]) * 1024 if match else 1 << 30

@@ -1,7 +1,7 @@
-"""What we write to and mount on: reached through no link that somebody else has planted; and made durable.
+"""Paths to write to or mount on: resolved through no link of another user; and made durable.
 
 A link of another user, anywhere on a path, would let that user choose where root writes. Directories of other users do
-no harm: what they can put there is theirs.
+no harm: their owners could put files only there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1
 """<linux/fs.h>"""
 _NOT_HERE = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
-"""What is said where the file system has no way to do it."""
+"""The errors of a file system that does not support it."""
 
 
 class LinkOfAnother(OSError):
@@ -35,7 +35,7 @@ class LinkOfAnother(OSError):
 def read_trusted_link(name: str, directory: int | None = None) -> str | None:
     """The target of the symbolic link ``name``; None if it is none, or not there.
 
-    Nothing is asked of what may be mounted under that name.
+    It does not touch a mount under that name.
 
     Raises:
         LinkOfAnother: we are root, and the link is neither root's nor (in a user namespace) of an unknown owner.
@@ -61,7 +61,8 @@ def read_trusted_link(name: str, directory: int | None = None) -> str | None:
 def open_directory(path: str | os.PathLike[str]) -> int:
     """A descriptor (O_PATH) of the directory at ``path``.
 
-    Each component is opened under the descriptor of the one before, so that nobody can exchange them meanwhile.
+    Each component is opened under the descriptor of the one before, so that no other process can exchange them
+    meanwhile.
 
     Raises:
         LinkOfAnother: the path goes through a link that root does not follow.
@@ -102,7 +103,7 @@ def open_for_appending(path: str | os.PathLike[str]) -> int:
 
     Raises:
         LinkOfAnother: the path goes through a link that root does not follow.
-        OSError: it is a link, not a regular file, or could be a file that somebody else has chosen; or as open(2).
+        OSError: it is a link, not a regular file, or could be a file that another user has chosen; or as open(2).
     """
     above, name = os.path.split(os.fspath(path))
     directory = open_directory(above or ".")
@@ -132,7 +133,7 @@ def _check_file(found: os.stat_result, directory: int) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     if os.geteuid() == 0 and found.st_nlink > 1:
-        # fs.protected_hardlinks keeps others from giving names to files of root's; it may be off.
+        # fs.protected_hardlinks keeps other users from linking files of root; it may be off.
         raise OSError(errno.EMLINK, "it has other names too (hard links): it could be another file that is written to")
     if is_put_there_by_another(found, directory):
         raise OSError(
@@ -174,7 +175,7 @@ def make_directories(path: Path) -> None:
 
 
 def sync_directory(directory: int) -> None:
-    """Have the names in a directory on disk before this returns: fsync(2) of a file does not do it.
+    """Sync the names in a directory to disk: fsync(2) of a file does not do it.
 
     Args:
         directory: a descriptor; O_PATH is enough.
@@ -185,14 +186,14 @@ def sync_directory(directory: int) -> None:
     try:
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     except PermissionError:
-        # One that may be written to, but not listed.
+        # A directory that is writable, but not listable.
         sync_file_system(directory)
         return
     _sync(descriptor, os.fsync)
 
 
 def sync_file_system(directory: int) -> None:
-    """Have everything that was written to a directory's file system on disk before this returns.
+    """Sync everything that was written to a directory's file system to disk.
 
     Args:
         directory: a descriptor; O_PATH is enough.
@@ -225,7 +226,7 @@ def rename_without_replacing(directory: int, old: bytes | str, new: bytes | str)
     """Rename within a directory.
 
     Raises:
-        FileExistsError: there is something under the new name.
+        FileExistsError: the new name exists.
         OSError: as rename(2).
     """
     # musl has no function of that name.
@@ -234,7 +235,7 @@ def rename_without_replacing(directory: int, old: bytes | str, new: bytes | str)
             libc.call("renameat2", directory, os.fsencode(old), directory, os.fsencode(new), _RENAME_NOREPLACE)
             return
         except OSError as error:
-            # Not every file system has it (nfs).
+            # Some file systems lack it (nfs).
             if error.errno not in _NOT_HERE:
                 raise
     try:

@@ -28,18 +28,18 @@ class OwnCommand:
 
     @property
     def was_stopped(self) -> bool:
-        """Whether ``stop`` has been called when it had begun: it may have left behind what it was doing."""
+        """Whether ``stop`` was called after it had begun: it may have left something behind."""
         with self._lock:
             return self._is_stopped and self._process is not None
 
     def run(self, arguments: Sequence[str | os.PathLike[str]], descriptors: Sequence[int] = ()) -> str:
-        """Returns what it prints, when it has ended.
+        """Run it to its end; returns its stdout.
 
         Args:
             descriptors: above 2; it inherits them.
 
         Raises:
-            MystfuseError: what it says; or it was stopped.
+            MystfuseError: its message; or it was stopped.
         """
         with self._lock:
             if self._is_stopped:

@@ -23,7 +23,7 @@ from typing import TypeVar
 JOBS_A_WORKER = 3
 """Jobs begun or waiting, for each worker: enough that none waits for us."""
 _GRACE = 1.0
-"""Seconds that workers are waited for when they are left early."""
+"""Seconds to wait for workers when their results are not needed."""
 _BEGINNING = 1.0
 """Seconds that a thread of a pool gets to begin."""
 
@@ -125,7 +125,7 @@ class Pool:
 class ReadBuffer:
     """Memory to read into, for each thread its own, used again and again: fresh memory costs as much as reading.
 
-    It is whole pages: to 16 bytes behind a page's start, where malloc puts what is large, AMD's Zen 3 copies at a fifth
+    It is whole pages: to 16 bytes behind a page's start, where malloc puts large blocks, AMD's Zen 3 copies at a fifth
     of its speed (1.6 instead of 8 GB/s from the page cache).
     """
 
@@ -133,7 +133,7 @@ class ReadBuffer:
         self._local = local()
 
     def view(self, size: int) -> memoryview:
-        """So many bytes, with something in them, until this thread asks again."""
+        """This many bytes with any contents, until this thread asks again."""
         buffer: mmap.mmap | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < size:
             buffer = self._local.buffer = mmap.mmap(-1, size)
@@ -141,9 +141,9 @@ class ReadBuffer:
 
 
 def run_in_order(jobs: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """Run jobs in threads, as many at once as there are processors, and yield what they return, in their order.
+    """Run jobs in threads, as many at once as there are processors, and yield their results, in order.
 
-    What a job raises is raised in its turn. ``jobs`` is iterated as results are taken: at most JOBS_A_WORKER for each
+    A job's error is raised in its turn. ``jobs`` is iterated as results are taken: at most JOBS_A_WORKER for each
     thread are ahead of them. When the iteration is left early, jobs that have begun are waited for only a moment:
     unlike those of concurrent.futures these threads do not hold up the end of the process, so that ^C ends it even if a
     read never returns.

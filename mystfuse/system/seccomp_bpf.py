@@ -44,11 +44,11 @@ _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 
 
 class FilterError(Exception):
-    """No program can be made of the policy."""
+    """No program can express the policy."""
 
 
 def refuse(errno: int) -> int:
-    """The action: the call is not made, and says ``errno``."""
+    """The action: the call fails with ``errno``."""
     if not 0 < errno <= _MAX_ERRNO:
         raise FilterError(f"errno {errno} is not one")
     return _ERRNO | errno
@@ -109,7 +109,7 @@ def make_program(policy: Mapping[str, Rules], default: int, machine: str | None 
         _pack(_LOAD, _NR_OFFSET),
     ]
     if machine == "x86_64":
-        # -1 is above too: a tracer's "no call". Nothing is done for it in any case.
+        # -1 is above too: a tracer's "no call", which does nothing in any case.
         program += [_pack(_IF_AT_LEAST, _X32_SYSCALL_BIT, 0, 1), _pack(_RETURN, KILL_PROCESS)]
     program += _decide(_ranges(rules, default), default)
     if len(program) > _MAX_INSTRUCTIONS:
@@ -148,7 +148,7 @@ def _pack(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes
 
 
 def _ranges(rules: Mapping[int, Rules], default: int) -> list[tuple[int, Rules]]:
-    """From which number on which rules hold; neighbours with the same are one."""
+    """The ranges of numbers and their rules; neighbours with the same rules are one range."""
     ranges: list[tuple[int, Rules]] = [(0, default)]
     for number in sorted({*rules, *(number + 1 for number in rules)}):
         decision = rules.get(number, default)

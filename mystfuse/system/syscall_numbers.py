@@ -72,7 +72,7 @@ kexec_file_load:320:294 bpf:321:280 execveat:322:281 userfaultfd:323:282 membarr
 copy_file_range:326:285 preadv2:327:286 pwritev2:328:287 pkey_mprotect:329:288 pkey_alloc:330:289 pkey_free:331:290
 statx:332:291 io_pgetevents:333:292 rseq:334:293 uretprobe:335
 """
-"""``name:x86_64:aarch64``; without the last where arm64 has no such call (it has a newer one that does as much)."""
+"""``name:x86_64:aarch64``; without the last where arm64 has no such call (it has a newer one instead)."""
 _COLUMNS = {"x86_64": 1, "aarch64": 2}
 
 

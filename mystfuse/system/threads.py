@@ -30,11 +30,11 @@ def start_in_thread(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]]
 
 
 def deferred(work: Callable[[], T], on_end: Callable[[outcome.Outcome[T]], object]) -> Callable[[], None]:
-    """A call for another thread: it calls ``work``, and has ``on_end`` called on this one, the event loop's."""
+    """A call in another thread: it runs ``work``, and lets ``on_end`` run on this one, the event loop's."""
     waiting = [on_end]
 
     def end(result: outcome.Outcome[T]) -> None:
-        # A thread that has no memory left while it says that it has ended may say so again.
+        # A thread without memory for reporting its end may report it twice.
         if waiting:
             waiting.pop()(result)
 
@@ -66,7 +66,7 @@ def _carry_out(
 
 
 async def call_in_thread(work: Callable[[], T], on_end: Callable[[], object] = lambda: None) -> T:
-    """Return what ``work`` returns in a thread. A cancellation does not wait for it.
+    """Return the result of ``work`` in a thread. A cancellation does not wait for it.
 
     Args:
         on_end: called once, on the event loop's thread, when the thread has come to its end, or will do nothing any

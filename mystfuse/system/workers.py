@@ -1,4 +1,4 @@
-"""A few threads for fetching, checking and decrypting what is long, beside the event loop."""
+"""A few threads for fetching, checking and decrypting long ranges, beside the event loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mystfuse.system.pool import Pool
 from mystfuse.system.threads import deferred
 
 INLINE_BYTES = 256 << 10
-"""So many are checked and decrypted on the event loop's thread: handing them over costs more than it saves."""
+"""This many bytes are checked and decrypted on the event loop's thread: passing them to another costs more."""
 
 _PROCESSORS_NEEDED = 4
 """With fewer, readers, the kernel and the event loop keep them busy: a thread more only takes turns with them.
@@ -39,13 +39,12 @@ class Workers(Pool):
         super().__init__(threads)
 
     def submit(self, work: Callable[[], None], on_end: Callable[[], object]) -> None:
-        """Call ``work`` in a thread, and ``on_end`` on this one when it has come to its end, however that was. There
-        must be threads."""
+        """Call ``work`` in a thread, and ``on_end`` on this one after any end of it. There must be threads."""
         self.put(deferred(work, lambda _: on_end()))
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns in a thread, if there are any. A cancellation waits until it has come to its
-        end, and is then forgotten."""
+        """Return the result of ``work`` in a thread, if there are any. A cancellation waits for its end, and
+        leaves the result to the caller."""
         if not self.threads:
             return work()
         task = trio.lowlevel.current_task()

@@ -1,9 +1,9 @@
 """Copying a tree out of an image that may be hostile, as ``cp -a`` would.
 
-What the image says is never used as a path. Every name is a single component, made anew (O_EXCL and its like) under the
-descriptor of a directory that was made here, and nothing is opened through a symbolic link; so nothing gets out of the
-destination. A name that is there twice, a directory in two places, a block in two files: no sound file system has them,
-and they fail the extraction.
+Nothing from the image is used as a path. Every name is a single component, made anew (O_EXCL and its like) under the
+descriptor of a directory that we made, and nothing is opened through a symbolic link; so nothing gets out of the
+destination. A name twice, a directory in two places, or a block in two files fails the extraction: no sound file system
+has them.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from mystfuse.system.threads import call_in_thread
 from mystfuse.tree.image_tree import Child, ImageTree, check_first_visit
 
 _IN_THREAD = 64 << 10
-"""Bytes from which on a write is worth a thread: storage may take its time, and other tasks go on meanwhile."""
+"""Longer writes are worth a thread: storage may take its time, and other tasks go on meanwhile."""
 _SPARE_DESCRIPTORS = 16
-"""Kept for others, and for removing what was made."""
+"""Descriptors kept for other uses, and for removing a failed copy."""
 _FOR_ROOT = (b"trusted.", b"security.")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OUT_OF_ORDER = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE})
-"""What says nothing about whether something may be set."""
+"""Errors that do not mean a lack of permission."""
 
 
 async def extract(
@@ -87,7 +87,7 @@ async def extract(
             await extraction.aclose()
         _remove(parent, links)
         try:
-            # All of it is on disk before it has the name that says that it is complete.
+            # Everything is on disk before it gets its final name.
             await _in_thread(sync_file_system, parent)
             rename_without_replacing(parent, name, os.fsencode(target.name))
             await _in_thread(sync_directory, parent)
@@ -138,7 +138,7 @@ class _Extraction:
         while self._levels:
             level = self._levels[-1]
             name = b""
-            # What is in memory is had without waiting.
+            # Blocks in memory need no waiting.
             await trio.lowlevel.checkpoint()
             try:
                 child = await anext(level.children, None)
@@ -153,7 +153,7 @@ class _Extraction:
                 raise error.at(os.fsdecode(path) or ".") from error
 
     def explain(self, error: OSError) -> str:
-        """What to say of an error of the system."""
+        """The message for an error of the system."""
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return f"{len(self._levels)} directories lie in each other, and no more files may be open (ulimit -n)"
         return error.strerror or str(error)
@@ -206,7 +206,7 @@ class _Extraction:
             self._linked.add(ino)
 
     async def _make_file(self, parent: int, name: bytes, inode: Inode) -> bool:
-        """Make anything but a directory; False if it is something that not everybody may make."""
+        """Make anything but a directory; False for something that needs privileges."""
         mode = inode.i_mode
         if inode.is_regular:
             fd = os.open(name, _NEW, 0o600, dir_fd=parent)
@@ -236,7 +236,7 @@ class _Extraction:
         return True
 
     async def _copy_data(self, inode: Inode, fd: int) -> None:
-        """Write what of a file is data; the rest stays holes."""
+        """Write a file's data; the rest stays holes."""
         block_size = self._volume.superblock.block_size
         file = self._tree.open_inode(inode, b"")
         async for offset, length in file.data_ranges():
@@ -253,7 +253,7 @@ class _Extraction:
         os.ftruncate(fd, inode.size)
 
     async def _set_attributes(self, inode: Inode, fd: int) -> None:
-        """Owner, extended attributes, mode and times, in the order in which one does not spoil another."""
+        """Owner, extended attributes, mode and times, in an order in which none spoils another."""
         itself = _reference(inode, fd)
         mode = stat.S_IMODE(inode.i_mode)
         if not self._is_root or not self._attempt("owner", partial(os.chown, itself, inode.uid, inode.gid)):
@@ -269,7 +269,7 @@ class _Extraction:
         os.utime(itself, ns=(inode.atime_ns, inode.mtime_ns))
 
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
-        """Set something that not everybody may set, or not everywhere; whether it could be."""
+        """Set something that needs privileges, or support by the file system; returns whether that worked."""
         try:
             action()
         except OSError as error:
@@ -281,12 +281,12 @@ class _Extraction:
 
 
 def _reference(inode: Inode, fd: int) -> int | str:
-    """How to call what ``fd`` refers to: one of O_PATH is good for nothing but its path."""
+    """A path for the inode of ``fd``: an O_PATH descriptor is good for nothing else."""
     return fd if inode.is_regular or inode.is_directory else f"/proc/self/fd/{fd}"
 
 
 def _remove_acls(itself: int | str) -> None:
-    """Take off what the destination's directory has handed down: it is not in the image."""
+    """Remove the attributes inherited from the destination's directory: the image does not have them."""
     for name in (POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT):
         with suppress(OSError):
             os.removexattr(itself, name)
@@ -300,7 +300,7 @@ def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def _raise_descriptor_limit() -> int:
-    """Let the process have as many open files as it may; returns how many."""
+    """Raise the process's limit of open files as far as possible; returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -308,7 +308,7 @@ def _raise_descriptor_limit() -> int:
 
 
 async def _in_thread(action: Callable[[int], None], descriptor: int) -> None:
-    """Call ``action``, which may take long, with a copy of a descriptor: it goes on alone when we are cancelled."""
+    """Call ``action``, which may take long, with a copy of a descriptor: a cancellation leaves it behind."""
 
     def act() -> None:
         try:
@@ -326,7 +326,7 @@ def _check_absent(target: Path) -> None:
 
 
 def _remove(parent: int, name: bytes) -> None:
-    """Remove what was made under ``name``, all of it, if it is there; what cannot be removed stays."""
+    """Remove everything under ``name`` that we made, if it exists; a failure leaves the rest."""
     levels: list[tuple[int, bytes, list[bytes]]] = [(parent, b"", [name])]
     while levels:
         fd, own_name, names = levels[-1]
@@ -348,7 +348,7 @@ def _remove(parent: int, name: bytes) -> None:
 
 
 def _open_for_removal(parent: int, name: bytes) -> tuple[int, bytes, list[bytes]]:
-    """A directory's descriptor, its name, and the names in it, to be removed whatever its mode says."""
+    """A directory's descriptor, its name, and the names in it to be removed, after making it accessible."""
     itself = os.open(name, _ITSELF | os.O_DIRECTORY, dir_fd=parent)
     try:
         os.chmod(f"/proc/self/fd/{itself}", 0o700)

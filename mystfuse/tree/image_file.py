@@ -76,13 +76,13 @@ class ImageFile:
         return self._position
 
     async def data_ranges(self) -> AsyncIterator[tuple[int, int]]:
-        """Where there is data: (byte offset, length of up to 1 MiB), in order. What lies between is holes.
+        """The ranges of data: (byte offset, length of up to 1 MiB), in order. Holes lie between them.
 
         Raises:
             CorruptFilesystem, IntegrityError, ImageReadError
         """
         self._check_open()
-        # Of a sound file each table of pointers can begin and end a hole, and each block be data for itself.
+        # Even in a sound file, each table of pointers may begin and end a hole, and each block be a range of its own.
         steps_left = 4 * self._volume.superblock.s_blocks_count
         start = position = 0
         while True:

@@ -33,7 +33,7 @@ _ENTRIES_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What stat(2) says, under the names of ``os.stat_result``. Times are nanoseconds since the epoch."""
+    """The fields of stat(2), under the names of ``os.stat_result``. Times are nanoseconds since the epoch."""
 
     st_mode: int
     st_ino: int
@@ -83,7 +83,7 @@ class Stat:
 
 
 class Child(NamedTuple):
-    """A name in a directory, and what it refers to: an inode, or the error that is met instead."""
+    """A name in a directory, and its inode, or the error that reading it gave."""
 
     name: bytes
     ino: int
@@ -100,7 +100,7 @@ class Child(NamedTuple):
 class DirEntry(Generic[AnyStr]):
     """A name in a directory, as ``os.scandir`` gives it.
 
-    Where the inode cannot be read, the name is listed all the same, and asking for more raises the error.
+    If reading the inode fails, the name is listed all the same, and its other methods raise the error.
     """
 
     def __init__(self, tree: ImageTree, path: AnyStr, name: AnyStr, child: Child) -> None:
@@ -123,7 +123,7 @@ class DirEntry(Generic[AnyStr]):
         return self._child.inode.is_symlink
 
     def stat(self) -> Stat:
-        """What lstat(2) says."""
+        """The result of lstat(2)."""
         return self._tree.stat_of(self._child.inode)
 
     def __repr__(self) -> str:
@@ -135,10 +135,10 @@ class ImageTree:
 
     Paths are str or bytes, absolute or relative to the image's root, which is the same. Symbolic links and ``..`` do
     not lead out of it. A path that is not found is an OSError with the path as its filename, as from the functions of
-    ``os``; what is broken or damaged in the image is a MystfuseError.
+    ``os``; broken or damaged parts of the image raise a MystfuseError.
 
     Args:
-        trust: why the image is believed.
+        trust: why the image is trusted.
     """
 
     def __init__(self, volume: Volume, trust: Trust) -> None:
@@ -147,12 +147,12 @@ class ImageTree:
 
     @property
     def trust_explanation(self) -> str:
-        """One clause for people: who vouches for the image."""
+        """One clause for people: why the image is trusted."""
         return self.trust.explanation
 
     @property
     def root_hash(self) -> bytes | None:
-        """What every block is checked against; None where there is no hash tree (``insecure`` alone)."""
+        """The root hash that verifies every block; None without a hash tree (``insecure`` alone)."""
         return self.trust.root_hash
 
     @property
@@ -161,7 +161,7 @@ class ImageTree:
         return self.volume.superblock.s_uuid
 
     async def stat(self, path: str | bytes, *, follow_symlinks: bool = True) -> Stat:
-        """What stat(2) says of ``path``.
+        """The result of stat(2) for ``path``.
 
         Raises:
             OSError: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
@@ -170,14 +170,14 @@ class ImageTree:
         return self.stat_of(await self.resolve(path, follow_symlinks))
 
     async def lstat(self, path: str | bytes) -> Stat:
-        """What lstat(2) says of ``path``; raises as ``stat``."""
+        """The result of lstat(2) for ``path``; raises as ``stat``."""
         return await self.stat(path, follow_symlinks=False)
 
     async def exists(self, path: str | bytes) -> bool:
         """Whether ``path`` leads anywhere, symbolic links followed.
 
         Raises:
-            CorruptFilesystem, IntegrityError, ImageReadError: the path cannot be resolved.
+            CorruptFilesystem, IntegrityError, ImageReadError: resolving the path failed.
         """
         try:
             await self.resolve(path)
@@ -190,7 +190,7 @@ class ImageTree:
 
         Raises:
             OSError: as ``stat``; ENOTDIR if it is something else.
-            CorruptFilesystem, IntegrityError, ImageReadError: the directory cannot be read on.
+            CorruptFilesystem, IntegrityError, ImageReadError: reading the directory failed.
         """
         directory = await self._directory(path)
         async for child in self.children(directory.ino):
@@ -198,10 +198,10 @@ class ImageTree:
             yield DirEntry(self, _join(path, name), name, child)
 
     async def walk(self, top: AnyStr) -> AsyncIterator[tuple[AnyStr, list[AnyStr], list[AnyStr]]]:
-        """A directory and all below it, each before what is in it: (path, names of directories, other names).
+        """A directory and all below it, each before its contents: (path, names of directories, other names).
 
-        Symbolic links are not followed, but for ``top`` itself. Names taken out of the list of directories are not
-        gone into. A name whose inode cannot be read is among the others.
+        Symbolic links are not followed, but for ``top`` itself. The walk skips names that the caller removes from the
+        list of directories. A name with an unreadable inode is among the others.
 
         Raises:
             OSError: as ``stat``; ENOTDIR.
@@ -265,7 +265,7 @@ class ImageTree:
         """The value of an extended attribute, ACLs in the form that getxattr(2) gives them.
 
         Raises:
-            OSError: as ``stat``; ENODATA if there is none of that name, EOPNOTSUPP if there cannot be one.
+            OSError: as ``stat``; ENODATA if it does not exist, EOPNOTSUPP for an impossible name.
             CorruptFilesystem, IntegrityError, ImageReadError
         """
         inode = await self.resolve(path, follow_symlinks)
@@ -295,7 +295,7 @@ class ImageTree:
 
     async def _resolve(self, path: bytes, follow_symlinks: bool) -> Inode:
         root = await self.volume.inode(EXT2_ROOT_INO)
-        # The way from the root down to where we are. On the way back ".." in the image does not count: it may lie.
+        # The directories from the root down to here. On the way back, ".." in the image does not count: it may lie.
         way = [root]
         pending = _components(path)
         symlinks = 0
@@ -319,7 +319,7 @@ class ImageTree:
             symlinks += 1
             if symlinks > MAX_SYMLINKS:
                 raise OSError(ELOOP, "too many symbolic links")
-            # Behind each there may be another two thousand names.
+            # Each component may be another link with two thousand names.
             await trio.lowlevel.checkpoint()
             target = await self.volume.target(inode.ino)
             if target.startswith(b"/"):
@@ -334,7 +334,7 @@ class ImageTree:
         return inode
 
     async def children(self, ino: int) -> AsyncGenerator[Child, None]:
-        """The names in directory ``ino``, in its own order, each with what it refers to.
+        """The names in directory ``ino``, in its own order, each with its inode.
 
         Raises:
             NotADirectoryError, CorruptFilesystem, IntegrityError, ImageReadError
@@ -358,7 +358,7 @@ class ImageTree:
         return CorruptFilesystem(f"an entry refers to inode {ino}, the root directory")
 
     def stat_of(self, inode: Inode) -> Stat:
-        """What stat(2) says of an inode."""
+        """The result of stat(2) for an inode."""
         return Stat.of(inode, self.volume.superblock.block_size)
 
     def open_inode(self, inode: Inode, name: str | bytes) -> ImageFile:
@@ -367,10 +367,10 @@ class ImageTree:
 
 
 def check_first_visit(ino: int, seen: set[int]) -> None:
-    """Note that a walk goes into directory ``ino``.
+    """Record that a walk enters directory ``ino``.
 
     Raises:
-        CorruptFilesystem: it has been there, so the directory has two names.
+        CorruptFilesystem: the walk was there before, so the directory has two names.
     """
     if ino in seen:
         raise CorruptFilesystem(f"directory inode {ino} is in more than one place of the tree")

@@ -55,7 +55,7 @@ async def write_tar(
         advance: called with the number of bytes of file data written since the last call.
 
     Returns:
-        What an archive cannot hold, and how many of them: ``socket``.
+        The kinds of files that an archive lacks, and how many: ``socket``.
 
     Raises:
         OSError: as ``ImageTree.stat``.
@@ -80,7 +80,7 @@ class _Archive:
         self._advance = advance
         self._written = 0
         self._waiting = bytearray()
-        """What is to be written with more: headers and small files are many."""
+        """Output to be written together with more: headers and small files are many."""
         self._names: dict[int, bytes] = {}
         """The first name of each inode that has several."""
         self._blocks_left = tree.volume.superblock.s_blocks_count
@@ -150,8 +150,8 @@ class _Archive:
             await self._write(bytes(-inode.size % BLOCK))
 
     async def _count_blocks(self, inode: Inode) -> None:
-        """See to it that the files do not claim more data than there can be: a few blocks in a circle could claim to be
-        terabytes. Holes are as long as they say."""
+        """Check that the files do not claim more data than the image has: a few blocks in a circle could claim to be
+        terabytes. Holes may have any length."""
         block_size = self._tree.volume.superblock.block_size
         async for _, length in self._tree.open_inode(inode, b"").data_ranges():
             self._blocks_left -= -(-length // block_size)
@@ -170,7 +170,7 @@ class _Archive:
 
 
 def _member(name: bytes, inode: Inode, kind: bytes, target: bytes, xattrs: dict[bytes, bytes]) -> bytes:
-    """The headers of one member, what does not fit the plain one in a pax header in front of it."""
+    """The headers of one member; a pax header in front has the values that do not fit the plain one."""
     size = inode.size if kind == _TYPES[stat.S_IFREG] else 0
     seconds, nanoseconds = divmod(inode.mtime_ns, 10**9)
     records: dict[bytes, bytes] = {}
@@ -200,7 +200,7 @@ def _member(name: bytes, inode: Inode, kind: bytes, target: bytes, xattrs: dict[
 def _header(
     name: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, kind: bytes, target: bytes = b"", rdev: int = 0
 ) -> bytes:
-    """A plain header (ustar). What is too long is cut, what is too large is 0: pax records say it then."""
+    """A plain header (ustar). Long values are cut, large ones are 0: then pax records have them."""
     header = bytearray(
         _HEADER.pack(
             name[:_MAX_NAME],

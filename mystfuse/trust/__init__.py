@@ -1,1 +1,1 @@
-"""Which root hashes, signers and packages are trusted; reading who is, and RSA signatures."""
+"""Trusted root hashes, signers and packages: the policy, its sources, and RSA signatures."""

@@ -1,8 +1,8 @@
-"""Who signed a package, whether that counts, and whom the package itself trusts.
+"""A package's signer, whether it is trusted, and the keys and root hashes that the package trusts.
 
 The rules, in order:
 
-1. The signature must be that of the key in the package, over every byte before it. Until then nothing is believed.
+1. The signature must be that of the key in the package, over every byte before it. Until then nothing is trusted.
 2. Where signers are pinned, that key must be one of them. Where none is, the package vouches for itself: a damaged one
    is refused, one that another signer has made is not.
 3. The package's lists are all that its images are trusted by (``policy``); a mount with a key or root hash of its own
@@ -24,15 +24,15 @@ from mystfuse.trust.signature import PublicKey, SigningKey
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package whose signature is right."""
+    """A package with a valid signature."""
 
     contents: PackageContents
     signer: PublicKey
     is_pinned: bool
-    """Whether the signer was among those asked for."""
+    """Whether the signer is a pinned one."""
 
     def policy(self, mount: MountEntry | None = None) -> TrustPolicy:
-        """Whom to believe about the root file system, or about the image of ``mount``.
+        """The trust policy for the root file system, or for the image of ``mount``.
 
         Raises:
             FormatError: a public key in the package is none.
@@ -57,7 +57,7 @@ def sign_package(contents: PackageContents, key: SigningKey) -> bytes:
     """The package file.
 
     Raises:
-        UsageError: there is too much in it for ``open_package``.
+        UsageError: it is larger than ``open_package`` accepts.
     """
     if max(len(contents.root_hashes), len(contents.public_keys)) > MAX_TRUSTED:
         raise UsageError(f"a package can trust {MAX_TRUSTED} root hashes and {MAX_TRUSTED} public keys, and no more")
@@ -70,10 +70,10 @@ def sign_package(contents: PackageContents, key: SigningKey) -> bytes:
 
 
 def open_package(data: bytes, signers: Sequence[PublicKey]) -> Package:
-    """Decide whether to believe a package file.
+    """Decide whether to trust a package file.
 
     Args:
-        signers: who may sign; any key, if empty.
+        signers: keys that may sign; any key, if empty.
 
     Raises:
         NotTrusted: the signature is wrong, or the signer is not among ``signers``.

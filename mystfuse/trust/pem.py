@@ -1,4 +1,4 @@
-"""Public keys in PEM files, and what to do with the files that people take for them."""
+"""Public keys in PEM files, and advice for files that users mistake for them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def public_key_blocks(data: bytes, name: str) -> list[PemBlock]:
     """The public keys in a PEM file, one at least, and nothing else but text between them.
 
     Raises:
-        UsageError: it holds none, or something besides; the message says what it is and what makes a key of it.
+        UsageError: it contains none, or something else; the message says what it is, and which command converts it.
     """
     blocks = [PemBlock(match[1].decode(), match[0] + b"\n") for match in _BLOCK.finditer(data)]
     for block in blocks:
@@ -53,7 +53,7 @@ def public_key_blocks(data: bytes, name: str) -> list[PemBlock]:
 
 
 def check_not_pss(block: bytes, name: str) -> None:
-    """Raise UsageError for the PEM block of an RSA-PSS key, which cryptography takes for one of plain RSA."""
+    """Raise UsageError for the PEM block of an RSA-PSS key, which cryptography accepts as a plain RSA key."""
     match = _BLOCK.search(block)
     try:
         der = a2b_base64(match[2]) if match else b""
@@ -75,7 +75,7 @@ def _describe_label(label: str, name: str) -> str:
 
 
 def _describe_file(data: bytes, name: str) -> str:
-    """What a file is in which there is no public key in PEM, as far as its first bytes tell."""
+    """The kind of a file without a public key in PEM, as far as its first bytes tell."""
     start = data.lstrip()
     if start.startswith(_SSH):
         return f" but one of ssh (ssh-keygen -e -m PKCS8 -f {name} > KEY.pem)"

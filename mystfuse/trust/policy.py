@@ -1,4 +1,4 @@
-"""The one decision: is this root hash believed, and why.
+"""The one decision: is this root hash trusted, and why.
 
 The rules, in order; the first that applies decides (source: the original's ``kernel/fs.c`` and its documentation):
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TrustReason(Enum):
-    """Why an image was believed."""
+    """Why an image is trusted."""
 
     SIGNATURE = "signature"
     ROOT_HASH = "root hash"
@@ -34,7 +34,7 @@ class TrustReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TrustPolicy:
-    """Whom the user trusts: the lists from the command line and from ``/etc/mystfuse/trust.d``."""
+    """The keys and root hashes that the user trusts: from the command line and ``/etc/mystfuse/trust.d``."""
 
     root_hashes: frozenset[bytes] = frozenset()
     public_keys: tuple[PublicKey, ...] = ()
@@ -53,15 +53,15 @@ class Trust:
 
     reason: TrustReason
     root_hash: bytes | None
-    """The root that every block is checked against; None when there is no tree (``insecure`` alone)."""
+    """The root hash that verifies every block; None when there is no tree (``insecure`` alone)."""
     signer: bytes | None
     """The signer, when its signature was what counted."""
     explanation: str
-    """One clause for people: who vouches for the image."""
+    """One clause for people: why the image is trusted."""
 
     @property
     def is_vouched_for(self) -> bool:
-        """Whether a trusted root hash or key vouches for it, not only the image itself."""
+        """Whether a root hash or key from elsewhere is the reason, not the image itself."""
         return self.reason in (TrustReason.SIGNATURE, TrustReason.ROOT_HASH)
 
 
@@ -69,7 +69,7 @@ def decide(fssig: Fssig, policy: TrustPolicy) -> Trust:
     """Apply the rules at the top of this module to an image's fssig.
 
     Raises:
-        NotTrusted: no rule lets this image through; the message says what would.
+        NotTrusted: no rule accepts this image; the message says what would help.
     """
     if fssig.is_signed:
         for key in policy.public_keys:

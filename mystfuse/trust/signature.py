@@ -107,7 +107,7 @@ class PublicKey:
         ).decode()
 
     def is_same_as(self, other: PublicKey) -> bool:
-        """Whether both are the same key, wherever they came from."""
+        """Whether both are the same key, from any source."""
         return self.key.public_numbers() == other.key.public_numbers()
 
     def verifies(self, root_hash: bytes, signature: bytes) -> bool:
@@ -189,15 +189,15 @@ def _der(key: rsa.RSAPublicKey) -> bytes:
 
 
 def _fault(key: rsa.RSAPublicKey) -> str | None:
-    """Why a key is refused; None if it is not. Of a modulus that is no product of two large primes anybody can find the
-    factors, and sign."""
+    """Why a key is refused; None if it is not. The factors of a modulus that is not a product of two large primes are
+    easy to find, and then anyone can sign."""
     numbers = key.public_numbers()
     bits = numbers.n.bit_length()
     if not MIN_KEY_BITS <= bits <= MAX_KEY_BITS:
         return f"an RSA key of {bits} bits; it must have {MIN_KEY_BITS} to {MAX_KEY_BITS}"
     if numbers.e < 3 or numbers.e % 2 == 0 or numbers.e.bit_length() > MAX_EXPONENT_BITS:
         return f"an RSA key with an impossible public exponent ({numbers.e.bit_length()} bits)"
-    # 2^n - 1 can be a prime.
+    # 2^n - 1 may be a prime.
     if numbers.n % 2 == 0 or numbers.n & (numbers.n + 1) == 0 or math.gcd(numbers.n, _SMALL_PRIMES) != 1:
         return "not an RSA key: its modulus has small factors, so anybody could sign with it"
     if math.isqrt(numbers.n) ** 2 == numbers.n:

@@ -1,4 +1,4 @@
-"""Where trust comes from: the root hashes and keys that options name, and those in ``/etc/mystfuse/trust.d``."""
+"""Sources of trust: the root hashes and keys that options name, and those in ``/etc/mystfuse/trust.d``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRUST_DIRECTORY = Path("/etc/mystfuse/trust.d")
 
 @dataclass(frozen=True, slots=True)
 class TrustOptions:
-    """Whom to trust, read and parsed."""
+    """The trusted keys and root hashes, read and parsed."""
 
     policy: TrustPolicy
     hash_offset: int | None
@@ -38,11 +38,11 @@ def collect_trust(
 
     Args:
         hash_offset: where the verity superblock is, for an image without an fssig; goes with one root hash and no key.
-        trust_self: whether an image may vouch for itself when nobody is trusted.
+        trust_self: whether an image is trusted by itself when nothing else is trusted.
 
     Raises:
-        UsageError: options that contradict each other, or something in the trust directory is not what it should be,
-            cannot be read, or could have been put there by others; nothing is trusted then.
+        UsageError: options that contradict each other; or a file in the trust directory that is malformed,
+            unreadable, or writable by other users; then nothing is trusted.
     """
     if hash_offset is not None:
         if len(hashes) != 1:
@@ -61,7 +61,7 @@ def parse_root_hash(value: str, option: str = "--roothash") -> bytes:
     """A root hash from hex digits, or from a file that holds them; UsageError if it is neither.
 
     Args:
-        option: what named it, for messages.
+        option: the option that named it, for messages.
     """
     found = hex_digest(value)
     if found is None:
@@ -82,7 +82,7 @@ _PREFIX = re.compile(r"0x|[a-z0-9-]+:", re.IGNORECASE)
 
 
 def _is_meant_as_digits(value: str) -> bool:
-    """Whether it looks like a digest, one with a slip of the pen included."""
+    """Whether it looks like a digest, including one with a typing mistake."""
     digits = _PREFIX.sub("", value.strip(), count=1)
     others = sum(char not in string.hexdigits for char in digits)
     return "/" not in value and len(digits) >= 16 and others * 10 < len(digits)
@@ -107,5 +107,5 @@ def read_public_keys(path: str, option: str = "--pubkey") -> list[PublicKey]:
 
 
 def read_small_file(path: str, option: str) -> bytes:
-    """The contents of a key or hash file; UsageError if it cannot be read or is too large to be one."""
+    """The contents of a key or hash file; UsageError if reading it fails or it is too large to be one."""
     return read_configured_file(path, option, MAX_SMALL_FILE)

@@ -1,8 +1,8 @@
-"""Directories that say who is trusted: ``trust.d`` and ``signers.d``. They fail closed: what is not understood, or what
-others could have put there, is an error and never an empty list.
+"""The directories of trusted keys and root hashes, ``trust.d`` and ``signers.d``. They fail closed: a malformed file,
+or one that other users could have written, is an error and never an empty list.
 
-Only a directory that is not there at all is empty. On the way to it, and to each file in it, every directory and every
-symbolic link must belong to root or to the caller, and no other user may write to it.
+Only a missing directory counts as empty. On the way to it, and to each file in it, every directory and every symbolic
+link must belong to root or to the caller, and no other user may write to it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_trust_directory(directory: Path, takes_root_hashes: bool = True) -> tup
         takes_root_hashes: whether root hashes have a meaning there.
 
     Raises:
-        UsageError: anything in it is not one of the two, cannot be read, or could have been written by others; or the
+        UsageError: a file in it that is not one of the two, unreadable, or writable by other users; or the
             directory itself is not one.
     """
     hashes: list[bytes] = []
@@ -58,7 +58,7 @@ def read_trust_directory(directory: Path, takes_root_hashes: bool = True) -> tup
         raise UsageError(f"{directory}: {len(names)} files; {MAX_FILES} are the most")
     for name in sorted(names):
         path = str(directory / name)
-        # Lower case alone: a name that only looks right must not be taken, or left out, without a word.
+        # Lower case alone: we must not silently accept, or skip, a name that only looks right.
         suffix = os.path.splitext(name)[1]
         if name.startswith(".") or suffix not in ((".pem", ".roothash") if takes_root_hashes else (".pem",)):
             raise UsageError(f"{path}: not understood: only {kinds} may be here; move it elsewhere, or rename it")
@@ -77,7 +77,7 @@ def read_trust_directory(directory: Path, takes_root_hashes: bool = True) -> tup
 
 
 def hex_digest(text: str) -> bytes | None:
-    """The digest that hex digits stand for, white space around them ignored; None if they are none."""
+    """The digest of these hex digits, surrounding white space ignored; None if they are none."""
     text = text.strip()
     return bytes.fromhex(text) if re.fullmatch(r"[0-9a-fA-F]{64}([0-9a-fA-F]{64})?", text) else None
 
@@ -100,7 +100,7 @@ def _read_protected(path: str) -> bytes:
 
 
 def _reopen(fd: int, stack: ExitStack, flags: int) -> int:
-    """What an O_PATH descriptor stands for, opened for reading; OSError as of open(2)."""
+    """The file of an O_PATH descriptor, opened for reading; OSError as of open(2)."""
     descriptor = os.open(f"/proc/self/fd/{fd}", _READ | flags)
     stack.callback(os.close, descriptor)
     return descriptor
@@ -110,7 +110,7 @@ def _open_protected(path: str) -> int | None:
     """An O_PATH descriptor of ``path``, links followed; None if there is nothing of that name.
 
     Raises:
-        UsageError: others may write to it, or to something on the way to it; or the path cannot be followed.
+        UsageError: other users may write to it, or to a directory or link on the way; or resolving the path failed.
     """
     links = 0
     pending = [(name, False) for name in reversed(path.split("/"))]
@@ -166,7 +166,7 @@ def _open_protected(path: str) -> int | None:
 
 
 def _check(status: os.stat_result, where: str, path: str, owners: set[int], is_last: bool) -> bool:
-    """Raise UsageError if others may change what is at ``where``; returns whether they may add to it.
+    """Raise UsageError if other users may change the file at ``where``; returns whether they may add names to it.
 
     In a directory with the sticky bit others cannot replace what is not theirs; the end of the way must not be one.
     """

@@ -58,7 +58,7 @@ def command(
     128+N for signal N, 126 if it cannot be executed, 127 if it is not there.
     """
     if program == "--":
-        # As other programs that run one have it; click sees an end of our options before IMAGE alone.
+        # Like other programs that run one; click would end our options only before IMAGE.
         if not arguments:
             raise UsageError("exec: PROGRAM is missing behind --")
         program, *rest = arguments
@@ -86,7 +86,7 @@ def command(
 
 
 def make_environment(variables: tuple[str, ...]) -> dict[str, str]:
-    """The environment of the program: a PATH, what a terminal needs, and what ``--env`` says."""
+    """The environment of the program: PATH, the terminal's variables, and those of ``--env``."""
     environment = {"PATH": DEFAULT_PATH, "HOME": "/root" if os.geteuid() == 0 else "/"}
     environment.update({name: os.environ[name] for name in _PASSED_ON if name in os.environ})
     for text in variables:

@@ -1,4 +1,4 @@
-"""``mystfuse ls``: list what is in an image."""
+"""``mystfuse ls``: list a directory of an image."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ class _Listing:
                 pending += reversed(below)
 
     async def _item(self, tree: ImageTree, name: str, path: str, child: Child) -> _Item:
-        """What to show of a name; errors go to stderr."""
+        """The columns for a name; errors go to stderr."""
         inode = target = None
         try:
             inode = child.inode
             if inode.is_symlink and (self._is_long or self._as_json):
-                # ^C counts within a large directory too.
+                # So that ^C works within a large directory too.
                 await trio.lowlevel.checkpoint()
                 target = os.fsdecode(await tree.volume.target(inode.ino))
         except MystfuseError as error:

@@ -1,4 +1,4 @@
-"""``mount.mystfuse``: what mount(8) runs for ``mount -t mystfuse IMAGE DIRECTORY`` and lines of fstab(5)."""
+"""``mount.mystfuse``: mount(8) runs it for ``mount -t mystfuse IMAGE DIRECTORY`` and lines of fstab(5)."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class MountExit(IntEnum):
 _OPPOSITES = (("ro", "rw"), ("suid", "nosuid"), ("dev", "nodev"), ("exec", "noexec"), ("trust_self", "no_trust_self"))
 """Of each pair the last one counts, as for mount(8)."""
 _ALLOWED = ("suid", "dev")
-"""mount(8) takes ``suid`` and ``dev`` for its defaults and passes on ``nosuid`` and ``nodev`` alone. Ours are the other
-way round; ``allow_suid`` and ``allow_dev`` get through."""
+"""mount(8) drops ``suid`` and ``dev`` as its defaults, and passes on ``nosuid`` and ``nodev`` alone. Our defaults
+differ; ``allow_suid`` and ``allow_dev`` reach us."""
 _FOR_OTHERS = re.compile(
     r"defaults|(no)?auto|(no)?user|user=.*|users|(no)?owner|(no)?group|nofail|_netdev|[xX]-.*|comment=.*|u?helper=.*|"
     r"silent|loud|sync|dirsync|atime|(no)?diratime|(no|strict|nostrict)?relatime|(no)?strictatime|(no)?lazytime|"
@@ -143,7 +143,7 @@ def _mount(call: _Call) -> MountExit:
 
     def serve(report: Report) -> int:
         if namespace is not None:
-            # Imported while its files can be reached; ``serve_mount`` imports the rest only in that namespace.
+            # Imported while its files are accessible; ``serve_mount`` imports the rest only in that namespace.
             for module in "mystfuse.mounting.session", "mystfuse.image.unlock", "logging.handlers":
                 importlib.import_module(module)
             namespace.enter()
@@ -184,8 +184,8 @@ def _options_for_us(call: _Call) -> list[str]:
 
 
 def _hide_key(call: _Call) -> NoReturn:
-    """Start this program again with the key of ``-o key=HEX`` in a pipe: neither the daemon's command line nor its
-    memory has it from then on."""
+    """Start this program again with the key of ``-o key=HEX`` in a pipe: then neither the daemon's command line nor its
+    memory contains it."""
     keys = [option.removeprefix("key=") for option in call.options if option.startswith("key=")]
     if not re.fullmatch(rf"([0-9a-fA-F]{{2}}){{1,{MAX_KEY_DIGITS // 2}}}", keys[0]) or len(keys) > 1:
         raise UsageError("-o key=HEX: one key, in hex digits")
@@ -196,7 +196,7 @@ def _hide_key(call: _Call) -> NoReturn:
     os.write(sender, keys[0].encode())
     os.close(sender)
     os.set_inheritable(receiver, True)
-    # What comes before our arguments: the interpreter, and the script or -m MODULE.
+    # The words before our arguments: the interpreter, and the script or -m MODULE.
     interpreter = sys.orig_argv[1 : len(sys.orig_argv) - (len(sys.argv) - 1)]
     os.execv(sys.executable, [sys.executable, *interpreter, *call.without_key(receiver)])  # noqa: S606
 

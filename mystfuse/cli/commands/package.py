@@ -108,8 +108,9 @@ def _read_settings(config: Path) -> dict[str, Any]:
 
 
 def _with_contents(settings: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The settings with what is in the files that mounts name as PublicKey and Roothash (in Mystikos' ``config.c``:
-    RootHash), relative to ``directory``. Values of the wrong type are left as they are: parsing refuses them."""
+    """The settings with the contents of the files that mounts name as PublicKey and Roothash (in Mystikos'
+    ``config.c``: RootHash), relative to ``directory``. Values of the wrong type are left as they are: parsing refuses
+    them."""
     mounts = settings.get("Mount")
     if not isinstance(mounts, list):
         return settings
@@ -133,7 +134,7 @@ def _with_contents(settings: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _can_be_named(value: object) -> bool:
-    """Whether it can be the name of a file at all."""
+    """Whether it is possible as a file name."""
     try:
         return isinstance(value, str) and b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:

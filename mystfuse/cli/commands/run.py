@@ -25,7 +25,7 @@ from mystfuse.trust.trust_directory import read_trust_directory
 
 SIGNERS_DIRECTORY = Path("/etc/mystfuse/signers.d")
 ROOTFS_VARIABLES = ("MYST_ROOTFS", "MYST_ROOTFS_PATH")
-"""As the original's documentation has it, and as its code has it."""
+"""As in the original's documentation, and as in its code."""
 _KEYS = frozenset({"key_file", "passphrase_file", "kdf_limit"})
 
 
@@ -38,7 +38,7 @@ class _PackageFirst(click.Command):
         return super().parse_args(ctx, [*before, *after, "--", *rest[:1], *arguments])
 
     def _split(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
-        """The options that ``args`` begin with, and what comes after them."""
+        """The options at the start of ``args``, and the rest."""
         with_value = {
             name
             for parameter in self.params
@@ -138,13 +138,13 @@ def command(
 
 
 def _open(path: str, signers: Sequence[str]) -> Package:
-    """Read a package, once, and see that it may be run."""
+    """Read a package, once, and check that it may be run."""
     if signers:
         pinned = [key for name in signers for key in read_public_keys(name, "--signer")]
     else:
         _, pinned = read_trust_directory(SIGNERS_DIRECTORY, takes_root_hashes=False)
     with BufferedReader(open_configured_file(path, "package")) as file:
-        # What is too large is no package: its parser says so.
+        # A file that is too large is no package: its parser says so.
         data = file.read(MAX_PACKAGE_SIZE + 1)
     try:
         return open_package(data, pinned)
@@ -153,7 +153,7 @@ def _open(path: str, signers: Sequence[str]) -> Package:
 
 
 def _environment(configuration: Configuration, host: Mapping[str, str]) -> dict[str, str]:
-    """What the package sets, and what it lets through. What it sets itself counts."""
+    """The variables that the package sets, and those that it lets through. The former count."""
     passed = {name: host[name] for name in configuration.host_environment if name in host}
     return {**passed, **dict(configuration.environment)}
 
@@ -181,7 +181,7 @@ def _mounts(package: Package, texts: Sequence[str]) -> list[ContainerMount]:
         what = "an image" if is_image else "a file or directory"
         if given_text is None:
             raise UsageError(f"{entry.target}: the package wants {what} there: give --mount SOURCE={entry.target}")
-        # What the package declares as an image is opened as one, whatever is in it.
+        # We open a declared image as an image, whatever its contents.
         found = ContainerMount.parse(given_text, is_image or None)
         if found.is_image != is_image or (is_image and os.path.isdir(found.source or "")):
             raise UsageError(f"--mount {given_text}: the package wants {what} there")

@@ -37,7 +37,7 @@ def read_status(mountpoint: str) -> str:
     """The text of a mount's status.json.
 
     Raises:
-        MountError: it is no mount of ours, or does not answer.
+        MountError: it is not a mount of ours, or does not answer.
     """
     path = resolve_mountpoint(mountpoint)
     if find_mount(path) is None:

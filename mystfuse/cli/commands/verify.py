@@ -20,7 +20,7 @@ from mystfuse.image.verify import BadRange, find_damage
 from mystfuse.trust.policy import TrustReason
 
 MAX_SHOWN = 1000
-"""Bad ranges printed; the rest is counted."""
+"""The number of bad ranges to print; the rest is counted."""
 
 
 @click.command("verify", short_help="Check every block of an image.")

@@ -1,4 +1,4 @@
-"""Builds the native kernels, run by setup.py; if they cannot be built, the fallback in Python is used."""
+"""Builds the native kernels, run by setup.py; if that fails, the fallback in Python is used."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def supported(arguments: list[str]) -> list[str]:
 
 
 def declarations() -> str:
-    """What kernel.h declares, in the part of C that cffi reads."""
+    """The declarations of kernel.h, in the subset of C that cffi parses."""
     with open(os.path.join(HERE, "kernel.h"), encoding="ascii") as file:
         header = file.read()
     return re.sub(r"^#.*$", "", header, flags=re.MULTILINE)

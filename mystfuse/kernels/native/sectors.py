@@ -19,7 +19,7 @@ _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class _Cipher:
-    """What the modes share. The key is in OpenSSL's memory alone."""
+    """The common part of the modes. The key is in OpenSSL's memory alone."""
 
     def __init__(
         self, chain_mode: int, key: Bytes, sector_size: int, iv_tweak: int = 0, iv_mode: str = "plain64"

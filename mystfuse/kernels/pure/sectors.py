@@ -69,7 +69,7 @@ class _InitializationVectors:
 
 
 class _Cipher:
-    """What the modes share."""
+    """The common part of the modes."""
 
     def decrypt(self, data: Bytes, sector: int) -> bytes:
         """Decrypt consecutive whole sectors; ``sector`` is the first one's place in 512-byte units."""
@@ -156,7 +156,8 @@ class CbcCipher(_Cipher):
         parts: list[bytes] = []
         for number, part in _steps(data, sector, self._sector_size):
             vectors = self._encrypt_vector(self._vectors.blocks(number, len(part) // self._sector_size))
-            # What each block was added to: the one before it, in the first of a sector the vector.
+            # The value added to each block: the block before it, or for the first of a sector the initialization
+            # vector.
             before = bytearray(AES_BLOCK) + part[:-AES_BLOCK]
             words, firsts = memoryview(before).cast("Q"), memoryview(vectors).cast("Q")
             step = self._sector_size // 8
