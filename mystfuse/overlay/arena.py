@@ -12,7 +12,7 @@ from mystfuse.overlay.slots import USED, Slots, runs_of
 ARENA_SIZE = 4 << 20
 """Bytes."""
 TOUCHED = 2
-"""State of a slot: it has been used again since it was last looked at."""
+"""State of a slot: it has been used again since the spill last looked at it."""
 _MADV_POPULATE_WRITE = 23
 """Linux 5.14, include/uapi/asm-generic/mman-common.h; Python has no name for it."""
 
@@ -42,18 +42,18 @@ class Arenas:
         return self.slots.used
 
     def take(self, count: int) -> list[int]:
-        """Take ``count`` slots, one at least, to be filled: all of them or none.
+        """Take ``count`` slots (at least one), to be filled: all of them or none.
 
         Raises:
             OSError: ENOSPC, the system has no memory left.
-            MemoryError: the same, for what is not a block.
+            MemoryError: the same, for other memory than blocks.
         """
         missing = count - self.slots.size + self.slots.used
         if missing > 0:
             self.slots.grow(-(-missing // self._per_arena) * self._per_arena)
         slots = self.slots.take(count)
         try:
-            # Those between have no free slot, so they are there.
+            # The arenas between have no free slot, so they exist.
             for arena in range(slots[0] // self._per_arena, slots[-1] // self._per_arena + 1):
                 if arena not in self._arenas:
                     self._arenas[arena] = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -77,7 +77,7 @@ class Arenas:
             for part in self._in_arenas(run):
                 memory, where = self.place(part.start, len(part))
                 if len(part) > self._per_page:
-                    # All pages at once, rather than each when it is first written to. An older kernel cannot do that.
+                    # All pages at once, rather than each on its first write. An older kernel lacks this.
                     first = where.start // mmap.PAGESIZE * mmap.PAGESIZE
                     with suppress(OSError):
                         memory.madvise(_MADV_POPULATE_WRITE, first, where.stop - first)
@@ -101,16 +101,16 @@ class Arenas:
             states[slot] = TOUCHED
 
     def place(self, slot: int, count: int = 1) -> tuple[mmap.mmap, slice]:
-        """Where the bytes of a slot (and of those behind it in the same arena) are."""
+        """The place of a slot's bytes (and of those behind it in the same arena)."""
         arena, index = divmod(slot, self._per_arena)
         return self._arenas[arena], slice(index * self._block_size, (index + count) * self._block_size)
 
     def load(self, slot: int) -> bytes:
-        """A copy of what is in a slot."""
+        """A copy of a slot's contents."""
         states = self._states
         if states[slot] == USED:
             states[slot] = TOUCHED
-        # Every block that is read comes from here: without a call of ``place``.
+        # Every read of a block comes here, so it does not call ``place``.
         arena, index = divmod(slot, self._per_arena)
         start = index * self._block_size
         return self._arenas[arena][start : start + self._block_size]
@@ -121,7 +121,7 @@ class Arenas:
         self.give_back(slots)
 
     def give_back(self, slots: Sequence[int]) -> None:
-        """Give the pages of free slots to the system. Never fails: without memory for that they stay with us."""
+        """Give the pages of free slots to the system. Never fails: without memory for that we keep them."""
         try:
             for run in runs_of(sorted(slots)):
                 for part in self._in_arenas(run):

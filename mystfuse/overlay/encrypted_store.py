@@ -1,8 +1,8 @@
-"""An unlinked file on untrusted disk for written blocks that memory has no room for: encrypted and authenticated.
+"""An unlinked file on an untrusted disk for written blocks beyond the memory limit: encrypted and authenticated.
 
 The key is random and exists only in memory. A block is sealed with AES-256-GCM: the nonce is a counter that never comes
-again, and its place in the file is authenticated with it. Counter and tag of each block stay in memory, so that the
-disk can return what was written there last, or be found out.
+again, and its place in the file is authenticated with it. Counter and tag of each block stay in memory, so that we
+detect any other answer of the disk than the bytes last written there.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mystfuse.system.output_paths import open_directory
 TAG_SIZE = 16
 """Bytes."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What write(2) says when no more fits: the disk, a quota, RLIMIT_FSIZE."""
+"""The errnos of write(2) when no more fits: the disk, a quota, RLIMIT_FSIZE."""
 _PROBE = 64 << 10
-"""Bytes that have to fit before anybody counts on the file."""
+"""Bytes of free disk space before we rely on the file."""
 _MAX_PARTS = 1024
 """IOV_MAX of Linux, include/uapi/linux/uio.h."""
 _MAX_READ = 1 << 20
@@ -37,7 +37,7 @@ def open_store_file(directory: str) -> int:
 
     Raises:
         UsageError: there is no such directory.
-        MystfuseError: nothing can be written there.
+        MystfuseError: writing there failed.
     """
     what = f"--overlay-store {directory}"
     try:
@@ -63,8 +63,8 @@ def open_store_file(directory: str) -> int:
 
 
 def prepare_store() -> None:
-    """Import what ``OverlayStore`` needs, before the daemon gives up the file system."""
-    # Only where there is one: most mounts have no need of it.
+    """Import the modules of ``OverlayStore``, before the daemon gives up the file system."""
+    # Only with a store: most mounts do not need it.
     import cryptography.exceptions
     import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401
 
@@ -74,7 +74,7 @@ def _make_file(directory: int) -> int:
         # O_EXCL: it can never be given a name.
         return os.open(".", os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
-        # What file systems and kernels without O_TMPFILE say: open(2).
+        # The errors of file systems and kernels without O_TMPFILE: open(2).
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
             raise
     # Only here: it takes long to import.
@@ -92,12 +92,12 @@ def _write_all(descriptor: int, parts: Sequence[bytes | memoryview], offset: int
         rest = memoryview(b"".join(parts))[count:]
         if not count:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # Why it was not all, the next try says.
+        # The next attempt reports why it was not all.
         _write_all(descriptor, [rest], offset + count)
 
 
 class Sealed(NamedTuple):
-    """Where a block is, and what proves that it is the one."""
+    """The place of a block, and the proof of its identity."""
 
     slot: int
     counter: int
@@ -105,7 +105,7 @@ class Sealed(NamedTuple):
 
 
 class OverlayStore:
-    """Slots of ``block_size`` bytes in a file. What happens in which slot is for the caller to say.
+    """Slots of ``block_size`` bytes in a file. The caller chooses the slots.
 
     ``write``, ``read``, ``give_back`` and ``free_blocks`` wait for the disk, and may be called in any thread.
 
@@ -132,7 +132,7 @@ class OverlayStore:
         their tags.
 
         Raises:
-            OSError: they cannot be written, or not all of them.
+            OSError: writing failed, or was incomplete.
         """
         size, seal = self.block_size, self._cipher.encrypt
         sealed = [
@@ -147,8 +147,8 @@ class OverlayStore:
         return [part[size:] for part in sealed]
 
     def read(self, wanted: Sequence[Sealed], can_wait: bool = True) -> list[bytes | MystfuseError] | None:
-        """The blocks, in the order given, or for each what is wrong with it. None if they are not in the page cache
-        and the disk must not be waited for."""
+        """The blocks in the given order, or for each its error. None if they are not in the page cache and we must not
+        wait for the disk."""
         size = self.block_size
         found: dict[int, bytes | MystfuseError] = {}
         by_slot = sorted({sealed.slot: sealed for sealed in wanted}.values())
@@ -163,7 +163,7 @@ class OverlayStore:
         return [found[sealed.slot] for sealed in wanted]
 
     def _read_run(self, run: range, can_wait: bool) -> memoryview | MystfuseError | None:
-        """As much as there is of a run of slots."""
+        """The readable part of a run of slots."""
         size = self.block_size
         buffer, have = memoryview(bytearray(len(run) * size)), 0
         flags = 0 if can_wait else self._nowait
@@ -202,7 +202,7 @@ class OverlayStore:
         Returns what ``free_blocks`` does then.
 
         Raises:
-            OSError: the file cannot be cut.
+            OSError: truncating the file failed.
         """
         size = self.block_size
         if end * size < os.fstat(self._descriptor).st_size:

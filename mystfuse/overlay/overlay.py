@@ -32,7 +32,7 @@ class Overlay(Space):
 
     @property
     def blocks(self) -> int:
-        """How many blocks the present state has."""
+        """The number of blocks in the present state."""
         return len(self._slots)
 
     def __contains__(self, number: int) -> bool:
@@ -41,7 +41,7 @@ class Overlay(Space):
     def get(self, number: int) -> bytes | int | None:
         """A copy of the block, its version for ``recall`` if it is in the store, or None if it has not been written."""
         slot = self._slots.get(number)
-        # Every block that an operation reads is asked for here: without a further call.
+        # Every read of a block comes here, so it makes no further call.
         return None if slot is None else self._load(slot) if slot >= 0 else self.load(slot)
 
     def holds(self, number: int) -> bool:
@@ -54,14 +54,14 @@ class Overlay(Space):
     def commit(
         self, changed: Mapping[int, Content], freed: Collection[int], use_reserve: bool, runs: Runs = ()
     ) -> None:
-        """Store blocks, and drop those that are free now; see ``Space.change``."""
+        """Store blocks, and drop freed ones; see ``Space.change``."""
         if self._snapshots:
             self._forget_closed()
         self.change(self._slots, changed, freed, use_reserve, runs, [snapshot.kept for snapshot in self._snapshots])
         self._shrink()
 
     def _shrink(self) -> None:
-        """A dictionary never gives back what it was once as large as: a smaller one takes its place."""
+        """A dictionary never gives back memory when it gets smaller: replace it with a smaller one."""
         try:
             if len(self._slots) > self._largest:
                 self._largest = len(self._slots)
@@ -75,7 +75,7 @@ class Overlay(Space):
         """The present state, as long as the snapshot is not closed.
 
         Raises:
-            OSError: EBUSY, there are as many snapshots as there may be.
+            OSError: EBUSY, too many snapshots.
         """
         self._forget_closed()
         if len(self._snapshots) >= MAX_SNAPSHOTS:
@@ -85,7 +85,8 @@ class Overlay(Space):
         return snapshot
 
     def _forget_closed(self) -> None:
-        """Give back what only closed snapshots hold. Never fails: without memory for it, the next change does it."""
+        """Give back the blocks that only closed snapshots hold. Never fails: without memory for it, the next change
+        does it."""
         try:
             for snapshot in self._snapshots:
                 if snapshot.is_closed:

@@ -1,4 +1,4 @@
-"""Which slots of memory or of a file are in use: one byte each."""
+"""The slots of memory or of a file that are in use: one byte each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 FREE, USED = 0, 1
-"""States of a slot. Further ones are its owner's, and mean that it is in use."""
+"""States of a slot. The owner may define further ones, which mean that it is in use."""
 _FREE_RUN = re.compile(b"\0+")
 
 
@@ -37,7 +37,7 @@ class Slots:
         self._lowest = min(self._lowest, len(self.states))
 
     def take(self, count: int, end: int | None = None) -> list[int]:
-        """Take the first ``count`` free slots, or fewer if there are not so many.
+        """Take the first ``count`` free slots, or fewer if there are fewer.
 
         Args:
             end: only slots below this.
@@ -60,7 +60,7 @@ class Slots:
         """Give slots back. With an iterator this takes no memory, so that it cannot fail.
 
         Args:
-            left: how many are in use then.
+            left: the number in use afterwards.
         """
         states = self.states
         for slot in slots:
@@ -83,7 +83,7 @@ def runs_of(slots: Sequence[int], longest: int | None = None) -> Iterator[range]
     if not slots:
         return
     if slots[-1] - slots[0] == len(slots) - 1 and longest is None and list(range(slots[0], slots[-1] + 1)) == slots:
-        # Most often.
+        # The usual case.
         yield range(slots[0], slots[-1] + 1)
         return
     ends = [position for position in range(1, len(slots)) if slots[position] != slots[position - 1] + 1]

@@ -1,4 +1,5 @@
-"""Snapshots of the overlay. Taking one costs nothing: from then on the first change of a block leaves the old to it."""
+"""Snapshots of the overlay. Taking one costs nothing: later, the first change of a block leaves its old version to the
+snapshot."""
 
 from __future__ import annotations
 
@@ -10,20 +11,20 @@ from mystfuse.overlay.space import OverlayBusy, Runs, Space
 
 
 class Snapshot:
-    """The overlay as it was at one moment. It can be written to as well, which only the snapshot itself shows.
+    """The overlay as it was at one moment. It is writable too; only the snapshot itself shows those writes.
 
-    Made by ``Overlay.snapshot``; what it holds counts against the overlay's limit until ``close``.
+    Made by ``Overlay.snapshot``; its blocks count against the overlay's limit until ``close``.
 
     Args:
-        present: where the present state has a block.
+        present: returns where the present state has a block.
         on_close: called when it has been closed.
     """
 
     def __init__(self, space: Space, present: Callable[[int], int | None], on_close: Callable[[], None]) -> None:
         self.kept: dict[int, int | None] = {}
-        """Blocks that have changed since: the slot of the old one, None for what was not written then."""
+        """Blocks that have changed since: the slot of the old version, None for a block that was not written then."""
         self.own: dict[int, int | None] = {}
-        """Blocks written to the snapshot itself; None for what was freed in it."""
+        """Blocks written to the snapshot itself; None for those freed in it."""
         self.is_closed = False
         self._space = space
         self._present = present
@@ -59,6 +60,6 @@ class Snapshot:
         await self._space.make_room(busy)
 
     def close(self) -> None:
-        """Give back what only the snapshot holds. Never fails."""
+        """Give back the blocks that only the snapshot holds. Never fails."""
         self.is_closed = True
         self._on_close()

@@ -1,4 +1,5 @@
-"""Bounded space for written blocks: memory, and an ``OverlayStore`` if there is one. Tables say where each block is."""
+"""Bounded space for written blocks: memory, and an ``OverlayStore`` if there is one. Tables hold the place of each
+block."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ ENTRY = 128
 _MOST_LOW_WATER = 16 << 20
 
 Runs = Collection[tuple[int, memoryview]]
-"""Of consecutive blocks the number of the first one, and what is in all of them."""
+"""The number of the first of consecutive blocks, and the contents of all of them."""
 
 
 class OverlayFull(OSError):
@@ -42,10 +43,10 @@ class OverlayBusy(Exception):
 
 
 class Space(ABC):
-    """What it holds in memory never exceeds ``limit`` bytes, tables included. Not for more than one thread.
+    """Its memory never exceeds ``limit`` bytes, tables included. For a single thread.
 
     Args:
-        store: for what memory has no room for; then this is for trio's thread.
+        store: for blocks beyond the limit; then this is for trio's thread.
         io_timeout: seconds until a store that does not answer is an error.
     """
 
@@ -58,7 +59,7 @@ class Space(ABC):
         self._load = self._arenas.load
         self._spill: Spill | None = None
         self._entry = ENTRY
-        """Bytes that tables cost for a block, wherever it is."""
+        """Bytes that tables cost for a block in any place."""
         self._floor = 0
         """Bytes that tables never take up: blocks that change have to be in memory."""
         if store is not None:
@@ -66,13 +67,13 @@ class Space(ABC):
             self._entry += PLACE
             self._floor = min(max(limit // 8, 64 * block_size), limit // 2)
         self._reserve = min(max(limit // 16, 16 * (block_size + self._entry)), limit // 8)
-        """Bytes that are kept for operations that free more than they take."""
+        """Bytes kept for operations that free more than they take."""
         self._low_water = min(self._floor // 2, _MOST_LOW_WATER)
         """Bytes: with less memory left than this, blocks go to the store."""
 
     @abstractmethod
     def tables(self) -> Collection[Table]:
-        """All that name slots."""
+        """All tables that name slots."""
 
     @property
     def used(self) -> int:
@@ -86,7 +87,7 @@ class Space(ABC):
 
     @property
     def room(self) -> int:
-        """How many more blocks can be taken, as far as is known, besides those of the reserve."""
+        """The number of further blocks, as far as is known, besides those of the reserve."""
         left = self.limit - self._reserve - self._table_bytes(0)
         size, disk, most = self.block_size, 0, left
         if self._spill is not None:
@@ -96,8 +97,8 @@ class Space(ABC):
 
     @property
     def most_at_once(self) -> int | None:
-        """Bytes of data that one operation may write, so that there is always memory for it and what goes with it;
-        None for no bound but ``room``."""
+        """Bytes of data that one operation may write, so that there is always memory for them and their metadata; None
+        for no bound but ``room``."""
         return None if self._spill is None else max(self._floor // 2 // self.block_size, 1) * self.block_size
 
     def load(self, slot: int | None) -> bytes | int | None:
@@ -125,7 +126,7 @@ class Space(ABC):
         Raises:
             OverlayFull: the store is full.
             StorageTimeout: the disk does not answer.
-            ImageReadError: the store cannot be written.
+            ImageReadError: writing to the store failed.
         """
         assert self._spill is not None
         while True:
@@ -137,7 +138,7 @@ class Space(ABC):
                     used = self._table_bytes(busy.new) + (self._arenas.used + busy.in_memory) * self.block_size
                     raise self._full(max(used - limit, 1), self.block_size) from None
             else:
-                # Others go on as well.
+                # Other operations go on as well.
                 await trio.lowlevel.checkpoint()
                 return
 
@@ -152,27 +153,27 @@ class Space(ABC):
     ) -> None:
         """Change one table and the blocks it names: all of it or nothing.
 
-        What needs memory comes first, and is taken back if there is none. From the moment when the first block is
+        Steps that need memory come first, and are undone if there is none. From the moment when the first block is
         overwritten nothing takes memory, so nothing fails.
 
         Args:
             table: the slots of blocks by their numbers.
-            changed: blocks and what they are now.
+            changed: blocks and their new contents.
             freed: blocks that are free now.
             use_reserve: whether the last part of the limit may be used.
             runs: more changed blocks, none of which is in ``changed`` or another run.
-            snapshots: what snapshots of the table keep, for which the old slots are entered; None if the table is a
-                snapshot's own, where what is freed becomes None.
+            snapshots: the tables of its snapshots, which get the old slots; None if the table is a
+                snapshot's own, where freed blocks become None.
 
         Raises:
             OverlayFull: the limit would be exceeded.
-            OverlayBusy: it would be in memory, but not when more has been written to the store.
+            OverlayBusy: memory is full until more has been written to the store.
             OSError: ENOSPC, the system has no memory left.
-            MemoryError: the same, for what is not a block.
+            MemoryError: the same, for other memory than blocks.
         """
         arenas, size = self._arenas, self.block_size
         if runs and (snapshots != [] or not all(table.keys().isdisjoint(_numbers(run, size)) for run in runs)):
-            # Only where nothing has been written before runs are stored as such.
+            # Runs are stored as such only where none of their blocks was written before.
             blocks = {
                 number: run[1][index * size : (index + 1) * size]
                 for run in runs
@@ -197,13 +198,13 @@ class Space(ABC):
             else:
                 new[number] = content
                 if slot is not None:
-                    # What is in the store is not overwritten there.
+                    # Blocks in the store are not overwritten there.
                     replaced.append(slot)
         dropped = [slot for number in freed if (slot := held.get(number)) is not None]
         in_runs = sum([len(content) for _, content in runs]) // size if runs else 0
         added = len(new) - len(replaced) + in_runs
         if in_memory := len(new) + in_runs:
-            # An operation that only replaces blocks of the store gives their places back, so a full store takes it.
+            # An operation that only replaces blocks of the store frees their places, so a full store takes it.
             self._check(added - len(dropped), in_memory, use_reserve or not added)
         kept: list[tuple[dict[int, int | None], dict[int, int | None]]] = []
         before: dict[int, Any] = {}
@@ -282,10 +283,10 @@ class Space(ABC):
         return entries
 
     def _check(self, new: int, in_memory: int, use_reserve: bool) -> None:
-        """See that ``new`` more blocks can be held, and ``in_memory`` stored.
+        """Check that there is room for ``new`` more blocks, and memory for ``in_memory``.
 
         Raises:
-            OverlayFull: they cannot.
+            OverlayFull: there is none.
             OverlayBusy: not yet.
         """
         limit, size = self.limit if use_reserve else self.limit - self._reserve, self.block_size

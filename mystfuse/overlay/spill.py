@@ -2,7 +2,7 @@
 
 Blocks go to the disk ahead of need, one batch at a time in a thread; the event loop never waits for it. A block in the
 store is never changed there. So its place and the counter that it was sealed with, together its *version*, stand for
-the same bytes for ever, and what was fetched for a version is never out of date.
+the same bytes for ever, and the bytes of a version are never out of date.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ PLACE = 32
 _BATCH = 1 << 20
 """Bytes that are written to the store together."""
 _LOOSE = 8 << 20
-"""Bytes: with so much of the disk held by free places, it is given back."""
+"""Bytes: when free places hold this much of the disk, they are given back."""
 _THREADS = 8
 """Reads of the store under way at once."""
 _RETRY = 1.0
 """Seconds until a store that was full, or failed, is tried again."""
 _SILENCE = 60.0
-"""Seconds between two messages that the store cannot be written."""
+"""Seconds between two messages that writing to the store fails."""
 _IN_FLIGHT = TOUCHED + 1
 """State of a slot in memory: it is on its way to the store, and has not been changed since."""
 _WRITTEN = USED + 1
@@ -50,7 +50,7 @@ _WRITTEN = USED + 1
 _PLACE_BITS = 32
 
 Table = dict[int, int] | dict[int, int | None]
-"""Where blocks are, by their numbers: a slot in memory; or the complement of a place in the store."""
+"""The places of blocks by their numbers: a slot in memory; or the complement of a place in the store."""
 
 
 def _never_given_up() -> bool:
@@ -66,10 +66,10 @@ class _Batch(NamedTuple):
 
 
 class Spill:
-    """Not for more than one thread, which is trio's.
+    """For trio's thread alone.
 
     Args:
-        batch: how many bytes are written together, at most.
+        batch: the maximum of bytes that are written together.
         tables: all tables that name slots.
         is_short: whether memory is getting short.
         io_timeout: seconds until a disk that does not answer is an error.
@@ -87,7 +87,7 @@ class Spill:
         self.slots = Slots()
         """Places in the store."""
         self.failure: OSError | None = None
-        """Why the last batch could not be written."""
+        """Why writing the last batch failed."""
         self._arenas = arenas
         self._store = store
         self._tables = tables
@@ -95,16 +95,16 @@ class Spill:
         self._io_timeout = io_timeout
         self._batch_blocks = max(min(_BATCH, batch) // store.block_size, 1)
         self._numbers = array("Q")
-        """Of the blocks in memory, by their slots."""
+        """The numbers of the blocks in memory, by their slots."""
         self._counters = array("Q")
         self._tags = bytearray()
         self._next_counter = 1
         self._hand = 0
-        """The slot in memory that is looked at next for what goes to the store."""
+        """The slot in memory to consider next for the store."""
         self._end = 0
         """Places below this have been written, and hold disk space."""
         self._disk_free = store.free_blocks()
-        """How many more blocks the disk had room for when something was last written."""
+        """The number of further blocks for which the disk had room at the last write."""
         self._loose = 0
         """Places that have been freed since disk space was last given back."""
         self._may_grow = True
@@ -115,7 +115,7 @@ class Spill:
         self._began = 0.0
         """When that thread was started."""
         self._give_up = _never_given_up
-        """Of that thread: see ``start_in_thread``."""
+        """Gives up waiting for that thread: see ``start_in_thread``."""
         self._has_ended = trio.Event()
         self._readers = trio.CapacityLimiter(_THREADS)
 
@@ -126,22 +126,22 @@ class Spill:
 
     @property
     def room(self) -> int:
-        """How many more blocks the store takes, as far as is known."""
+        """The number of further blocks for the store, as far as is known."""
         disk_free = self._disk_free
         if self.failure is not None and self.failure.errno in FULL:
-            # Later on the disk may have room again. Only a write can tell, and there is none where there is no room.
+            # The disk may have room again later. Only a write can tell, and without room there is none.
             disk_free = 0 if time.monotonic() < self._retry_at else max(disk_free, self._arenas.used)
         return max(self._end - self.slots.used, 0) + disk_free
 
     def note(self, slots: Mapping[int, int]) -> None:
-        """The numbers of these blocks are to be known by their slots in memory."""
+        """Record the numbers of these blocks by their slots in memory."""
         if (missing := self._arenas.slots.size - len(self._numbers)) > 0:
             self._numbers.extend(repeat(0, missing))
         for number, slot in slots.items():
             self._numbers[slot] = number
 
     def version(self, place: int) -> int:
-        """What ``recall`` fetches the block by."""
+        """The version by which ``recall`` fetches the block."""
         return self._counters[place] << _PLACE_BITS | place
 
     def go_on(self) -> None:
@@ -159,7 +159,7 @@ class Spill:
 
         Raises:
             StorageTimeout: the disk does not answer.
-            ImageReadError: the store cannot be written.
+            ImageReadError: writing to the store failed.
         """
         if self._on_end is None and not self._begin_batch():
             if self.failure is not None and self.failure.errno not in FULL:
@@ -170,13 +170,13 @@ class Spill:
             await self._has_ended.wait()
         if waiting.cancelled_caught:
             if self._give_up():
-                # It has never begun: others can.
+                # It has never begun: other threads may.
                 self._on_end(outcome.Error(OSError(EAGAIN, "no thread has begun")))
             raise self._timeout()
         return True
 
     def recall_now(self, versions: Iterable[int]) -> dict[int, bytes | MystfuseError] | None:
-        """What ``recall`` returns, if that can be had without waiting for the disk; else None. Never blocks."""
+        """The result of ``recall``, if it needs no waiting for the disk; else None. Never blocks."""
         wanted = self._wanted(versions)
         if len(wanted) * self._store.block_size > INLINE_BYTES:
             return None
@@ -184,12 +184,12 @@ class Spill:
         return None if blocks is None else self._sift(wanted, blocks)
 
     async def recall(self, versions: Iterable[int]) -> dict[int, bytes | MystfuseError]:
-        """Blocks from the store by their versions, or for each what is wrong with it. What has been changed or freed
-        meanwhile may be missing.
+        """Blocks from the store by their versions, or for each its error. Blocks that were changed or freed meanwhile
+        may be missing.
 
         Raises:
             StorageTimeout: the disk does not answer.
-            ImageReadError: no thread can be started to wait for it.
+            ImageReadError: no thread starts to wait for it.
         """
         versions = list(versions)
         found = self.recall_now(versions)
@@ -222,7 +222,7 @@ class Spill:
         return wanted
 
     def _sift(self, wanted: dict[int, Sealed], blocks: list[bytes | MystfuseError]) -> dict[int, bytes | MystfuseError]:
-        """Errors count only for blocks that are still where they were read: the place may be another's by now."""
+        """Errors count only for blocks that are still where they were read: another block may have the place by now."""
         found = dict(zip(wanted, blocks, strict=True))
         for version, block in list(found.items()):
             if isinstance(block, MystfuseError):
@@ -244,7 +244,7 @@ class Spill:
         return StorageTimeout(f"overlay store: no answer from the disk within {self._io_timeout:g} s")
 
     def freed(self, places: Sized) -> None:
-        """So many places are free again. Never fails."""
+        """This many places are free again. Never fails."""
         if self.failure is not None:
             # There is room where these were.
             self._may_grow, self._retry_at = False, 0.0
@@ -254,7 +254,7 @@ class Spill:
             return
 
     def _begin_batch(self) -> bool:
-        """Begin to write blocks to the store; False if that is not possible.
+        """Begin to write blocks to the store; False if it cannot begin now.
 
         Raises:
             MemoryError: nothing has been begun.
@@ -288,7 +288,7 @@ class Spill:
         return True
 
     def _choose(self) -> list[int]:
-        """The next slots in memory that have not been used since the last time round (the CLOCK algorithm)."""
+        """The next slots in memory that were not used since the last round (the CLOCK algorithm)."""
         for _ in range(2):
             hand, most = self._hand, self._batch_blocks
             chosen = self._sweep(hand, self._arenas.slots.size, most)
@@ -303,7 +303,7 @@ class Spill:
         while start < end and len(chosen) < most:
             found = states.find(USED, start, end)
             stop = end if found < 0 else found
-            # A second chance for those that have been used.
+            # A second chance for used ones.
             states[start:stop] = states[start:stop].replace(b"\2", b"\1")
             if found >= 0:
                 chosen.append(found)
@@ -329,7 +329,7 @@ class Spill:
         return self._store.write(batch.places, batch.first_counter, blocks), self._store.free_blocks()
 
     def _enter(self, batch: _Batch, result: outcome.Outcome[tuple[list[bytes], int]]) -> None:
-        """Have the tables say that blocks are in the store, those that have not changed on their way."""
+        """Enter blocks into the tables as being in the store, if they have not changed on their way."""
         memory, store = self._arenas.slots, self.slots
         try:
             tables = self._tables()
@@ -378,14 +378,14 @@ class Spill:
             log.warning("overlay store: writing: %s", error.strerror)
         self.failure = error
         if error.errno in FULL and self._may_grow:
-            # What has been freed may have room yet.
+            # Freed places may have room now.
             self._may_grow = False
         else:
             self._may_grow, self._retry_at = True, now + _RETRY
 
     def _give_back_to_disk(self) -> None:
         slots = self.slots
-        # Where nothing is in use there is nothing to wait for, not even after a failure.
+        # Where nothing is in use there is nothing to wait for, even after a failure.
         least = max(_LOOSE // self._store.block_size, slots.size // 8)
         if not slots.size or (slots.used and (self._loose < least or time.monotonic() < self._retry_at)):
             return

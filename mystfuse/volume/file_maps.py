@@ -1,4 +1,4 @@
-"""Where the blocks of files are, remembered as long as nothing is committed: a reader comes back for the next piece."""
+"""The block maps of files, cached until something is committed: a reader comes back for the next piece."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode
 
 WINDOW = 1024
-"""Blocks of a file that are mapped together: what one indirect block of 4 KiB reaches."""
+"""Blocks of a file that are mapped together: the reach of one indirect block of 4 KiB."""
 _SHIFT = WINDOW - EXT2_NDIR_BLOCKS
 """The first window is the direct blocks alone, so that the others begin where indirect blocks do."""
 _MAX_INODES = 16384
 _INODE_BYTES = 8 << 20
 _MAX_RUNS = 65536
-"""Bounds on what is remembered; past any of them, all of it is forgotten."""
+"""Bounds on the cache; past any of them, all of it is dropped."""
 
 
 class FileMaps:
-    """The inodes and block maps of regular files that have been read lately."""
+    """The inodes and block maps of regular files that were read lately."""
 
     def __init__(self, filesystem: FileSystem) -> None:
         self._filesystem = filesystem
@@ -36,10 +36,10 @@ class FileMaps:
         self._run_count = 0
 
     def as_of(self, changes: int) -> FileMaps:
-        """Forget everything if something has been committed since it was found out.
+        """Drop everything if something has been committed since.
 
         Args:
-            changes: a number that is another one then.
+            changes: a number that changes with each commit.
         """
         if changes != self._changes:
             self._changes = changes
@@ -70,7 +70,7 @@ class FileMaps:
                 with blocks.speculating():
                     window = self._map_window(blocks, inode, number)
             except MystfuseError:
-                # Something is wrong elsewhere in the window, perhaps: it does not matter here.
+                # Another part of the window may be broken: that does not matter here.
                 return self._filesystem.map_file(blocks, inode, first, count)
         starts, runs = window
         end = position + count

@@ -1,4 +1,4 @@
-"""Reading regular files: locates a range, fetches it, and sees to it that it is of one state of the file system."""
+"""Reading regular files: locates a range, fetches it, and makes sure that it is of one state of the file system."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mystfuse.volume.read_plan import Part, ReadPlan, fetch, join
 from mystfuse.volume.runner import Runner
 
 _ATTEMPTS = 2
-"""Times that a read whose blocks change under it is tried before writers of the file are held back."""
+"""How often a read whose blocks change meanwhile is tried before writers of the file have to wait."""
 
 P = ParamSpec("P")
 
@@ -26,8 +26,8 @@ class FileReader:
     """Reads the regular files of a volume.
 
     Args:
-        overlay: what has been written; None when nothing can be.
-        workers: for what is long.
+        overlay: the written blocks; None for a read-only volume.
+        workers: threads for long ranges.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class FileReader:
     async def _try_read(
         self, ino: int, offset: int, length: int, recalled: dict[int, bytes | MystfuseError], quietly: bool
     ) -> Part | None:
-        """Read a range of a file; None if its blocks have become others while they were fetched.
+        """Read a range of a file; None if its blocks changed while they were fetched.
 
         Args:
-            recalled: blocks that have come from the store; more are added.
+            recalled: blocks from the store; it adds more.
             quietly: see ``Device.read``.
         """
         plan = await self._runner.run(self._locate, ino, offset, length, quietly)
@@ -120,8 +120,8 @@ class FileReader:
     def _begin(
         self, locate: Callable[Concatenate[Blocks, P], ReadPlan | None], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[ReadPlan, PendingRead] | None:
-        """Begin to read what ``locate`` plans, if that needs no waiting for storage; else None. What is wrong is found
-        again by ``read``, which reports it."""
+        """Begin to read the plan of ``locate``, if that needs no waiting for storage; else None. It does not report
+        errors: ``read`` meets them again, and does."""
         try:
             plan = self._runner.run_now(locate, *args, **kwargs)
             if plan is None or plan.versions:
@@ -132,7 +132,7 @@ class FileReader:
         return None if pending is None else (plan, pending)
 
     def _locate(self, blocks: Blocks, ino: int, offset: int, length: int, quietly: bool = False) -> ReadPlan:
-        """Where a range of a file is, with a copy of what of it has been written, as of now."""
+        """The read plan of a range of a file, with copies of its written blocks, as of now."""
         if quietly:
             with blocks.speculating():
                 return self._locate(blocks, ino, offset, length)

@@ -29,7 +29,7 @@ _BITMAPS_KEPT = 64
 class MergedImage:
     """A snapshot of a volume. Use ``MergedImage.open``, and ``close`` when done.
 
-    In it every inode without a name has been released, so that e2fsck has nothing to say; free blocks are zeros.
+    In it every inode without a name has been released, so that e2fsck finds it clean; free blocks are zeros.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class MergedImage:
     async def open(
         cls, filesystem: FileSystem, overlay: Overlay, cache: BlockCache, device: Device, workers: Workers
     ) -> MergedImage:
-        """The present state; nothing that is written from the call on shows.
+        """The present state; later writes do not show.
 
         Raises:
-            OSError: EBUSY, too many are open; ENOSPC, the overlay has no room for what differs.
+            OSError: EBUSY, too many are open; ENOSPC, the overlay has no room for the difference.
             StorageTimeout: storage does not answer while orphans are released.
         """
         snapshot = overlay.snapshot()
@@ -64,14 +64,14 @@ class MergedImage:
         return image
 
     def close(self) -> None:
-        """Give back what only this snapshot holds."""
+        """Give back everything that only this snapshot holds."""
         self._snapshot.close()
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         """Up to ``length`` bytes from byte ``offset`` on; fewer only at the end.
 
         Raises:
-            MystfuseError: blocks cannot be read.
+            MystfuseError: reading blocks failed.
         """
         length = min(length, self.size - offset)
         if length <= 0:
@@ -88,7 +88,7 @@ class MergedImage:
         run = Run(first, last + 1 - first)
         plan = ReadPlan([run], written.get if written else None, block_size, offset, end, hole=-1)
         fetched = await fetch(self._device, self._workers, plan.extents)
-        # What a snapshot has in the store stays there.
+        # A snapshot's blocks in the store stay there.
         recalled = await self._snapshot.recall(plan.versions) if plan.versions else {}
         return join(plan.parts(fetched, recalled))
 
@@ -109,7 +109,7 @@ class MergedImage:
 
     async def _release_orphans(self) -> None:
         for ino in sorted(self._filesystem.orphans):
-            # What is in memory needs no waiting: others get their turn all the same.
+            # Blocks in memory need no waiting, so let other tasks run.
             await trio.lowlevel.checkpoint()
             try:
                 while not await self._runner.change(ino, ROOT, orphans.release, ino):

@@ -2,8 +2,8 @@
 kernel's requests (128 KiB, unless we are root), since each has a cost besides its bytes. Where there are enough
 processors, threads do that while the event loop answers from the chunks that are ready.
 
-The kernel is not given anything that it has not asked for (``notify_store``): it may be asking for the same page at
-that moment, and would then wait for us with the page locked while we wait for the page.
+We do not push data into the page cache (``notify_store``): the kernel may be asking for the same page at that moment,
+and would then wait for us with the page locked while we wait for the page.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ DEPTH = 3
 LONG = 128 << 10
 """Bytes: the kernel asks for so many at the beginning of a file only if a program reads much of it."""
 MAX_STREAMS = 8
-"""Readers that are read ahead of at once: what is ready for others is dropped."""
+"""Readers with read-ahead at once: data ready for further ones is dropped."""
 
 
 class _Chunk:
-    """A range of a file from byte ``start`` on that is being read, and the state of the file system that it is of."""
+    """A range of a file from byte ``start`` on that is being read, and its state of the file system."""
 
     def __init__(self, start: int, plan: ReadPlan, pending: PendingRead, changes: int) -> None:
         self.start = start
@@ -36,7 +36,7 @@ class _Chunk:
         self.changes = changes
         self.is_ready = trio.Event()
         self.parts: list[Part] | None = None
-        """What is in it, when it is ready; None when it must be read in another way."""
+        """Its bytes, when it is ready; None when it must be read in another way."""
         self._plan = plan
         self._pending = pending
 
@@ -47,7 +47,7 @@ class _Chunk:
             self.parts = self._plan.parts(fetched, {})
 
     def take(self, start: int, end: int) -> list[Part]:
-        """What of its parts lies between two bytes of the file."""
+        """The bytes of its parts between two bytes of the file."""
         found: list[Part] = []
         position = self.start
         for part in self.parts or ():
@@ -69,7 +69,7 @@ class Stream:
         self.chunks: deque[_Chunk] = deque()
         self.is_at_end = False
         self.failed = range(0)
-        """Bytes of the last request that failed without a word, because the reader may not need them."""
+        """Bytes of the last request that failed silently, because the reader may not need them."""
 
     def has_failed(self, offset: int, length: int) -> bool:
         """Whether some of these bytes were among them: then they are needed."""
@@ -80,8 +80,8 @@ class ReadAhead:
     """Chunks in front of the readers of a volume.
 
     Args:
-        begin: begins to read a range of a file; None if that needs waiting for storage.
-        changes: gives a number that is another one when something has been committed.
+        begin: begins to read a range of a file; returns None if that needs waiting for storage.
+        changes: returns a number that changes with each commit.
     """
 
     def __init__(
@@ -96,14 +96,13 @@ class ReadAhead:
         self._active: OrderedDict[Stream, None] = OrderedDict()
 
     async def read(self, stream: Stream, ino: int, offset: int, length: int) -> Part | None:
-        """What a reader asks for, if it is ready or about to be; None if it must be read without read-ahead."""
+        """The requested bytes, if they are ready or about to be; None if they must be read without read-ahead."""
         if offset != stream.next:
             self.drop(stream)
             stream.next, stream.length, stream.is_at_end = offset + length, length, False
             return None
         stream.next += length
-        # Requests about as long as a chunk gain nothing from one, but that threads are ahead of them; in between, the
-        # kernel sends short ones.
+        # Requests about as long as a chunk gain only the threads' lead; in between, the kernel sends short ones.
         longest, stream.length = max(length, stream.length), length
         if (offset or length >= LONG) and (longest < CHUNK // 2 or self._workers.threads):
             self._go_ahead(stream, ino, offset)
@@ -121,12 +120,12 @@ class ReadAhead:
         return join([part for chunk in chunks for part in chunk.take(offset, offset + length)])
 
     def drop(self, stream: Stream) -> None:
-        """Forget what is ready for a reader: it goes elsewhere, or away."""
+        """Drop a reader's chunks: it goes elsewhere, or away."""
         stream.chunks.clear()
         self._active.pop(stream, None)
 
     def _go_ahead(self, stream: Stream, ino: int, offset: int) -> None:
-        """Begin as many chunks as are to be ahead of the reader; without threads, fetch the one that is needed now."""
+        """Begin as many chunks as belong ahead of the reader; without threads, fetch the one that is needed now."""
         has_threads = self._workers.threads > 0
         far_enough = stream.next + (DEPTH * CHUNK if has_threads else 0)
         if stream.chunks and stream.chunks[-1].changes != self._changes():

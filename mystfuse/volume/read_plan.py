@@ -1,4 +1,5 @@
-"""Where a range of bytes is, piece by piece: every read of file data, and of the merged image, goes by such a plan.
+"""The places of a range of bytes, piece by piece: every read of file data, and of the merged image, follows such a
+plan.
 
 A read locates (``ReadPlan``), fetches (``fetch``, and ``recall`` of the overlay), and joins (``ReadPlan.parts``).
 """
@@ -17,7 +18,7 @@ from mystfuse.system.workers import INLINE_BYTES, Workers
 Written = Callable[[int], bytes | int | None]
 """A written block by its number: a copy, or its version if it is in the overlay's store; None for one of the image."""
 Recalled = Mapping[int, bytes | MystfuseError]
-"""What came from the overlay's store, by version."""
+"""Blocks from the overlay's store, by version."""
 Part = bytes | memoryview
 
 
@@ -33,11 +34,11 @@ class Stored(NamedTuple):
 
 
 class ReadPlan:
-    """Where bytes ``start`` to ``end`` of something made of blocks are.
+    """The places of bytes ``start`` to ``end`` of a file or image.
 
     Args:
         runs: its blocks, from the one on that has byte ``start``.
-        written: gives the written blocks; None when nothing has been written.
+        written: returns the written blocks; None when there are none.
         hole: the number of a run that is all zeros.
     """
 
@@ -49,11 +50,11 @@ class ReadPlan:
         self.length = end - start
         """Bytes."""
         self.pieces: list[Extent | Stored | bytes] = []
-        """On the device; in the store; or a copy of what was written, or the zeros of a hole."""
+        """On the device; in the store; or a copy of written bytes, or the zeros of a hole."""
         self.extents: list[Extent] = []
-        """What is to be fetched from the device."""
+        """The extents to fetch from the device."""
         self.versions: list[int] = []
-        """What is to be recalled from the overlay's store."""
+        """The versions to recall from the overlay's store."""
         stop = start // block_size * block_size
         for run in runs:
             pieces: _Pieces = [(run, bytes(run.length * block_size))] if run.physical == hole else _split(run, written)
@@ -78,8 +79,7 @@ class ReadPlan:
             self.extents.append(extent)
 
     def pick(self, extents: Sequence[Extent], fetched: Sequence[memoryview]) -> list[memoryview] | None:
-        """Out of what was fetched for another plan's ``extents``, what this one needs; None if not all of it is among
-        that."""
+        """This plan's part of the bytes fetched for another plan's ``extents``; None if some are missing."""
         picked: list[memoryview] = []
         for extent in self.extents:
             for other, data in zip(extents, fetched, strict=True):
@@ -98,7 +98,7 @@ class ReadPlan:
             recalled: among others, all ``versions``.
 
         Raises:
-            MystfuseError: a block cannot be read from the store.
+            MystfuseError: reading a block from the store failed.
         """
         from_device = iter(fetched)
         parts: list[Part] = []
@@ -123,7 +123,7 @@ def _recall(piece: Stored, recalled: Recalled) -> bytes:
 
 
 _Pieces = Sequence[tuple[Run, bytes | list[int] | None]]
-"""Each with what has been written, with its versions if that is in the store, or with None if it is on the device."""
+"""Each run with its written bytes, with its versions if they are in the store, or with None if it is on the device."""
 
 
 def _split(run: Run, written: Written | None) -> _Pieces:
@@ -149,7 +149,7 @@ async def fetch(device: Device, workers: Workers, extents: Sequence[Extent], qui
     """The bytes of each extent: from the page cache, without a detour over the reader's task, or from storage.
 
     Args:
-        workers: check and decrypt what is long.
+        workers: check and decrypt long ranges.
         quietly: see ``Device.read``.
 
     Raises:

@@ -22,10 +22,10 @@ from mystfuse.overlay.space import OverlayBusy, OverlayFull
 
 MAX_RUNS = 40
 """How often an operation may miss blocks and be run again. A rename can meet five inodes, each with its descriptor and
-table block, three levels of indirection and a block of its own, and the bitmaps; a look-up needs a third of that."""
+table block, three levels of indirection and a block of its own, and the bitmaps; a lookup needs a third of that."""
 MAX_PINNED_BYTES = 64 << 20
 FEW_PINNED_BYTES = 4 << 20
-"""What an operation may pin beside any number of others."""
+"""Bytes that an operation may pin beside any number of others."""
 MAX_LARGE = 8
 """Operations at once that pin more."""
 
@@ -37,8 +37,8 @@ class Runner:
     """Runs operations over the image's blocks and those written since.
 
     Args:
-        filesystem: what the operations keep in memory besides the blocks.
-        room: how many blocks of data may still be written.
+        filesystem: the operations' caches.
+        room: returns how many blocks of data may still be written.
         io_timeout: seconds that an operation that needs many blocks waits for others that do, at most.
     """
 
@@ -59,11 +59,11 @@ class Runner:
         self._large = trio.CapacityLimiter(MAX_LARGE)
         self._io_timeout = io_timeout
         self._held: dict[int, tuple[int, trio.Event]] = {}
-        """Inodes that are held: by how many readers, and an event for when it is none any more."""
+        """Held inodes: the number of readers, and an event for when there is none any more."""
 
     @contextmanager
     def hold(self, ino: int) -> Iterator[None]:
-        """Hold back changes of the contents of inode ``ino`` for the time of the block. Several readers may hold it."""
+        """Make changes of the contents of inode ``ino`` wait until the block ends. Several readers may hold it."""
         holders, freed = self._held.get(ino) or (0, trio.Event())
         self._held[ino] = holders + 1, freed
         try:
@@ -76,11 +76,11 @@ class Runner:
                 freed.set()
 
     def blocks(self) -> Blocks:
-        """What is in memory, for one run of an operation that changes nothing."""
+        """The blocks in memory, for one run of an operation that changes nothing."""
         return Blocks(self._cache.get, self._written)
 
     async def run(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation that changes nothing. It comes to its end, and this returns, without an await between.
+        """Run an operation that changes nothing. There is no await between its end and the return.
 
         Raises:
             OSError, MystfuseError: as the operation does.
@@ -101,7 +101,7 @@ class Runner:
                 misses.close()
 
     def run_now(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """The same, if all blocks can be had without waiting for storage; else None.
+        """The same, if no block needs waiting for storage; else None.
 
         Raises:
             OSError, MystfuseError: as the operation does.
@@ -125,11 +125,11 @@ class Runner:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run an operation that changes something, and commit what it changed: all of it or nothing.
+        """Run an operation that changes something, and commit its changes: all of them or none.
 
         Args:
-            ino: the inode whose contents it changes, 0 for none; it waits while somebody holds them.
-            caller: the user on whose behalf it is done.
+            ino: the inode whose contents it changes, 0 for none; it waits while a reader holds it.
+            caller: the user on whose behalf it runs.
 
         Cancellation, like any error, comes before the commit or not at all.
 
@@ -170,9 +170,8 @@ class Runner:
                 misses.close()
 
     def _commit(self, transaction: Transaction) -> None:
-        """Commit what an operation has changed, and update what is kept in memory besides the blocks: all of it, or
-        nothing and an error. The memory that orphans need is taken before; what the blocks say as well is forgotten if
-        there is none to update it.
+        """Commit an operation's changes, and update the caches: all of it, or nothing and an error. The memory that
+        orphans need is taken before; caches are dropped if there is none to update it.
 
         Raises:
             OverlayFull, OverlayBusy, OSError, MemoryError: as the store of written blocks does.
@@ -198,7 +197,7 @@ class Runner:
 
 
 def _smaller_budget(transaction: Transaction, error: OverlayFull) -> int:
-    """The budget of the next run: how much metadata takes up shows only when there is no room for all of it."""
+    """The budget of the next run: how much space metadata takes shows only when there is too little for all of it."""
     budget = transaction.spent - error.missing
     if not transaction.is_divisible or budget <= 0:
         raise error
@@ -217,7 +216,7 @@ class _Misses:
         self._runs = 0
 
     def close(self) -> None:
-        """The operation has come to its end."""
+        """The operation has ended."""
         if self._is_large:
             self._runner._large.release_on_behalf_of(self)
 
@@ -245,7 +244,7 @@ class _Misses:
             if wanted:
                 await self._fetch(wanted & missing.numbers, wanted, missing.speculative)
         elif missing.progress:
-            # Something long: others get their turn.
+            # Long work: let other tasks run.
             await trio.lowlevel.checkpoint()
         self._check_pinned()
 
@@ -284,7 +283,7 @@ class _Misses:
         return fetched is not None
 
     def _split(self, numbers: frozenset[int]) -> tuple[frozenset[int], list[int]]:
-        """Of missing blocks: those of the image, and the versions of those in the overlay's store."""
+        """Of the missing blocks: those of the image, and the versions of those in the overlay's store."""
         get = self._written.get if self._written else lambda number: None
         written = {number: block for number in numbers if (block := get(number)) is not None}
         return numbers - written.keys(), [block for block in written.values() if isinstance(block, int)]
@@ -295,8 +294,8 @@ class _Misses:
             raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
 
     async def _fetch(self, needed: frozenset[int], wanted: frozenset[int], quietly: bool) -> None:
-        """Fetch ``needed`` blocks, and if possible all ``wanted`` ones. A damaged block must not fail those that are
-        fetched along with it: then each needed one is fetched by itself, and its error is kept."""
+        """Fetch ``needed`` blocks, and if possible all ``wanted`` ones. A damaged block must not fail those fetched
+        with it: then each needed one is fetched by itself, and its error is kept."""
         blocks = self._blocks
         if quietly or len(wanted) > 1:
             try:

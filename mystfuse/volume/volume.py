@@ -1,4 +1,4 @@
-"""A file system on a device, with what has been written since: the asynchronous side. What FUSE and the API stand on.
+"""A file system on a device, with an overlay of written blocks: the asynchronous side, on which FUSE and the API stand.
 
 Operations of the ext2 core go through a ``Runner``; file data goes beside it.
 """
@@ -41,12 +41,12 @@ from mystfuse.volume.runner import Runner
 log = logging.getLogger(__name__)
 
 _LISTING_ATTEMPTS = 2
-"""Times that a listing during which something was committed is tried in two steps, before it is made in one."""
+"""How often a listing during which something was committed is tried in two steps, before it is made in one."""
 _ANCESTORS_AT_ONCE = 100
-"""Directories above one another that are gone through before others get their turn."""
+"""Levels of directories after which other tasks run."""
 _RELEASE_PATIENCE = 0.05
-"""Seconds that an operation without space waits for removed files that are about to be released: RELEASE and FORGET
-come a moment after close(2) or unlink(2) has returned."""
+"""Seconds that an operation without space waits for the release of removed files: RELEASE and FORGET come a moment
+after close(2) or unlink(2) has returned."""
 _LONG_RELEASE_PATIENCE = 5.0
 """Seconds while a release is under way: storage may hang for it."""
 
@@ -71,7 +71,7 @@ class Volume:
         self.superblock = superblock
         self.cache = BlockCache(device, superblock.block_size)
         self.overlay = overlay
-        """None when nothing can be written."""
+        """None for a read-only volume."""
         self._device = device
         self._filesystem = FileSystem(superblock)
         self._runner = Runner(
@@ -87,11 +87,11 @@ class Volume:
         """Renames across directories until now."""
         self._released = trio.Event()
         self._being_released: set[int] = set()
-        """Orphans that are not in use, and are freed now or next."""
+        """Orphans that are not in use, and will be freed now or next."""
         self._deferred: dict[int, None] = {}
-        """Orphans that are not in use and could not be released; the one that was tried last comes last."""
+        """Orphans that are not in use, and whose release failed; the one that was tried last comes last."""
         self._corrupt: set[int] = set()
-        """Orphans that cannot be released, and are not tried again."""
+        """Orphans whose release fails for good: not tried again."""
 
     @classmethod
     async def open(
@@ -105,11 +105,11 @@ class Volume:
         """Read the superblock.
 
         Args:
-            overlay_limit: bytes that what is written may take up in memory; None for a read-only volume.
-            workers: threads for what is long; None for none.
-            store_file: descriptor of a file for what memory has no room for (``overlay_store.open_store_file``); the
+            overlay_limit: bytes of memory for written blocks; None for a read-only volume.
+            workers: threads for long ranges; None for none.
+            store_file: descriptor of a file for written blocks beyond that (``overlay_store.open_store_file``); the
                 volume's own from now on.
-            io_timeout: seconds until that file's disk not answering, or others who wait for storage, are an error.
+            io_timeout: seconds until waiting for that file's disk, or for other operations' storage, is an error.
 
         Raises:
             FormatError: not an EXT2 file system, one with unsupported features, or a corrupt one.
@@ -135,7 +135,7 @@ class Volume:
 
     @property
     def changes(self) -> int:
-        """A number that is another one whenever something has changed."""
+        """A number that changes whenever something has changed."""
         return self._runner.commits
 
     async def inode(self, ino: int) -> Inode:
@@ -143,7 +143,7 @@ class Volume:
         return await self._runner.run(self._filesystem.inode, ino)
 
     async def lookup(self, parent: int, name: bytes) -> Inode | None:
-        """What ``name`` in directory ``parent`` refers to; None if there is no such name."""
+        """The inode of ``name`` in directory ``parent``; None if there is no such name."""
         return await self._runner.run(self._filesystem.lookup, parent, name)
 
     async def find_inode(self, ino: int) -> Inode | None:
@@ -164,14 +164,14 @@ class Volume:
         return await self._runner.run(dots)
 
     async def entries(self, ino: int, offset: int, max_entries: int) -> tuple[list[tuple[Entry, Inode | None]], int]:
-        """Entries of a directory from byte ``offset`` on, each with its inode, or None where that cannot be read.
+        """Entries of a directory from byte ``offset`` on, each with its inode, or None where reading it failed.
 
         Returns:
             The entries, and the offset to go on from: the directory's size when there are no more.
         """
         for _ in range(_LISTING_ATTEMPTS):
             changes = self.changes
-            # Two operations, so that the entries are not gone through again for every miss of the inodes.
+            # Two operations, so that misses of the inodes do not repeat the work for the entries.
             entries, next_offset = await self._runner.run(self._filesystem.entries, ino, offset, max_entries)
             inodes = await self._runner.run(self._filesystem.inodes, [entry.ino for entry in entries])
             if changes == self.changes:
@@ -204,9 +204,9 @@ class Volume:
         """Up to ``length`` bytes of a regular file from byte ``offset`` on; fewer only at its end.
 
         Args:
-            stream: of a reader who may go on from there; see ``close_stream``.
-            is_ahead: whether the reader (with a ``stream``) may not need all of it, and asks again for what they need
-                when it fails: damage is reported only then.
+            stream: of a reader that may go on from there; see ``close_stream``.
+            is_ahead: whether the reader (with a ``stream``) may not need all of it, and reads the needed part again
+                when this fails: damage is reported only then.
 
         Raises:
             IsADirectoryError: not a regular file.
@@ -219,13 +219,12 @@ class Volume:
         self._files.close_stream(stream)
 
     def read_now(self, ino: int, longest: int) -> bytes | memoryview | None:
-        """The whole of a regular file of up to ``longest`` bytes, if that needs no waiting for storage; else None. What
-        is wrong with it is found again by ``read``, which reports it."""
+        """The whole of a regular file of up to ``longest`` bytes, if that needs no waiting for storage; else None. It
+        does not report errors: ``read`` meets them again, and does."""
         return self._files.read_now(ino, longest)
 
     async def stretch(self, ino: int, offset: int) -> Stretch:
-        """Whether a regular file has data or a hole at byte ``offset``, and for how many bytes at least that goes on:
-        0 at its end.
+        """Whether a regular file has data or a hole at byte ``offset``, and its minimum length in bytes: 0 at its end.
 
         Raises:
             IsADirectoryError: not a regular file.
@@ -267,8 +266,8 @@ class Volume:
             return replaced
 
     def _move(self, change: Change, moves: int, old: DirectoryName, new: DirectoryName, flags: int) -> Inode | None:
-        # What is above a directory must stay so between looking and moving. Not by a lock: while storage hangs for one,
-        # others go on.
+        # The directories above a directory must not change between check and move. Not by a lock: while storage hangs
+        # for one rename, others go on.
         if moves != self._moves:
             raise _Moved
         return rename(change, old, new, flags)
@@ -291,7 +290,7 @@ class Volume:
                 count = await self._change(ino, caller, write.write, ino, offset + written, piece, whole)
             except (MystfuseError, OSError) as error:
                 if error.errno == ENOSPC and step > self.superblock.block_size and not whole:
-                    # Little by little, what is in a full store can be replaced.
+                    # Blocks of a full store can be replaced little by little.
                     step = max(step // 2, self.superblock.block_size)
                     continue
                 if whole or not written:
@@ -335,12 +334,12 @@ class Volume:
         await self._change(0, caller, xattr_changes.remove_xattr, ino, name)
 
     async def release(self, *inos: int) -> None:
-        """Free orphans that are not in use any more, and all they hold.
+        """Free orphans that are not in use any more, and their blocks.
 
-        What cannot be freed now, for want of a block of the image, of memory or of room in the overlay, is tried again
-        when another inode has been freed: what stood in its way may be gone. The first one that fails again ends that,
-        so a release fails twice at most, however many are waiting. When storage does not answer for one, the rest waits
-        untried: each would take as long.
+        An orphan whose release fails, for want of a block of the image, of memory or of room in the overlay, is tried
+        again when another inode has been freed, since the obstacle may be gone. The first one that fails again ends
+        that, so a release fails twice at most, however many are waiting. When storage does not answer for one, the rest
+        waits untried: each would take as long.
         """
         is_new = {ino: ino not in self._deferred for ino in inos if ino not in self._being_released}
         self._being_released |= is_new.keys()
@@ -362,7 +361,7 @@ class Volume:
             self._tell_released()
 
     async def _release_deferred(self) -> bool:
-        """Try one of the orphans again that could not be freed; False if it, or none, is free."""
+        """Try again to free one of the failed orphans; False if it is not free, or there is none."""
         ino = next(iter(self._deferred), None)
         if ino is None:
             return False
@@ -374,7 +373,7 @@ class Volume:
         """Free an orphan of those being released; False if it is not free.
 
         Raises:
-            StorageTimeout: it is deferred, as others should be.
+            StorageTimeout: it is deferred, and so should be the others.
         """
         try:
             while not await self._runner.change(ino, ROOT, orphans.release, ino):
@@ -401,7 +400,7 @@ class Volume:
         self._released = trio.Event()
 
     async def open_image(self) -> MergedImage:
-        """The whole file system as it is now, to be read as one file; see ``MergedImage``."""
+        """The whole file system in its present state, to be read as one file; see ``MergedImage``."""
         overlay = Overlay(self.superblock.block_size, 0) if self.overlay is None else self.overlay
         return await MergedImage.open(self._filesystem, overlay, self.cache, self._device, self._workers)
 
@@ -413,7 +412,7 @@ class Volume:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run an operation that changes something, the contents of inode ``ino`` perhaps."""
+        """Run an operation that changes something, perhaps the contents of inode ``ino``."""
         if self.overlay is None:
             raise OSError(EROFS, "the volume is read-only")
         began: float | None = None
@@ -421,13 +420,13 @@ class Volume:
             try:
                 return await self._runner.change(ino, caller, operation, *args, **kwargs)
             except OSError as error:
-                # Nothing is to be expected of those that could not be released.
+                # Orphans whose release failed will free nothing.
                 if error.errno != ENOSPC or len(self.orphans) <= len(self._deferred) + len(self._corrupt):
                     raise
                 no_space = error
             if began is None:
                 began = trio.current_time()
-            # A release that is under way gives something back with every step.
+            # A release in progress frees something with every step.
             patience = _LONG_RELEASE_PATIENCE if self._being_released else _RELEASE_PATIENCE
             released = self._released
             with trio.move_on_at(began + patience) as waiting:
@@ -436,7 +435,7 @@ class Volume:
                 raise no_space
 
     async def _ancestors(self, ino: int) -> frozenset[int]:
-        """The directories that directory ``ino`` is in, itself included, up to the root."""
+        """The directories above directory ``ino``, itself included, up to the root."""
         found: set[int] = set()
         while ino not in found:
             found.add(ino)
@@ -458,4 +457,4 @@ class Volume:
 
 
 class _Moved(Exception):
-    """Directories have been moved since a rename looked at the directories above them."""
+    """Directories have been moved since a rename checked the directories above them."""
