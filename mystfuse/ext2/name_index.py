@@ -180,7 +180,7 @@ class NameIndex:
         """Drop the data of ``check_blocks``, once all blocks are indexed."""
         self._blocks = set()
 
-    def candidates(self, name: bytes) -> Iterator[int]:
+    def candidates(self, name: bytes) -> list[int]:
         """The blocks that may hold ``name``, in order; nearly always none or one."""
         key = name_key(name)
         number = key >> self._shift
@@ -188,12 +188,9 @@ class NameIndex:
             self._keys[number] = array("Q", sorted(set(self._keys[number])))
             self._unsorted.remove(number)
         keys = self._keys[number]
-        for position in range(bisect_left(keys, key), len(keys)):
-            found = keys[position]
-            if found >> 32 != key >> 32:
-                break
-            yield found & 0xFFFFFFFF
-        yield from self._recent.get(key, ())
+        start = bisect_left(keys, key)
+        found = [other & 0xFFFFFFFF for other in keys[start : bisect_left(keys, key + (1 << 32), start)]]
+        return found + self._recent[key] if key in self._recent else found
 
 
 def _blocks_at_once(superblock: Superblock) -> int:
@@ -239,7 +236,10 @@ class NameIndexes:
         return found_in
 
     def _find_indexed(self, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes) -> tuple[Found, int] | None:
-        candidates = index.candidates(name)
+        logicals = index.candidates(name)
+        if not logicals:
+            return None
+        candidates = iter(logicals)
         while some := self._next_blocks(blocks, inode, candidates):
             for logical, number in some:
                 block = directory_block(inode, blocks, logical, number)
@@ -254,8 +254,7 @@ class NameIndexes:
             (logical, map_block(self._superblock, blocks, inode, logical))
             for logical in islice(logicals, _MAX_PROBED_TOGETHER)
         ]
-        if some:
-            blocks.want([number for _, number in some if number])
+        blocks.want([number for _, number in some if number])
         return some
 
     def _read_again(self, blocks: Blocks, inode: Inode, index: NameIndex) -> MystfuseError | None:
