@@ -107,8 +107,8 @@ class Volume:
         Args:
             overlay_limit: bytes of memory for written blocks; None for a read-only volume.
             workers: threads for long ranges; None for none.
-            store_file: descriptor of a file for written blocks beyond that (``overlay_store.open_store_file``); the
-                volume's own from now on.
+            store_file: descriptor of a file for written blocks beyond that (``encrypted_store.open_store_file``);
+                the volume's own from now on.
             io_timeout: seconds until waiting for that file's disk, or for other operations' storage, is an error.
 
         Raises:
