@@ -309,15 +309,9 @@ def _raise_descriptor_limit() -> int:
 
 async def _in_thread(action: Callable[[int], None], descriptor: int) -> None:
     """Call ``action``, which may take long, with a copy of a descriptor: a cancellation leaves it behind."""
-
-    def act() -> None:
-        try:
-            action(own)
-        finally:
-            os.close(own)
-
     own = os.dup(descriptor)
-    await call_in_thread(act)
+    # Closed also when no thread begins.
+    await call_in_thread(partial(action, own), partial(os.close, own))
 
 
 def _check_absent(target: Path) -> None:

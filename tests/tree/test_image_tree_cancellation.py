@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,24 @@ async def test_long_jobs_on_what_is_in_memory_let_others_run(kind: str, tmp_path
             await extract(tree, "/", tmp_path / "copy")
         nursery.cancel_scope.cancel()
     assert turns > 300
+
+
+@pytest.mark.parametrize("end", ["refused", "cancelled"])
+async def test_no_descriptor_is_left_of_an_extraction_whose_thread_never_begins(
+    end: str, in_memory: Editor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = ImageTree(await Volume.open(MemoryDevice(in_memory.data)), trust_without_tree())
+    scope = trio.CancelScope()
+
+    def start(work: Callable[[], None], arguments: tuple[()]) -> None:
+        if end == "refused":
+            raise RuntimeError("can't start new thread")
+        scope.cancel()
+
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    before = os.listdir("/proc/self/fd")
+    with scope, suppress(RuntimeError):
+        await extract(tree, "/file", tmp_path / "copy")
+        pytest.fail("extracted")
+    assert os.listdir("/proc/self/fd") == before
+    assert not list(tmp_path.glob("*copy*"))
