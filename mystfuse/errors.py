@@ -21,25 +21,25 @@ class ExitStatus(IntEnum):
     USAGE = 2
     """The command line makes no sense."""
     NOT_TRUSTED = 3
-    """Nobody who is trusted vouches for this image."""
+    """No trusted root hash or key covers this image."""
     INTEGRITY = 4
-    """The image is not what its root hash says."""
+    """The image does not match its root hash."""
     KEY = 5
     """The key is missing or wrong."""
     FORMAT = 6
     """Not an image, or one with a feature that we do not have."""
     MOUNT = 7
-    """The image is fine, but it could not be mounted there."""
+    """The image is fine, but mounting it there failed."""
     NOT_EXECUTABLE = 126
-    """``exec``: the program is there, but cannot be executed, as a shell says it."""
+    """``exec``: the program exists, but is not executable; the exit status of a shell."""
     PROGRAM_NOT_FOUND = 127
-    """``exec``: the program, or what interprets it, is not in the image, as a shell says it."""
+    """``exec``: the image lacks the program or its interpreter; the exit status of a shell."""
 
 
 class MystfuseError(Exception):
-    """Base of all errors that are told to the user in one line.
+    """Base of all errors that the user gets as one line.
 
-    ``exit_status`` is what a command ends with, ``errno`` what a file-system request is answered with.
+    ``exit_status`` is a command's exit status, ``errno`` the answer to a file-system request.
     """
 
     exit_status: ExitStatus = ExitStatus.FAILED
@@ -64,7 +64,7 @@ class UsageError(MystfuseError):
 
 
 class NotTrusted(MystfuseError):
-    """No trusted root hash and no trusted public key vouches for the image."""
+    """The image is not trusted by any root hash or public key."""
 
     exit_status = ExitStatus.NOT_TRUSTED
     errno = errno.EPERM
@@ -77,7 +77,7 @@ class IntegrityError(MystfuseError):
 
 
 class WrongKey(MystfuseError):
-    """The key or passphrase is missing, cannot be one, or does not open the image."""
+    """The key or passphrase is missing, impossible, or does not open the image."""
 
     exit_status = ExitStatus.KEY
 
@@ -129,7 +129,7 @@ _UNWRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def explain(error: BaseException) -> str | None:
-    """What to say of an error that is the system's, and not ours: what there is too little of. None of any other."""
+    """The message for an error of the system: which resource is short. None for any other error."""
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, (ImportError, SystemError)):
@@ -146,7 +146,7 @@ def explain(error: BaseException) -> str | None:
     if error.errno == errno.EAGAIN:
         return f"no further process can be started: {reason} (ulimit -u)"
     if error.errno in _UNWRITTEN:
-        # Of files that have a name it is told.
+        # Errors of files with a name have been reported above.
         return f"the output cannot be written: {reason}"
     if error.errno == errno.ENOENT and not _has_current_directory():
         return "the current directory is gone: cd to another, or give absolute paths"

@@ -33,7 +33,7 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
 
     However the block ends (an exception, ^C, a cancelled task), mount and daemon are gone before that is raised. If it
     is interrupted or cancelled while it begins, ``mystfuse mount`` is ended within 10 s and what it has mounted is
-    unmounted; the daemon then has 30 s to end. The end of the block cannot be cancelled: it waits for 30 s at most,
+    unmounted; the daemon then has 30 s to end. The end of the block ignores cancellation: it waits for 30 s at most,
     then the daemon is left to end by itself, and MountError says so.
 
     Args:

@@ -2,7 +2,7 @@
 which /proc/1/exe leads to.
 
 A node is a file of the host's. For its owner, which the program's user 0 is, its mode and times are there to be
-changed, for everybody on the machine. Through a read-only mount they cannot be changed, while the device itself is read
+changed, for all users of the machine. A read-only mount keeps them unchanged, while the device itself is read
 from and written to as ever. In the same way a file that the program is given to read is kept from being changed: a
 program that may write to it can open /proc/self/fd/0 anew, for writing.
 """

@@ -29,7 +29,7 @@ class Keys:
     passphrase: Secret | None = None
     origin: str = ""
     """Its source, if the user did not name it."""
-    limit: KdfLimit = KdfLimit()  # noqa: RUF009  # it cannot be changed
+    limit: KdfLimit = KdfLimit()  # noqa: RUF009  # it is frozen
     """The limit on deriving keys from it."""
     deriver: Deriver | None = None
     """The deriver, once it has been started."""

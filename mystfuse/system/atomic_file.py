@@ -104,8 +104,8 @@ class AtomicFile:
         """The status of the file that has our name now; None if there is none.
 
         Raises:
-            MystfuseError: another user has made it where everybody may: as the owner of what replaces it, that user
-                could read and change that.
+            MystfuseError: another user has made it in a directory for all: as owner of the new file, that user could
+                read and change it.
         """
         try:
             found = os.stat(self.target.name, dir_fd=self._directory, follow_symlinks=False)

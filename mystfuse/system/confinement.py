@@ -91,7 +91,7 @@ def confine() -> Confinement:
     A layer that the system does not permit (an ordinary user, an old kernel, a container) is left out, and logged.
 
     Raises:
-        OSError: privileges cannot be dropped, which the system has no reason to refuse.
+        OSError: dropping privileges failed, which the system has no reason to refuse.
     """
     # glibc loads it when a thread is ended before its time, and aborts the process if it cannot.
     with suppress(OSError):

@@ -142,7 +142,7 @@ def _check_file(found: os.stat_result, directory: int) -> None:
 
 
 def is_put_there_by_another(found: os.stat_result, directory: int) -> bool:
-    """Whether a file is another user's, in a directory where everybody may make files (the sticky bit, as in /tmp).
+    """Whether a file is another user's, in a directory where all users may make files (the sticky bit, as in /tmp).
 
     open(2) with O_CREAT refuses it under fs.protected_regular (Documentation/admin-guide/sysctl/fs.rst).
     """

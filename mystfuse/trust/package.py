@@ -3,8 +3,8 @@
 The rules, in order:
 
 1. The signature must be that of the key in the package, over every byte before it. Until then nothing is trusted.
-2. Where signers are pinned, that key must be one of them. Where none is, the package vouches for itself: a damaged one
-   is refused, one that another signer has made is not.
+2. Where signers are pinned, that key must be one of them. Where none is, the package is trusted by itself: a damaged
+   one is refused, one that another signer has made is not.
 3. The package's lists are all that its images are trusted by (``policy``); a mount with a key or root hash of its own
    by these alone. ``Debug`` loads any image.
 """

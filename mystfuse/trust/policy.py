@@ -5,7 +5,7 @@ The rules, in order; the first that applies decides (source: the original's ``ke
 1. The image is signed, a trusted public key's modulus hash equals ``signer``, and the signature verifies: trusted.
 2. Its root hash is in the list of trusted root hashes: trusted.
 3. ``insecure``: loaded unconditionally. (The tree, when there is one, is still checked.)
-4. Nobody at all is trusted, and the caller allows it (``trust_self``): the image vouches for itself. Damage is
+4. Nothing is trusted, and the caller allows it (``trust_self``): the image is trusted by itself. Damage is
    detected, a replaced image is not.
 5. Refused.
 """

@@ -398,7 +398,7 @@ def test_a_confined_process_shows_a_progress_bar(encrypted: tuple[Path, Path], m
         command = [sys.executable, "-m", "mystfuse", "mount", "--passphrase-file", passphrase, image, mountpoint]
         environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
         result = subprocess.run(command, stderr=slave, env=environment, check=False, timeout=60)
-        assert result.returncode == 0 and "\x1b[" in os.read(terminal, 65536).decode()
+        assert result.returncode == 0 and b"\x1b[" in os.read(terminal, 65536)
         assert (mountpoint / "hello.txt").read_text() == "hello\n"
     finally:
         os.close(slave)

@@ -30,7 +30,7 @@ _TYPES = {
 
 
 class _Item(NamedTuple):
-    """A name to be listed; None where its inode cannot be read."""
+    """A name to be listed; None where reading its inode failed."""
 
     name: str
     path: str

@@ -29,12 +29,12 @@ MAX_SHOWN = 1000
 @io_timeout_option
 @click.argument("image", type=GivenPath())
 def command(as_json: bool, image: str, **given: Any) -> ExitStatus:
-    """Check IMAGE: who vouches for it, its whole hash tree, every data block, and that a mount would accept them: an
-    EXT2 file system, or a LUKS header, of the size that the tree has.
+    """Check IMAGE: its trust, its whole hash tree, every data block, and that a mount would accept them: an EXT2 file
+    system, or a LUKS header, of the size that the tree has.
 
-    Lists the ranges that are damaged and exits with status 4 if there are any. No key is needed, since the hash tree is
-    over what is encrypted; with one, whether it opens the image is checked too. An image that nobody vouches for is
-    compared with its own root hash, and a warning says so; with --no-trust-self the status is 3 then.
+    Lists the ranges that are damaged and exits with status 4 if there are any. No key is needed, since the hash tree
+    covers the ciphertext; with one, verify also checks whether it opens the image. An image that no trusted key or root
+    hash covers is compared with its own root hash, and a warning says so; with --no-trust-self the status is 3 then.
     """
     needs_voucher = not may_trust_self(given["trust_self"])
     named = GivenImage(image, given)

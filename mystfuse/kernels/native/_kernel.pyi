@@ -1,4 +1,4 @@
-"""What cffi makes of kernel.h."""
+"""The module that cffi makes from kernel.h."""
 
 from typing import Any
 

@@ -128,11 +128,11 @@ SHA_NI static inline void store_digest(state final, uint8_t *digest)
     _mm_storeu_si128((__m128i *)(digest + 16), _mm_unpackhi_epi64(abef, cdgh));
 }
 
-/* How the messages of a batch fall into SHA-256 blocks. A salt in front whose size is not a multiple of 64 moves the data
+/* How the messages of one call fall into SHA-256 blocks. A salt in front whose size is not a multiple of 64 moves the data
  * against them. So that no block has to be copied whole, a message is compressed from three places:
  *
  *   head   the rest of the salt and the first bytes of the data: one SHA-256 block, or none
- *   data   where it is, at whatever address
+ *   data   where it is, at any address
  *   tail   the last bytes of the data, a salt behind it, the padding; the same for all but the bytes of the data
  */
 typedef struct {

@@ -1,4 +1,4 @@
-/* The native kernels: digests of many blocks, AES over many sectors, names in directories; one call a batch.
+/* The native kernels: digests of many blocks, AES over many sectors, names in directories; one call for many.
  *
  * Who calls (hashing.py, sectors.py, directory.py) has checked all lengths. Nothing here keeps a pointer to the caller's memory, and every
  * object may be used from several threads at once. Functions that can fail return 0 then: OpenSSL had no memory, or not the
@@ -40,7 +40,7 @@ typedef struct sector_cipher sector_cipher;
 enum chain_mode { CHAIN_ECB, CHAIN_CBC, CHAIN_XTS };
 
 /* AES. The key of CHAIN_XTS is two keys. `essiv` (of CHAIN_CBC): numbers of sectors are encrypted with the key's SHA-256.
- * `iv_mask`: the bits of a sector's number that count. NULL: no memory, or sizes that cannot be. */
+ * `iv_mask`: the bits of a sector's number that count. NULL: no memory, or impossible sizes. */
 sector_cipher *sector_cipher_new(enum chain_mode chain_mode, int essiv, const uint8_t *key, size_t key_size,
                                  size_t sector_size, uint64_t iv_mask);
 void sector_cipher_free(sector_cipher *self);

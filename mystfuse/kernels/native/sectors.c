@@ -34,7 +34,7 @@ struct sector_cipher {
     size_t sector_size;
     uint64_t iv_mask;
     contexts *original; /* Only ever copied from. */
-    _Atomic(contexts *) spare; /* One copy that nobody uses at the moment: making one costs as much as some sectors. */
+    _Atomic(contexts *) spare; /* A copy that no thread uses at the moment: making one costs as much as some sectors. */
 };
 
 static void contexts_free(contexts *self)
