@@ -67,9 +67,9 @@ def _refuse_unknown(args: list[str]) -> None:
     alike = difflib.get_close_matches(name.lower(), (*COMMANDS, *ALIASES, *_OTHERS_NAMES), n=1, cutoff=0.7)
     if alike:
         meant = _OTHERS_NAMES.get(alike[0], alike[0])
-        raise click.UsageError(f"{name}: neither a command nor an image that is there; is {meant} meant?")
+        raise click.UsageError(f"{name}: neither a command nor an image that exists; is {meant} meant?")
     if len(args) == 1:
-        raise click.UsageError(f"{name}: neither a command nor an image that is there; see mystfuse --help")
+        raise click.UsageError(f"{name}: neither a command nor an image that exists; see mystfuse --help")
 
 
 def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

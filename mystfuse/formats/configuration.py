@@ -202,7 +202,7 @@ def _string(name: str, value: Any) -> str:
     except UnicodeEncodeError as error:
         raise UsageError(f"{name}: not valid Unicode") from error
     if "\0" in value:
-        raise UsageError(f"{name}: a NUL character cannot be in it")
+        raise UsageError(f"{name}: it contains a NUL character")
     return value
 
 

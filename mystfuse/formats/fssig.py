@@ -59,7 +59,7 @@ class Fssig:
         if signature_size > MAX_SIGNATURE_SIZE:
             raise FormatError(f"fssig signature_size is {signature_size}, more than {MAX_SIGNATURE_SIZE}")
         if not 0 < hash_offset < 1 << 63:
-            raise FormatError(f"fssig hash_offset {hash_offset} cannot be")
+            raise FormatError(f"fssig hash_offset {hash_offset} is impossible")
         return cls(hash_offset, root_hash, signer, signature[:signature_size])
 
     def pack(self) -> bytes:

@@ -89,7 +89,7 @@ class VeritySuperblock:
         if salt_size > MAX_SALT_SIZE:
             raise FormatError(f"verity salt_size {salt_size} is more than {MAX_SALT_SIZE}")
         if not 0 < data_blocks <= (1 << 63) // data_block_size:
-            raise FormatError(f"verity data_blocks {data_blocks} cannot be")
+            raise FormatError(f"verity data_blocks {data_blocks} is impossible")
         superblock = cls(data_blocks, salt[:salt_size], uuid, hash_type, algorithm, data_block_size, hash_block_size)
         if (
             superblock.salt.startswith(VOUCHER)
