@@ -30,6 +30,7 @@ from tests.support.luks_peers import (
 from tests.support.mounts import clear_mount
 
 
+@pytest.mark.logs(r"^mystfuse\.image\.unlock")
 @pytest.mark.parametrize("size", ["16k", "64k", "1m", "4m"])
 async def test_one_good_luks2_header_is_enough(size: str, plain: Path, passphrase: Path, scratch: Path) -> None:
     """Wherever the second header is. We open exactly those images that cryptsetup opens."""
@@ -70,6 +71,7 @@ async def test_one_good_luks2_header_is_enough(size: str, plain: Path, passphras
             cryptsetup("open", "--test-passphrase", f"--key-file={passphrase}", copy)
 
 
+@pytest.mark.logs(r"^mystfuse\.image\.unlock")
 async def test_a_luks2_header_whose_version_is_damaged_is_a_damaged_one(
     plain: Path, passphrase: Path, scratch: Path
 ) -> None:

@@ -58,14 +58,14 @@ def caches_kept() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def mounted(image: Path, mountpoint: Path, *options: str, **kwargs: Any) -> Iterator[Path]:
+def mounted(image: Path, mountpoint: Path, *options: str | Path, **kwargs: Any) -> Iterator[Path]:
     """Mount ``image`` and yield the mountpoint; unmounts and waits for the daemon, also when the test fails.
 
     Unless the options name a log file, an internal error in the daemon's log fails the test that has not announced it.
     """
     mountpoint.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile("r", prefix="mystfuse-test-log-", errors="replace") as log:
-        own_log = () if any(option.startswith("--log-file") for option in options) else (f"--log-file={log.name}",)
+        own_log = () if any(str(option).startswith("--log-file") for option in options) else (f"--log-file={log.name}",)
         result = mystfuse("mount", *own_log, *options, image, mountpoint, **kwargs)
         try:
             assert result.returncode == 0, result.stderr

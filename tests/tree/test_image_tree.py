@@ -230,6 +230,7 @@ def kernel_ranges(path: Path) -> list[tuple[int, int]]:
             found.append((start, position - start))
 
 
+@pytest.mark.logs(r"^mystfuse\.image\.open")
 @pytest.mark.parametrize("block_size", [1024, 4096])
 async def test_holes_are_where_the_kernel_says(block_size: int, tmp_path: Path) -> None:
     tree = tmp_path / "tree"

@@ -57,6 +57,7 @@ async def remove(volume: Volume, name: str) -> None:
     await volume.release(inode.ino)
 
 
+@pytest.mark.logs(r"^mystfuse\.volume")
 async def test_many_files_removed_below_a_damaged_bitmap_are_each_tried_twice_at_most(tmp_path: Path) -> None:
     image = make_image(tmp_path / "image", "-N", "512", tree=make_tree(tmp_path / "tree"), size="4M")
     assert "Group 1:" not in run("dumpe2fs", image).stdout
