@@ -7,18 +7,26 @@ import io
 import logging
 import os
 import subprocess
+from unittest import mock
 
 from mystfuse.cli.main import run
 
 
 def in_process(*arguments: str | os.PathLike[str]) -> subprocess.CompletedProcess[str]:
-    """Output and exit status of ``mystfuse ARGUMENTS``. Not for ``mount``, which forks."""
+    """Output and exit status of ``mystfuse ARGUMENTS``. Not for ``mount``, which forks.
+
+    The test's process keeps its limits: those that protect a command's keys cannot be raised again.
+    """
     given = [os.fspath(argument) for argument in arguments]
     output, errors = io.StringIO(), io.StringIO()
     logger = logging.getLogger("mystfuse")
     before = logger.handlers[:], logger.propagate, logger.level
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+            mock.patch("mystfuse.cli.key_options.harden_process"),
+        ):
             status = run(given)
     finally:
         logger.handlers[:], logger.propagate = before[:2]
