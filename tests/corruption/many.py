@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from removal import temporary_directory
+from removal import mounts_in, temporary_directory
 
 from tests.corruption.bases import make_bases
 from tests.corruption.case import Case
@@ -42,12 +42,10 @@ def main() -> int:
     if arguments.named:
         tasks = list(CASES)
     with temporary_directory("mystfuse-corrupt-") as directory, _unmounting(directory):
-        bases = make_bases(Path(directory))
+        bases = make_bases(directory)
         # Started afresh (spawn): daemons are forked from a process that has not grown.
         context = get_context("spawn")
-        with context.Pool(
-            arguments.jobs, _start, (Path(directory), bases, arguments.commands, arguments.kernel)
-        ) as pool:
+        with context.Pool(arguments.jobs, _start, (directory, bases, arguments.commands, arguments.kernel)) as pool:
             try:
                 for part in pool.imap_unordered(_work, tasks):
                     summary.merge(part)
@@ -62,14 +60,13 @@ def main() -> int:
 
 
 @contextmanager
-def _unmounting(directory: str) -> Iterator[None]:
+def _unmounting(directory: Path) -> Iterator[None]:
     """Unmount everything below the directory at the end: removing it must not remove the contents of a mount."""
     try:
         yield
     finally:
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
-            if line.split()[4].startswith(directory):
-                subprocess.run(["umount", "--lazy", line.split()[4]], check=True)
+        for mount in reversed(mounts_in(directory)):
+            subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 _work_on: Callable[[str | int], Report]
