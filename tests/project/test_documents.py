@@ -109,6 +109,7 @@ def test_every_example_is_run_or_named_as_an_exception() -> None:
     assert run <= documented
 
 
+@pytest.mark.fuse
 def test_the_recorded_session_is_what_its_commands_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{SBIN}")
     printed = "".join(f"$ {command}{output}" for command, output in session.run_commands(tmp_path))

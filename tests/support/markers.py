@@ -23,6 +23,8 @@ DERIVED = {
         r"USER|ordinary_user|needs_root|[lf]?chown|mknod|drop_caches|caches_dropped|OWN_MOUNTS|chroot|open_tmp_path.*"
         r"|'(setpriv|losetup)|'.*unshare.*"
     ),
+    # Each start of Python costs a quarter of a second.
+    "commands": re.compile(r"'(mystfuse|-m|-c)|pytester"),
     "peers": re.compile(r"'(cryptsetup|veritysetup|qemu-img|qemu-io|nbdkit|nbdcopy)"),
 }
 """By marker: names of functions, fixtures and methods; after a quote, words of command lines."""
