@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import machine
 from benchmarks.bench import Bench, alone_in, open_scratch
 from benchmarks.data import FULL, QUICK, TINY, Store, clean, recipes
-from benchmarks.jobs import JOBS, Job, choose
+from benchmarks.job import Job
+from benchmarks.jobs import JOBS, choose
 from benchmarks.plots import save_bars, save_scaling
 from benchmarks.results import SUBJECT, Outcome, number, print_table
 from benchmarks.scaling import Plot, Scaling

@@ -16,7 +16,16 @@ from removal import mounts_in, remove_tree
 from benchmarks.data import Image, Say, Sizes, Store, remove_unfinished
 from benchmarks.peers import PEERS, Floor, Mounted, Mystfuse, Peer
 from benchmarks.reader import MIB, Result, checksum
-from benchmarks.tools import StrPath, WrongResult, drop_caches, is_installed, read_into_page_cache, run, run_reader
+from benchmarks.tools import (
+    StrPath,
+    WrongResult,
+    check_on_disk,
+    drop_caches,
+    is_installed,
+    read_into_page_cache,
+    run,
+    run_reader,
+)
 
 TOOLS = {
     "veritysetup": ("veritysetup",),
@@ -71,12 +80,23 @@ class Bench:
 
     @contextmanager
     def cold(
-        self, name: str, image: Image, *, ordinary: bool = False, writable: bool = False
+        self,
+        name: str,
+        image: Image,
+        *,
+        ordinary: bool = False,
+        writable: bool = False,
+        from_storage: bool = False,
     ) -> Iterator[tuple[Peer, Mounted]]:
-        """A fresh mount; the kernel's caches hold nothing but the image file."""
+        """A fresh mount; the kernel's caches hold nothing but the image file, and not even that if ``from_storage``."""
         peer = self.peers[name]
+        if from_storage:
+            check_on_disk(image.path)
         with peer.mount(image, ordinary=ordinary, writable=writable) as mounted:
-            self.make_cold(image)
+            if from_storage:
+                drop_caches()
+            else:
+                self.make_cold(image)
             yield peer, mounted
 
     def make_cold(self, image: Image) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ from typing import Any
 
 from removal import remove_tree
 
-from benchmarks.reader import MIB, checksum
+from benchmarks.programs import IMPORTS, copy_library, make_repository
+from benchmarks.reader import MIB, Result, checksum
 from benchmarks.tools import drop_caches, mystfuse_command, run
 
 GIB = 1 << 30
@@ -34,7 +36,7 @@ MEAN_SIZE = 6000
 """The mean size of a tree's files in bytes; sizes are exponentially distributed."""
 MAX_SIZE = 256 << 10
 Say = Callable[[str], None]
-_NAMES = ("big", "secret", "tree", "empty", "sparse", "flat", "scratch")
+_NAMES = ("big", "secret", "tree", "repository", "python", "empty", "sparse", "flat", "scratch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Sizes:
     """Entries of the tree, directories included."""
     untarred: int = 5000
     """The approximate number of files in the archive."""
+    repository: int = 5000
+    """Files and directories of the git checkout."""
     created: int = 20_000
     written: int = 1 << 30
     small_writes: int = 5000
@@ -66,6 +70,7 @@ QUICK = Sizes(
     names=300,
     tree=6000,
     untarred=500,
+    repository=1000,
     created=1000,
     written=256 << 20,
     small_writes=2000,
@@ -79,6 +84,7 @@ TINY = Sizes(
     names=100,
     tree=300,
     untarred=100,
+    repository=100,
     created=50,
     written=4 * MIB,
     small_writes=50,
@@ -122,6 +128,10 @@ class Item:
             self.directory / "passphrase" if secret.exists() else None,
         )
 
+    def listed(self, name: str) -> Result:
+        """What reading the files in ``name``.list gives."""
+        return {"bytes": self.facts[f"{name}_bytes"], "crc": self.facts[f"{name}_crc"]}
+
 
 class Store:
     """The items, each made when it is first asked for."""
@@ -144,6 +154,14 @@ class Store:
         contents (``tar.list``)."""
         return self._make("tree", {"tree": self.sizes.tree, "untarred": self.sizes.untarred}, self._make_tree)
 
+    def repository(self) -> Item:
+        """An image with a git checkout ``repository``: one file of it is changed, one is not in it."""
+        return self._make("repository", {"repository": self.sizes.repository}, self._make_repository)
+
+    def python(self) -> Item:
+        """An image with the library of the Python that runs us below ``python``; modules of it in ``imports.list``."""
+        return self._make("python", {"python": sys.version, "imports": " ".join(IMPORTS)}, self._make_python)
+
     def empty(self) -> Item:
         """An empty image with room to write."""
         return self._make("empty", {"size": self._room()}, self._make_empty)
@@ -157,7 +175,7 @@ class Store:
         ``later.list``."""
         return self._make("flat", {"flat": count}, functools.partial(self._make_flat, count))
 
-    def _make(self, name: str, recipe: dict[str, int], build: Callable[[Path, Any], None]) -> Item:
+    def _make(self, name: str, recipe: dict[str, int | str], build: Callable[[Path, Any], None]) -> Item:
         recipe = {"version": 5, "seed": SEED, **recipe}
         stamp = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
         directory = self.work / f"{name}-{stamp}"
@@ -218,6 +236,26 @@ class Store:
         names = directory / "contents.list"
         names.write_text("\n".join(contents))
         run("tar", "-cf", directory / "part.tar", "--no-recursion", "-C", source, "-T", names)
+        facts["image"] = make_image(source, directory / "image.img")
+        remove_tree(source)
+
+    def _make_repository(self, directory: Path, facts: dict[str, Any]) -> None:
+        source = directory / "source"
+        root = source / "repository"
+        root.mkdir(parents=True)
+        sizes = make_files(root, tree_paths(self.sizes.repository), "repository")
+        _describe(directory, {})
+        facts["files"] = len(sizes)
+        facts["crc"] = make_repository(root, list(sizes))
+        facts["image"] = make_image(source, directory / "image.img")
+        remove_tree(source)
+
+    def _make_python(self, directory: Path, facts: dict[str, Any]) -> None:
+        source = directory / "source"
+        copy_library(source / "python")
+        _describe(directory, {})
+        (directory / "imports.list").write_text("\n".join(IMPORTS))
+        facts["imports"] = len(IMPORTS)
         facts["image"] = make_image(source, directory / "image.img")
         remove_tree(source)
 

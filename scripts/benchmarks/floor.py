@@ -3,7 +3,7 @@
     python -m benchmarks.floor CONTENTS.json MOUNTPOINT
 
 Same shape and same mount options as a mystfuse mount. It makes all attributes before mounting; reads give zeros, writes
-are dropped, created files are counted (``f_files`` of statvfs) and known by their numbers alone.
+are dropped, created files are counted (``f_files`` of statvfs) and listed in directories made since the mount.
 """
 
 from __future__ import annotations
@@ -73,10 +73,8 @@ class Floor(pyfuse3.Operations):
         for path, size in sizes.items():
             parent = self._directory(os.path.dirname(path), directories)
             self._add(parent, os.path.basename(path).encode(), stat.S_IFREG | 0o644, size)
-        self._listings = {
-            ino: [(name, attributes, index) for index, (name, attributes) in enumerate(names.items(), 1)]
-            for ino, names in self._names.items()
-        }
+        self._first_made = self._next_ino
+        self._listings = {ino: self._list(ino) for ino in self._names}
         self._absent = EntryAttributes()
         self._absent.st_ino = 0
         self._absent.entry_timeout = CACHE_SECONDS
@@ -100,8 +98,10 @@ class Floor(pyfuse3.Operations):
         self._attributes[ino] = attributes = make_attributes(ino, mode, size)
         return attributes
 
+    def _list(self, ino: int) -> list[tuple[bytes, EntryAttributes, int]]:
+        return [(name, attributes, index) for index, (name, attributes) in enumerate(self._names[ino].items(), 1)]
+
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        # Created files have no names: the kernel keeps the attributes from their creation.
         return self._names.get(parent_inode, {}).get(name, self._absent)
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
@@ -116,11 +116,17 @@ class Floor(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         self._created += 1
-        attributes = self._make(mode, 0)
+        attributes = self._add(parent_inode, name, mode, 0)
         return FileInfo(fh=attributes.st_ino, keep_cache=True), attributes
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._make(stat.S_IFDIR | mode, 4096)
+        return self._add(parent_inode, name, stat.S_IFDIR | mode, 4096)
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        del self._names[parent_inode][name]
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        del self._names[parent_inode][name]
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         return FileInfo(fh=inode, keep_cache=True)
@@ -135,6 +141,8 @@ class Floor(pyfuse3.Operations):
         return len(buf)
 
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        if inode >= self._first_made:
+            self._listings[inode] = self._list(inode)
         return inode
 
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:

@@ -40,17 +40,33 @@ class Mounted:
     pid: int | None
     """The process that serves the mount, if there is one."""
 
+    def processes(self) -> list[int]:
+        """That process, and all that it has started."""
+        parents = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                # proc_pid_stat(5): behind the name, which may hold blanks, come the state and the parent.
+                parents[int(stat.parent.name)] = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+        found = [self.pid] if self.pid is not None else []
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
+
     def memory(self, field: str) -> float:
-        """VmRSS or VmHWM of that process, MiB."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) / 1024
-        raise BenchmarkError(f"/proc/{self.pid}/status has no {field}")
+        """The sum of VmRSS or VmHWM of those processes, MiB. What two of them share counts twice."""
+        return sum(_memory_of(pid, field) for pid in self.processes())
 
     @property
     def read_ahead(self) -> int:
         """The kernel's read-ahead on the mount in KiB."""
         return int(_read_ahead_file(self.path).read_text())
+
+
+def _memory_of(pid: int, field: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise BenchmarkError(f"/proc/{pid}/status has no {field}")
 
 
 class Peer(ABC):

@@ -48,8 +48,8 @@ def save_bars(path: Path, outcomes: Iterable[Outcome], subtitle: str) -> None:
 
 def _figure_of(outcome: Outcome, verdict: Verdict) -> str:
     if verdict.mark.against:
-        return f"{verdict.value:.2f} of {verdict.mark.against} (mark {verdict.mark.limit:g})"
-    return f"{number(outcome.median(SUBJECT) or 0)} {outcome.job.unit} (mark {verdict.mark.limit:g})"
+        return f"{verdict.value:.2f} of {verdict.mark.against} (mark {verdict.wanted})"
+    return f"{number(outcome.median(SUBJECT) or 0)} {outcome.job.unit} (mark {verdict.wanted})"
 
 
 def save_scaling(path: Path, plots: Sequence[Plot], subtitle: str) -> None:

@@ -3,11 +3,12 @@
     python reader.py COMMAND ARGUMENT...
 
 Prints one JSON object: the ``seconds`` of the measured calls, without the program's start and without the check of the
-data, and the result of the check. Needs only the standard library, find(1) and tar(1).
+data, and the result of the check. Needs only the standard library, find(1), rm(1), tar(1) and git(1).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
@@ -74,9 +75,15 @@ def sequential(path: str, mode: str) -> Result:
     return {"seconds": seconds, "bytes": total, "crc": checksum(_through(descriptor, buffer))}
 
 
+def _load(program: str) -> None:
+    """Have a program in the page cache, from which dropping the caches has removed it."""
+    subprocess.run([program, "--version"], stdout=subprocess.DEVNULL, check=True)
+
+
 def walk(path: str, mode: str) -> Result:
     """Count the files below a directory, and their sizes, by find(1); ``warm``: run it once before."""
     command = ["find", path, "-mindepth", "1", "-printf", "%y %s\\n"]
+    _load("find")
     if mode == "warm":
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     start = time.perf_counter()
@@ -100,6 +107,45 @@ def files(root: str, list_file: str) -> Result:
         os.close(descriptor)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "files": len(paths), "bytes": sum(map(len, found)), "crc": checksum(found)}
+
+
+def parallel(path: str, count: str) -> Result:
+    """Read a file in ``count`` processes at once, each its part of it from front to back.
+
+    The check reads all of it afterwards, from the same pages."""
+    size, readers = os.stat(path).st_size, int(count)
+    bounds = [size * index // readers // MIB * MIB for index in range(readers)] + [size]
+    starter, start_line = os.pipe()
+    children = []
+    for first, end in itertools.pairwise(bounds):
+        if not (child := os.fork()):
+            os.close(start_line)
+            try:
+                _read_part(starter, path, first, end)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    start = time.perf_counter()
+    os.close(start_line)
+    failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
+    seconds = time.perf_counter() - start
+    if failed:
+        raise OSError(f"{path}: {failed} readers have failed")
+    descriptor = os.open(path, os.O_RDONLY)
+    return {"seconds": seconds, "bytes": size, "crc": checksum(_through(descriptor, pages(MIB)))}
+
+
+def _read_part(starter: int, path: str, offset: int, end: int) -> None:
+    """Wait until ``starter`` is at its end, and read a part of a file."""
+    buffer = pages(MIB)
+    os.read(starter, 1)
+    descriptor = os.open(path, os.O_RDONLY)
+    while offset < end:
+        count = os.preadv(descriptor, [memoryview(buffer)[: end - offset]], offset)
+        if count == 0:
+            raise OSError(f"{path}: ends at {offset}")
+        offset += count
 
 
 def random_reads(path: str, count: str, seed: str) -> Result:
@@ -183,11 +229,48 @@ def created(directory: str, count: str) -> Result:
     return {"seconds": 0, "files": good}
 
 
+def remove(directory: str, count: str) -> Result:
+    """Remove the files that ``create`` made, with their directories, by rm(1)."""
+    parents = sorted({os.path.dirname(path) for path, _ in _created(directory, int(count))})
+    _load("rm")
+    start = time.perf_counter()
+    subprocess.run(["rm", "-r", *parents], check=True)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "left": sum(os.path.lexists(parent) for parent in parents)}
+
+
 def untar(archive: str, directory: str) -> Result:
     """Unpack a tar archive by tar(1)."""
     start = time.perf_counter()
     subprocess.run(["tar", "-xf", archive, "-C", directory], check=True)
     return {"seconds": time.perf_counter() - start}
+
+
+def git_status(path: str) -> Result:
+    """What git(1) says of a checkout, which it does not change."""
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+    command = ["git", "--no-optional-locks", "-c", "safe.directory=*", "-C", path, "status", "--porcelain"]
+    _load("git")
+    start = time.perf_counter()
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    return {"seconds": time.perf_counter() - start, "crc": checksum([output])}
+
+
+def imports(home: str, list_file: str) -> Result:
+    """Start this interpreter with the library in ``home``, and import the listed modules.
+
+    It does so with its own library before: what is not in ``home`` is then in the page cache."""
+    names = Path(list_file).read_text().split()
+    code = (
+        f"import sys, {', '.join(names)}\n"
+        f"print(sum(sys.modules[name].__file__.startswith(sys.prefix + '/') for name in {names}))"
+    )
+    command = [os.path.realpath(sys.executable), "-s", "-B", "-c", code]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+    start = time.perf_counter()
+    output = subprocess.run(command, env={**environment, "PYTHONHOME": home}, stdout=subprocess.PIPE, check=True).stdout
+    return {"seconds": time.perf_counter() - start, "imported": int(output)}
 
 
 def stream(path: str) -> Result:
@@ -253,13 +336,17 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "sequential": sequential,
     "walk": walk,
     "files": files,
+    "parallel": parallel,
     "random": random_reads,
     "write": write,
     "small_writes": small_writes,
     "mapped_writes": mapped_writes,
     "create": create,
     "created": created,
+    "remove": remove,
     "untar": untar,
+    "git_status": git_status,
+    "imports": imports,
     "stream": stream,
     "stats": stats,
     "lookups": lookups,

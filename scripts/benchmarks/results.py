@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.jobs import Job, Mark
+from benchmarks.job import Job, Mark
 
 SUBJECT = "mystfuse"
 
@@ -26,9 +26,9 @@ class Verdict:
     @property
     def score(self) -> float:
         """1 where the mark is just reached, 2 where it is reached twice over."""
-        if self.mark.against:
-            return self.value / self.mark.limit
-        return self.mark.limit / max(self.value, self.mark.limit / 1000)
+        if self.mark.at_most:
+            return self.mark.limit / max(self.value, self.mark.limit / 1000)
+        return self.value / self.mark.limit
 
     @property
     def is_reached(self) -> bool:
@@ -37,7 +37,7 @@ class Verdict:
     @property
     def wanted(self) -> str:
         """The mark in words."""
-        sign = "≥" if self.mark.against else "≤"
+        sign = "≤" if self.mark.at_most else "≥"
         return f"{'aim ' if self.mark.aim else ''}{sign} {self.mark.limit:g}"
 
 
@@ -83,6 +83,7 @@ class Outcome:
                     "against": verdict.mark.against or None,
                     "limit": verdict.mark.limit,
                     "aim": verdict.mark.aim,
+                    "at_most": verdict.mark.at_most,
                     "value": verdict.value,
                     "reached": verdict.is_reached,
                 }

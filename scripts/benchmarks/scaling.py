@@ -10,8 +10,8 @@ from removal import remove_tree
 
 from benchmarks.bench import Bench
 from benchmarks.data import GIB, Item, Say, Sizes, Store
-from benchmarks.jobs import read_big, walk_tree
 from benchmarks.peers import Mounted, Peer
+from benchmarks.read_jobs import read_big, walk_tree
 from benchmarks.reader import MIB, Result
 from benchmarks.tools import BenchmarkError, drop_caches
 

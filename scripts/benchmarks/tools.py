@@ -64,6 +64,25 @@ def check_ordinary_user() -> None:
         raise LeftOut(f"{ORDINARY_USER} cannot run the code where it is") from error
 
 
+def check_installed(tool: str) -> None:
+    """
+    Raises:
+        LeftOut: a program that takes a reading is not there.
+    """
+    if not is_installed(tool):
+        raise LeftOut(f"{tool} is not installed")
+
+
+def check_on_disk(path: Path) -> None:
+    """
+    Raises:
+        LeftOut: a file lies in memory, so that there is no storage to read it from.
+    """
+    kind = run("stat", "--file-system", "--format=%T", path).strip()
+    if kind in ("tmpfs", "ramfs"):
+        raise LeftOut(f"{path.parent} lies in memory ({kind}): choose another directory (--work)")
+
+
 def run(*command: StrPath, ordinary: bool = False) -> str:
     """Run a program to its end; returns its output.
 

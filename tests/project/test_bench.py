@@ -6,10 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from benchmarks.job import Job, Mark
+from benchmarks.jobs import JOBS
+from benchmarks.peers import Mounted
+from benchmarks.results import Outcome
+from benchmarks.tools import LeftOut, check_on_disk
 
 from tests.support.commands import SBIN
 from tests.support.mounts import caches_dropped
@@ -45,12 +51,12 @@ def test_it_measures_and_judges(work: Path, tmp_path: Path) -> None:
     assert jobs["read"]["ratios"]["floor"] > 0
     ratio = jobs["verify"]["ratios"]["veritysetup"]
     (mark,) = jobs["verify"]["marks"]
-    assert mark["value"] == ratio and mark["reached"] == (ratio >= 2)
+    assert mark["value"] == ratio and mark["reached"] == (ratio >= 3)
     assert len(jobs["mount-small"]["readings"]["mystfuse"]) == 2
     assert document["machine"]["kernel"] == os.uname().release
     assert "marks reached" in result.stdout
     labels = [element.text or "" for element in ElementTree.parse(picture).iter() if element.tag.endswith("text")]
-    assert f"{ratio:.2f} of veritysetup (mark 2)" in labels
+    assert f"{ratio:.2f} of veritysetup (mark ≥ 3)" in labels
     assert not mounts_below(work)
     assert not list(work.glob(".*"))
 
@@ -69,6 +75,76 @@ def test_a_wrong_result_ends_it(work: Path) -> None:
         f"scripts/bench: wrong result: mystfuse, sequential: crc is {facts['crc']}, not {facts['crc'] ^ 1}\n"
     )
     assert not mounts_below(work)
+
+
+def test_other_programs_and_storage(work: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    names = ["read-parallel", "git-status", "python", "rm"]
+    with suppress(LeftOut):
+        check_on_disk(work)
+        names += ["storage-read", "storage-random", "storage-walk", "storage-files"]
+    result = bench("--tiny", "--jobs", ",".join(names), "--work", work, "--json", figures)
+    assert result.returncode == 0, result.stderr
+    jobs = {job["name"]: job for job in json.loads(figures.read_text())["jobs"]}
+    assert set(jobs) == set(names)
+    for job in jobs.values():
+        assert job["medians"]["mystfuse"] > 0 and job["medians"]["kernel"] > 0, job["name"]
+
+
+@pytest.mark.parametrize(
+    ("item", "fact", "job"), [("repository", "crc", "git-status"), ("python", "imports", "python")]
+)
+def test_what_other_programs_find_is_checked(work: Path, item: str, fact: str, job: str) -> None:
+    assert bench("--tiny", "--jobs", job, "--work", work).returncode == 0
+    (facts_file,) = work.glob(f"{item}-*/facts.json")
+    text = facts_file.read_text()
+    facts = json.loads(text)
+    facts_file.write_text(json.dumps(facts | {fact: facts[fact] ^ 1}))
+    try:
+        result = bench("--tiny", "--jobs", job, "--work", work)
+    finally:
+        facts_file.write_text(text)
+    assert result.returncode == 1
+    assert result.stderr.startswith("scripts/bench: wrong result: mystfuse, ")
+
+
+def test_what_lies_in_memory_is_not_read_from_storage() -> None:
+    check_on_disk(Path("/"))
+    with pytest.raises(LeftOut, match=r"lies in memory \(tmpfs\): choose another directory"):
+        check_on_disk(Path("/dev/shm"))
+
+
+@pytest.mark.parametrize(("mark", "own", "reached"), [
+    (Mark(0.5, "peer"), 5, True), (Mark(0.5, "peer"), 4.9, False),
+    (Mark(0.5, "peer", at_most=True), 5, True), (Mark(0.5, "peer", at_most=True), 5.1, False),
+    (Mark(3, at_most=True), 3, True), (Mark(3, at_most=True), 3.1, False),
+])  # fmt: skip
+def test_a_mark_is_a_least_or_a_most(mark: Mark, own: float, reached: bool) -> None:
+    outcome = Outcome(Job("name", "title", "unit", {}, (mark,)), {"mystfuse": [own], "peer": [10]})
+    (verdict,) = outcome.verdicts()
+    assert verdict.is_reached == reached
+    assert verdict.wanted == f"{'≤' if mark.at_most else '≥'} {mark.limit:g}"
+    assert outcome.as_dict()["marks"][0]["at_most"] == mark.at_most
+
+
+def test_marks_are_against_contenders_of_their_job() -> None:
+    for job in JOBS:
+        assert {mark.against for mark in job.marks} <= {"", *job.measures}, job.name
+        assert all(mark.against or mark.at_most for mark in job.marks), job.name
+
+
+def test_memory_is_that_of_all_processes() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        shell.stdout.readline()
+        mounted = Mounted(Path("/"), shell.pid)
+        found = mounted.processes()
+        each = [Mounted(Path("/"), pid) for pid in found]
+        try:
+            assert len(found) == 2 and found[0] == shell.pid
+            assert mounted.memory("VmRSS") > each[1].memory("VmRSS") > 0
+        finally:
+            os.kill(found[1], 15)
 
 
 def test_clean_removes_what_it_made_and_nothing_else(work: Path) -> None:
