@@ -14,7 +14,8 @@ from pathlib import Path
 from removal import mounts_in, remove_tree
 
 from benchmarks.data import Image, Say, Sizes, Store, remove_unfinished
-from benchmarks.peers import PEERS, Floor, Mounted, Mystfuse, Peer
+from benchmarks.peer import Mounted, Peer
+from benchmarks.peers import PEERS, Mystfuse
 from benchmarks.reader import MIB, Result, checksum
 from benchmarks.tools import (
     StrPath,
@@ -74,9 +75,9 @@ class Bench:
         self.notes[text] = None
 
     def match_read_ahead(self) -> None:
-        """Give ``floor`` the read-ahead of mystfuse's mounts."""
+        """Give ``floor`` and ``limit`` the read-ahead of mystfuse's mounts."""
         with self.mystfuse.mount(self.store.sparse().image("small")) as mounted:
-            Floor.read_ahead = mounted.read_ahead
+            Peer.read_ahead = mounted.read_ahead
 
     @contextmanager
     def cold(

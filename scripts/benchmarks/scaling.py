@@ -10,7 +10,7 @@ from removal import remove_tree
 
 from benchmarks.bench import Bench
 from benchmarks.data import GIB, Item, Say, Sizes, Store
-from benchmarks.peers import Mounted, Peer
+from benchmarks.peer import Mounted, Peer
 from benchmarks.read_jobs import read_big, walk_tree
 from benchmarks.reader import MIB, Result
 from benchmarks.tools import BenchmarkError, drop_caches

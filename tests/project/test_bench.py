@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from benchmarks.job import Job, Mark
 from benchmarks.jobs import JOBS
-from benchmarks.peers import Mounted
+from benchmarks.peer import Mounted
 from benchmarks.results import Outcome
 from benchmarks.tools import LeftOut, check_on_disk
 
