@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from errno import EPERM
 
 from mystfuse.ext2.acl import Acl, acl_to_xattr
-from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.privileges import Loses, mode_after_chown, mode_after_write, without_capabilities
 from mystfuse.ext2.truncate import truncate
-from mystfuse.ext2.write import mode_after_write, without_sgid
 from mystfuse.ext2.xattr import INDEX_ACL_ACCESS, POSIX_ACL_ACCESS, find_attribute
 from mystfuse.ext2.xattr_changes import set_attribute
 
@@ -29,8 +28,14 @@ class AttributeChanges:
     mtime_ns: int | None = None
 
 
-def set_attributes(change: Change, ino: int, changes: AttributeChanges) -> tuple[Inode, bool]:
+def set_attributes(
+    change: Change, ino: int, changes: AttributeChanges, loses: Loses = Loses.BY_CALLER
+) -> tuple[Inode, bool]:
     """Change an inode as asked.
+
+    Args:
+        loses: the privileges that the file loses by a change of size or owner. ``ALL`` without either is a chown(2)
+            that keeps both owners.
 
     Returns:
         The inode, and whether ``changes.size`` is reached; if not, call again with the size alone.
@@ -45,13 +50,16 @@ def set_attributes(change: Change, ino: int, changes: AttributeChanges) -> tuple
     is_reached = True
     if changes.size is not None:
         inode, is_reached = truncate(change, inode, changes.size)
-        inode = inode._replace(i_mode=mode_after_write(inode, change.caller))
-    if changes.uid is not None or changes.gid is not None:
+        inode = inode._replace(i_mode=mode_after_write(inode, change.caller, loses))
+    is_chown = changes.uid is not None or changes.gid is not None or (changes.size is None and loses is Loses.ALL)
+    if is_chown:
         inode = inode._replace(
             uid=inode.uid if changes.uid is None else changes.uid,
             gid=inode.gid if changes.gid is None else changes.gid,
-            i_mode=_mode_after_chown(inode, change.caller),
+            i_mode=mode_after_chown(inode, change.caller),
         )
+    if loses.takes_capabilities and (is_chown or changes.size is not None) and not inode.is_directory:
+        inode = without_capabilities(change, inode)
     if changes.mode is not None:
         inode = inode._replace(i_mode=stat.S_IFMT(inode.i_mode) | stat.S_IMODE(changes.mode))
         inode = _chmod_acl(change, inode)
@@ -62,15 +70,6 @@ def set_attributes(change: Change, ino: int, changes: AttributeChanges) -> tuple
     inode = inode._replace(ctime_ns=change.now_ns)
     change.write_inode(inode)
     return change.read_back(ino), is_reached
-
-
-def _mode_after_chown(inode: Inode, caller: Caller) -> int:
-    """i_mode after a change of owner: it loses set-user-ID, and set-group-ID of a file that the group may execute, for
-    every caller (chown(2); fs/open.c, chown_common)."""
-    mode = inode.i_mode
-    if stat.S_ISDIR(mode):
-        return mode
-    return without_sgid(inode, mode & ~stat.S_ISUID, caller)
 
 
 def _chmod_acl(change: Change, inode: Inode) -> Inode:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Set
 from errno import EFBIG, ENOSPC
 
 from mystfuse.ext2.allocation import runs_of
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.blocks import Transaction
-from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.privileges import Loses, mode_after_write, without_capabilities
 from mystfuse.ext2.superblock import note_file_size
 from mystfuse.ext2.truncate import zero_tail
 
 
-def write(change: Change, ino: int, offset: int, data: memoryview, whole: bool = False) -> int:
-    """Write ``data`` to a regular file from byte ``offset`` on. The caller is the user who opened the file: the
-    reserved blocks, and keeping set-user-ID on a write, are for root.
+def write(
+    change: Change, ino: int, offset: int, data: memoryview, whole: bool = False, loses: Loses = Loses.BY_CALLER
+) -> int:
+    """Write ``data`` to a regular file from byte ``offset`` on. Reserved blocks are for certain callers.
 
     Args:
         whole: write all of it or nothing.
+        loses: the privileges that the file loses.
 
     Returns:
         How many bytes were written: fewer than given when there is room for fewer.
@@ -40,6 +40,8 @@ def write(change: Change, ino: int, offset: int, data: memoryview, whole: bool =
         raise OSError(
             EFBIG, f"{offset + len(data)} bytes are more than the largest file size {superblock.max_file_size}"
         )
+    if loses.takes_capabilities:
+        inode = without_capabilities(change, inode)
     block_size = superblock.block_size
     if offset > inode.size:
         zero_tail(change, inode)
@@ -53,7 +55,7 @@ def write(change: Change, ino: int, offset: int, data: memoryview, whole: bool =
     if end > inode.size:
         note_file_size(superblock, transaction, end)
     now = change.now_ns
-    mode = mode_after_write(inode, change.caller)
+    mode = mode_after_write(inode, change.caller, loses)
     inode = inode._replace(mtime_ns=now, ctime_ns=now, i_mode=mode, size=max(inode.size, end))
     change.write_inode(inode)
     _fill(transaction, block_size, pointers, new, offset - first * block_size, data[:length])
@@ -84,20 +86,3 @@ def _fill(
     for number, count in runs_of(pointers[first : end // block_size]):
         transaction.put_run(number, data[position : position + count * block_size])
         position += count * block_size
-
-
-def mode_after_write(inode: Inode, caller: Caller) -> int:
-    """i_mode after a write: it loses set-user-ID and set-group-ID, unless root wrote (fs/attr.c,
-    setattr_should_drop_suidgid)."""
-    mode = inode.i_mode
-    if caller.is_root or not stat.S_ISREG(mode):
-        return mode
-    return without_sgid(inode, mode & ~stat.S_ISUID, caller)
-
-
-def without_sgid(inode: Inode, mode: int, caller: Caller) -> int:
-    """``mode`` without set-group-ID if the group may execute the file, or ``caller`` is not in it (fs/attr.c,
-    setattr_should_drop_sgid; without execution the bit once meant mandatory locking)."""
-    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not (caller.is_root or caller.is_in_group(inode.gid))):
-        mode &= ~stat.S_ISGID
-    return mode

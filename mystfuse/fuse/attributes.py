@@ -8,6 +8,7 @@ from pyfuse3 import EntryAttributes
 
 from mystfuse.ext2.inode import Inode
 from mystfuse.fuse.mount_options import MountOptions
+from mystfuse.fuse.protocol import pack_attributes, pack_entry
 
 CACHE_SECONDS = 86400
 """How long the kernel may keep names and attributes: the file system changes through the kernel alone."""
@@ -34,9 +35,7 @@ class ShownAttributes:
         attributes.entry_timeout = attributes.attr_timeout = CACHE_SECONDS
         attributes.st_mode = inode.i_mode
         attributes.st_nlink = inode.i_links_count
-        attributes.st_uid, attributes.st_gid = (
-            (inode.uid, inode.gid) if self._shows_owners else self._owner(inode.uid, inode.gid)
-        )
+        attributes.st_uid, attributes.st_gid = self._owner(inode)
         if rdev := inode.rdev:
             attributes.st_rdev = rdev
         attributes.st_size = inode.size
@@ -47,7 +46,18 @@ class ShownAttributes:
         attributes.st_ctime_ns = inode.ctime_ns
         return attributes
 
-    def _owner(self, uid: int, gid: int) -> tuple[int, int]:
+    def packed(self, inode: Inode) -> bytes:
+        """The same as fuse_attr_out."""
+        return pack_attributes(inode, self._owner(inode), self._block_size, CACHE_SECONDS)
+
+    def packed_entry(self, inode: Inode) -> bytes:
+        """The same as fuse_entry_out."""
+        return pack_entry(inode, self._owner(inode), self._block_size, CACHE_SECONDS)
+
+    def _owner(self, inode: Inode) -> tuple[int, int]:
+        uid, gid = inode.uid, inode.gid
+        if self._shows_owners:
+            return uid, gid
         options = self._options
         if options.map_root:
             uid = self._own[0] if uid == 0 else uid

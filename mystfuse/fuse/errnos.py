@@ -19,8 +19,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Handlers(Protocol):
+class _Counted(Protocol):
     last_request: float
+
+
+class _Handlers(Protocol):
+    @property
+    def requests(self) -> _Counted: ...
 
 
 H = TypeVar("H", bound=_Handlers)
@@ -31,28 +36,37 @@ def answers_errnos(
 ) -> Callable[Concatenate[H, P], Coroutine[Any, Any, T]]:
     """Make a handler raise FUSEError alone: any other exception would take down the whole mount.
 
-    It also records the time of the request in ``last_request``.
+    It also records the time of the request in ``requests.last_request``.
     """
 
     async def handle(self: H, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.last_request = trio.current_time()
+        self.requests.last_request = trio.current_time()
         try:
             return await method(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except MystfuseError as error:
-            if not isinstance(error, IntegrityError):
-                # The device that found the damage has logged it.
-                log.warning("%s: %s", method.__name__, error)
-            raise FUSEError(error.errno) from None
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
-        except MemoryError:
-            log.error("%s: no memory left", method.__name__)
-            raise FUSEError(errno.ENOMEM) from None
-        except Exception:
-            log.exception("%s: internal error", method.__name__)
-            raise FUSEError(errno.EIO) from None
+        except Exception as error:
+            raise FUSEError(errno_of(error, method.__name__)) from None
 
     functools.update_wrapper(handle, method)
     return handle
+
+
+def errno_of(error: Exception, request: str) -> int:
+    """The errno that answers a request which failed with an error; logs what the user should know.
+
+    Args:
+        request: its name, for the log.
+    """
+    if isinstance(error, FUSEError):
+        return int(error.errno)
+    if isinstance(error, MystfuseError):
+        if not isinstance(error, IntegrityError):
+            # The device that found the damage has logged it.
+            log.warning("%s: %s", request, error)
+        return error.errno
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if isinstance(error, MemoryError):
+        log.error("%s: no memory left", request)
+        return errno.ENOMEM
+    log.error("%s: internal error", request, exc_info=error)
+    return errno.EIO

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
@@ -31,6 +31,10 @@ MAX_LARGE = 8
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class NotNow(Exception):
+    """Raised inside ``Runner.now`` where an operation would have to wait."""
 
 
 class Runner:
@@ -60,6 +64,32 @@ class Runner:
         self._io_timeout = io_timeout
         self._held: dict[int, tuple[int, trio.Event]] = {}
         """Held inodes: the number of readers, and an event for when there is none any more."""
+        self._may_wait = True
+
+    def now(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end without waiting for anything.
+
+        Args:
+            work: awaits nothing that waits, but behind ``check_may_wait``.
+
+        Raises:
+            NotNow: it would have to wait, for storage, for room or for another task; it has ended there.
+        """
+        self._may_wait = False
+        try:
+            work.send(None)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            self._may_wait = True
+        work.close()
+        raise RuntimeError(f"{work!r} has waited")
+
+    def check_may_wait(self) -> None:
+        """To be called before each await that waits. Raises NotNow inside ``now``."""
+        if not self._may_wait:
+            raise NotNow
 
     @contextmanager
     def hold(self, ino: int) -> Iterator[None]:
@@ -146,6 +176,7 @@ class Runner:
         try:
             while True:
                 while ino in self._held:
+                    self.check_may_wait()
                     await self._held[ino][1].wait()
                 wait: Awaitable[None] | None = None
                 try:
@@ -156,6 +187,7 @@ class Runner:
                     misses = misses or _Misses(self, transaction)
                     wait = misses.fetch(missing)
                 except OverlayBusy as busy:
+                    self.check_may_wait()
                     wait = self._written.make_room(busy)
                 except OverlayFull as error:
                     budget = _smaller_budget(transaction, error)
@@ -231,6 +263,7 @@ class _Misses:
         count = len(blocks.pinned) + len(blocks.recalled) + len(missing.numbers) + len(missing.ahead)
         if count * self._cache.block_size > FEW_PINNED_BYTES and not self._is_large:
             # No operation that holds an inode waits here: the map of a read is small in any image.
+            self._runner.check_may_wait()
             try:
                 with trio.fail_after(self._runner._io_timeout):
                     await self._runner._large.acquire_on_behalf_of(self)
@@ -238,6 +271,7 @@ class _Misses:
                 raise StorageTimeout("other operations that need many blocks wait for storage, which hangs") from None
             self._is_large = True
         if not self.fetch_now(missing):
+            self._runner.check_may_wait()
             wanted, versions = self._split(missing.numbers | missing.ahead)
             if versions and self._written is not None:
                 blocks.recalled.update(await self._written.recall(versions))
@@ -245,6 +279,7 @@ class _Misses:
                 await self._fetch(wanted & missing.numbers, wanted, missing.speculative)
         elif missing.progress:
             # Long work: let other tasks run.
+            self._runner.check_may_wait()
             await trio.lowlevel.checkpoint()
         self._check_pinned()
 

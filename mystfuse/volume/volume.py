@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from errno import ENOSPC, EPERM, EROFS
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
@@ -27,6 +27,7 @@ from mystfuse.ext2.create import create
 from mystfuse.ext2.directory import Entry
 from mystfuse.ext2.filesystem import FileSystem, Statistics
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.privileges import Loses
 from mystfuse.ext2.rename import DirectoryName, rename
 from mystfuse.ext2.setattr import AttributeChanges, set_attributes
 from mystfuse.ext2.superblock import Superblock
@@ -232,6 +233,17 @@ class Volume:
         """
         return await self._runner.run(self._stretch, ino, offset)
 
+    def now(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, which calls methods of this class except ``read`` and ``release``, to its end without
+        waiting for anything.
+
+        Raises:
+            NotNow: it would have to wait. Nothing has happened, or, of a long truncation, a part that does no harm to
+                doing it again.
+            OSError, MystfuseError: as the coroutine does.
+        """
+        return self._runner.now(work)
+
     async def create(
         self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
     ) -> Inode:
@@ -272,22 +284,33 @@ class Volume:
             raise _Moved
         return rename(change, old, new, flags)
 
-    async def write(self, ino: int, offset: int, data: bytes, caller: Caller, whole: bool = False) -> int:
+    async def write(
+        self,
+        ino: int,
+        offset: int,
+        data: bytes | memoryview,
+        caller: Caller,
+        whole: bool = False,
+        loses: Loses = Loses.BY_CALLER,
+    ) -> int:
         """Write to a regular file; see ``ext2.write.write``. Returns how many bytes were written.
 
         Args:
             whole: nothing is written where there is no room for all of it; with a store, for all of a piece of
                 ``Overlay.most_at_once``.
+            loses: the privileges that the file loses.
         """
         view = memoryview(data)
         step = None if self.overlay is None else self.overlay.most_at_once
         if step is None:
-            return await self._change(ino, caller, write.write, ino, offset, view, whole)
+            return await self._change(ino, caller, write.write, ino, offset, view, whole, loses)
+        if step < len(view):
+            self._runner.check_may_wait()
         written, step = 0, min(step, len(view))
         while written < len(view):
             piece = view[written : written + step]
             try:
-                count = await self._change(ino, caller, write.write, ino, offset + written, piece, whole)
+                count = await self._change(ino, caller, write.write, ino, offset + written, piece, whole, loses)
             except (MystfuseError, OSError) as error:
                 if error.errno == ENOSPC and step > self.superblock.block_size and not whole:
                     # Blocks of a full store can be replaced little by little.
@@ -301,17 +324,21 @@ class Volume:
                 break
         return written
 
-    async def set_attributes(self, ino: int, changes: AttributeChanges, caller: Caller) -> Inode:
+    async def set_attributes(
+        self, ino: int, changes: AttributeChanges, caller: Caller, loses: Loses = Loses.BY_CALLER
+    ) -> Inode:
         """Change mode, owner, times or size; see ``ext2.setattr``."""
-        inode, is_done = await self._change(ino, caller, set_attributes, ino, changes)
+        inode, is_done = await self._change(ino, caller, set_attributes, ino, changes, loses)
         while not is_done:
+            self._runner.check_may_wait()
             await trio.lowlevel.checkpoint()
             rest = AttributeChanges(size=changes.size)
-            inode, is_done = await self._change(ino, caller, set_attributes, ino, rest)
+            inode, is_done = await self._change(ino, caller, set_attributes, ino, rest, loses)
         return inode
 
-    async def open_for_writing(self, ino: int, flags: int, caller: Caller) -> None:
-        """Check that a file may be opened for writing or truncation, as ``flags`` of open(2) say; O_TRUNC truncates it.
+    async def open_for_writing(self, ino: int, flags: int, caller: Caller, loses: Loses = Loses.BY_CALLER) -> None:
+        """Check that a file may be opened for writing or truncation, as ``flags`` of open(2) say; O_TRUNC truncates it,
+        by which it ``loses`` privileges.
 
         Raises:
             OSError: EROFS; EPERM: it is immutable, or append-only and could be changed elsewhere than at its end.
@@ -323,7 +350,7 @@ class Volume:
         if inode.is_immutable or (inode.is_append_only and (not flags & os.O_APPEND or flags & os.O_TRUNC)):
             raise OSError(EPERM, f"inode {ino} is immutable or append-only")
         if flags & os.O_TRUNC:
-            await self.set_attributes(ino, AttributeChanges(size=0), caller)
+            await self.set_attributes(ino, AttributeChanges(size=0), caller, loses)
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
         """Set an extended attribute; see ``ext2.xattr_changes.set_xattr``."""
@@ -401,6 +428,7 @@ class Volume:
 
     async def open_image(self) -> MergedImage:
         """The whole file system in its present state, to be read as one file; see ``MergedImage``."""
+        self._runner.check_may_wait()
         overlay = Overlay(self.superblock.block_size, 0) if self.overlay is None else self.overlay
         return await MergedImage.open(self._filesystem, overlay, self.cache, self._device, self._workers)
 
@@ -424,6 +452,7 @@ class Volume:
                 if error.errno != ENOSPC or len(self.orphans) <= len(self._deferred) + len(self._corrupt):
                     raise
                 no_space = error
+            self._runner.check_may_wait()
             if began is None:
                 began = trio.current_time()
             # A release in progress frees something with every step.
@@ -441,6 +470,7 @@ class Volume:
             found.add(ino)
             ino = await self._runner.run(self._parent_of, ino)
             if len(found) % _ANCESTORS_AT_ONCE == 0:
+                self._runner.check_may_wait()
                 await trio.lowlevel.checkpoint()
         return frozenset(found)
 

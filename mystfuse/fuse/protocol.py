@@ -1,0 +1,136 @@
+"""Structures of the kernel's requests and replies, in the machine's byte order.
+
+Source: the kernel's include/uapi/linux/fuse.h, 7.36 and later; each structure is commented with its fields there.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from mystfuse.ext2.inode import Inode
+
+
+class Opcode(IntEnum):
+    """The kinds of requests that are decoded here."""
+
+    SETATTR = 4
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    WRITE = 16
+    RELEASE = 18
+    CREATE = 35
+    RENAME2 = 45
+
+
+class InHeader(NamedTuple):
+    """fuse_in_header, which each request begins with."""
+
+    len: int
+    """Bytes of the whole request."""
+    opcode: int
+    unique: int
+    """The request's number, for its reply."""
+    nodeid: int
+    uid: int
+    gid: int
+    pid: int
+
+
+IN_HEADER = struct.Struct("=IIQQIII4x")
+SETATTR_IN = struct.Struct("=I4xQQQqqqIIII4xII4x")
+"""valid, fh, size, lock_owner, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, uid, gid"""
+MKNOD_IN = struct.Struct("=III4x")
+"""mode, rdev, umask"""
+MKDIR_IN = struct.Struct("=II")
+"""mode, umask"""
+RENAME_IN = struct.Struct("=Q")
+"""newdir"""
+RENAME2_IN = struct.Struct("=QI4x")
+"""newdir, flags"""
+LINK_IN = struct.Struct("=Q")
+"""oldnodeid"""
+OPEN_IN = struct.Struct("=II")
+"""flags, open_flags"""
+CREATE_IN = struct.Struct("=IIII")
+"""flags, mode, umask, open_flags"""
+WRITE_IN = struct.Struct("=QQIIQI4x")
+"""fh, offset, size, write_flags, lock_owner, flags"""
+RELEASE_IN = struct.Struct("=QIIQ")
+"""fh, flags, release_flags, lock_owner"""
+
+OUT_HEADER = struct.Struct("=IiQ")
+"""len, error (an errno, negative), unique"""
+OPEN_OUT = struct.Struct("=QI4x")
+"""fh, open_flags"""
+WRITE_OUT = struct.Struct("=I4x")
+"""size"""
+_ATTR = "QQQqqqIIIIIIIIII"
+"""ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize,
+flags"""
+ATTR_OUT = struct.Struct("=QII" + _ATTR)
+"""attr_valid, attr_valid_nsec, dummy, attr"""
+ENTRY_OUT = struct.Struct("=QQQQII" + _ATTR)
+"""nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec, attr"""
+
+# fuse_setattr_in.valid
+FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = (1 << bit for bit in range(6))
+FATTR_ATIME_NOW, FATTR_MTIME_NOW, FATTR_KILL_SUIDGID = 1 << 7, 1 << 8, 1 << 11
+
+WRITE_CACHE, WRITE_KILL_SUIDGID = 1 << 0, 1 << 2
+"""fuse_write_in.write_flags: from the page cache, by no one in particular; by a caller without CAP_FSETID."""
+OPEN_KILL_SUIDGID = 1 << 0
+"""fuse_open_in.open_flags: truncated by a caller without CAP_FSETID."""
+FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE = 1 << 0, 1 << 1
+"""fuse_open_out.open_flags"""
+
+_SECOND = 1_000_000_000
+
+
+def pack_attributes(inode: Inode, owner: tuple[int, int], block_size: int, seconds: int) -> bytes:
+    """fuse_attr_out of an inode.
+
+    Args:
+        owner: user and group, as the mount shows them.
+        block_size: bytes, for st_blksize.
+        seconds: how long the kernel may keep the attributes.
+    """
+    return ATTR_OUT.pack(seconds, 0, 0, *_attr(inode, owner, block_size))
+
+
+def pack_entry(inode: Inode, owner: tuple[int, int], block_size: int, seconds: int) -> bytes:
+    """fuse_entry_out: what a name refers to, and its attributes. ``seconds`` are for both; see ``pack_attributes``."""
+    attr = _attr(inode, owner, block_size)
+    return ENTRY_OUT.pack(inode.ino, inode.i_generation, seconds, seconds, 0, 0, *attr)
+
+
+def _attr(inode: Inode, owner: tuple[int, int], block_size: int) -> tuple[int, ...]:
+    atime, atimensec = divmod(inode.atime_ns, _SECOND)
+    mtime, mtimensec = divmod(inode.mtime_ns, _SECOND)
+    ctime, ctimensec = divmod(inode.ctime_ns, _SECOND)
+    return (
+        inode.ino,
+        inode.size,
+        inode.i_blocks,
+        atime,
+        mtime,
+        ctime,
+        atimensec,
+        mtimensec,
+        ctimensec,
+        inode.i_mode,
+        inode.i_links_count,
+        *owner,
+        # makedev(3) puts 12 bits of the major and 20 of the minor number there, as the kernel does (kdev_t.h,
+        # new_encode_dev); ext2 has no more.
+        inode.rdev & 0xFFFFFFFF,
+        block_size,
+        0,
+    )
