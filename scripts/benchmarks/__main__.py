@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="scripts/bench", description="Measure mystfuse against its peers and its marks."
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="less data, one round: under 3 minutes")
+    size.add_argument("--quick", action="store_true", help="less data, one round: a few minutes")
     size.add_argument("--tiny", action="store_true", help="next to no data: to see that it works")
     parser.add_argument("--jobs", metavar="NAME,...", help="only these (mount: all that begin with mount-)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"readings of each (default {FULL.rounds}; quick: 1)")

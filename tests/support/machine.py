@@ -26,8 +26,8 @@ LOOP_CTL_GET_FREE = 0x4C82
 """<linux/loop.h>"""
 FUSE = Path("/dev/fuse")
 TOOLS = (
-    "bwrap", "cryptsetup", "debugfs", "dumpe2fs", "e2fsck", "fusermount3", "gcc", "getfacl", "getfattr", "groff", "jq",
-    "mke2fs", "nbdcopy", "nbdkit", "openssl", "qemu-img", "readelf", "rsync", "setfacl", "setfattr", "setpriv",
+    "bwrap", "cryptsetup", "debugfs", "dumpe2fs", "e2fsck", "fusermount3", "gcc", "getfacl", "getfattr", "git", "groff",
+    "jq", "mke2fs", "nbdcopy", "nbdkit", "openssl", "qemu-img", "readelf", "rsync", "setfacl", "setfattr", "setpriv",
     "tar", "unshare", "veritysetup", "xz",
 )  # fmt: skip
 
