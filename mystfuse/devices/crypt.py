@@ -35,9 +35,9 @@ class CryptDevice:
         self.size = size
         self.bytes_decrypted = 0
         self._verified = verified
-        self._cipher = cipher
-        self._payload_offset = payload_offset
-        self._sector_size = sector_size
+        self.cipher = cipher
+        self.payload_offset = payload_offset
+        self.sector_size = sector_size
         self._buffers = Buffers()
         self._threads = trio.CapacityLimiter(_THREADS)
         self._counting = Lock()
@@ -90,11 +90,11 @@ class CryptDevice:
         """Decrypt ``verified``, the contents of ``sectors``, into ``plaintext``, and return the part of each extent. In
         any thread."""
         for run, data, buffer in zip(sectors, verified, plaintext, strict=True):
-            self._cipher.decrypt_into(data, (run.offset - self._payload_offset) // SECTOR_SIZE, buffer)
+            self.cipher.decrypt_into(data, (run.offset - self.payload_offset) // SECTOR_SIZE, buffer)
         with self._counting:
             self.bytes_decrypted += sum(map(len, plaintext))
         return [
-            buffer[(start := extent.offset % self._sector_size) : start + extent.length]
+            buffer[(start := extent.offset % self.sector_size) : start + extent.length]
             for extent, buffer in zip(extents, plaintext, strict=True)
         ]
 
@@ -107,7 +107,7 @@ class CryptDevice:
         for extent in extents:
             if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
                 raise ImageReadError(f"crypt: bytes {extent.offset} to {extent.end} are outside the payload")
-            start = extent.offset // self._sector_size * self._sector_size
-            end = -(-extent.end // self._sector_size) * self._sector_size
-            wanted.append(Extent(self._payload_offset + start, end - start))
+            start = extent.offset // self.sector_size * self.sector_size
+            end = -(-extent.end // self.sector_size) * self.sector_size
+            wanted.append(Extent(self.payload_offset + start, end - start))
         return wanted

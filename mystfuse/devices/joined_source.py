@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mystfuse.devices.source import FileSource
+from mystfuse.devices.source import FileSource, SourcePart
 from mystfuse.errors import ImageReadError
 from mystfuse.formats.verity import MAX_BLOCK_SIZE
 
@@ -91,6 +91,16 @@ class JoinedSource:
             length = min(len(buffer) - done, part.end - position)
             yield part, position - part.start, buffer[done : done + length]
             done += length
+
+    @property
+    def parts(self) -> list[SourcePart]:
+        """What it is made of, but for a superblock from options."""
+        return [
+            SourcePart(file.descriptor, file.is_in_memory, part.start, part.end, part.offset + file.offset)
+            for part in self._parts
+            if part.file is not None
+            for file in part.file.parts
+        ]
 
     @property
     def descriptors(self) -> frozenset[int]:

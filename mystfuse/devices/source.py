@@ -7,9 +7,22 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mystfuse.errors import FormatError, ImageReadError
+
+
+class SourcePart(NamedTuple):
+    """A part of an image that is a part of a file."""
+
+    descriptor: int
+    is_in_memory: bool
+    """On a file system that knows no RWF_NOWAIT, and needs none."""
+    start: int
+    """Bytes from ``start`` to ``end`` of the image,"""
+    end: int
+    offset: int
+    """which begin at this byte of the file."""
 
 
 class Source(Protocol):
@@ -123,6 +136,11 @@ class FileSource:
         return ImageReadError(
             f"{self.name}: truncated: it ends at byte {offset + length - missing}, before byte {offset + length}"
         )
+
+    @property
+    def parts(self) -> list[SourcePart]:
+        """What it is made of, for a reader of its descriptors."""
+        return [SourcePart(self._fd, not self._flags, 0, self.size, 0)]
 
     @property
     def descriptors(self) -> frozenset[int]:

@@ -94,10 +94,10 @@ class VerityDevice:
         self.on_damage: Callable[[IntegrityError], None] = lambda error: None
         """Called for every read that fails because of damage, before the error is raised."""
         self._unverified = unverified
-        self._superblock = superblock
-        self._geometry = geometry
-        self._root_hash = root_hash
-        self._hasher = BlockHasher(superblock.algorithm, superblock.salt, superblock.hash_type)
+        self.superblock = superblock
+        self.geometry = geometry
+        self.root_hash = root_hash
+        self.hasher = BlockHasher(superblock.algorithm, superblock.salt, superblock.hash_type)
         self._verified_hash_blocks: OrderedDict[HashBlockKey, bytes] = OrderedDict()
         # Never less than a few paths, for any size of hash blocks.
         self._max_hash_blocks = max(cache_bytes // superblock.hash_block_size, 2 * len(geometry.levels) + 4)
@@ -175,7 +175,7 @@ class VerityDevice:
         for extent in extents:
             if extent.offset < 0 or extent.length <= 0 or extent.end > self.size:
                 raise ImageReadError(f"verity: bytes {extent.offset} to {extent.end} are outside the device")
-        overhead = self._superblock.data_block_size + self._superblock.hash_block_size
+        overhead = self.superblock.data_block_size + self.superblock.hash_block_size
         if sum([extent.length for extent in extents]) + len(extents) * overhead <= MAX_STEP:
             return [(extents, self._runs(extents))] if extents else []
         steps: list[tuple[Sequence[Extent], list[Extent]]] = []
@@ -191,16 +191,16 @@ class VerityDevice:
 
     def _runs(self, extents: Sequence[Extent]) -> list[Extent]:
         """The runs of whole data blocks that extents lie in, sorted, each by itself."""
-        block_size = self._superblock.data_block_size
+        block_size = self.superblock.data_block_size
         if len(extents) == 1:
             return [_aligned(extents[0], block_size)]
         return coalesce([_aligned(extent, block_size) for extent in extents], self.size)
 
     def _parents(self, runs: list[Extent]) -> set[int]:
         """The level-0 hash blocks that have the digests of runs of data blocks."""
-        if not self._geometry.levels:
+        if not self.geometry.levels:
             return set()
-        span = self._superblock.data_block_size * self._geometry.digests_per_block
+        span = self.superblock.data_block_size * self.geometry.digests_per_block
         return {index for run in runs for index in range(run.offset // span, (run.end - 1) // span + 1)}
 
     async def _read_runs(self, runs: list[Extent]) -> list[memoryview]:
@@ -211,7 +211,7 @@ class VerityDevice:
             numbers = ", ".join(map(str, mismatches[:8])) + (", ..." if len(mismatches) > 8 else "")
             what = f"data block {numbers} is" if len(mismatches) == 1 else f"data blocks {numbers} are"
             raise _Damage(
-                f"verity: {what} corrupted (blocks of {self._superblock.data_block_size} bytes)",
+                f"verity: {what} corrupted (blocks of {self.superblock.data_block_size} bytes)",
                 [(-1, number) for number in mismatches],
             )
         return unverified
@@ -227,11 +227,11 @@ class VerityDevice:
             The numbers of the blocks with a wrong digest.
         """
         mismatches: list[int] = []
-        block_size, per_block = self._superblock.data_block_size, self._geometry.digests_per_block
-        digest_size = self._superblock.digest_size
+        block_size, per_block = self.superblock.data_block_size, self.geometry.digests_per_block
+        digest_size = self.superblock.digest_size
         for run, data in zip(runs, unverified, strict=True):
             first, end = run.offset // block_size, run.end // block_size
-            if self._geometry.levels:
+            if self.geometry.levels:
                 parts = [
                     memoryview(hash_blocks[0, index])[
                         max(first - index * per_block, 0) * digest_size : min(end - index * per_block, per_block)
@@ -241,8 +241,8 @@ class VerityDevice:
                 ]
                 expected: bytes | memoryview = parts[0] if len(parts) == 1 else b"".join(parts)
             else:
-                expected = self._root_hash
-            mismatches += [first + index for index in self._hasher.mismatches(data, block_size, expected)]
+                expected = self.root_hash
+            mismatches += [first + index for index in self.hasher.mismatches(data, block_size, expected)]
         with self._counting:
             self.blocks_verified += sum([run.length for run in runs]) // block_size - len(mismatches)
         return mismatches
@@ -250,7 +250,7 @@ class VerityDevice:
     async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[HashBlockKey, bytes], list[memoryview]]:
         """*Verified* hash blocks, the level-0 ones ``parents`` among them, and the *unverified* bytes of ``runs``,
         fetched together."""
-        if not self._geometry.levels:
+        if not self.geometry.levels:
             return {}, await self._fetch([], {}, runs, None)
         held: dict[HashBlockKey, bytes] = {}
         data: list[memoryview] | None = None
@@ -324,7 +324,7 @@ class VerityDevice:
             errors: has what is wrong with the one above, if it is not.
         """
         level, index = key
-        if (error := errors.get((level + 1, index // self._geometry.digests_per_block))) is not None:
+        if (error := errors.get((level + 1, index // self.geometry.digests_per_block))) is not None:
             raise error
         # A copy: the part may be a small piece of a long read, which it would keep in memory.
         unverified_block = bytes(part)
@@ -343,7 +343,7 @@ class VerityDevice:
                 held[0, index] = self._verified_hash_blocks[0, index]
                 self._verified_hash_blocks.move_to_end((0, index))
             return missing
-        for level in range(len(self._geometry.levels)):
+        for level in range(len(self.geometry.levels)):
             absent: set[int] = set()
             for index in wanted:
                 key = (level, index)
@@ -356,7 +356,7 @@ class VerityDevice:
                     held[key] = verified
                     self._verified_hash_blocks.move_to_end(key)
             missing.extend((level, index) for index in absent)
-            wanted = {index // self._geometry.digests_per_block for index in absent}
+            wanted = {index // self.geometry.digests_per_block for index in absent}
         missing.reverse()
         missing.sort(key=lambda key: -key[0])
         return missing
@@ -365,23 +365,23 @@ class VerityDevice:
         self, key: HashBlockKey, unverified_block: bytes, verified: dict[HashBlockKey, bytes]
     ) -> None:
         level, index = key
-        if level == len(self._geometry.levels) - 1:
-            expected: bytes | memoryview = self._root_hash
+        if level == len(self.geometry.levels) - 1:
+            expected: bytes | memoryview = self.root_hash
         else:
-            parent, slot = divmod(index, self._geometry.digests_per_block)
-            size = self._geometry.digest_size
+            parent, slot = divmod(index, self.geometry.digests_per_block)
+            size = self.geometry.digest_size
             expected = verified[level + 1, parent][slot * size : (slot + 1) * size]
-        if not hmac.compare_digest(self._hasher.digest(unverified_block), expected):
+        if not hmac.compare_digest(self.hasher.digest(unverified_block), expected):
             what = f"hash block {index} of level {level} (byte {self._hash_block_extent(key).offset})"
-            if level == len(self._geometry.levels) - 1:
+            if level == len(self.geometry.levels) - 1:
                 raise _Damage(f"verity: {what} is corrupted: it does not have the root hash", [key])
             raise _Damage(f"verity: {what} is corrupted", [key])
         self.hash_blocks_verified += 1
 
     def _hash_block_extent(self, key: HashBlockKey) -> Extent:
         level, index = key
-        size = self._superblock.hash_block_size
-        return Extent(self._geometry.levels[level].offset + index * size, size)
+        size = self.superblock.hash_block_size
+        return Extent(self.geometry.levels[level].offset + index * size, size)
 
 
 class _Load:

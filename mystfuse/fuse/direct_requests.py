@@ -8,6 +8,7 @@ FUSE_HANDLE_KILLPRIV_V2 a file loses its privileges in the transaction that chan
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -40,6 +41,7 @@ from mystfuse.fuse.protocol import (
     OPEN_IN,
     OPEN_KILL_SUIDGID,
     OPEN_OUT,
+    READ_IN,
     RELEASE_IN,
     RENAME2_IN,
     RENAME_IN,
@@ -51,12 +53,12 @@ from mystfuse.fuse.protocol import (
     InHeader,
     Opcode,
 )
-from mystfuse.fuse.requests import Requests
+from mystfuse.fuse.requests import Requests, ext2_ino
 from mystfuse.volume.runner import NotNow
 
-Reply = Callable[[int, int, bytes], None]
+Reply = Callable[[int, int, bytes | memoryview], object]
 """Sends a reply: the request's number, an errno or 0, and what follows the header."""
-_Answer = Callable[[InHeader, memoryview], Coroutine[Any, Any, bytes]]
+_Answer = Callable[[InHeader, memoryview], Coroutine[Any, Any, bytes | memoryview]]
 """Does what a request asks, given the bytes behind its header, and returns those behind the reply's."""
 _CHANGES = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME
 _SECOND = 1_000_000_000
@@ -85,6 +87,7 @@ class DirectRequests:
             Opcode.RENAME: self._rename,
             Opcode.LINK: self._link,
             Opcode.OPEN: self._open,
+            Opcode.READ: self._read,
             Opcode.WRITE: self._write,
             Opcode.RELEASE: self._release,
             Opcode.CREATE: self._create,
@@ -104,6 +107,12 @@ class DirectRequests:
         self._requests.last_request = trio.current_time()
         header = InHeader._make(IN_HEADER.unpack_from(request))
         body = request[IN_HEADER.size : header.len]
+        if header.opcode == Opcode.FORGET:
+            # The kernel does not know the inode any more; there is no reply.
+            self._requests.left(ext2_ino(header.nodeid))
+            return None
+        if header.opcode == Opcode.READ:
+            return partial(self._handle_later, header, body)
         try:
             payload = self._volume.now(self._answer(header, body))
         except NotNow:
@@ -128,7 +137,7 @@ class DirectRequests:
         to be started in a nursery."""
         return self._requests.release_unused if self._requests.has_unused else None
 
-    def _answer(self, header: InHeader, body: memoryview) -> Coroutine[Any, Any, bytes]:
+    def _answer(self, header: InHeader, body: memoryview) -> Coroutine[Any, Any, bytes | memoryview]:
         answer = self._answers.get(header.opcode)
         if answer is None:
             raise OSError(errno.ENOSYS, f"request {header.opcode}")
@@ -228,6 +237,12 @@ class DirectRequests:
         )
         is_control = self._requests.is_control(header.nodeid)
         return OPEN_OUT.pack(handle, FOPEN_KEEP_CACHE | (FOPEN_DIRECT_IO if is_control else 0))
+
+    async def _read(self, header: InHeader, body: memoryview) -> bytes | memoryview:
+        handle, offset, size, _read_flags, _lock_owner, flags = READ_IN.unpack_from(body)
+        if handle in self._requests.files:
+            return await self._requests.read(handle, offset, size)
+        return await self._requests.read_inode(header.nodeid, offset, size, bool(flags & os.O_DIRECT))
 
     async def _write(self, header: InHeader, body: memoryview) -> bytes:
         handle, offset, size, write_flags, _lock_owner, _flags = WRITE_IN.unpack_from(body)

@@ -47,17 +47,32 @@ class InitRequest:
             raise MountError(_NO_INIT)
         major, minor, max_readahead, flags = _OFFER.unpack_from(request, _HEADER.size)
         _OFFER.pack_into(request, _HEADER.size, major, minor, max_readahead, flags & ~_DECLINED)
-        offered, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with sender:
-            sender.send(request)
+        offered, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sender.send(request)
         self.descriptor = offered.detach()
-        """The descriptor that libfuse uses as /dev/fuse. Its first request is INIT; call ``finish`` before libfuse
-        answers."""
+        """The descriptor that libfuse uses as /dev/fuse. Its first request is INIT; call ``finish``, or have somebody
+        serve the other end, before libfuse answers."""
+
+    @property
+    def device(self) -> int:
+        """The descriptor of /dev/fuse."""
+        return self._device
+
+    @property
+    def other_end(self) -> int:
+        """The descriptor through which libfuse gets requests, and answers them, unless ``finish`` is called."""
+        return self._sender.fileno()
 
     def finish(self) -> None:
         """Put /dev/fuse itself in its place: the answer to INIT goes there, and all that follows."""
         os.dup2(self._device, self.descriptor, inheritable=False)
         os.close(self._device)
+        self._sender.close()
+
+    def close(self) -> None:
+        """At the end, if somebody else has served it."""
+        os.close(self._device)
+        self._sender.close()
 
 
 def _read(device: int) -> bytes:

@@ -1,26 +1,42 @@
-"""FUSE lookup counts: the inodes that the kernel knows or has open. An unlinked inode lives until it is neither."""
+"""FUSE lookup counts: the inodes that the kernel knows. An unlinked inode lives until the kernel has forgotten it, and
+the kernel forgets none that is open."""
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
+from typing import Protocol
 
 _PAGE = 128
 """Inodes in a page of 1 KiB, about the size of the kernel's own inode: names scattered over the inodes cost us no more
 than they cost the kernel."""
 
 
-class LookupCounts:
-    """Lookup counts by inode number, in arrays rather than objects, and open handles."""
+class LookupCounts(Protocol):
+    """Lookup counts by inode number."""
+
+    def known(self, ino: int) -> None:
+        """A reply has named the inode once more (a lookup, a new name, an entry of a listing)."""
+        ...
+
+    def forgotten(self, ino: int, count: int) -> bool:
+        """FORGET: subtract ``count``. True if the kernel does not know the inode any more."""
+        ...
+
+    def has(self, ino: int) -> bool:
+        """Whether the kernel knows the inode."""
+        ...
+
+
+class OwnLookupCounts:
+    """``LookupCounts`` in arrays rather than objects."""
 
     def __init__(self) -> None:
         self._pages: dict[int, array[int]] = {}
         self._in_page: Counter[int] = Counter()
         """The number of inodes of a page with a count: a page without one is dropped."""
-        self._open: Counter[int] = Counter()
 
     def known(self, ino: int) -> None:
-        """A reply has named the inode once more (a lookup, a new name, an entry of a listing)."""
         number, index = divmod(ino, _PAGE)
         page = self._pages.get(number)
         if page is None:
@@ -30,7 +46,6 @@ class LookupCounts:
         page[index] += 1
 
     def forgotten(self, ino: int, count: int) -> bool:
-        """FORGET: subtract ``count``. True if the kernel does not know the inode any more."""
         number, index = divmod(ino, _PAGE)
         page = self._pages.get(number)
         if page is None or not page[index]:
@@ -43,21 +58,6 @@ class LookupCounts:
             return True
         return False
 
-    def opened(self, ino: int) -> None:
-        """A handle of the inode was opened."""
-        self._open[ino] += 1
-
-    def closed(self, ino: int) -> None:
-        """A handle of the inode was released."""
-        self._open[ino] -= 1
-        if not self._open[ino]:
-            del self._open[ino]
-
-    def is_open(self, ino: int) -> bool:
-        """Whether there is a handle of the inode."""
-        return ino in self._open
-
     def has(self, ino: int) -> bool:
-        """Whether the kernel knows the inode, or has it open."""
         page = self._pages.get(ino // _PAGE)
-        return ino in self._open or (page is not None and page[ino % _PAGE] != 0)
+        return page is not None and page[ino % _PAGE] != 0

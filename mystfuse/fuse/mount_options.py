@@ -48,6 +48,8 @@ class MountOptions:
     """Let the kernel enforce POSIX ACLs."""
     control: bool = True
     """Show the control directory ``.mystfuse``."""
+    fastpath: bool = True
+    """Have C threads answer what they can, if the native kernels are there."""
     io_timeout: float = 30.0
     idle_timeout: float = math.inf
     on_corruption: OnCorruption = OnCorruption.EIO

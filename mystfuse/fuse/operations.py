@@ -28,14 +28,15 @@ from mystfuse.ext2.xattr import split_name
 from mystfuse.fuse.attributes import CACHE_SECONDS, absent
 from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME
 from mystfuse.fuse.errnos import answers_errnos
+from mystfuse.fuse.lookup_counts import LookupCounts
 from mystfuse.fuse.mount_options import MountOptions
-from mystfuse.fuse.prefill import Prefill
 from mystfuse.fuse.readdir import DirectoryReader, OpenDirectory
 from mystfuse.fuse.requests import Requests, ext2_ino
 from mystfuse.volume.merged_image import MergedImage
 from mystfuse.volume.volume import Volume
 
-PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+DIRECTORY_HANDLE = 1 << 62
+"""Of a directory that the kernel lists without a handle; the inode's number is in it (fastpath/threads.c)."""
 
 
 class Operations(pyfuse3.Operations):
@@ -47,6 +48,7 @@ class Operations(pyfuse3.Operations):
     Args:
         status: gives the contents of ``.mystfuse/status.json``.
         on_init: called before INIT is answered.
+        lookup_counts: shared with others who answer; its own if None.
     """
 
     supports_dot_lookup = True
@@ -59,19 +61,19 @@ class Operations(pyfuse3.Operations):
         status: Callable[[], dict[str, Any]],
         groups_of: Callable[[int], frozenset[int]],
         on_init: Callable[[], None] = lambda: None,
+        lookup_counts: LookupCounts | None = None,
     ) -> None:
         super().__init__()
         self._on_init = on_init
         self.enable_acl = options.acl and options.xattr
         self.ready = trio.Event()
         """Set while the kernel's INIT is answered."""
-        self.requests = requests = Requests(volume, options, status, groups_of)
+        self.requests = requests = Requests(volume, options, status, groups_of, lookup_counts)
         """What it shares with ``DirectRequests``."""
         self._volume = volume
         self._options = options
         self._control, self._shown = requests.control, requests.shown
         self._lookup_counts = requests.lookup_counts
-        self._prefill = Prefill(volume, self._lookup_counts)
         self._directory_reader = DirectoryReader(volume, self._control, self._shown, self._lookup_counts)
         self._files, self._directories = requests.files, requests.directories
 
@@ -125,7 +127,6 @@ class Operations(pyfuse3.Operations):
         for number, count in inode_list:
             ino = ext2_ino(number)
             if self._lookup_counts.forgotten(ino, count):
-                self._prefill.forget(ino)
                 self.requests.left(ino)
         await self.requests.release_unused()
 
@@ -204,22 +205,12 @@ class Operations(pyfuse3.Operations):
     @answers_errnos
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         is_control = self.requests.is_control(inode)
-        if not is_control and flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
-            self._prefill.fill(ext2_ino(inode))
         handle = await self.requests.open(inode, flags, self._caller(ctx), ctx.uid)
         return FileInfo(fh=handle, direct_io=is_control, keep_cache=True)
 
     @answers_errnos
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        file = self._files[fh]
-        if isinstance(file, bytes):
-            return file[off : off + size]
-        if isinstance(file, MergedImage):
-            return await file.read(off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
-        # The kernel reads ahead by more than a page, without saying so; when that fails, it asks for the needed pages
-        # one by one (mm/filemap.c, filemap_update_page).
-        is_ahead = size > PAGE_SIZE and not file.is_direct
-        return await self._volume.read(file.ino, off, size, file.stream, is_ahead)  # type: ignore[return-value]  # pyfuse3 takes any buffer
+        return await self.requests.read(fh, off, size)  # type: ignore[return-value]  # pyfuse3 takes any buffer
 
     @answers_errnos
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -229,27 +220,22 @@ class Operations(pyfuse3.Operations):
     @answers_errnos
     async def release(self, fh: int) -> None:
         self.requests.close(fh)
-        await self.requests.release_unused()
 
     @answers_errnos
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         if self._control and self._control.owns(inode):
             self.requests.check_control(ctx.uid)
             return self.requests.add(self._directories, OpenDirectory(inode))
-        self._lookup_counts.opened(ext2_ino(inode))
         return self.requests.add(self._directories, OpenDirectory(ext2_ino(inode)))
 
     @answers_errnos
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        await self._directory_reader.reply(self._directories[fh], start_id, token)
+        directory = OpenDirectory(fh & ~DIRECTORY_HANDLE) if fh & DIRECTORY_HANDLE else self._directories[fh]
+        await self._directory_reader.reply(directory, start_id, token)
 
     @answers_errnos
     async def releasedir(self, fh: int) -> None:
-        directory = self._directories.pop(fh)
-        if not self.requests.is_control(directory.ino):
-            self._lookup_counts.closed(directory.ino)
-            self.requests.left(directory.ino)
-            await self.requests.release_unused()
+        del self._directories[fh]
 
     @answers_errnos
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:

@@ -23,11 +23,24 @@ class Opcode(IntEnum):
     RMDIR = 11
     RENAME = 12
     LINK = 13
+    FORGET = 2
     OPEN = 14
+    READ = 15
     WRITE = 16
     RELEASE = 18
     CREATE = 35
     RENAME2 = 45
+
+
+OPCODES = {
+    1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 5: "readlink", 6: "symlink", 8: "mknod", 9: "mkdir",
+    10: "unlink", 11: "rmdir", 12: "rename", 13: "link", 14: "open", 15: "read", 16: "write", 17: "statfs",
+    18: "release", 20: "fsync", 21: "setxattr", 22: "getxattr", 23: "listxattr", 24: "removexattr", 25: "flush",
+    26: "init", 27: "opendir", 28: "readdir", 29: "releasedir", 30: "fsyncdir", 31: "getlk", 34: "access",
+    35: "create", 38: "destroy", 39: "ioctl", 42: "batch_forget", 43: "fallocate", 44: "readdirplus", 45: "rename2",
+    46: "lseek", 47: "copy_file_range", 50: "syncfs", 51: "tmpfile", 52: "statx",
+}  # fmt: skip
+"""The names of all kinds of requests, for the status."""
 
 
 class InHeader(NamedTuple):
@@ -57,6 +70,8 @@ RENAME2_IN = struct.Struct("=QI4x")
 """newdir, flags"""
 LINK_IN = struct.Struct("=Q")
 """oldnodeid"""
+READ_IN = struct.Struct("=QQIIQI4x")
+"""fh, offset, size, read_flags, lock_owner, flags"""
 OPEN_IN = struct.Struct("=II")
 """flags, open_flags"""
 CREATE_IN = struct.Struct("=IIII")

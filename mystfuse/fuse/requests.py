@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,12 +26,15 @@ from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.fuse.attributes import ShownAttributes
 from mystfuse.fuse.control_directory import ControlDirectory
 from mystfuse.fuse.control_directory_names import CONTROL_NAME, IMAGE_INO
-from mystfuse.fuse.lookup_counts import LookupCounts
+from mystfuse.fuse.lookup_counts import LookupCounts, OwnLookupCounts
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.fuse.readdir import OpenDirectory
 from mystfuse.volume.merged_image import MergedImage
 from mystfuse.volume.read_ahead import Stream
 from mystfuse.volume.volume import Volume
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+_MAX_STREAMS = 64
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ class Requests:
     Args:
         status: gives the contents of ``.mystfuse/status.json``.
         groups_of: returns the supplementary groups of a process.
+        lookup_counts: shared with others who answer; its own if None.
     """
 
     def __init__(
@@ -62,17 +67,20 @@ class Requests:
         options: MountOptions,
         status: Callable[[], dict[str, Any]],
         groups_of: Callable[[int], frozenset[int]],
+        lookup_counts: LookupCounts | None = None,
     ) -> None:
         self.last_request = trio.current_time()
         self.volume = volume
         self.control = ControlDirectory(status, volume.superblock.size, options.owner) if options.control else None
         self.shown = ShownAttributes(options, volume.superblock.block_size)
-        self.lookup_counts = LookupCounts()
+        self.lookup_counts: LookupCounts = lookup_counts or OwnLookupCounts()
         self.files: dict[int, OpenFile | MergedImage | bytes] = {}
         """Open files by handle: of the file system, its merged image, or the contents of a control file."""
         self.directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         self._groups_of = groups_of
+        self._streams: OrderedDict[int, Stream] = OrderedDict()
+        """Of files that are read without a state of their own."""
         self._left: list[int] = []
         """Orphans, which ``release_unused`` frees unless they are in use."""
 
@@ -178,7 +186,6 @@ class Requests:
         return self._open_file(ino, caller, flags, names_writers)
 
     def _open_file(self, ino: int, caller: Caller, flags: int, names_writers: bool) -> int:
-        self.lookup_counts.opened(ino)
         if not caller.is_root:
             # The process that opened it may have ended by the time of a write. Where writers have names, only pages
             # that were changed in a mapping are written in its name, and only reserved blocks matter.
@@ -186,6 +193,32 @@ class Requests:
             groups = caller.groups() if needs_groups else frozenset()
             caller = replace(caller, groups=lambda: groups)
         return self.add(self.files, OpenFile(ino, caller, Stream(), bool(flags & os.O_DIRECT)))
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
+        """Read from an open file."""
+        file = self.files[handle]
+        if isinstance(file, bytes):
+            return file[offset : offset + size]
+        if isinstance(file, MergedImage):
+            return await file.read(offset, size)
+        return await self._read(file.ino, offset, size, file.stream, file.is_direct)
+
+    async def read_inode(self, ino: int, offset: int, size: int, is_direct: bool) -> bytes | memoryview:
+        """Read from a file whose handle has no state.
+
+        Args:
+            is_direct: whether a program gets these bytes, and not the page cache.
+        """
+        stream = self._streams.pop(ino, None) or Stream()
+        self._streams[ino] = stream
+        if len(self._streams) > _MAX_STREAMS:
+            self._streams.popitem(last=False)
+        return await self._read(ext2_ino(ino), offset, size, stream, is_direct)
+
+    async def _read(self, ino: int, offset: int, size: int, stream: Stream, is_direct: bool) -> bytes | memoryview:
+        # The kernel reads ahead by more than a page, without saying so; when that fails, it asks for the needed pages
+        # one by one (mm/filemap.c, filemap_update_page).
+        return await self.volume.read(ino, offset, size, stream, is_ahead=size > PAGE_SIZE and not is_direct)
 
     async def write(
         self,
@@ -212,8 +245,6 @@ class Requests:
             file.close()
         elif isinstance(file, OpenFile):
             self.volume.close_stream(file.stream)
-            self.lookup_counts.closed(file.ino)
-            self.left(file.ino)
 
     def add(self, handles: dict[int, Any], value: Any) -> int:
         """Give something that has been opened a handle, among ``files`` or ``directories``."""
@@ -222,7 +253,7 @@ class Requests:
         return handle
 
     def left(self, ino: int) -> None:
-        """An inode has one use less: a name, a handle, or that the kernel knows it."""
+        """An inode has one use less: a name, or that the kernel knows it."""
         if ino in self.volume.orphans:
             self._left.append(ino)
 
@@ -232,7 +263,7 @@ class Requests:
         return bool(self._left)
 
     async def release_unused(self) -> None:
-        """Free the inodes without a name that the kernel neither knows nor has open."""
+        """Free the inodes without a name that the kernel does not know."""
         left, self._left = self._left, []
         unused = [ino for ino in left if ino in self.volume.orphans and not self.lookup_counts.has(ino)]
         if unused:

@@ -16,15 +16,20 @@ import pyfuse3
 import trio
 
 from mystfuse.crypto.secret import lock_memory
+from mystfuse.devices.joined_source import JoinedSource
+from mystfuse.devices.source import FileSource
 from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.fastpath.fast_path import FastPath, is_possible
+from mystfuse.fastpath.serve import serve
+from mystfuse.fastpath.written_blocks import SharedLookupCounts, WrittenBlocks
 from mystfuse.fuse.init_request import InitRequest
 from mystfuse.fuse.libfuse_session import open_session
 from mystfuse.fuse.mount_options import MountOptions, OnCorruption
 from mystfuse.fuse.operations import Operations
 from mystfuse.image.keys import Keys
 from mystfuse.image.open import TrustedImage
-from mystfuse.image.pipeline import run_pipeline
+from mystfuse.image.pipeline import Pipeline, run_pipeline
 from mystfuse.image.progress import Progress
 from mystfuse.mounting.find_daemon import name_this_process
 from mystfuse.mounting.keeper_client import PATIENCE, Keeper
@@ -135,7 +140,15 @@ class Session:
                     descriptor = self._options.descriptor
                 assert descriptor is not None
                 init = InitRequest(descriptor)
-                operations = Operations(volume, self._options, self._status, self._confinement.groups_of, init.finish)
+                fast_path = self._make_fast_path(pipeline, volume, init)
+                operations = Operations(
+                    volume,
+                    self._options,
+                    self._status,
+                    self._confinement.groups_of,
+                    init.finish if fast_path is None else lambda: None,
+                    None if fast_path is None else SharedLookupCounts(fast_path),
+                )
                 open_session(operations, f"/dev/fd/{init.descriptor}", self._options.fuse_options())
             except BaseException:
                 # After any error (memory, descriptors) the mount would have no daemon.
@@ -149,6 +162,9 @@ class Session:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._watch_idleness, operations)
                         nursery.start_soon(self._announce_ready, operations)
+                        if fast_path is not None:
+                            fast_path.start()
+                            nursery.start_soon(serve, fast_path, operations, self._end_serving)
                         await pyfuse3.main(max_tasks=MAX_TASKS)
                         nursery.cancel_scope.cancel()
             finally:
@@ -159,6 +175,27 @@ class Session:
                     await self._unmount()
                     # Not by libfuse, which would unmount any mount that is at the path by now.
                     pyfuse3.close(unmount=False)
+                    if fast_path is not None:
+                        fast_path.stop()
+                        init.close()
+
+    def _make_fast_path(self, pipeline: Pipeline, volume: Volume, init: InitRequest) -> FastPath | None:
+        """The fast path, if there can be one."""
+        source = self._image.source
+        if not is_possible(self._options) or not isinstance(source, FileSource | JoinedSource):
+            return None
+        try:
+            fast_path = FastPath.make(pipeline, source.parts, volume.superblock, self._options, init)
+        except MemoryError as error:
+            log.warning("%s: requests take the long way", error)
+            return None
+        if volume.overlay is not None:
+            volume.overlay.set_mirror(WrittenBlocks(fast_path))
+        return fast_path
+
+    def _end_serving(self) -> None:
+        if not self._has_ended:
+            pyfuse3.terminate()
 
     async def _check_root(self, volume: Volume) -> None:
         root = await volume.inode(EXT2_ROOT_INO)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from errno import ENOSPC
 
+from mystfuse.overlay.mirror import Mirror
 from mystfuse.overlay.slots import USED, Slots, runs_of
 
 ARENA_SIZE = 4 << 20
@@ -35,11 +36,17 @@ class Arenas:
         self._per_arena = ARENA_SIZE // block_size
         self._per_page = max(mmap.PAGESIZE // block_size, 1)
         self._arenas: dict[int, mmap.mmap] = {}
+        self.mirror: Mirror | None = None
+        """Told of arenas that come and go."""
 
     @property
     def used(self) -> int:
         """Slots in use."""
         return self.slots.used
+
+    def most(self, count: int) -> int:
+        """The number of arenas there may be once ``count`` more slots have been taken."""
+        return -(-(max(self.slots.size, self.slots.used + count)) // self._per_arena) + 1
 
     def take(self, count: int) -> list[int]:
         """Take ``count`` slots (at least one), to be filled: all of them or none.
@@ -56,7 +63,10 @@ class Arenas:
             # The arenas between have no free slot, so they exist.
             for arena in range(slots[0] // self._per_arena, slots[-1] // self._per_arena + 1):
                 if arena not in self._arenas:
-                    self._arenas[arena] = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                    memory = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                    self._arenas[arena] = memory
+                    if self.mirror is not None:
+                        self.mirror.arena(arena, memory)
         except OSError as error:
             self.free(slots)
             raise OSError(ENOSPC, "no memory left for the overlay") from error
@@ -133,6 +143,8 @@ class Arenas:
         arena, is_free = part.start // self._per_arena, self.slots.is_free
         if is_free(arena * self._per_arena, (arena + 1) * self._per_arena):
             if arena in self._arenas:
+                if self.mirror is not None:
+                    self.mirror.arena(arena, None)
                 self._arenas.pop(arena).close()
             return
         start, end = part.start // self._per_page * self._per_page, -(-part.stop // self._per_page) * self._per_page

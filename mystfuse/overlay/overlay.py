@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from errno import EBUSY
 
 from mystfuse.overlay.arena import Content
 from mystfuse.overlay.encrypted_store import OverlayStore
+from mystfuse.overlay.mirror import Mirror
 from mystfuse.overlay.snapshot import Snapshot
 from mystfuse.overlay.space import Runs, Space
 from mystfuse.overlay.spill import Table
@@ -26,6 +28,12 @@ class Overlay(Space):
         self._slots: dict[int, int] = {}
         self._largest = 0
         self._snapshots: list[Snapshot] = []
+        self._mirror: Mirror | None = None
+
+    def set_mirror(self, mirror: Mirror) -> None:
+        """Have ``mirror`` follow all changes from now on, while nothing has been written yet."""
+        assert not self._slots
+        self._mirror = self._arenas.mirror = mirror
 
     def tables(self) -> list[Table]:
         return [self._slots, *(table for snapshot in self._snapshots for table in (snapshot.kept, snapshot.own))]
@@ -57,8 +65,31 @@ class Overlay(Space):
         """Store blocks, and drop freed ones; see ``Space.change``."""
         if self._snapshots:
             self._forget_closed()
-        self.change(self._slots, changed, freed, use_reserve, runs, [snapshot.kept for snapshot in self._snapshots])
+        kept = [snapshot.kept for snapshot in self._snapshots]
+        if self._mirror is None:
+            self.change(self._slots, changed, freed, use_reserve, runs, kept)
+        else:
+            numbers = [*changed, *freed]
+            for first, content in runs:
+                numbers += range(first, first + len(content) // self.block_size)
+            token = self._mirror.begin(numbers, self._arenas.most(len(numbers)))
+            try:
+                self.change(self._slots, changed, freed, use_reserve, runs, kept)
+            finally:
+                self._mirror.end(token, self._slots)
         self._shrink()
+
+    @contextmanager
+    def moving(self, numbers: Sequence[int]) -> Iterator[None]:
+        """In the context, blocks move to the store."""
+        if self._mirror is None:
+            yield
+            return
+        token = self._mirror.begin(numbers, self._arenas.most(0))
+        try:
+            yield
+        finally:
+            self._mirror.end(token, self._slots)
 
     def _shrink(self) -> None:
         """A dictionary never gives back memory when it gets smaller: replace it with a smaller one."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from errno import ENOSPC
 from typing import Any
 
@@ -63,7 +64,7 @@ class Space(ABC):
         self._floor = 0
         """Bytes that tables never take up: blocks that change have to be in memory."""
         if store is not None:
-            self._spill = Spill(self._arenas, store, limit // 16, self.tables, self._is_short, io_timeout)
+            self._spill = Spill(self._arenas, store, limit // 16, self.tables, self._is_short, self.moving, io_timeout)
             self._entry += PLACE
             self._floor = min(max(limit // 8, 64 * block_size), limit // 2)
         self._reserve = min(max(limit // 16, 16 * (block_size + self._entry)), limit // 8)
@@ -74,6 +75,14 @@ class Space(ABC):
     @abstractmethod
     def tables(self) -> Collection[Table]:
         """All tables that name slots."""
+
+    @abstractmethod
+    def moving(self, numbers: Sequence[int]) -> AbstractContextManager[None]:
+        """In the context, blocks with these numbers move from memory to the store, in all tables.
+
+        Raises:
+            MemoryError: before the context begins.
+        """
 
     @property
     def used(self) -> int:

@@ -11,7 +11,8 @@ import logging
 import math
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, ExitStack
 from errno import EAGAIN, EIO, ENOMEM, ENOSPC
 from functools import partial
 from itertools import count, repeat
@@ -72,6 +73,7 @@ class Spill:
         batch: the maximum of bytes that are written together.
         tables: all tables that name slots.
         is_short: whether memory is getting short.
+        moving: see ``Space.moving``.
         io_timeout: seconds until a disk that does not answer is an error.
     """
 
@@ -82,6 +84,7 @@ class Spill:
         batch: int,
         tables: Callable[[], Collection[Table]],
         is_short: Callable[[], bool],
+        moving: Callable[[Sequence[int]], AbstractContextManager[None]],
         io_timeout: float = math.inf,
     ) -> None:
         self.slots = Slots()
@@ -92,6 +95,7 @@ class Spill:
         self._store = store
         self._tables = tables
         self._is_short = is_short
+        self._moving = moving
         self._io_timeout = io_timeout
         self._batch_blocks = max(min(_BATCH, batch) // store.block_size, 1)
         self._numbers = array("Q")
@@ -331,45 +335,47 @@ class Spill:
     def _enter(self, batch: _Batch, result: outcome.Outcome[tuple[list[bytes], int]]) -> None:
         """Enter blocks into the tables as being in the store, if they have not changed on their way."""
         memory, store = self._arenas.slots, self.slots
-        try:
-            tables = self._tables()
-            tags, disk_free = result.unwrap()
-            moves: list[tuple[dict[int, Any], int, int]] = []
-            moved: list[int] = []
-            written: list[int] = []
-            counters = count(batch.first_counter)
-            for slot, place, tag, counter in zip(batch.slots, batch.places, tags, counters, strict=False):
-                if memory.states[slot] != _IN_FLIGHT:
-                    continue
-                moved.append(slot)
-                written.append(place)
-                self._counters[place] = counter
-                self._tags[place * TAG_SIZE : (place + 1) * TAG_SIZE] = tag
-                number = self._numbers[slot]
-                for table in tables:
-                    if table.get(number) == slot:
-                        moves.append((table, number, ~place))
-            unused = list(set(batch.places).difference(written))
-            entering, moving = iter(written), iter(moves)
-            freeing, left = iter(moved), memory.used - len(moved)
-            returning, places_left = iter(unused), store.used - len(unused)
-            self._end = max(self._end, batch.places[-1] + 1)
-        except Exception:
-            # Nothing is lost: the blocks are still in memory.
-            for slot in batch.slots:
-                if memory.states[slot] == _IN_FLIGHT:
-                    memory.states[slot] = USED
-            store.free(batch.places, store.used - len(batch.places))
-            raise
-        # Nothing from here on takes memory, so nothing fails.
-        for place in entering:
-            store.states[place] = _WRITTEN
-        for table, number, there in moving:
-            table[number] = there
-        memory.free(freeing, left)
-        self._disk_free, self.failure, self._may_grow = disk_free, None, True
-        store.free(returning, places_left)
-        self._arenas.give_back(moved)
+        with ExitStack() as moving:
+            try:
+                tables = self._tables()
+                tags, disk_free = result.unwrap()
+                moves: list[tuple[dict[int, Any], int, int]] = []
+                moved: list[int] = []
+                written: list[int] = []
+                counters = count(batch.first_counter)
+                for slot, place, tag, counter in zip(batch.slots, batch.places, tags, counters, strict=False):
+                    if memory.states[slot] != _IN_FLIGHT:
+                        continue
+                    moved.append(slot)
+                    written.append(place)
+                    self._counters[place] = counter
+                    self._tags[place * TAG_SIZE : (place + 1) * TAG_SIZE] = tag
+                    number = self._numbers[slot]
+                    for table in tables:
+                        if table.get(number) == slot:
+                            moves.append((table, number, ~place))
+                unused = list(set(batch.places).difference(written))
+                entering, entries = iter(written), iter(moves)
+                freeing, left = iter(moved), memory.used - len(moved)
+                returning, places_left = iter(unused), store.used - len(unused)
+                moving.enter_context(self._moving([number for _, number, _ in moves]))
+                self._end = max(self._end, batch.places[-1] + 1)
+            except Exception:
+                # Nothing is lost: the blocks are still in memory.
+                for slot in batch.slots:
+                    if memory.states[slot] == _IN_FLIGHT:
+                        memory.states[slot] = USED
+                store.free(batch.places, store.used - len(batch.places))
+                raise
+            # Nothing from here on takes memory, so nothing fails.
+            for place in entering:
+                store.states[place] = _WRITTEN
+            for table, number, there in entries:
+                table[number] = there
+            memory.free(freeing, left)
+            self._disk_free, self.failure, self._may_grow = disk_free, None, True
+            store.free(returning, places_left)
+            self._arenas.give_back(moved)
 
     def _failed(self, error: OSError) -> None:
         now = time.monotonic()

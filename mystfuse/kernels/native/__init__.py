@@ -5,6 +5,9 @@ from __future__ import annotations
 from mystfuse.kernels.native._kernel import ffi, lib
 
 
+__all__ = ["allow_sha_instructions", "description", "ffi", "lib"]
+
+
 def allow_sha_instructions(allowed: bool) -> None:
     """Whether hashers made from now on may use the processor's SHA instructions; for comparing, and for tests."""
     lib.hasher_allow_instructions(allowed)

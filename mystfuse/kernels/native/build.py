@@ -12,7 +12,15 @@ import tempfile
 from cffi import FFI
 
 HERE = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
-SOURCES = [os.path.join(HERE, name) for name in ("directory_names.c", "hashing.c", "sectors.c")]
+FASTPATH = os.path.join(os.path.dirname(os.path.dirname(HERE)), "fastpath")
+SOURCES = [
+    *(os.path.join(HERE, name) for name in ("directory_names.c", "hashing.c", "sectors.c")),
+    *(
+        os.path.join(FASTPATH, name)
+        for name in ("answers.c", "cache.c", "device.c", "ext2.c", "fastpath.c", "threads.c", "written.c")
+    ),
+]
+HEADERS = [os.path.join(HERE, "kernel.h"), os.path.join(FASTPATH, "fastpath.h")]
 COMPILE_ARGS = ["-std=c11", "-O3", "-Wall", "-Wextra"]
 
 # What the OpenSSF's "Compiler Options Hardening Guide for C and C++" lists for a shared library at run time.
@@ -68,10 +76,12 @@ def supported(arguments: list[str]) -> list[str]:
 
 
 def declarations() -> str:
-    """The declarations of kernel.h, in the subset of C that cffi parses."""
-    with open(os.path.join(HERE, "kernel.h"), encoding="ascii") as file:
-        header = file.read()
-    return re.sub(r"^#.*$", "", header, flags=re.MULTILINE)
+    """The declarations of the headers, in the subset of C that cffi parses."""
+    text = ""
+    for path in HEADERS:
+        with open(path, encoding="ascii") as file:
+            text += re.sub(r"^#.*$", "", file.read(), flags=re.MULTILINE)
+    return text
 
 
 hardening = supported([*HARDENING_COMPILE_ARGS, *HARDENING_BY_MACHINE.get(platform.machine(), [])])
@@ -79,10 +89,10 @@ ffi = FFI()
 ffi.cdef(declarations())
 ffi.set_source(
     "mystfuse.kernels.native._kernel",
-    '#include "kernel.h"',
+    '#include "kernel.h"\n#include "fastpath.h"',
     sources=SOURCES,
-    include_dirs=[HERE],
-    depends=[os.path.join(HERE, "kernel.h")],
+    include_dirs=[HERE, FASTPATH],
+    depends=[*HEADERS, os.path.join(FASTPATH, "internal.h")],
     libraries=["crypto"],
     extra_compile_args=[*COMPILE_ARGS, *hardening],
     extra_link_args=supported(HARDENING_LINK_ARGS),

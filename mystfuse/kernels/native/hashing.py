@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mystfuse.kernels.interface import Bytes, check_expected, check_salt, count_blocks
 from mystfuse.kernels.native._kernel import ffi, lib
 
@@ -19,6 +21,11 @@ class BlockHasher:
             raise ValueError(f"libcrypto does not have {algorithm}")
         self._hasher = ffi.gc(hasher, lib.hasher_free)
         self.digest_size: int = lib.hasher_digest_size(hasher)
+
+    @property
+    def native(self) -> Any:
+        """``hasher *``, valid as long as this object."""
+        return self._hasher
 
     def digest(self, block: Bytes) -> bytes:
         """The digest of one block."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mystfuse.kernels.interface import (
     AES_BLOCK,
     IV_BITS,
@@ -38,6 +40,11 @@ class _Cipher:
         self._cipher = ffi.gc(cipher, lib.sector_cipher_free)
         self._unit = AES_BLOCK if chain_mode == lib.CHAIN_ECB else sector_size
         self._iv_tweak = iv_tweak
+
+    @property
+    def native(self) -> tuple[Any, int]:
+        """``sector_cipher *``, valid as long as this object, and what to add to the numbers of sectors."""
+        return self._cipher, self._iv_tweak
 
     def decrypt(self, data: Bytes, sector: int) -> memoryview:
         """Decrypt consecutive whole sectors; ``sector`` is the first one's place in 512-byte units."""

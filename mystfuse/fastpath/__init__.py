@@ -1,0 +1,1 @@
+"""The fast path: requests that C threads answer, without the interpreter; ``fastpath.h`` has the rules."""

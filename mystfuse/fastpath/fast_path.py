@@ -1,0 +1,227 @@
+"""The C threads that own /dev/fuse: made for one mount, started, asked, stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from mystfuse import kernels
+from mystfuse.devices.source import SourcePart
+from mystfuse.devices.verity import VerityDevice
+from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
+from mystfuse.fuse.attributes import CACHE_SECONDS
+from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME
+from mystfuse.fuse.init_request import InitRequest
+from mystfuse.fuse.mount_options import MountOptions
+from mystfuse.fuse.protocol import OPCODES, Opcode
+from mystfuse.image.pipeline import Pipeline
+from mystfuse.overlay.arena import ARENA_SIZE
+
+log = logging.getLogger(__name__)
+
+_FUSE_ASYNC_DIO = 1 << 15
+_FUSE_PARALLEL_DIROPS = 1 << 18
+_FUSE_CACHE_SYMLINKS = 1 << 23
+_BACKGROUND = 48
+"""Reads for the page cache that the kernel sends at once."""
+_MAX_LISTENERS = 8
+_SPARE = 12
+"""Threads that wait for storage at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the C threads have done since the mount, added to the counts of Python's devices."""
+
+    bytes_fetched: int
+    blocks_verified: int
+    hash_blocks_verified: int
+    bytes_decrypted: int
+    open_files: int
+    last_request: float
+    """As ``time.monotonic``."""
+    answered: dict[str, int]
+    """Requests by kind."""
+    forwarded: dict[str, int]
+    """Requests handed over to Python, by kind."""
+
+
+class FastPath:
+    """The fast path of one mount. Use ``FastPath.make``, which keeps to what the C code knows.
+
+    Args:
+        configuration: ``fastpath_config``.
+        kept: what it refers to.
+
+    Raises:
+        MemoryError: there is no memory for it.
+    """
+
+    def __init__(self, configuration: Any, kept: list[Any]) -> None:
+        from mystfuse.kernels.native import ffi, lib
+
+        self._ffi, self._lib = ffi, lib
+        self._kept = kept
+        self.handle = lib.fastpath_new(configuration)
+        """``fastpath *``."""
+        if not self.handle:
+            raise MemoryError("no memory for the fast path")
+
+    @classmethod
+    def make(
+        cls, pipeline: Pipeline, parts: list[SourcePart], superblock: Superblock, options: MountOptions, init: InitRequest
+    ) -> FastPath:
+        """The fast path of a mount, before its first request is answered.
+
+        Args:
+            parts: the files that the image is made of.
+
+        Raises:
+            MemoryError: there is no memory for it.
+        """
+        from mystfuse.kernels.native import ffi
+
+        configuration = ffi.new("fastpath_config *")
+        kept: list[Any] = [configuration, pipeline]
+        configuration.part_count = len(parts)
+        for index, part in enumerate(parts):
+            configuration.parts[index] = tuple(part)
+        if pipeline.verity is not None:
+            _describe_tree(configuration, pipeline.verity, kept)
+        if pipeline.unlocked is not None:
+            device = pipeline.unlocked.device
+            cipher: Any = device.cipher
+            configuration.cipher, configuration.iv_tweak = cipher.native
+            configuration.payload_offset, configuration.payload_size = device.payload_offset, device.size
+            configuration.sector_size = device.sector_size
+        _describe_file_system(configuration, superblock)
+        _describe_view(configuration, options, kept)
+        configuration.fuse_fd, configuration.socket_fd = init.device, init.other_end
+        configuration.init_clear = _FUSE_ASYNC_DIO
+        configuration.init_set = _FUSE_PARALLEL_DIROPS | _FUSE_CACHE_SYMLINKS
+        configuration.max_background = _BACKGROUND
+        configuration.python_opcodes = sum(1 << opcode for opcode in Opcode)
+        configuration.listeners = max(min(len(os.sched_getaffinity(0)), _MAX_LISTENERS), 2)
+        configuration.spare = _SPARE
+        configuration.arena_size = ARENA_SIZE
+        return cls(configuration, kept)
+
+    def start(self) -> None:
+        """Begin to serve; raises RuntimeError if no thread can be started."""
+        if not self._lib.fastpath_start(self.handle):
+            raise RuntimeError("no thread for the fast path can be started")
+
+    def stop(self) -> None:
+        """End all threads. What still waits for storage is left behind, with its memory."""
+        if self._lib.fastpath_stop(self.handle):
+            self._lib.fastpath_free(self.handle)
+        else:
+            log.info("threads still wait for the image's storage")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the kernel has ended the mount."""
+        return bool(self._lib.fastpath_has_ended(self.handle))
+
+    async def wait(self) -> None:
+        """Until there is a request, or the mount has ended."""
+        await trio.lowlevel.wait_readable(self._lib.fastpath_event(self.handle))
+
+    def take(self, microseconds: int = 0) -> Any | None:
+        """The next request, for ``content`` and ``done``; None if none comes within so many microseconds. It also ends
+        when libfuse gets a request."""
+        request = self._lib.fastpath_take(self.handle, microseconds)
+        return request or None
+
+    def content(self, request: Any) -> memoryview:
+        """The request as the kernel sent it, until it is done."""
+        size = self._lib.fastpath_size(request)
+        return memoryview(self._ffi.buffer(self._lib.fastpath_bytes(request), size))
+
+    def done(self, request: Any) -> None:
+        """Give a request's memory back."""
+        self._lib.fastpath_done(request)
+
+    def reply(self, unique: int, error: int, data: bytes | memoryview = b"") -> bool:
+        """Answer a request: ``error`` is 0 or an errno. False if the kernel does not want it any more."""
+        return bool(
+            self._lib.fastpath_reply(self.handle, unique, error, self._ffi.from_buffer("uint8_t[]", data), len(data))
+        )
+
+    def counts(self) -> Counts:
+        """As of now."""
+        status = self._ffi.new("fastpath_status *")
+        self._lib.fastpath_get_status(self.handle, status)
+        return Counts(
+            status.bytes_fetched,
+            status.blocks_verified,
+            status.hash_blocks_verified,
+            status.bytes_decrypted,
+            status.open_files,
+            status.last_request,
+            _by_kind(status.answered),
+            _by_kind(status.forwarded),
+        )
+
+
+def is_possible(options: MountOptions) -> bool:
+    """Whether a mount may have a fast path."""
+    return options.fastpath and kernels.IS_NATIVE
+
+
+def _by_kind(numbers: Any) -> dict[str, int]:
+    return {OPCODES.get(opcode, str(opcode)): count for opcode, count in enumerate(numbers) if count}
+
+
+def _describe_tree(configuration: Any, verity: VerityDevice, kept: list[Any]) -> None:
+    superblock, geometry = verity.superblock, verity.geometry
+    hasher: Any = verity.hasher
+    configuration.hasher = hasher.native
+    configuration.data_size = superblock.data_size
+    configuration.data_block_size = superblock.data_block_size
+    configuration.hash_block_size = superblock.hash_block_size
+    configuration.digest_size = superblock.digest_size
+    configuration.digests_per_block = geometry.digests_per_block
+    configuration.level_count = len(geometry.levels)
+    for index, level in enumerate(geometry.levels):
+        configuration.level_offset[index], configuration.level_blocks[index] = level.offset, level.blocks
+    for index, byte in enumerate(verity.root_hash):
+        configuration.root_hash[index] = byte
+
+
+def _describe_file_system(configuration: Any, superblock: Superblock) -> None:
+    configuration.size = superblock.size
+    configuration.block_size = superblock.block_size
+    configuration.inode_size = superblock.s_inode_size
+    configuration.blocks_count = superblock.s_blocks_count
+    configuration.first_data_block = superblock.s_first_data_block
+    configuration.blocks_per_group = superblock.s_blocks_per_group
+    configuration.groups_count = superblock.groups_count
+    configuration.descriptors = superblock.s_first_data_block + 1
+    configuration.table_blocks = superblock.table_blocks
+    configuration.inodes_count = superblock.s_inodes_count
+    configuration.inodes_per_group = superblock.s_inodes_per_group
+    configuration.first_ino = superblock.s_first_ino
+    configuration.has_filetype = superblock.has_filetype
+    assert GROUP_DESCRIPTOR_SIZE == 32
+
+
+def _describe_view(configuration: Any, options: MountOptions, kept: list[Any]) -> None:
+    from mystfuse.kernels.native import ffi
+
+    configuration.maps_root = options.map_root
+    configuration.root_uid, configuration.root_gid = options.owner
+    if options.uid is not None:
+        configuration.replaces_uid, configuration.uid = True, options.uid
+    if options.gid is not None:
+        configuration.replaces_gid, configuration.gid = True, options.gid
+    configuration.has_xattrs = options.xattr
+    name = ffi.new("char[]", CONTROL_NAME)
+    kept.append(name)
+    configuration.control_name = name
+    configuration.control_ino = CONTROL_INO if options.control else 0
+    configuration.name_seconds = CACHE_SECONDS

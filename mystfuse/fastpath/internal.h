@@ -1,0 +1,209 @@
+/* What the files of the fast path share. fastpath.h has the rules. */
+#ifndef MYSTFUSE_FASTPATH_INTERNAL_H
+#define MYSTFUSE_FASTPATH_INTERNAL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include "fastpath.h"
+
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+enum {
+    MAX_DATA = 1 << 20,            /* bytes of data in a request or reply */
+    REQUEST_ROOM = MAX_DATA + (64 << 10),
+    REPLY_ROOM = MAX_DATA + 4096,
+    MAX_LISTING = 128 << 10,       /* bytes of a reply to READDIR */
+    MAX_POINTERS = MAX_DATA / 1024 + 1,
+    MAX_BLOCK = 64 << 10,
+    ROOT_INO = 2,
+};
+
+/* What came of an attempt. */
+enum outcome {
+    DONE,
+    WAIT,    /* bytes of the image must be waited for: worker.wanted */
+    FORWARD, /* Python shall see to it */
+};
+
+/* -- cache.c: equal items by number, bounded. Any thread. */
+typedef struct cache cache;
+cache *cache_new(size_t item_size, size_t capacity);
+void cache_free(cache *self);
+/* Copy a part of an item; 0: it is not there. */
+int cache_get(cache *self, uint64_t number, size_t offset, size_t size, uint8_t *out);
+void cache_put(cache *self, uint64_t number, const uint8_t *item);
+
+/* -- written.c: the blocks written since the mount. */
+typedef struct {
+    uint64_t number; /* + 1; 0: none */
+    int64_t slot;
+} written_entry;
+
+typedef struct {
+    pthread_rwlock_t state;
+    written_entry *entries;
+    size_t capacity, used; /* a power of two, or 0 */
+    const uint8_t **arenas;
+    size_t arena_count;
+} written_blocks;
+
+int written_init(written_blocks *self);
+void written_destroy(written_blocks *self);
+/* Where a block is, with `state` held. DONE: *at is its memory, or NULL if the image's block counts. FORWARD: in the store. */
+enum outcome written_find(const fastpath *fp, uint64_t number, const uint8_t **at);
+
+/* -- The workers. */
+typedef struct {
+    _Atomic uint64_t answered[FASTPATH_MAX_OPCODE], forwarded[FASTPATH_MAX_OPCODE];
+    _Atomic uint64_t bytes_fetched, blocks_verified, hash_blocks_verified, bytes_decrypted;
+} counters;
+
+typedef struct worker {
+    fastpath *fp;
+    pthread_t thread;
+    counters counters;
+
+    uint8_t *request; /* REQUEST_ROOM */
+    size_t request_size;
+    uint8_t *reply; /* REPLY_ROOM: a header, and what follows */
+    size_t reply_size;
+    int is_test; /* the reply stays here */
+
+    uint8_t *verified;  /* whole blocks of the hash tree around what is asked for */
+    uint8_t *decrypted; /* whole sectors around it */
+    uint8_t *hash_block;
+    uint8_t *metadata;  /* a block of the file system on its way into the cache */
+    uint8_t *directory; /* a block of a directory that is being looked at */
+    uint32_t pointers[MAX_POINTERS];
+
+    struct {
+        uint64_t offset;
+        size_t size;
+    } wanted; /* of the image */
+    uint8_t *fetched; /* MAX_DATA: bytes of the image that have been waited for */
+    uint64_t fetched_offset;
+    size_t fetched_size;
+
+    int is_waiting;                   /* for storage; the pool's lock guards it */
+    _Atomic int owner;                /* of the request */
+    _Atomic int64_t waiting_since;    /* nanoseconds of CLOCK_MONOTONIC; 0: not */
+    int is_started;
+} worker;
+
+struct fastpath_request {
+    fastpath_request *next;
+    size_t size;
+    uint8_t bytes[];
+};
+
+struct fastpath {
+    fastpath_config config;
+    cache *hash_blocks, *blocks;
+    written_blocks written;
+    _Atomic uint64_t *counts;
+    size_t counts_size;
+    _Atomic int part_has_nowait[FASTPATH_MAX_PARTS];
+
+    worker *workers;
+    int worker_count;
+    pthread_mutex_t pool;
+    pthread_cond_t wanted, waiting; /* a listener is wanted; a worker waits for storage */
+    int listening;                  /* workers that read /dev/fuse, or are about to */
+    int idle;                       /* workers that could */
+    pthread_t pump, watchdog;
+    int pump_started, watchdog_started;
+    _Atomic int is_stopping, has_ended, has_given_up, running;
+
+    pthread_mutex_t queue;
+    pthread_cond_t queued;
+    fastpath_request *first, **last;
+    uint64_t forwards; /* to libfuse; the queue's lock guards it */
+    int event_fd;
+
+    _Atomic uint64_t open_files;
+    _Atomic int64_t last_request;
+};
+
+/* -- device.c: the image's verified, decrypted bytes, without waiting. */
+size_t device_room(const fastpath *fp);
+enum outcome device_read(worker *w, uint64_t offset, size_t size, uint8_t *out);
+/* Wait for worker.wanted. No lock may be held. */
+enum outcome device_wait(worker *w);
+/* Tell the kernel to fetch bytes of the device before long. */
+void device_expect(worker *w, uint64_t offset, size_t size);
+
+/* -- ext2.c: the file system's structures, with `state` held. */
+typedef struct {
+    uint64_t ino, size;
+    uint32_t mode, uid, gid, links, i_blocks, generation, file_acl, rdev;
+    int64_t seconds[3]; /* of access, modification, change */
+    uint32_t nanoseconds[3];
+    uint32_t block[15];
+    uint8_t bytes[60]; /* the same, as they are */
+    int has_body_xattrs;
+} inode;
+
+enum outcome read_inode(worker *w, uint64_t ino, inode *to);
+/* Pointers to blocks of a file; 0 for a hole. At most MAX_POINTERS. */
+enum outcome map_blocks(worker *w, const inode *it, uint64_t first, size_t count, uint32_t *pointers);
+/* Any part of a block of the file system that is metadata. */
+enum outcome read_block(worker *w, uint64_t number, size_t offset, size_t size, uint8_t *out);
+/* The block's bytes, in memory that lasts until the next call, or until `state` is given back. */
+enum outcome look_at_block(worker *w, uint64_t number, const uint8_t **at);
+/* The inode number of a name; 0: there is none. */
+enum outcome find_name(worker *w, const inode *directory, const uint8_t *name, size_t size, uint64_t *ino);
+
+typedef struct {
+    uint32_t ino; /* 0: a free entry */
+    size_t rec_len, name_size;
+    const uint8_t *name;
+} directory_entry;
+
+/* Whether it is a directory of a usual size. */
+int is_usual_directory(const fastpath *fp, const inode *it);
+/* The entry at an offset of a block of a directory; 0: something is not as usual. */
+int read_entry(const fastpath *fp, const uint8_t *block, size_t offset, directory_entry *to);
+
+/* -- answers.c */
+/* Answer worker.request. WAIT and FORWARD leave nothing behind. */
+enum outcome answer(worker *w);
+
+/* -- threads.c */
+/* 0: the kernel does not want it. `worker.reply` has room in front for the header. */
+int send_reply(worker *w, uint64_t unique, int error, size_t size);
+int64_t now(void);
+void tell_forgotten(fastpath *fp, uint64_t ino);
+int worker_init(worker *w, fastpath *fp);
+void worker_destroy(worker *w);
+
+static inline uint64_t ino_of(uint64_t nodeid)
+{
+    return nodeid == FUSE_ROOT_ID ? ROOT_INO : nodeid;
+}
+
+static inline void count(_Atomic uint64_t *counter, uint64_t by)
+{
+    atomic_fetch_add_explicit(counter, by, memory_order_relaxed);
+}
+
+static inline uint32_t load_32(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+}
+
+static inline uint32_t load_16(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8;
+}
+
+static inline uint64_t at_most(uint64_t left, uint64_t right)
+{
+    return left < right ? left : right;
+}
+
+#endif
