@@ -17,6 +17,7 @@ enum {
     MAX_DATA = 1 << 20,            /* bytes of data in a request or reply */
     REQUEST_ROOM = MAX_DATA + (64 << 10),
     REPLY_ROOM = MAX_DATA + 4096,
+    PAGE = 4096,
     MAX_LISTING = 128 << 10,       /* bytes of a reply to READDIR */
     MAX_POINTERS = MAX_DATA / 1024 + 1,
     MAX_BLOCK = 64 << 10,
@@ -70,7 +71,9 @@ typedef struct worker {
 
     uint8_t *request; /* REQUEST_ROOM */
     size_t request_size;
-    uint8_t *reply; /* REPLY_ROOM: a header, and what follows */
+    /* REPLY_ROOM: a header, and what follows, which begins a page: where both sides of a copy are 16 bytes apart, some
+     * processors copy at a fifth of their speed. */
+    uint8_t *reply, *reply_memory;
     size_t reply_size;
     int is_test; /* the reply stays here */
 

@@ -522,7 +522,9 @@ int worker_init(worker *w, fastpath *fp)
     /* Pages are whole, and take no memory until they are used. */
     w->fp = fp;
     w->request = take_memory(REQUEST_ROOM);
-    w->reply = take_memory(REPLY_ROOM);
+    w->reply_memory = take_memory(PAGE + REPLY_ROOM);
+    if (w->reply_memory != NULL)
+        w->reply = w->reply_memory + PAGE - sizeof(struct fuse_out_header);
     w->fetched = take_memory(MAX_DATA);
     w->verified = take_memory(device_room(fp));
     w->decrypted = take_memory(device_room(fp));
@@ -535,7 +537,7 @@ int worker_init(worker *w, fastpath *fp)
 void worker_destroy(worker *w)
 {
     give_memory(w->request, REQUEST_ROOM);
-    give_memory(w->reply, REPLY_ROOM);
+    give_memory(w->reply_memory, PAGE + REPLY_ROOM);
     give_memory(w->fetched, MAX_DATA);
     give_memory(w->verified, device_room(w->fp));
     give_memory(w->decrypted, device_room(w->fp));
