@@ -50,6 +50,9 @@ class Counts:
     """Requests handed over to Python, by kind."""
 
 
+NOTHING_DONE = Counts(0, 0, 0, 0, 0, 0.0, {}, {})
+
+
 class FastPath:
     """The fast path of one mount. Use ``FastPath.make``, which keeps to what the C code knows.
 
@@ -73,7 +76,12 @@ class FastPath:
 
     @classmethod
     def make(
-        cls, pipeline: Pipeline, parts: list[SourcePart], superblock: Superblock, options: MountOptions, init: InitRequest
+        cls,
+        pipeline: Pipeline,
+        parts: list[SourcePart],
+        superblock: Superblock,
+        options: MountOptions,
+        init: InitRequest,
     ) -> FastPath:
         """The fast path of a mount, before its first request is answered.
 
@@ -111,8 +119,13 @@ class FastPath:
         return cls(configuration, kept)
 
     def start(self) -> None:
-        """Begin to serve; raises RuntimeError if no thread can be started."""
+        """Begin to serve.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
         if not self._lib.fastpath_start(self.handle):
+            self._lib.fastpath_free(self.handle)
             raise RuntimeError("no thread for the fast path can be started")
 
     def stop(self) -> None:

@@ -41,7 +41,10 @@ class WrittenBlocks:
                 # Negative slots are places in the store.
                 places = array("q", [image if (slot := get(number)) is None else max(slot, store) for number in token])
                 self._lib.fastpath_written(
-                    self._handle, ffi.from_buffer("uint64_t[]", token), ffi.from_buffer("int64_t[]", places), len(places)
+                    self._handle,
+                    ffi.from_buffer("uint64_t[]", token),
+                    ffi.from_buffer("int64_t[]", places),
+                    len(places),
                 )
         except MemoryError:
             self._lib.fastpath_give_up(self._handle)

@@ -95,6 +95,7 @@ class Session:
         self._keeper_lock = trio.Lock()
         self._serving = trio.CancelScope()
         self._status: Callable[[], dict[str, Any]] = dict
+        self._fast_path: FastPath | None = None
 
     async def run(self) -> ExitStatus:
         """Mount, serve until the mount is gone, and clean up.
@@ -130,7 +131,13 @@ class Session:
                 log.info("keys and plaintext may be swapped out: the limit of locked memory is too low (ulimit -l)")
             await self._check_root(volume)
             self._status = status_source(
-                self._image.trust, self._options, pipeline, volume, self._confinement, self._started
+                self._image.trust,
+                self._options,
+                pipeline,
+                volume,
+                self._confinement,
+                self._started,
+                lambda: None if self._fast_path is None else self._fast_path.counts(),
             )
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
@@ -140,7 +147,7 @@ class Session:
                     descriptor = self._options.descriptor
                 assert descriptor is not None
                 init = InitRequest(descriptor)
-                fast_path = self._make_fast_path(pipeline, volume, init)
+                self._fast_path = fast_path = self._start_fast_path(pipeline, volume, init)
                 operations = Operations(
                     volume,
                     self._options,
@@ -154,6 +161,8 @@ class Session:
                 # After any error (memory, descriptors) the mount would have no daemon.
                 with suppress(MountError):
                     self._keeper.unmount(lazy=True)
+                if self._fast_path is not None:
+                    self._fast_path.stop()
                 raise
             self._was_mounted = True
             try:
@@ -163,7 +172,6 @@ class Session:
                         nursery.start_soon(self._watch_idleness, operations)
                         nursery.start_soon(self._announce_ready, operations)
                         if fast_path is not None:
-                            fast_path.start()
                             nursery.start_soon(serve, fast_path, operations, self._end_serving)
                         await pyfuse3.main(max_tasks=MAX_TASKS)
                         nursery.cancel_scope.cancel()
@@ -179,17 +187,19 @@ class Session:
                         fast_path.stop()
                         init.close()
 
-    def _make_fast_path(self, pipeline: Pipeline, volume: Volume, init: InitRequest) -> FastPath | None:
-        """The fast path, if there can be one."""
+    def _start_fast_path(self, pipeline: Pipeline, volume: Volume, init: InitRequest) -> FastPath | None:
+        """The fast path, if there can be one. It may answer requests from now on."""
         source = self._image.source
         if not is_possible(self._options) or not isinstance(source, FileSource | JoinedSource):
             return None
         try:
             fast_path = FastPath.make(pipeline, source.parts, volume.superblock, self._options, init)
-        except MemoryError as error:
-            log.warning("%s: requests take the long way", error)
+            fast_path.start()
+        except (MemoryError, RuntimeError) as error:
+            log.warning("%s: Python answers all requests", error)
             return None
         if volume.overlay is not None:
+            # Nothing has been written, and no request has come, before INIT is answered.
             volume.overlay.set_mirror(WrittenBlocks(fast_path))
         return fast_path
 
@@ -280,7 +290,7 @@ class Session:
         if timeout == math.inf:
             return
         while True:
-            idle = 0.0 if operations.open_handles else trio.current_time() - operations.last_request
+            idle = self._idle_seconds(operations)
             if idle < timeout:
                 await trio.sleep(timeout - idle)
                 continue
@@ -294,6 +304,15 @@ class Session:
             except MountError as error:
                 log.error("idle, but %s", error)
                 return
+
+    def _idle_seconds(self, operations: Operations) -> float:
+        """Seconds since the last request, 0 while a file is open."""
+        open_handles, idle = operations.open_handles, trio.current_time() - operations.last_request
+        if self._fast_path is not None:
+            counts = self._fast_path.counts()
+            open_handles += counts.open_files
+            idle = min(idle, time.monotonic() - counts.last_request)
+        return 0.0 if open_handles else idle
 
     def _corruption(self, error: IntegrityError) -> None:
         if self._options.on_corruption is OnCorruption.UNMOUNT and not self._stop.is_set():

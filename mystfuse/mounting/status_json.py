@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mystfuse import __version__
+from mystfuse.fastpath.fast_path import NOTHING_DONE, Counts
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.image.pipeline import Pipeline
 from mystfuse.system.confinement import Confinement
@@ -22,16 +23,20 @@ def status_source(
     volume: Volume,
     confinement: Confinement,
     started: float,
+    fast_path: Callable[[], Counts | None],
 ) -> Callable[[], dict[str, Any]]:
     """A function that gives the status as of when it is called.
 
     Args:
         started: when the daemon began, by ``time.monotonic``.
+        fast_path: what the fast path has done until now; None where there is none.
     """
     verity, reader, cache = pipeline.verity, pipeline.reader, volume.cache
     overlay, unlocked = volume.overlay, pipeline.unlocked
 
     def status() -> dict[str, Any]:
+        counts = fast_path()
+        done = counts or NOTHING_DONE
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -51,12 +56,15 @@ def status_source(
             "cipher": str(unlocked.header.cipher) if unlocked else None,
             "filesystem_uuid": str(volume.superblock.s_uuid),
             "block_size": volume.superblock.block_size,
-            "bytes_fetched": reader.bytes_read,
+            "fastpath": counts is not None,
+            "requests_answered": done.answered,
+            "requests_forwarded": done.forwarded,
+            "bytes_fetched": reader.bytes_read + done.bytes_fetched,
             "read_failures": reader.failures,
-            "blocks_verified": verity.blocks_verified if verity else 0,
-            "hash_blocks_verified": verity.hash_blocks_verified if verity else 0,
+            "blocks_verified": (verity.blocks_verified if verity else 0) + done.blocks_verified,
+            "hash_blocks_verified": (verity.hash_blocks_verified if verity else 0) + done.hash_blocks_verified,
             "blocks_failed": verity.blocks_failed if verity else 0,
-            "bytes_decrypted": unlocked.device.bytes_decrypted if unlocked else 0,
+            "bytes_decrypted": (unlocked.device.bytes_decrypted if unlocked else 0) + done.bytes_decrypted,
             "cache_hits": cache.hits,
             "cache_misses": cache.misses,
             "overlay_used": 0 if overlay is None else overlay.used,

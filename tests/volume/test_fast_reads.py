@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from mystfuse.fuse.prefill import SMALL_FILE
 from removal import mounts_in
 
 from mystfuse.devices.buffers import LONG, Buffers
@@ -22,7 +23,6 @@ from mystfuse.devices.source import FileSource
 from mystfuse.errors import CorruptFilesystem, IntegrityError
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.setattr import AttributeChanges
-from mystfuse.fuse.prefill import SMALL_FILE
 from mystfuse.mounting.kernel_read_ahead import READ_AHEAD
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.system.workers import INLINE_BYTES, Workers

@@ -30,7 +30,13 @@ def command(as_json: bool, mountpoint: str) -> None:
         return
     status: dict[str, Any] = json.loads(text)
     for name, value in status.items():
-        click.echo(one_line(f"{name.replace('_', ' ')}: {'none' if value is None else value}"))
+        click.echo(one_line(f"{name.replace('_', ' ')}: {_shown(value)}"))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{count} {kind}" for kind, count in value.items()) or None
+    return "none" if value is None else str(value)
 
 
 def read_status(mountpoint: str) -> str:

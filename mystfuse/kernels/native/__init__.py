@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mystfuse.kernels.native._kernel import ffi, lib
 
-
 __all__ = ["allow_sha_instructions", "description", "ffi", "lib"]
 
 
