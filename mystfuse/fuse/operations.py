@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +31,6 @@ from mystfuse.fuse.lookup_counts import LookupCounts
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.fuse.readdir import DirectoryReader, OpenDirectory
 from mystfuse.fuse.requests import Requests, ext2_ino
-from mystfuse.volume.merged_image import MergedImage
 from mystfuse.volume.volume import Volume
 
 DIRECTORY_HANDLE = 1 << 62

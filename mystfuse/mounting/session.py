@@ -172,7 +172,7 @@ class Session:
                         nursery.start_soon(self._watch_idleness, operations)
                         nursery.start_soon(self._announce_ready, operations)
                         if fast_path is not None:
-                            nursery.start_soon(serve, fast_path, operations, self._end_serving)
+                            nursery.start_soon(serve, fast_path, operations.requests, self._end_serving)
                         await pyfuse3.main(max_tasks=MAX_TASKS)
                         nursery.cancel_scope.cancel()
             finally:
