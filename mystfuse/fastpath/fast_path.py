@@ -23,9 +23,11 @@ from mystfuse.overlay.arena import ARENA_SIZE
 
 log = logging.getLogger(__name__)
 
-_FUSE_ASYNC_DIO = 1 << 15
-_FUSE_PARALLEL_DIROPS = 1 << 18
-_FUSE_CACHE_SYMLINKS = 1 << 23
+_FUSE_PARALLEL_DIROPS, _FUSE_CACHE_SYMLINKS, _FUSE_HANDLE_KILLPRIV_V2 = 1 << 18, 1 << 23, 1 << 28
+_WANTED = _FUSE_PARALLEL_DIROPS | _FUSE_CACHE_SYMLINKS | _FUSE_HANDLE_KILLPRIV_V2
+"""Capabilities of the kernel that libfuse or pyfuse3 does not ask for: look-ups and listings of one directory side by
+side; targets of symbolic links in the page cache; and that we take a file's privileges away when it is written to, so
+that the kernel does not ask for ``security.capability`` before each write (``fuse.direct_requests``)."""
 _BACKGROUND = 48
 """Reads for the page cache that the kernel sends at once."""
 _MAX_LISTENERS = 8
@@ -109,8 +111,8 @@ class FastPath:
         _describe_file_system(configuration, superblock)
         _describe_view(configuration, options, kept)
         configuration.fuse_fd, configuration.socket_fd = init.device, init.other_end
-        configuration.init_clear = _FUSE_ASYNC_DIO
-        configuration.init_set = _FUSE_PARALLEL_DIROPS | _FUSE_CACHE_SYMLINKS
+        configuration.init_clear = 0
+        configuration.init_set = init.offered & _WANTED
         configuration.max_background = _BACKGROUND
         configuration.python_opcodes = sum(1 << opcode for opcode in Opcode)
         configuration.listeners = max(min(len(os.sched_getaffinity(0)), _MAX_LISTENERS), 2)

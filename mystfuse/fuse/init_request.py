@@ -47,6 +47,8 @@ class InitRequest:
             raise MountError(_NO_INIT)
         major, minor, max_readahead, flags = _OFFER.unpack_from(request, _HEADER.size)
         _OFFER.pack_into(request, _HEADER.size, major, minor, max_readahead, flags & ~_DECLINED)
+        self.offered = flags
+        """The capabilities that the kernel offers."""
         offered, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sender.send(request)
         self.descriptor = offered.detach()
