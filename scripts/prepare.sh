@@ -99,7 +99,7 @@ isolate_commands() {
 make_venv() {
     local stamp=$venv/.installed-$1 python newer
     newer=$(find "$project/pyproject.toml" "$project/setup.py" "$project/scripts/requirements" \
-        "$project"/mystfuse/kernels/native/*.[ch] "$project/mystfuse/kernels/native/build.py" -newer "$stamp" 2>/dev/null || echo all)
+        "$project"/mystfuse/kernels/native/*.[ch] "$project"/mystfuse/fastpath/*.[ch] "$project/mystfuse/kernels/native/build.py" -newer "$stamp" 2>/dev/null || echo all)
     [ -n "$newer" ] || [ ! -x "$venv/bin/mystfuse" ] || return 0
     python=$(find_python)
     say "installing mystfuse and what scripts/requirements/$1.txt lists into $venv"

@@ -12,6 +12,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <sys/uio.h>
+#include <time.h>
 
 enum {
     MAX_DATA = 1 << 20,            /* bytes of data in a request or reply */
@@ -172,17 +174,71 @@ int is_usual_directory(const fastpath *fp, const inode *it);
 /* The entry at an offset of a block of a directory; 0: something is not as usual. */
 int read_entry(const fastpath *fp, const uint8_t *block, size_t offset, directory_entry *to);
 
-/* -- answers.c */
+/* -- answers.c, listings.c, file_data.c */
+typedef struct {
+    const struct fuse_in_header *header;
+    uint64_t ino;
+    const uint8_t *body;
+    size_t size; /* of the body */
+} call;
+
 /* Answer worker.request. WAIT and FORWARD leave nothing behind. */
 enum outcome answer(worker *w);
+enum outcome answer_readdirplus(worker *w, const call *it);
+/* It holds `state` itself, and not while it reads from the device. */
+enum outcome answer_read(worker *w, const call *it);
+void show_entry(const fastpath *fp, const inode *it, struct fuse_entry_out *to);
+int is_dots(const uint8_t *name, size_t size);
+int is_control_name(const fastpath *fp, uint64_t directory, const uint8_t *name, size_t size);
 
-/* -- threads.c */
-/* 0: the kernel does not want it. `worker.reply` has room in front for the header. */
+static inline void hold(worker *w)
+{
+    pthread_rwlock_rdlock(&w->fp->written.state);
+}
+
+static inline void let_go(worker *w)
+{
+    pthread_rwlock_unlock(&w->fp->written.state);
+}
+
+static inline uint8_t *payload(worker *w)
+{
+    return w->reply + sizeof(struct fuse_out_header);
+}
+
+/* -- messages.c */
+/* Send worker.reply; 0: the kernel does not want it. */
 int send_reply(worker *w, uint64_t unique, int error, size_t size);
-int64_t now(void);
+/* The same for any message. A reply that is not delivered hangs its caller for ever. */
+int write_message(fastpath *fp, const struct iovec *parts, int count);
+fastpath_request *copy_request(const uint8_t *bytes, size_t size);
+void put_request(fastpath *fp, fastpath_request *request);
+/* Copy and put; without memory, the request fails. */
+void queue_request(fastpath *fp, const uint8_t *bytes, size_t size);
 void tell_forgotten(fastpath *fp, uint64_t ino);
+int goes_to_python(const fastpath *fp, uint32_t opcode);
+void prepare_for_libfuse(uint8_t *request, size_t size);
+/* 0: with MSG_DONTWAIT, the socket has no room now. */
+int send_to_libfuse(fastpath *fp, const uint8_t *request, size_t size, int flags);
+int64_t now(void);
+/* A time of CLOCK_MONOTONIC, so many nanoseconds from now. */
+void deadline(struct timespec *time, int64_t nanoseconds);
+
+/* -- workers.c, pump_and_watchdog.c, threads.c */
+enum request_owner { WORKER, WAITING, WATCHDOG };
+
+void *work(void *argument);
+void *pump(void *argument);
+void *watch(void *argument);
+/* Wake everybody up to see that it is over. */
+void tell_end(fastpath *fp);
 int worker_init(worker *w, fastpath *fp);
 void worker_destroy(worker *w);
+
+static inline uint32_t opcode_of(const uint8_t *request)
+{
+    return ((const struct fuse_in_header *)(const void *)request)->opcode;
+}
 
 static inline uint64_t ino_of(uint64_t nodeid)
 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import platform
 import re
@@ -15,10 +16,7 @@ HERE = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
 FASTPATH = os.path.join(os.path.dirname(os.path.dirname(HERE)), "fastpath")
 SOURCES = [
     *(os.path.join(HERE, name) for name in ("directory_names.c", "hashing.c", "sectors.c")),
-    *(
-        os.path.join(FASTPATH, name)
-        for name in ("answers.c", "cache.c", "device.c", "ext2.c", "fastpath.c", "threads.c", "written.c")
-    ),
+    *sorted(glob.glob(os.path.join(FASTPATH, "*.c"))),
 ]
 HEADERS = [os.path.join(HERE, "kernel.h"), os.path.join(FASTPATH, "fastpath.h")]
 COMPILE_ARGS = ["-std=c11", "-O3", "-Wall", "-Wextra"]
