@@ -17,7 +17,7 @@ class LookupCounts:
         self._pages: dict[int, array[int]] = {}
         self._in_page: Counter[int] = Counter()
         """The number of inodes of a page with a count: a page without one is dropped."""
-        self._open: Counter[int] = Counter()
+        self._open: dict[int, int] = {}
 
     def known(self, ino: int) -> None:
         """A reply has named the inode once more (a lookup, a new name, an entry of a listing)."""
@@ -45,7 +45,7 @@ class LookupCounts:
 
     def opened(self, ino: int) -> None:
         """A handle of the inode was opened."""
-        self._open[ino] += 1
+        self._open[ino] = self._open.get(ino, 0) + 1
 
     def closed(self, ino: int) -> None:
         """A handle of the inode was released."""

@@ -77,7 +77,7 @@ class Operations(pyfuse3.Operations):
 
     @property
     def last_request(self) -> float:
-        """When the latest request came, by trio's clock."""
+        """When the latest request came, by the monotonic clock."""
         return self.requests.last_request
 
     @property
@@ -206,7 +206,7 @@ class Operations(pyfuse3.Operations):
         is_control = self.requests.is_control(inode)
         if not is_control and flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
             self._prefill.fill(ext2_ino(inode))
-        handle = await self.requests.open(inode, flags, self._caller(ctx), ctx.uid)
+        handle = await self.requests.open(inode, flags, self._caller(ctx))
         return FileInfo(fh=handle, direct_io=is_control, keep_cache=True)
 
     @answers_errnos

@@ -243,7 +243,7 @@ class Session:
         if timeout == math.inf:
             return
         while True:
-            idle = 0.0 if operations.open_handles else trio.current_time() - operations.last_request
+            idle = 0.0 if operations.open_handles else time.monotonic() - operations.last_request
             if idle < timeout:
                 await trio.sleep(timeout - idle)
                 continue

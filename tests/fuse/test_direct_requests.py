@@ -200,7 +200,7 @@ async def test_a_long_truncation_lets_others_run(image: bytes, tmp_path: Path) -
     await rest()
     [(_, error, payload)] = direct.replies
     assert not error
-    assert protocol.ATTR_OUT.unpack(payload)[4] == 3
+    assert protocol.ATTR.unpack_from(payload, protocol.ATTR_OUT.size)[1] == 3
     assert await contents(direct, file) == b"lll"
     assert_clean(await merged(direct.requests.volume), tmp_path / "merged")
 

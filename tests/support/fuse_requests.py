@@ -98,7 +98,7 @@ def entry_ino(payload: bytes) -> int:
 
 def created(payload: bytes) -> tuple[int, int]:
     """The inode number and the handle in the reply to CREATE."""
-    return entry_ino(payload), opened(payload[protocol.ENTRY_OUT.size :])
+    return entry_ino(payload), opened(payload[protocol.ENTRY_OUT.size + protocol.ATTR.size :])
 
 
 def opened(payload: bytes) -> int:
