@@ -79,7 +79,7 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 async def test_privileges(image: bytes, event: Event, tmp_path: Path) -> None:
     direct = Direct(await Volume.open(CachedDevice(image), 8 << 20), event.groups)
     volume = direct.requests.volume
-    file, handle = created((await direct.ask(fuse.create(b"file", event.mode)))[1])
+    file, handle = created((await direct.ask(fuse.create(b"file", event.mode, uid=USER)))[1])
     owner = Caller(0, 0)
     await direct.ask(fuse.setattr_of(file, FATTR_UID | FATTR_GID, owner=(USER, GROUP)))
     await direct.ask(fuse.setattr_of(file, FATTR_MODE, mode=event.mode))
