@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
 from errno import EPERM
+from typing import NamedTuple
 
 from mystfuse.ext2.acl import Acl, acl_to_xattr
 from mystfuse.ext2.change import Change
@@ -15,8 +15,7 @@ from mystfuse.ext2.xattr import INDEX_ACL_ACCESS, POSIX_ACL_ACCESS, find_attribu
 from mystfuse.ext2.xattr_changes import set_attribute
 
 
-@dataclass(frozen=True, slots=True)
-class AttributeChanges:
+class AttributeChanges(NamedTuple):
     """The changes that chmod(2), chown(2), truncate(2) and utimensat(2) request; None for no change."""
 
     mode: int | None = None

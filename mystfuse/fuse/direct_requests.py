@@ -15,8 +15,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
-import trio
-
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.privileges import Loses
 from mystfuse.ext2.setattr import AttributeChanges
@@ -50,7 +48,6 @@ from mystfuse.fuse.protocol import (
     WRITE_IN,
     WRITE_KILL_SUIDGID,
     WRITE_OUT,
-    InHeader,
     Opcode,
 )
 from mystfuse.fuse.requests import Requests, ext2_ino
@@ -58,8 +55,9 @@ from mystfuse.volume.runner import NotNow
 
 Reply = Callable[[int, int, bytes | memoryview], object]
 """Sends a reply: the request's number, an errno or 0, and what follows the header."""
-_Answer = Callable[[InHeader, memoryview], Coroutine[Any, Any, bytes | memoryview]]
-"""Does what a request asks, given the bytes behind its header, and returns those behind the reply's."""
+_Answer = Callable[[int, Caller, memoryview], Coroutine[Any, Any, bytes | memoryview]]
+"""Does what a caller asks of an inode by a request, and returns what follows the reply's header."""
+_BODY = IN_HEADER.size
 _CHANGES = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME
 _SECOND = 1_000_000_000
 
@@ -74,7 +72,7 @@ class DirectRequests:
 
     def __init__(self, requests: Requests, reply: Reply) -> None:
         self._requests = requests
-        self._volume = requests.volume
+        self._now = requests.volume.now
         self._shown = requests.shown
         self._reply = reply
         self._answers: dict[int, _Answer] = {
@@ -104,32 +102,39 @@ class DirectRequests:
             None: it has been answered. Or, if it has to wait for something and nothing has happened yet, a function
             that does and answers it, to be started in a nursery.
         """
-        self._requests.last_request = trio.current_time()
-        header = InHeader._make(IN_HEADER.unpack_from(request))
-        body = request[IN_HEADER.size : header.len]
-        if header.opcode == Opcode.FORGET:
-            # The kernel does not know the inode any more; there is no reply.
-            self._requests.left(ext2_ino(header.nodeid))
+        requests = self._requests
+        requests.last_request = time.monotonic()
+        length, opcode, unique, nodeid, uid, gid, pid = IN_HEADER.unpack_from(request)
+        if length != len(request):
+            request = request[:length]
+        if opcode == Opcode.FORGET:
+            # The kernel does not know the inode any more. There is no reply.
+            requests.left(ext2_ino(nodeid))
             return None
-        if header.opcode == Opcode.READ:
-            return partial(self._handle_later, header, body)
+        answer = self._answers.get(opcode, _unknown)
+        caller = requests.caller(uid, gid, pid)
+        if opcode == Opcode.READ:
+            # It may have to wait.
+            return partial(self._handle_later, opcode, unique, answer, nodeid, caller, request)
         try:
-            payload = self._volume.now(self._answer(header, body))
+            payload = self._now(answer(nodeid, caller, request))
         except NotNow:
-            return partial(self._handle_later, header, body)
+            return partial(self._handle_later, opcode, unique, answer, nodeid, caller, request)
         except Exception as error:
-            self._reply(header.unique, errno_of(error, _name(header.opcode)), b"")
+            self._reply(unique, errno_of(error, _name_of(opcode)), b"")
         else:
-            self._reply(header.unique, 0, payload)
+            self._reply(unique, 0, payload)
         return None
 
-    async def _handle_later(self, header: InHeader, body: memoryview) -> None:
+    async def _handle_later(
+        self, opcode: int, unique: int, answer: _Answer, nodeid: int, caller: Caller, request: memoryview
+    ) -> None:
         try:
-            payload = await self._answer(header, body)
+            payload = await answer(nodeid, caller, request)
         except Exception as error:
-            self._reply(header.unique, errno_of(error, _name(header.opcode)), b"")
+            self._reply(unique, errno_of(error, _name_of(opcode)), b"")
         else:
-            self._reply(header.unique, 0, payload)
+            self._reply(unique, 0, payload)
         await self._requests.release_unused()
 
     def after_replies(self) -> Callable[[], Awaitable[None]] | None:
@@ -137,16 +142,7 @@ class DirectRequests:
         to be started in a nursery."""
         return self._requests.release_unused if self._requests.has_unused else None
 
-    def _answer(self, header: InHeader, body: memoryview) -> Coroutine[Any, Any, bytes | memoryview]:
-        answer = self._answers.get(header.opcode)
-        if answer is None:
-            raise OSError(errno.ENOSYS, f"request {header.opcode}")
-        return answer(header, body)
-
-    def _caller(self, header: InHeader) -> Caller:
-        return self._requests.caller(header.uid, header.gid, header.pid)
-
-    async def _setattr(self, header: InHeader, body: memoryview) -> bytes:
+    async def _setattr(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
         (
             valid,
             _fh,
@@ -161,7 +157,7 @@ class DirectRequests:
             mode,
             uid,
             gid,
-        ) = SETATTR_IN.unpack_from(body)
+        ) = SETATTR_IN.unpack_from(request, _BODY)
         now = time.time_ns() if valid & (FATTR_ATIME_NOW | FATTR_MTIME_NOW) else 0
         changes = AttributeChanges(
             mode=mode if valid & FATTR_MODE else None,
@@ -171,82 +167,79 @@ class DirectRequests:
             atime_ns=_time(valid & FATTR_ATIME, atime, atimensec, valid & FATTR_ATIME_NOW, now),
             mtime_ns=_time(valid & FATTR_MTIME, mtime, mtimensec, valid & FATTR_MTIME_NOW, now),
         )
-        caller = self._caller(header)
         # For chown(2) with neither owner, and before a write by a caller without CAP_FSETID, the kernel sends a request
         # without any change (fs/fuse/dir.c, fuse_setattr). For root it may be about capabilities alone.
         kills = valid & FATTR_KILL_SUIDGID or not (valid & _CHANGES or caller.is_root)
-        inode = await self._requests.set_attributes(header.nodeid, changes, caller, _loses(kills))
+        inode = await self._requests.set_attributes(nodeid, changes, caller, _loses(kills))
         return self._shown.packed(inode)
 
-    async def _create(self, header: InHeader, body: memoryview) -> bytes:
+    async def _create(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
         # Not OPEN_KILL_SUIDGID: a new file keeps its mode.
-        flags, mode, _umask, _open_flags = CREATE_IN.unpack_from(body)
-        name = _names(body, CREATE_IN.size)[0]
-        caller = self._caller(header)
-        handle, inode = await self._requests.create(header.nodeid, name, mode, flags, caller, names_writers=True)
+        flags, mode, _umask, _open_flags = CREATE_IN.unpack_from(request, _BODY)
+        name = _name(request, _BODY + CREATE_IN.size)
+        handle, inode = await self._requests.create(nodeid, name, mode, flags, caller, names_writers=True)
         return self._shown.packed_entry(inode) + OPEN_OUT.pack(handle, FOPEN_KEEP_CACHE)
 
-    async def _mknod(self, header: InHeader, body: memoryview) -> bytes:
-        mode, rdev, _umask = MKNOD_IN.unpack_from(body)
-        name = _names(body, MKNOD_IN.size)[0]
-        inode = await self._requests.make(header.nodeid, name, mode, self._caller(header), rdev)
+    async def _mknod(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        mode, rdev, _umask = MKNOD_IN.unpack_from(request, _BODY)
+        name = _name(request, _BODY + MKNOD_IN.size)
+        inode = await self._requests.make(nodeid, name, mode, caller, rdev)
         return self._shown.packed_entry(inode)
 
-    async def _mkdir(self, header: InHeader, body: memoryview) -> bytes:
-        mode, _umask = MKDIR_IN.unpack_from(body)
-        name = _names(body, MKDIR_IN.size)[0]
+    async def _mkdir(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        mode, _umask = MKDIR_IN.unpack_from(request, _BODY)
+        name = _name(request, _BODY + MKDIR_IN.size)
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        return self._shown.packed_entry(await self._requests.make(header.nodeid, name, mode, self._caller(header)))
+        return self._shown.packed_entry(await self._requests.make(nodeid, name, mode, caller))
 
-    async def _symlink(self, header: InHeader, body: memoryview) -> bytes:
-        name, target = _names(body, 0)
+    async def _symlink(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        name, target = _names(request, _BODY)
         mode = stat.S_IFLNK | 0o777
-        inode = await self._requests.make(header.nodeid, name, mode, self._caller(header), target=target)
+        inode = await self._requests.make(nodeid, name, mode, caller, target=target)
         return self._shown.packed_entry(inode)
 
-    async def _link(self, header: InHeader, body: memoryview) -> bytes:
-        (ino,) = LINK_IN.unpack_from(body)
-        name = _names(body, LINK_IN.size)[0]
-        return self._shown.packed_entry(await self._requests.link(ino, header.nodeid, name, self._caller(header)))
+    async def _link(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        (ino,) = LINK_IN.unpack_from(request, _BODY)
+        name = _name(request, _BODY + LINK_IN.size)
+        return self._shown.packed_entry(await self._requests.link(ino, nodeid, name, caller))
 
-    async def _remove(self, is_rmdir: bool, header: InHeader, body: memoryview) -> bytes:
-        await self._requests.remove(header.nodeid, _names(body, 0)[0], is_rmdir)
+    async def _remove(self, is_rmdir: bool, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        await self._requests.remove(nodeid, _name(request, _BODY), is_rmdir)
         return b""
 
-    async def _rename(self, header: InHeader, body: memoryview) -> bytes:
-        (new_parent,) = RENAME_IN.unpack_from(body)
-        name, new_name = _names(body, RENAME_IN.size)
-        await self._requests.rename(header.nodeid, name, new_parent, new_name, 0, self._caller(header))
+    async def _rename(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        (new_parent,) = RENAME_IN.unpack_from(request, _BODY)
+        name, new_name = _names(request, _BODY + RENAME_IN.size)
+        await self._requests.rename(nodeid, name, new_parent, new_name, 0, caller)
         return b""
 
-    async def _rename2(self, header: InHeader, body: memoryview) -> bytes:
-        new_parent, flags = RENAME2_IN.unpack_from(body)
-        name, new_name = _names(body, RENAME2_IN.size)
-        await self._requests.rename(header.nodeid, name, new_parent, new_name, flags, self._caller(header))
+    async def _rename2(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        new_parent, flags = RENAME2_IN.unpack_from(request, _BODY)
+        name, new_name = _names(request, _BODY + RENAME2_IN.size)
+        await self._requests.rename(nodeid, name, new_parent, new_name, flags, caller)
         return b""
 
-    async def _open(self, header: InHeader, body: memoryview) -> bytes:
-        flags, open_flags = OPEN_IN.unpack_from(body)
+    async def _open(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        flags, open_flags = OPEN_IN.unpack_from(request, _BODY)
         handle = await self._requests.open(
-            header.nodeid,
+            nodeid,
             flags,
-            self._caller(header),
-            header.uid,
+            caller,
             _loses(open_flags & OPEN_KILL_SUIDGID),
             names_writers=True,
         )
-        is_control = self._requests.is_control(header.nodeid)
+        is_control = self._requests.is_control(nodeid)
         return OPEN_OUT.pack(handle, FOPEN_KEEP_CACHE | (FOPEN_DIRECT_IO if is_control else 0))
 
-    async def _read(self, header: InHeader, body: memoryview) -> bytes | memoryview:
-        handle, offset, size, _read_flags, _lock_owner, flags = READ_IN.unpack_from(body)
+    async def _read(self, nodeid: int, caller: Caller, request: memoryview) -> bytes | memoryview:
+        handle, offset, size, _read_flags, _lock_owner, flags = READ_IN.unpack_from(request, _BODY)
         if handle in self._requests.files:
             return await self._requests.read(handle, offset, size)
-        return await self._requests.read_inode(header.nodeid, offset, size, bool(flags & os.O_DIRECT))
+        return await self._requests.read_inode(nodeid, offset, size, bool(flags & os.O_DIRECT))
 
-    async def _write(self, header: InHeader, body: memoryview) -> bytes:
-        handle, offset, size, write_flags, _lock_owner, _flags = WRITE_IN.unpack_from(body)
-        data = body[WRITE_IN.size : WRITE_IN.size + size]
+    async def _write(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        handle, offset, size, write_flags, _lock_owner, _flags = WRITE_IN.unpack_from(request, _BODY)
+        data = request[_BODY + WRITE_IN.size :]
         if len(data) != size:
             raise OSError(errno.EINVAL, f"a write of {size} bytes with {len(data)}")
         if write_flags & WRITE_CACHE:
@@ -254,11 +247,11 @@ class DirectRequests:
             count = await self._requests.write(handle, offset, data, None, Loses.NOTHING)
         else:
             loses = _loses(write_flags & WRITE_KILL_SUIDGID)
-            count = await self._requests.write(handle, offset, data, self._caller(header), loses)
+            count = await self._requests.write(handle, offset, data, caller, loses)
         return WRITE_OUT.pack(count)
 
-    async def _release(self, header: InHeader, body: memoryview) -> bytes:
-        self._requests.close(RELEASE_IN.unpack_from(body)[0])
+    async def _release(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        self._requests.close(RELEASE_IN.unpack_from(request, _BODY)[0])
         return b""
 
 
@@ -272,13 +265,21 @@ def _time(is_set: int, seconds: int, nanoseconds: int, is_now: int, now: int) ->
     return now if is_now else None
 
 
-def _names(body: memoryview, start: int) -> list[bytes]:
-    """The names from byte ``start`` on, each of which ends in a zero byte."""
-    *names, _rest = bytes(body[start:]).split(b"\0")
-    return names
+async def _unknown(nodeid: int, caller: Caller, request: memoryview) -> bytes:
+    raise OSError(errno.ENOSYS, "not a request of ours")
 
 
-def _name(opcode: int) -> str:
+def _name(request: memoryview, start: int) -> bytes:
+    """The name that the request ends with, from byte ``start`` on; a zero byte follows it."""
+    return bytes(request[start:-1])
+
+
+def _names(request: memoryview, start: int) -> list[bytes]:
+    """The two names that the request ends with."""
+    return _name(request, start).split(b"\0")
+
+
+def _name_of(opcode: int) -> str:
     """A request's name for the log."""
     try:
         return Opcode(opcode).name.lower()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-import trio
 from pyfuse3 import FUSEError
 
 from mystfuse.errors import IntegrityError, MystfuseError
@@ -40,7 +40,7 @@ def answers_errnos(
     """
 
     async def handle(self: H, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.requests.last_request = trio.current_time()
+        self.requests.last_request = time.monotonic()
         try:
             return await method(self, *args, **kwargs)
         except Exception as error:

@@ -20,7 +20,12 @@ _FUSE_ASYNC_DIO = 1 << 15
 """With it, the kernel sends O_DIRECT writes of libaio and io_uring without waiting for them: it drops the file's cached
 pages and attributes before the write, and not again after it, so that stale pages read meanwhile stay (fs/fuse/file.c,
 fuse_direct_IO; docs/adr/0013)."""
-_DECLINED = _FUSE_ASYNC_DIO
+_FUSE_AUTO_INVAL_DATA = 1 << 12
+"""With it, the kernel drops a file's cached pages when attributes that it gets show another modification time: also
+those of a write(2) that waits for its answer. A read that is answered before that write brings the old bytes back, and
+they stay (fs/fuse/inode.c, fuse_change_attributes_i). Our files change through the kernel alone: its pages are right.
+"""
+_DECLINED = _FUSE_ASYNC_DIO | _FUSE_AUTO_INVAL_DATA
 _HEADER = struct.Struct("=IIQQIIII")
 """fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, extensions."""
 _OFFER = struct.Struct("=IIII")

@@ -77,7 +77,7 @@ class Operations(pyfuse3.Operations):
 
     @property
     def last_request(self) -> float:
-        """When the latest request came, by trio's clock."""
+        """When the latest request came, by the monotonic clock."""
         return self.requests.last_request
 
     @property
@@ -203,7 +203,7 @@ class Operations(pyfuse3.Operations):
     @answers_errnos
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         is_control = self.requests.is_control(inode)
-        handle = await self.requests.open(inode, flags, self._caller(ctx), ctx.uid)
+        handle = await self.requests.open(inode, flags, self._caller(ctx))
         return FileInfo(fh=handle, direct_io=is_control, keep_cache=True)
 
     @answers_errnos

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
 
 from mystfuse.ext2.inode import Inode
 
@@ -43,21 +42,8 @@ OPCODES = {
 """The names of all kinds of requests, for the status."""
 
 
-class InHeader(NamedTuple):
-    """fuse_in_header, which each request begins with."""
-
-    len: int
-    """Bytes of the whole request."""
-    opcode: int
-    unique: int
-    """The request's number, for its reply."""
-    nodeid: int
-    uid: int
-    gid: int
-    pid: int
-
-
 IN_HEADER = struct.Struct("=IIQQIII4x")
+"""len (bytes of the whole request), opcode, unique (the request's number), nodeid, uid, gid, pid"""
 SETATTR_IN = struct.Struct("=I4xQQQqqqIIII4xII4x")
 """valid, fh, size, lock_owner, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, uid, gid"""
 MKNOD_IN = struct.Struct("=III4x")
@@ -87,13 +73,13 @@ OPEN_OUT = struct.Struct("=QI4x")
 """fh, open_flags"""
 WRITE_OUT = struct.Struct("=I4x")
 """size"""
-_ATTR = "QQQqqqIIIIIIIIII"
+ATTR = struct.Struct("=QQQqqqIIIIIIIIII")
 """ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize,
 flags"""
-ATTR_OUT = struct.Struct("=QII" + _ATTR)
-"""attr_valid, attr_valid_nsec, dummy, attr"""
-ENTRY_OUT = struct.Struct("=QQQQII" + _ATTR)
-"""nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec, attr"""
+ATTR_OUT = struct.Struct("=QI4x")
+"""attr_valid, attr_valid_nsec; ``ATTR`` follows"""
+ENTRY_OUT = struct.Struct("=QQQQII")
+"""nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec; ``ATTR`` follows"""
 
 # fuse_setattr_in.valid
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = (1 << bit for bit in range(6))
@@ -117,29 +103,27 @@ def pack_attributes(inode: Inode, owner: tuple[int, int], block_size: int, secon
         block_size: bytes, for st_blksize.
         seconds: how long the kernel may keep the attributes.
     """
-    return ATTR_OUT.pack(seconds, 0, 0, *_attr(inode, owner, block_size))
+    return ATTR_OUT.pack(seconds, 0) + _attr(inode, owner, block_size)
 
 
 def pack_entry(inode: Inode, owner: tuple[int, int], block_size: int, seconds: int) -> bytes:
     """fuse_entry_out: what a name refers to, and its attributes. ``seconds`` are for both; see ``pack_attributes``."""
-    attr = _attr(inode, owner, block_size)
-    return ENTRY_OUT.pack(inode.ino, inode.i_generation, seconds, seconds, 0, 0, *attr)
+    head = ENTRY_OUT.pack(inode.ino, inode.i_generation, seconds, seconds, 0, 0)
+    return head + _attr(inode, owner, block_size)
 
 
-def _attr(inode: Inode, owner: tuple[int, int], block_size: int) -> tuple[int, ...]:
-    atime, atimensec = divmod(inode.atime_ns, _SECOND)
-    mtime, mtimensec = divmod(inode.mtime_ns, _SECOND)
-    ctime, ctimensec = divmod(inode.ctime_ns, _SECOND)
-    return (
+def _attr(inode: Inode, owner: tuple[int, int], block_size: int) -> bytes:
+    atime, mtime, ctime = inode.atime_ns, inode.mtime_ns, inode.ctime_ns
+    return ATTR.pack(
         inode.ino,
         inode.size,
         inode.i_blocks,
-        atime,
-        mtime,
-        ctime,
-        atimensec,
-        mtimensec,
-        ctimensec,
+        atime // _SECOND,
+        mtime // _SECOND,
+        ctime // _SECOND,
+        atime % _SECOND,
+        mtime % _SECOND,
+        ctime % _SECOND,
         inode.i_mode,
         inode.i_links_count,
         *owner,

@@ -8,15 +8,16 @@ others are the same on both sides.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyfuse3
-import trio
 
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
@@ -39,7 +40,7 @@ _MAX_STREAMS = 64
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenFile:
     """A handle of a file of the file system."""
 
@@ -69,7 +70,8 @@ class Requests:
         groups_of: Callable[[int], frozenset[int]],
         lookup_counts: LookupCounts | None = None,
     ) -> None:
-        self.last_request = trio.current_time()
+        self.last_request = time.monotonic()
+        """When the latest request came, by the monotonic clock."""
         self.volume = volume
         self.control = ControlDirectory(status, volume.superblock.size, options.owner) if options.control else None
         self.shown = ShownAttributes(options, volume.superblock.block_size)
@@ -81,10 +83,11 @@ class Requests:
         self._groups_of = groups_of
         self._streams: OrderedDict[int, Stream] = OrderedDict()
         """Of files that are read without a state of their own."""
+        self.caller = functools.lru_cache(maxsize=64)(self._caller)
         self._left: list[int] = []
         """Orphans, which ``release_unused`` frees unless they are in use."""
 
-    def caller(self, uid: int, gid: int, pid: int) -> Caller:
+    def _caller(self, uid: int, gid: int, pid: int) -> Caller:
         """The user whose process sends a request."""
         shown = self.shown
         return Caller(shown.stored_uid(uid), shown.stored_gid(gid), lambda: self._groups_of(pid))
@@ -163,20 +166,18 @@ class Requests:
         ino: int,
         flags: int,
         caller: Caller,
-        uid: int,
         loses: Loses = Loses.BY_CALLER,
         names_writers: bool = False,
     ) -> int:
         """Open a file, as open(2) with ``flags`` does; returns its handle.
 
         Args:
-            uid: of the caller, as the system knows it.
             loses: the privileges that the file loses if it is truncated.
             names_writers: whether ``write`` will be told who writes.
         """
         is_changing = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
         if self.control and self.control.owns(ino):
-            self.check_control(uid)
+            self.check_control(caller.uid)
             if is_changing:
                 self.check_ours(ino)
             return self.add(self.files, await self.volume.open_image() if ino == IMAGE_INO else self.control.status())

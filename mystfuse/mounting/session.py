@@ -307,7 +307,7 @@ class Session:
 
     def _idle_seconds(self, operations: Operations) -> float:
         """Seconds since the last request, 0 while a file is open."""
-        open_handles, idle = operations.open_handles, trio.current_time() - operations.last_request
+        open_handles, idle = operations.open_handles, time.monotonic() - operations.last_request
         if self._fast_path is not None:
             counts = self._fast_path.counts()
             open_handles += counts.open_files

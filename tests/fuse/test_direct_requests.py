@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from mystfuse.fuse import protocol
 from mystfuse.fuse.protocol import FATTR_MODE, FATTR_SIZE
 from mystfuse.volume.volume import Volume
 from tests.support import fuse_requests as fuse
+from tests.support.commands import run
 from tests.support.ext2_editor import assert_clean, make_image, merged
 from tests.support.fuse_requests import CachedDevice, Direct, created, entry_ino
 
@@ -108,7 +110,11 @@ async def test_errors(image: bytes, request_of: Callable[[int], bytes], expected
 
 
 @pytest.mark.logs(r"^mystfuse\.fuse\.errnos")
-@pytest.mark.parametrize("request_", [fuse.release(5, 99), fuse.write(5, 99, 0, b"x"), fuse.request(35, 1, b"short")])
+@pytest.mark.parametrize(
+    "request_",
+    [fuse.release(5, 99), fuse.write(5, 99, 0, b"x"), fuse.request(35, 1, b"short")],
+    ids=str.split("release write short"),
+)
 async def test_impossible_requests_are_answered(image: bytes, request_: bytes) -> None:
     direct, _ = await open_direct(image)
     assert direct.now(request_) == (errno.EIO, b"")
@@ -186,7 +192,7 @@ async def test_a_held_inode_is_waited_for(image: bytes) -> None:
 async def test_a_long_truncation_lets_others_run(image: bytes, tmp_path: Path) -> None:
     path = make_image(tmp_path / "image", "-b", "1024", size="16M")
     direct, _ = await open_direct(path.read_bytes(), 64 << 20)
-    answer = direct.now(fuse.create(b"long"))
+    answer = direct.now(fuse.create(b"long", 0o104755))
     assert answer is not None
     file, handle = created(answer[1])
     for offset in range(0, 8 << 20, 1 << 20):
@@ -194,13 +200,15 @@ async def test_a_long_truncation_lets_others_run(image: bytes, tmp_path: Path) -
             0,
             protocol.WRITE_OUT.pack(1 << 20),
         )
-    rest = direct.later(fuse.setattr_of(file, FATTR_SIZE, size=3))
+    # Without FATTR_KILL_SUIDGID: a user with CAP_FSETID.
+    rest = direct.later(fuse.setattr_of(file, FATTR_SIZE, size=3, uid=1000))
     assert rest is not None
     assert not direct.replies
     await rest()
     [(_, error, payload)] = direct.replies
     assert not error
-    assert protocol.ATTR_OUT.unpack(payload)[4] == 3
+    assert protocol.ATTR.unpack_from(payload, protocol.ATTR_OUT.size)[1] == 3
+    assert oct((await direct.requests.volume.inode(file)).i_mode) == oct(0o104755)
     assert await contents(direct, file) == b"lll"
     assert_clean(await merged(direct.requests.volume), tmp_path / "merged")
 
@@ -245,3 +253,41 @@ async def test_a_removed_file_lives_until_it_is_closed_and_forgotten(image: byte
     assert not volume.orphans
     assert direct.after_replies() is None
     assert_clean(await merged(volume), tmp_path / "merged")
+
+
+async def test_a_removal_that_waited_frees_the_inode_by_itself(image: bytes) -> None:
+    direct, device = await open_direct(image)
+    volume = direct.requests.volume
+    device.cached_reads = 0
+    rest = direct.later(fuse.unlink(b"old"))
+    assert rest is not None
+    await rest()
+    assert len(direct.replies) == 1
+    assert direct.changes == 1
+    assert not volume.orphans
+    assert direct.after_replies() is None
+
+
+@pytest.mark.parametrize(("group", "expected"), [(0, []), (77, [os.getpid()])])
+async def test_groups_are_looked_up_only_where_they_matter(tmp_path: Path, group: int, expected: list[int]) -> None:
+    """Blocks that are reserved for a group go to who opened the file, when pages of a mapping are written."""
+    path = make_image(tmp_path / "image", "-b", "1024", "-m", "50", size="1M")
+    run("tune2fs", "-g", str(group), path)
+    direct = Direct(await Volume.open(CachedDevice(path.read_bytes()), LIMIT), frozenset({77}))
+    volume = direct.requests.volume
+    file, handle = created((await direct.ask(fuse.create(b"file", uid=1000)))[1])
+    assert direct.asked == expected
+    await direct.ask(fuse.write(file, handle, 0, b"x" * (1 << 20), protocol.WRITE_CACHE))
+    statistics = await volume.statistics()
+    assert (statistics.free_blocks < statistics.blocks // 4) == bool(group)
+    assert direct.asked == expected
+
+
+@pytest.mark.logs(r"^mystfuse\.fuse\.errnos")
+async def test_noise_is_answered_once(image: bytes) -> None:
+    direct, _ = await open_direct(image)
+    noise = random.Random(3)
+    for _ in range(300):
+        opcode = noise.choice([4, 8, 9, 12, 13, 14, 16, 18, 35, 45, 1000])
+        body = noise.randbytes(noise.randrange(60))
+        await direct.ask(fuse.request(opcode, noise.choice([0, 1, 2, 11, 12, 13, 1 << 40]), body))

@@ -97,14 +97,14 @@ def _device(*requests: bytes) -> tuple[int, int]:
     return ours.detach(), kernels.detach()
 
 
-def test_asynchronous_direct_writes_are_declined_and_nothing_else() -> None:
+def test_asynchronous_direct_writes_and_checks_of_pages_by_time_are_declined_and_nothing_else() -> None:
     everything = 0xFFFFFFFF
     device, kernel = _device(_request(26, everything))
     try:
         init = InitRequest(device)
         try:
             request = os.read(init.descriptor, 4096)
-            assert request == _request(26, everything & ~(1 << 15))
+            assert request == _request(26, everything & ~(1 << 15 | 1 << 12))
             init.finish()
             os.write(init.descriptor, b"the answer")
             assert os.read(kernel, 4096) == b"the answer"

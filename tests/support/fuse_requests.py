@@ -98,7 +98,7 @@ def entry_ino(payload: bytes) -> int:
 
 def created(payload: bytes) -> tuple[int, int]:
     """The inode number and the handle in the reply to CREATE."""
-    return entry_ino(payload), opened(payload[protocol.ENTRY_OUT.size :])
+    return entry_ino(payload), opened(payload[protocol.ENTRY_OUT.size + protocol.ATTR.size :])
 
 
 def opened(payload: bytes) -> int:
@@ -125,7 +125,14 @@ class Direct:
 
     def __init__(self, volume: Volume, groups: frozenset[int] = frozenset(), **options: object) -> None:
         mount_options = MountOptions("/mnt", "image", owner=(1000, 1000), **options)  # type: ignore[arg-type]
-        self.requests = Requests(volume, mount_options, dict, lambda _: groups)
+        self.asked: list[int] = []
+        """Processes whose groups were looked up."""
+
+        def groups_of(pid: int) -> frozenset[int]:
+            self.asked.append(pid)
+            return groups
+
+        self.requests = Requests(volume, mount_options, dict, groups_of)
         self.replies: list[tuple[int, int, bytes]] = []
         self.changes = 0
         """Of the volume, when the last reply was sent."""

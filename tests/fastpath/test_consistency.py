@@ -1,0 +1,110 @@
+"""No process gets a stale or torn answer: several change files and names while others look at them in every way, and
+each result must have been true at some moment between its call's start and end. See tests/support/consistency.
+
+    MYSTFUSE_CONSISTENCY_CALLS=2000000 pytest -s tests/fastpath/test_consistency.py  # so many calls for each mount
+    MYSTFUSE_CONSISTENCY_SEED=7 ...  # other ones
+    MYSTFUSE_CONSISTENCY_LOGS=DIR ...  # keeps the logs of a run in which something was wrong
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import run, wait_until
+from tests.support.consistency.runs import Load, assert_consistent, judge
+from tests.support.mounts import caches_dropped, mounted, status_of
+
+WANTED = int(os.environ.get("MYSTFUSE_CONSISTENCY_CALLS", "0"))
+SEED = int(os.environ.get("MYSTFUSE_CONSISTENCY_SEED", "1"))
+LOGS = Path(os.environ["MYSTFUSE_CONSISTENCY_LOGS"]) if "MYSTFUSE_CONSISTENCY_LOGS" in os.environ else None
+QUICK, ROUND = 30_000, 100_000
+"""Calls: of the quick version, and of one round of a long one, in a directory of its own."""
+MEMORY = Path("/sys/fs/cgroup/memory")
+FULL = frozenset({errno.ENOSPC})
+
+needs_long_run = pytest.mark.skipif(not WANTED, reason="MYSTFUSE_CONSISTENCY_CALLS is not set")
+
+
+def judge_rounds(operators: Path, mountpoint: Path, load: Load, forgiven: frozenset[int] = frozenset()) -> None:
+    """Judge a mount, the calls of a long run in rounds."""
+    dice = random.Random(SEED)
+    rounds = max(1, -(-WANTED // ROUND))
+    with caches_dropped():
+        for number in range(rounds):
+            # Sometimes mostly cached answers, sometimes mostly the daemon's.
+            asking = dice.choice([4, 16, 64]) if WANTED else load.asking
+            this = Load(ROUND if WANTED else load.calls, load.ratio, asking, load.drops, load.patience, load.wrap)
+            assert_consistent(judge(operators, mountpoint, SEED * 1000 + number, this, forgiven, LOGS))
+            run("rm", "-r", mountpoint / f"{SEED * 1000 + number}")
+
+
+def test_the_kernels_own_ext2_is_judged_consistent(operators: Path, tmp_path: Path) -> None:
+    """Else the judge is wrong."""
+    image, mountpoint = tmp_path / "image", tmp_path / "mount"
+    mountpoint.mkdir()
+    run("mke2fs", "-q", "-t", "ext2", "-b", "1024", image, "64M")
+    if run("mount", "-o", "loop", image, mountpoint, check=False).returncode:
+        pytest.skip("no loop device")
+    try:
+        judge_rounds(operators, mountpoint, Load(QUICK, ratio=8, asking=4))
+    finally:
+        run("umount", mountpoint)
+
+
+def test_a_mount(operators: Path, roomy_image: Path, tmp_path: Path, path_options: tuple[str, ...]) -> None:
+    with mounted(roomy_image, tmp_path / "mount", "--insecure", *path_options) as mountpoint:
+        judge_rounds(operators, mountpoint, Load(QUICK))
+        # What the kernel has forgotten is free: no look-up was counted that it does not know of.
+        wait_until(lambda: status_of(mountpoint)["unlinked_inodes"] == 0)
+
+
+def test_an_overlay_that_goes_to_disk(
+    operators: Path, roomy_image: Path, tmp_path: Path, path_options: tuple[str, ...]
+) -> None:
+    (tmp_path / "store").mkdir()
+    options = ("--insecure", "--overlay-limit=1M", f"--overlay-store={tmp_path / 'store'}", *path_options)
+    with mounted(roomy_image, tmp_path / "mount", *options) as mountpoint:
+        (mountpoint / "ballast").write_bytes(bytes(3 << 20))
+        judge_rounds(operators, mountpoint, Load(QUICK // 2))
+        assert status_of(mountpoint)["overlay_store_used"] > 0
+
+
+@needs_long_run
+def test_an_overlay_that_is_full(
+    operators: Path, roomy_image: Path, tmp_path: Path, path_options: tuple[str, ...]
+) -> None:
+    with mounted(roomy_image, tmp_path / "mount", "--insecure", "--overlay-limit=1M", *path_options) as mountpoint:
+        judge_rounds(operators, mountpoint, Load(QUICK), FULL)
+
+
+@contextmanager
+def _little_memory(name: str, limit: int) -> Iterator[tuple[str, ...]]:
+    """A command prefix: what it runs shares so many bytes of memory, its page cache included."""
+    group = MEMORY / name
+    if not os.access(MEMORY / "memory.limit_in_bytes", os.R_OK):
+        pytest.skip("no memory control group (version 1)")
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+        yield ("sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh")
+    finally:
+        group.rmdir()
+
+
+@needs_long_run
+def test_under_memory_pressure(
+    operators: Path, roomy_image: Path, tmp_path: Path, path_options: tuple[str, ...]
+) -> None:
+    """The kernel forgets pages, names and inodes as it needs memory, and all caches of the machine are dropped."""
+    with (
+        _little_memory(f"mystfuse-test-{os.getpid()}", 64 << 20) as wrap,
+        mounted(roomy_image, tmp_path / "mount", "--insecure", *path_options) as mountpoint,
+    ):
+        judge_rounds(operators, mountpoint, Load(QUICK, drops="prcmm", wrap=wrap))
