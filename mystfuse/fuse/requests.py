@@ -30,12 +30,12 @@ from mystfuse.fuse.control_directory_names import CONTROL_NAME, IMAGE_INO
 from mystfuse.fuse.lookup_counts import LookupCounts, OwnLookupCounts
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.fuse.readdir import OpenDirectory
+from mystfuse.volume.file_reader import Reader
 from mystfuse.volume.merged_image import MergedImage
-from mystfuse.volume.read_ahead import Stream
 from mystfuse.volume.volume import Volume
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-_MAX_STREAMS = 64
+_MAX_READERS = 64
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class OpenFile:
     ino: int
     caller: Caller
     """The user who opened it."""
-    stream: Stream
+    reader: Reader
     is_direct: bool
     """Opened with O_DIRECT: a write must not be answered short, which the kernel would turn into EIO (fs/fuse/file.c,
     fuse_get_res_by_io)."""
@@ -81,7 +81,7 @@ class Requests:
         self.directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         self._groups_of = groups_of
-        self._streams: OrderedDict[int, Stream] = OrderedDict()
+        self._readers: OrderedDict[int, Reader] = OrderedDict()
         """Of files that are read without a state of their own."""
         self.caller = functools.lru_cache(maxsize=64)(self._caller)
         self._left: list[int] = []
@@ -193,7 +193,7 @@ class Requests:
             needs_groups = not names_writers or self.volume.superblock.s_def_resgid
             groups = caller.groups() if needs_groups else frozenset()
             caller = replace(caller, groups=lambda: groups)
-        return self.add(self.files, OpenFile(ino, caller, Stream(), bool(flags & os.O_DIRECT)))
+        return self.add(self.files, OpenFile(ino, caller, Reader(), bool(flags & os.O_DIRECT)))
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """Read from an open file."""
@@ -202,7 +202,7 @@ class Requests:
             return file[offset : offset + size]
         if isinstance(file, MergedImage):
             return await file.read(offset, size)
-        return await self._read(file.ino, offset, size, file.stream, file.is_direct)
+        return await self._read(file.ino, offset, size, file.reader, file.is_direct)
 
     async def read_inode(self, ino: int, offset: int, size: int, is_direct: bool) -> bytes | memoryview:
         """Read from a file whose handle has no state.
@@ -210,16 +210,16 @@ class Requests:
         Args:
             is_direct: whether a program gets these bytes, and not the page cache.
         """
-        stream = self._streams.pop(ino, None) or Stream()
-        self._streams[ino] = stream
-        if len(self._streams) > _MAX_STREAMS:
-            self._streams.popitem(last=False)
-        return await self._read(ext2_ino(ino), offset, size, stream, is_direct)
+        reader = self._readers.pop(ino, None) or Reader()
+        self._readers[ino] = reader
+        if len(self._readers) > _MAX_READERS:
+            self._readers.popitem(last=False)
+        return await self._read(ext2_ino(ino), offset, size, reader, is_direct)
 
-    async def _read(self, ino: int, offset: int, size: int, stream: Stream, is_direct: bool) -> bytes | memoryview:
+    async def _read(self, ino: int, offset: int, size: int, reader: Reader, is_direct: bool) -> bytes | memoryview:
         # The kernel reads ahead by more than a page, without saying so; when that fails, it asks for the needed pages
         # one by one (mm/filemap.c, filemap_update_page).
-        return await self.volume.read(ino, offset, size, stream, is_ahead=size > PAGE_SIZE and not is_direct)
+        return await self.volume.read(ino, offset, size, reader, is_ahead=size > PAGE_SIZE and not is_direct)
 
     async def write(
         self,
@@ -244,8 +244,6 @@ class Requests:
         file = self.files.pop(handle)
         if isinstance(file, MergedImage):
             file.close()
-        elif isinstance(file, OpenFile):
-            self.volume.close_stream(file.stream)
 
     def add(self, handles: dict[int, Any], value: Any) -> int:
         """Give something that has been opened a handle, among ``files`` or ``directories``."""

@@ -38,10 +38,6 @@ class Workers(Pool):
             threads = min(processors // 2, _MAX_THREADS) if processors >= _PROCESSORS_NEEDED else 0
         super().__init__(threads)
 
-    def submit(self, work: Callable[[], None], on_end: Callable[[], object]) -> None:
-        """Call ``work`` in a thread, and ``on_end`` on this one after any end of it. There must be threads."""
-        self.put(deferred(work, lambda _: on_end()))
-
     async def run(self, work: Callable[[], T]) -> T:
         """Return the result of ``work`` in a thread, if there are any. A cancellation waits for its end, and
         leaves the result to the caller."""

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Concatenate, ParamSpec
+from collections.abc import Iterable
 
-from mystfuse.devices.device import Device, PendingRead
+from mystfuse.devices.device import Device
 from mystfuse.errors import CorruptFilesystem, IntegrityError, MystfuseError
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.overlay.overlay import Overlay
 from mystfuse.system.workers import Workers
 from mystfuse.volume.file_maps import FileMaps
-from mystfuse.volume.read_ahead import ReadAhead, Stream
 from mystfuse.volume.read_plan import Part, ReadPlan, fetch, join
 from mystfuse.volume.runner import Runner
 
 _ATTEMPTS = 2
 """How often a read whose blocks change meanwhile is tried before writers of the file have to wait."""
 
-P = ParamSpec("P")
+
+class Reader:
+    """How one reader, with a handle of its own, fares with a file."""
+
+    def __init__(self) -> None:
+        self.failed = range(0)
+        """Bytes of the last request that failed silently, because the reader may not need them."""
+
+    def has_failed(self, offset: int, length: int) -> bool:
+        """Whether some of these bytes were among them: then they are needed."""
+        return offset < self.failed.stop and self.failed.start < offset + length
 
 
 class FileReader:
@@ -39,17 +47,10 @@ class FileReader:
         self._device = device
         self._overlay = overlay
         self._workers = workers
-        self._read_ahead = ReadAhead(
-            lambda *range_: self._begin(self._locate, *range_), lambda: runner.commits, workers
-        )
 
-    async def read(self, ino: int, offset: int, length: int, stream: Stream | None, is_ahead: bool) -> Part:
+    async def read(self, ino: int, offset: int, length: int, reader: Reader | None, is_ahead: bool) -> Part:
         """See ``Volume.read``."""
-        if stream is not None:
-            ahead = await self._read_ahead.read(stream, ino, offset, length)
-            if ahead is not None:
-                return ahead
-        quietly = is_ahead and stream is not None and not stream.has_failed(offset, length)
+        quietly = is_ahead and reader is not None and not reader.has_failed(offset, length)
         recalled: dict[int, bytes | MystfuseError] = {}
         try:
             for _ in range(_ATTEMPTS):
@@ -59,31 +60,12 @@ class FileReader:
             with self._runner.hold(ino):
                 data = await self._try_read(ino, offset, length, recalled, quietly)
         except IntegrityError:
-            if quietly and stream is not None:
-                stream.failed = range(offset, offset + length)
+            if quietly and reader is not None:
+                reader.failed = range(offset, offset + length)
             raise
         if data is None:
             raise CorruptFilesystem(f"inode {ino}: its blocks change, and not by writes to it")
         return data
-
-    def read_now(self, ino: int, longest: int) -> Part | None:
-        """See ``Volume.read_now``."""
-
-        def locate(blocks: Blocks) -> ReadPlan | None:
-            if self._maps.as_of(self._runner.commits).inode(blocks, ino).size > longest:
-                return None
-            return self._locate(blocks, ino, 0, longest)
-
-        begun = self._begin(locate)
-        if begun is None:
-            return None
-        plan, pending = begun
-        fetched = pending()
-        return None if fetched is None else join(plan.parts(fetched, {}))
-
-    def close_stream(self, stream: Stream) -> None:
-        """See ``Volume.close_stream``."""
-        self._read_ahead.drop(stream)
 
     async def _try_read(
         self, ino: int, offset: int, length: int, recalled: dict[int, bytes | MystfuseError], quietly: bool
@@ -116,20 +98,6 @@ class FileReader:
         if missing:
             assert self._overlay is not None
             recalled.update(await self._overlay.recall(missing))
-
-    def _begin(
-        self, locate: Callable[Concatenate[Blocks, P], ReadPlan | None], *args: P.args, **kwargs: P.kwargs
-    ) -> tuple[ReadPlan, PendingRead] | None:
-        """Begin to read the plan of ``locate``, if that needs no waiting for storage; else None. It does not report
-        errors: ``read`` meets them again, and does."""
-        try:
-            plan = self._runner.run_now(locate, *args, **kwargs)
-            if plan is None or plan.versions:
-                return None
-            pending = self._device.begin(plan.extents)
-        except (MystfuseError, OSError):
-            return None
-        return None if pending is None else (plan, pending)
 
     def _locate(self, blocks: Blocks, ino: int, offset: int, length: int, quietly: bool = False) -> ReadPlan:
         """The read plan of a range of a file, with copies of its written blocks, as of now."""

@@ -130,23 +130,6 @@ class Runner:
             if misses is not None:
                 misses.close()
 
-    def run_now(self, operation: Callable[Concatenate[Blocks, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """The same, if no block needs waiting for storage; else None.
-
-        Raises:
-            OSError, MystfuseError: as the operation does.
-        """
-        blocks = self.blocks()
-        misses = _Misses(self, blocks)
-        while True:
-            try:
-                return operation(blocks, *args, **kwargs)
-            except BlocksMissing as error:
-                missing = error
-            blocks.restart()
-            if not misses.fetch_now(missing):
-                return None
-
     async def change(
         self,
         ino: int,

@@ -34,9 +34,8 @@ from mystfuse.ext2.superblock import Superblock
 from mystfuse.overlay.encrypted_store import OverlayStore
 from mystfuse.overlay.overlay import Overlay
 from mystfuse.system.workers import Workers
-from mystfuse.volume.file_reader import FileReader
+from mystfuse.volume.file_reader import FileReader, Reader
 from mystfuse.volume.merged_image import MergedImage
-from mystfuse.volume.read_ahead import Stream
 from mystfuse.volume.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -200,29 +199,20 @@ class Volume:
         return await self._runner.run(self._filesystem.statistics)
 
     async def read(
-        self, ino: int, offset: int, length: int, stream: Stream | None = None, is_ahead: bool = False
+        self, ino: int, offset: int, length: int, reader: Reader | None = None, is_ahead: bool = False
     ) -> bytes | memoryview:
         """Up to ``length`` bytes of a regular file from byte ``offset`` on; fewer only at its end.
 
         Args:
-            stream: of a reader that may go on from there; see ``close_stream``.
-            is_ahead: whether the reader (with a ``stream``) may not need all of it, and reads the needed part again
+            reader: whose earlier reads failed or not.
+            is_ahead: whether the ``reader`` may not need all of it, and reads the needed part again
                 when this fails: damage is reported only then.
 
         Raises:
             IsADirectoryError: not a regular file.
             CorruptFilesystem, IntegrityError, ImageReadError
         """
-        return await self._files.read(ino, offset, length, stream, is_ahead)
-
-    def close_stream(self, stream: Stream) -> None:
-        """The reader will not come back."""
-        self._files.close_stream(stream)
-
-    def read_now(self, ino: int, longest: int) -> bytes | memoryview | None:
-        """The whole of a regular file of up to ``longest`` bytes, if that needs no waiting for storage; else None. It
-        does not report errors: ``read`` meets them again, and does."""
-        return self._files.read_now(ino, longest)
+        return await self._files.read(ino, offset, length, reader, is_ahead)
 
     async def stretch(self, ino: int, offset: int) -> Stretch:
         """Whether a regular file has data or a hole at byte ``offset``, and its minimum length in bytes: 0 at its end.

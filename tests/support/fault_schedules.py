@@ -33,7 +33,7 @@ from mystfuse.image.pipeline import Pipeline, run_pipeline
 from mystfuse.system.workers import Workers
 from mystfuse.tree.image_tree import ImageTree
 from mystfuse.trust.policy import TrustPolicy
-from mystfuse.volume.read_ahead import Stream
+from mystfuse.volume.file_reader import Reader
 from mystfuse.volume.volume import Volume
 from tests.support.commands import mystfuse, run
 from tests.support.ext2_editor import assert_clean, listed, merged
@@ -343,13 +343,10 @@ class Schedule:
         path = dice.choice(["a/file5", "a/file6", "sparse", self._written[task]])
         if path not in self._readable(task):
             return
-        content, stream = self._files[path], Stream()
-        try:
-            for offset in range(0, len(content), 131_072):
-                data = await volume.read(self._inos[path], offset, 131_072, stream)
-                assert bytes(data) == content[offset : offset + 131_072], (self._seed, path, offset)
-        finally:
-            volume.close_stream(stream)
+        content, reader = self._files[path], Reader()
+        for offset in range(0, len(content), 131_072):
+            data = await volume.read(self._inos[path], offset, 131_072, reader)
+            assert bytes(data) == content[offset : offset + 131_072], (self._seed, path, offset)
 
     async def _list(self, volume: Volume, task: int, dice: random.Random) -> None:
         directory = dice.choice(("", "a", "many"))

@@ -5,33 +5,28 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
-from mystfuse.fuse.prefill import SMALL_FILE
 from removal import mounts_in
 
 from mystfuse.devices.buffers import LONG, Buffers
 from mystfuse.devices.device import Extent, PendingRead
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import CorruptFilesystem, IntegrityError
+from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.caller import Caller
-from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.mounting.kernel_read_ahead import READ_AHEAD
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.system.workers import INLINE_BYTES, Workers
 from mystfuse.volume.file_maps import WINDOW
-from mystfuse.volume.read_ahead import DEPTH, MAX_STREAMS, Stream
 from mystfuse.volume.volume import Volume
 from tests.support.commands import mystfuse, run, wait_until
 from tests.support.ext2_editor import Editor, MemoryDevice, make_image
-from tests.support.mounts import caches_kept, daemon_pid, mounted
+from tests.support.mounts import mounted
 
 ROOT = Caller(0, 0)
 
@@ -196,106 +191,6 @@ async def test_a_broken_pointer_costs_its_own_block_and_not_its_window(tmp_path:
 # Reading ahead
 
 
-async def sequential(volume: Volume, ino: int, size: int, step: int, content: bytes | bytearray) -> None:
-    """Read a file from front to back like a single reader, and compare."""
-    stream = Stream()
-    for offset in range(0, size + step, step):
-        assert bytes(await volume.read(ino, offset, step, stream)) == content[offset : offset + step]
-    volume.close_stream(stream)
-
-
-@pytest.fixture(params=[0, 2], ids=["inline", "threads"])
-def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    workers = Workers(request.param)
-    yield workers
-    workers.close()
-
-
-@pytest.mark.parametrize("step", [4096, 100_000, 128 << 10, 1 << 20, 3 << 20])
-async def test_readers_from_front_to_back_get_what_is_in_the_file(step: int, workers: Workers, tmp_path: Path) -> None:
-    (tmp_path / "tree").mkdir()
-    content = file_with_holes(tmp_path / "tree/file", 7, 1024)
-    image = make_image(tmp_path / "image", "-b", "1024", size="64M", tree=tmp_path / "tree")
-    volume = await Volume.open(FastDevice(image.read_bytes()), None, workers)
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(sequential, volume, 12, len(content), step, content)
-
-
-async def test_what_was_read_ahead_is_dropped_when_something_is_written(workers: Workers, tmp_path: Path) -> None:
-    (tmp_path / "tree").mkdir()
-    content = bytearray(file_with_holes(tmp_path / "tree/file", 8, 1024))
-    image = make_image(tmp_path / "image", "-b", "1024", size="64M", tree=tmp_path / "tree")
-    volume = await Volume.open(FastDevice(image.read_bytes()), 64 << 20, workers)
-    stream, step, dice = Stream(), 128 << 10, random.Random(8)
-    for offset in range(0, len(content), step):
-        assert bytes(await volume.read(12, offset, step, stream)) == content[offset : offset + step]
-        start = min(offset + step + dice.randrange(300_000), len(content) - 100)
-        content[start : start + 100] = piece = dice.randbytes(100)
-        await volume.write(12, start, piece, ROOT)
-    await volume.set_attributes(12, AttributeChanges(size=1_000_000), ROOT)
-    await sequential(volume, 12, 1_000_000, step, content[:1_000_000])
-
-
-class DamagedDevice(FastDevice):
-    """The same file with wrong bytes at ``damaged``; counts the reads that meet them."""
-
-    met = 0
-
-    def begin(self, extents: Sequence[Extent]) -> PendingRead:  # type: ignore[override]
-        if any(offset < bad.stop and bad.start < offset + length for offset, length in extents for bad in self.damaged):
-            return lambda: None
-        return super().begin(extents)
-
-    async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
-        try:
-            return await super().read(extents)
-        except IntegrityError:
-            self.met += 1
-            raise
-
-
-async def test_damage_ahead_of_a_reader_is_met_only_by_its_own_reader(workers: Workers, tmp_path: Path) -> None:
-    (tmp_path / "tree").mkdir()
-    content = os.urandom(4 << 20)
-    (tmp_path / "tree/file").write_bytes(content)
-    editor = Editor(make_image(tmp_path / "image", "-b", "4096", size="32M", tree=tmp_path / "tree").read_bytes())
-    start = bytes(editor.data).index(content[2 << 20 :][:4096])
-    device = DamagedDevice(editor.data, [range(start, start + 4096)])
-    volume = await Volume.open(device, None, workers)
-    stream, step = Stream(), 128 << 10
-    for offset in range(0, len(content), step):
-        if offset <= 2 << 20 < offset + step:
-            assert not device.met
-            with pytest.raises(IntegrityError):
-                await volume.read(12, offset, step, stream)
-            assert device.met == 1
-        else:
-            assert bytes(await volume.read(12, offset, step, stream)) == content[offset : offset + step]
-    assert device.met == 1
-
-
-async def test_data_ready_for_readers_that_do_not_come_back_is_bounded(workers: Workers, tmp_path: Path) -> None:
-    (tmp_path / "tree").mkdir()
-    (tmp_path / "tree/file").write_bytes(os.urandom(6 << 20))
-    data = make_image(tmp_path / "image", "-b", "4096", size="32M", tree=tmp_path / "tree").read_bytes()
-    volume = await Volume.open(FastDevice(data), None, workers)
-    streams = [Stream() for _ in range(3 * MAX_STREAMS)]
-    for stream in streams:
-        await volume.read(12, 0, 128 << 10, stream)
-        await volume.read(12, 128 << 10, 128 << 10, stream)
-    assert sum(bool(stream.chunks) for stream in streams) <= MAX_STREAMS
-    assert all(len(stream.chunks) <= DEPTH + 1 for stream in streams)
-    # Nor does a random reader cause read-ahead.
-    stream = Stream()
-    for offset in (0, 5 << 20, 1 << 20, 3 << 20):
-        await volume.read(12, offset, 4096, stream)
-    assert not stream.chunks
-
-
-# Files in memory
-
-
 def test_an_image_on_tmpfs_is_read_at_once(tmp_path: Path) -> None:
     path = Path(f"/dev/shm/mystfuse-test-{os.getpid()}")  # noqa: S108
     path.write_bytes(bytes(range(256)) * 256)
@@ -328,27 +223,6 @@ def test_any_name_can_be_mounted_on_by_others(tmp_path: Path) -> None:
 # Prefill
 
 
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """In the block the daemon is stopped, so the block must not need it; it continues after three seconds, and then the
-    test fails."""
-    os.kill(pid, signal.SIGSTOP)
-    late = threading.Event()
-
-    def let_go() -> None:
-        late.set()
-        os.kill(pid, signal.SIGCONT)
-
-    timer = threading.Timer(3, let_go)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        os.kill(pid, signal.SIGCONT)
-    assert not late.is_set(), "the kernel asked"
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of sizes around the limit of prefill, and an image of them."""
@@ -360,35 +234,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = mystfuse("mkext2", "--free=8M", tree, directory / "image")
     assert result.returncode == 0, result.stderr
     return directory
-
-
-def test_a_small_file_is_with_the_kernel_when_it_is_open(files: Path, mountpoint: Path) -> None:
-    with caches_kept(), mounted(files / "image", mountpoint):
-        pid = daemon_pid(mountpoint)
-        for source in sorted((files / "tree").iterdir()):
-            size = source.stat().st_size
-            if size <= SMALL_FILE:
-                with (mountpoint / source.name).open("rb", buffering=0) as file, stopped(pid):
-                    assert file.read(size + 10) == source.read_bytes()
-                    assert file.read(10) == b""
-            assert (mountpoint / source.name).read_bytes() == source.read_bytes()
-            assert (mountpoint / source.name).stat().st_size == size
-
-
-def test_what_is_handed_over_is_what_was_written_last(files: Path, mountpoint: Path) -> None:
-    with mounted(files / "image", mountpoint):
-        path = mountpoint / "f20000"
-        with path.open("rb") as reader, path.open("r+b", buffering=0) as writer:
-            writer.write(b"written")
-            assert reader.read(7) == b"written"
-        assert path.read_bytes()[:9] == b"written" + (files / "tree/f20000").read_bytes()[7:9]
-        os.truncate(path, 3)
-        assert path.read_bytes() == b"wri"
-        os.truncate(path, 5000)
-        assert path.read_bytes() == b"wri" + bytes(4997)
-        path.unlink()
-        path.write_bytes(b"new")
-        assert path.read_bytes() == b"new"
 
 
 def test_many_readers_and_writers_of_small_files_never_see_what_was_not_written(files: Path, mountpoint: Path) -> None:

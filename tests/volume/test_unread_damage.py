@@ -16,7 +16,7 @@ import pytest
 from mystfuse.devices.device import Extent, PendingRead, read_now
 from mystfuse.errors import IntegrityError
 from mystfuse.mounting.mount_table import find_mount
-from mystfuse.volume.read_ahead import Stream
+from mystfuse.volume.file_reader import Reader
 from mystfuse.volume.volume import Volume
 from tests.support.commands import mystfuse, wait_until
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, at, listed, make_image
@@ -148,15 +148,15 @@ async def test_a_damaged_indirect_block_is_reported_to_reads_of_its_blocks(edito
     assert len(await volume.read(ino, first, 64 << 10)) == 64 << 10
     assert len(await volume.read(ino, start + (256 << 10), 64 << 10)) == 64 << 10
     assert device.quiet and not device.told
-    stream = Stream()
+    reader = Reader()
     # The kernel reads ahead, and then asks for the needed pages.
     with pytest.raises(IntegrityError):
-        await volume.read(ino, start - PAGE, 8 * PAGE, stream, is_ahead=True)
+        await volume.read(ino, start - PAGE, 8 * PAGE, reader, is_ahead=True)
     assert not device.told
-    assert len(await volume.read(ino, start - PAGE, PAGE, stream)) == PAGE
+    assert len(await volume.read(ino, start - PAGE, PAGE, reader)) == PAGE
     assert not device.told
     with pytest.raises(IntegrityError):
-        await volume.read(ino, start, PAGE, stream)
+        await volume.read(ino, start, PAGE, reader)
     assert device.told == [second]
 
 
@@ -166,14 +166,14 @@ async def test_what_is_asked_for_again_is_needed_however_long_it_is(editor: Edit
     ino = (await at(await Volume.open(device), "large")).ino
     device.damage(editor.block(ino, 5))
     volume = await Volume.open(device)
-    stream = Stream()
+    reader = Reader()
     with pytest.raises(IntegrityError):
-        await volume.read(ino, 0, 16 * PAGE, stream, is_ahead=True)
+        await volume.read(ino, 0, 16 * PAGE, reader, is_ahead=True)
     assert not device.told
     with pytest.raises(IntegrityError):
-        await volume.read(ino, 0, 4 * PAGE, stream, is_ahead=True)
+        await volume.read(ino, 0, 4 * PAGE, reader, is_ahead=True)
     assert device.told
-    # Without a stream, the kernel does not say that more will follow.
+    # Without a reader, the kernel does not say that more will follow.
     told = len(device.told)
     with pytest.raises(IntegrityError):
         await volume.read(ino, 0, 16 * PAGE, is_ahead=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import outcome
 import pytest
@@ -21,9 +20,7 @@ from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.mounting import session
 from mystfuse.system import threads
 from mystfuse.system.workers import Workers
-from mystfuse.volume.read_ahead import Stream
-from mystfuse.volume.volume import Volume
-from tests.support.ext2_editor import MemoryDevice, make_image
+from tests.support.ext2_editor import MemoryDevice
 from tests.support.limits import FailingSource
 
 
@@ -117,9 +114,8 @@ async def test_a_worker_without_memory_for_its_result_serves_on(monkeypatch: pyt
                 assert await workers.run(lambda: 5) == 5
             with monkeypatch.context() as patch:
                 patch.setattr(threads, "outcome", SimpleNamespace(capture=refuse, Error=outcome.Error))
-                ended = trio.Event()
-                workers.submit(lambda: None, ended.set)
-                await ended.wait()
+                with pytest.raises(MemoryError):
+                    await workers.run(lambda: None)
             assert await workers.run(lambda: 6) == 6
         assert token._calls == 3
     finally:
@@ -160,36 +156,3 @@ class ForgetfulDevice(MemoryDevice):
             return [memoryview(self._data)[extent.offset : extent.end] for extent in extents]
 
         return pending
-
-
-@pytest.mark.parametrize("threads", [0, 2])
-async def test_read_ahead_that_runs_out_of_memory_holds_up_no_later_reader(
-    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Found once: the next request waited for ever for a chunk that was not being read."""
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    content = bytes(range(256)) * (4 << 12)
-    (tree / "file").write_bytes(content)
-    device = ForgetfulDevice(make_image(tmp_path / "image", size="8M", tree=tree).read_bytes())
-    workers = Workers(threads)
-    try:
-        volume = await Volume.open(device, workers=workers)
-        inode = await volume.lookup(2, b"file")
-        assert inode is not None
-        stream, step = Stream(), 128 << 10
-        # Where the file is, is known then.
-        await volume.read(inode.ino, 0, len(content))
-        if threads:
-            submit = workers.submit
-            monkeypatch.setattr(workers, "submit", Mock(side_effect=MemoryError))
-        device.has_memory = bool(threads)
-        with pytest.raises(MemoryError):
-            await volume.read(inode.ino, 0, step, stream)
-        if threads:
-            monkeypatch.setattr(workers, "submit", submit)
-        for offset in range(step, len(content), step):
-            with trio.fail_after(5):
-                assert bytes(await volume.read(inode.ino, offset, step, stream)) == content[offset : offset + step]
-    finally:
-        workers.close()
