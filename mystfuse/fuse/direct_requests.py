@@ -167,10 +167,10 @@ class DirectRequests:
             atime_ns=_time(valid & FATTR_ATIME, atime, atimensec, valid & FATTR_ATIME_NOW, now),
             mtime_ns=_time(valid & FATTR_MTIME, mtime, mtimensec, valid & FATTR_MTIME_NOW, now),
         )
-        # For chown(2) with neither owner, and before a write by a caller without CAP_FSETID, the kernel sends a request
-        # without any change (fs/fuse/dir.c, fuse_setattr). For root it may be about capabilities alone.
-        kills = valid & FATTR_KILL_SUIDGID or not (valid & _CHANGES or caller.is_root)
-        inode = await self._requests.set_attributes(nodeid, changes, caller, _loses(kills))
+        loses = _loses(valid & FATTR_KILL_SUIDGID)
+        if not valid & _CHANGES:
+            loses = self._requests.loses_by_nothing(nodeid, caller)
+        inode = await self._requests.set_attributes(nodeid, changes, caller, loses)
         return self._shown.packed(inode)
 
     async def _create(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:

@@ -260,8 +260,7 @@ class Operations(pyfuse3.Operations):
     @answers_errnos
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         self._check_xattr()
-        self.requests.check_ours(inode)
-        await self._volume.remove_xattr(ext2_ino(inode), name, self._caller(ctx))
+        await self.requests.remove_xattr(inode, name, self._caller(ctx))
 
     @answers_errnos
     async def statfs(self, ctx: RequestContext) -> StatvfsData:

@@ -22,7 +22,7 @@ import pyfuse3
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.privileges import Loses
+from mystfuse.ext2.privileges import CAPABILITY, Loses
 from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.fuse.attributes import ShownAttributes
 from mystfuse.fuse.control_directory import ControlDirectory
@@ -84,6 +84,8 @@ class Requests:
         self._readers: OrderedDict[int, Reader] = OrderedDict()
         """Of files that are read without a state of their own."""
         self.caller = functools.lru_cache(maxsize=64)(self._caller)
+        self._has_lost_capability = 0
+        """The inode from which ``security.capability`` was removed last, by that name."""
         self._left: list[int] = []
         """Orphans, which ``release_unused`` frees unless they are in use."""
 
@@ -159,7 +161,22 @@ class Requests:
     ) -> Inode:
         """Change mode, owner, times or size."""
         self.check_ours(ino)
-        return await self.volume.set_attributes(ext2_ino(ino), changes, caller, loses)
+        inode = await self.volume.set_attributes(ext2_ino(ino), changes, caller, loses)
+        self._has_lost_capability = 0
+        return inode
+
+    async def remove_xattr(self, ino: int, name: bytes, caller: Caller) -> None:
+        """Remove an extended attribute."""
+        self.check_ours(ino)
+        await self.volume.remove_xattr(ext2_ino(ino), name, caller)
+        if name == CAPABILITY:
+            self._has_lost_capability = ino
+
+    def loses_by_nothing(self, ino: int, caller: Caller) -> Loses:
+        """What a file loses by a request that changes no attribute, which the kernel sends for the privileges that we
+        are to take (fs/fuse/dir.c, fuse_setattr): for chown(2) of neither owner; before a write by a caller without
+        CAP_FSETID; and before any write, when it has itself removed the capabilities. For root that is not the same."""
+        return Loses.CAPABILITIES if self._has_lost_capability == ino and caller.is_root else Loses.ALL
 
     async def open(
         self,

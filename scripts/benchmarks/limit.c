@@ -34,7 +34,9 @@ enum {
     TOGETHER = 32, /* hash blocks that are fetched from storage at once */
     MAX_LEVELS = 8,
     THREADS = 2,
-    MAX_READ = 1 << 20,
+    /* Not the mebibyte that the kernel would ask for: several requests of one read-ahead keep both threads busy, and each
+     * fits the processor's cache. */
+    MAX_READ = 128 << 10,
     MAX_REQUEST = 64 << 10,
     FILE_INODE = 2,
     FOR_EVER = 86400, /* seconds */

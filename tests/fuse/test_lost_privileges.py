@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.caller import ROOT
 from mystfuse.fuse.protocol import (
     FATTR_GID,
     FATTR_KILL_SUIDGID,
@@ -75,8 +76,9 @@ EVENTS = {
     "given away by root": Event('chown 1001 "$1"', "setattr", FATTR_UID | FATTR_KILL_SUIDGID, 0, 0o106755, 0o100755),
     "given to a group": Event('chgrp 1000 "$1"', "setattr", FATTR_GID | FATTR_KILL_SUIDGID, OWNER, 0o106755, 0o100755),
     "chown -1:-1": Event(CHOWN_NOTHING, "setattr", 0, OWNER, 0o106755, 0o100755),
-    # The kernel itself removes the capability.
-    "about to be written by root": Event("", "setattr", 0, 0, 0o106755, 0o106755, keeps_capability=True),
+    "chown -1:-1 by root": Event(CHOWN_NOTHING, "setattr", 0, 0, 0o106755, 0o100755),
+    # The kernel itself has removed the capability.
+    "about to be written by root": Event("", "removexattr, setattr", 0, 0, 0o106755, 0o106755),
     "touched": Event('touch -m "$1"', "setattr", FATTR_MTIME, OWNER, 0o106755, 0o106755, keeps_capability=True),
     "chmod": Event('chmod 4711 "$1"', "setattr", FATTR_MODE, OWNER, 0o100755, 0o104711, keeps_capability=True),
     "opened": Event(': <>"$1"', "open", 0, OWNER, 0o106755, 0o106755, keeps_capability=True),
@@ -96,11 +98,10 @@ async def test_privileges(image: bytes, event: Event, tmp_path: Path) -> None:
     direct = Direct(await Volume.open(CachedDevice(image), 8 << 20), event.groups)
     volume = direct.requests.volume
     file, handle = created((await direct.ask(fuse.create(b"file", event.mode, uid=OWNER)))[1])
-    owner = Caller(0, 0)
     await direct.ask(fuse.setattr_of(file, FATTR_UID | FATTR_GID, owner=(OWNER, GROUP)))
     await direct.ask(fuse.setattr_of(file, FATTR_MODE, mode=event.mode))
-    await volume.set_xattr(file, CAPABILITY, VALUE, owner)
-    await volume.set_xattr(file, b"user.other", b"stays", owner)
+    await volume.set_xattr(file, CAPABILITY, VALUE, ROOT)
+    await volume.set_xattr(file, b"user.other", b"stays", ROOT)
     before = volume.changes
     requests = {
         "write": fuse.write(file, handle, 0, b"new", event.flags, event.uid),
@@ -108,7 +109,10 @@ async def test_privileges(image: bytes, event: Event, tmp_path: Path) -> None:
         "open": fuse.open_file(file, os.O_RDWR, event.flags, event.uid),
         "open O_TRUNC": fuse.open_file(file, os.O_RDWR | os.O_TRUNC, event.flags, event.uid),
     }
-    answer = direct.now(requests[event.request])
+    if event.request.startswith("removexattr"):
+        await direct.requests.remove_xattr(file, CAPABILITY, ROOT)
+        before = volume.changes
+    answer = direct.now(requests[event.request.removeprefix("removexattr, ")])
     assert answer is not None
     assert answer[0] == 0
     assert volume.changes == before + (event.request != "open")
@@ -117,6 +121,27 @@ async def test_privileges(image: bytes, event: Event, tmp_path: Path) -> None:
     assert (CAPABILITY in names) == event.keeps_capability
     assert b"user.other" in names
     assert_clean(await merged(volume), tmp_path / "merged")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_removing_a_capability_announces_counts_once(image: bytes, waits: bool) -> None:
+    device = CachedDevice(image)
+    direct = Direct(await Volume.open(device, 8 << 20))
+    volume = direct.requests.volume
+    file, _ = created((await direct.ask(fuse.create(b"file", 0o104755)))[1])
+    await volume.set_xattr(file, CAPABILITY, VALUE, ROOT)
+    await direct.requests.remove_xattr(file, CAPABILITY, ROOT)
+    with ExitStack() as held:
+        if waits:
+            held.enter_context(volume._runner.hold(file))
+        rest = direct.later(fuse.setattr_of(file, 0))
+        assert (rest is not None) == waits
+    if rest is not None:
+        await rest()
+    direct.replies.clear()
+    assert oct((await volume.inode(file)).i_mode) == oct(0o104755)
+    await direct.ask(fuse.setattr_of(file, 0))
+    assert oct((await volume.inode(file)).i_mode) == oct(0o100755)
 
 
 async def test_a_new_file_keeps_its_mode(image: bytes) -> None:
@@ -152,13 +177,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 @pytest.mark.parametrize("name", [name for name, event in EVENTS.items() if event.command])
 def test_the_kernel_does_the_same(pair: Pair, name: str) -> None:
     event = EVENTS[name]
-    # Where requests go through pyfuse3, which does not tell who writes, only root keeps them.
-    for side in pair.sides() if name != "written with CAP_FSETID" else [pair.kernel]:
+    # Where requests go through pyfuse3, which does not tell who writes, only root keeps set-user-ID by a write.
+    sides = [pair.kernel] if name == "written with CAP_FSETID" else pair.sides()
+    for side in sides:
         file = side / name
         file.write_bytes(b"content")
         os.chown(file, OWNER, GROUP)
         file.chmod(event.mode & 0o7777)
-        os.setxattr(file, CAPABILITY, VALUE)
+        # When the kernel removes the capability, we cannot know what for.
+        has_capability = name not in ("written with CAP_FSETID", "chown -1:-1 by root")
+        if has_capability:
+            os.setxattr(file, CAPABILITY, VALUE)
         run(*become(event, name), "sh", "-c", event.command, "sh", file)
         assert oct(file.stat().st_mode) == oct(event.mode_after), side
-        assert (CAPABILITY.decode() in os.listxattr(file)) == event.keeps_capability, side
+        assert (CAPABILITY.decode() in os.listxattr(file)) == (event.keeps_capability and has_capability), side
