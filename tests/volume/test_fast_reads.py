@@ -229,7 +229,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("files")
     tree = directory / "tree"
     tree.mkdir()
-    for size in (0, 1, 4095, 4096, 4097, 20_000, SMALL_FILE, SMALL_FILE + 1):
+    for size in (0, 1, 4095, 4096, 4097, 20_000, 65_536, 65_537):
         (tree / f"f{size}").write_bytes(os.urandom(size))
     result = mystfuse("mkext2", "--free=8M", tree, directory / "image")
     assert result.returncode == 0, result.stderr
