@@ -110,7 +110,7 @@ class EncryptedFile:
 
     def _serve(self, report: Report) -> int:
         """Runs in the child."""
-        options = MountOptions(self._mountpoint, "mkext2", noexec=True)
+        options = MountOptions(self._mountpoint, "mkext2", noexec=True, fastpath=False)
         # By then the process that started us may have been killed, and we have no access to remove anything.
         keeper = Keeper(options, lambda: _remove(self._mountpoint), ("unlink", "unlinkat", "rmdir"))
         try:

@@ -129,11 +129,7 @@ static enum outcome answer_lookup(worker *w, const call *it)
 static int may_be_orphan(worker *w, uint64_t ino)
 {
     inode found;
-
-    if (atomic_load_explicit(&w->fp->has_given_up, memory_order_relaxed))
-        return 1;
-    /* An inode that the image has as it is has links, or the kernel would not know it. So missing blocks need no waiting for. */
-    return read_inode(w, ino, &found) == FORWARD;
+    return atomic_load_explicit(&w->fp->has_given_up, memory_order_relaxed) || read_inode(w, ino, &found) != DONE;
 }
 
 static void forget(worker *w, uint64_t nodeid, uint64_t lookups)

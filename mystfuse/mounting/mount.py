@@ -17,6 +17,9 @@ from mystfuse.system import libc
 # <sys/mount.h>
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_NOATIME = 1, 2, 4, 8, 1024
 _SPARE_DESCRIPTORS = 4
+_MAX_READ = 128 << 10
+"""Bytes that the kernel asks the threads of the fast path for at once: they share what it reads ahead. libfuse must not
+hear of it. (With fusermount3 the kernel asks an ordinary user's mount for no more anyway.)"""
 
 
 def mount(options: MountOptions, may_run_programs: bool) -> int:
@@ -39,6 +42,8 @@ def mount(options: MountOptions, may_run_programs: bool) -> int:
     data = f"fd={descriptor},rootmode={_kind_of(options):o},user_id={user},group_id={group},default_permissions"
     if options.allow_other:
         data += ",allow_other"
+    if options.fastpath:
+        data += f",max_read={_MAX_READ}"
     # By the descriptor: it is the checked directory, even if its name now leads elsewhere.
     target = options.mountpoint if options.directory is None else f"/proc/self/fd/{options.directory}"
     name, place = options.shown_name.encode(), os.fsencode(target)
