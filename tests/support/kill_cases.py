@@ -13,7 +13,18 @@ from pathlib import Path
 
 from mystfuse.mounting.find_daemon import find_daemon
 from mystfuse.mounting.mount_table import find_mount
-from tests.support.kill_place import HIDDEN, MYSTFUSE, Place, made, mystfuse, take_away, tree_digest, wait_until
+from tests.support.askers import DISCONNECTED, compile_askers, make_tree
+from tests.support.kill_place import (
+    HIDDEN,
+    MYSTFUSE,
+    PATIENCE,
+    Place,
+    made,
+    mystfuse,
+    take_away,
+    tree_digest,
+    wait_until,
+)
 
 
 class Case:
@@ -315,6 +326,43 @@ class WrittenMount(Umount):
         return super().check()
 
 
+class ReadMount(Umount):
+    """Unmounting it, or ending one of its processes, while many threads ask it for answers."""
+
+    name = "mount-read"
+    whom = ("command", "child", "child", "child")
+
+    def set_up(self) -> None:
+        root = self.place.root
+        self.program = compile_askers(root)
+        make_tree(root / "asked")
+        shutil.copy(self.place.tree / "hello", root / "asked")
+        made("mkext2", "--force", "--free", "32M", root / "asked", root / "asked-image")
+
+    def tear_down(self) -> None:
+        shutil.rmtree(self.place.root / "asked")
+
+    def begin(self) -> None:
+        image = self.place.root / "asked-image"
+        command = [*MYSTFUSE, "mount", "--insecure", str(image), str(self.place.mountpoint)]
+        subprocess.run(command, env=self.place.environment(), check=True, capture_output=True)
+        words = [str(self.place.mountpoint), str(10**12), "16", str(int(PATIENCE))]
+        self.askers = subprocess.Popen([self.program, *words], stderr=subprocess.PIPE)
+
+    def command(self) -> list[str | Path]:
+        return ["umount", "--lazy", self.place.mountpoint]
+
+    def check(self) -> str:
+        if self.place.processes():
+            self.askers.kill()
+        # Each question has been answered, if only by the end of the mount.
+        status = self.askers.wait(PATIENCE)
+        with self.askers:
+            assert self.askers.stderr is not None
+            assert status in (DISCONNECTED, -signal.SIGKILL), (status, self.askers.stderr.read())
+        return super().check()
+
+
 class Exec(Case):
     """Nothing is left."""
 
@@ -351,6 +399,6 @@ CASES: dict[str, type[Case]] = {
     case.name: case
     for case in (
         Mkext2, Mkext2Signed, Mkext2Encrypted, Commit, CommitOver, CommitEncrypted, Package, Extract, Tar,
-        Mount, ForegroundMount, WrittenMount, Umount, Exec, Run,
+        Mount, ForegroundMount, WrittenMount, ReadMount, Umount, Exec, Run,
     )
 }  # fmt: skip
