@@ -22,6 +22,8 @@ from mystfuse.mounting.unmount import unmount
 from tests.support.commands import mystfuse, wait_until
 from tests.support.logs import fail_if_unannounced
 
+EXTRA_OPTIONS = tuple(os.environ.get("MYSTFUSE_TEST_MOUNT_OPTIONS", "").split())
+"""Options of every mount, to run the suite once more with other ones: "-o nofastpath"."""
 OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"', "sh")
 """For unshare --mount: unmounts its copies of other tests' mounts, whose daemons would wait for it."""
 
@@ -66,7 +68,7 @@ def mounted(image: Path, mountpoint: Path, *options: str | Path, **kwargs: Any) 
     mountpoint.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile("r", prefix="mystfuse-test-log-", errors="replace") as log:
         own_log = () if any(str(option).startswith("--log-file") for option in options) else (f"--log-file={log.name}",)
-        result = mystfuse("mount", *own_log, *options, image, mountpoint, **kwargs)
+        result = mystfuse("mount", *own_log, *EXTRA_OPTIONS, *options, image, mountpoint, **kwargs)
         try:
             assert result.returncode == 0, result.stderr
             yield mountpoint
