@@ -20,17 +20,17 @@ from mystfuse.volume import volume
 MOMENT = 0.3  # seconds that an answer is kept too long
 begun = []
 
-def begin(self, *words, real=volume.Volume.set_attributes):
+def begin(self, *words, real=volume.Volume.set_attributes, **options):
     # The files have been made: from now on they change.
     begun.append(True)
-    return real(self, *words)
+    return real(self, *words, **options)
 volume.Volume.set_attributes = begin
 
 def keep(kind, name, combine=lambda old, new: old):
     real, kept = getattr(kind, name), {}
-    async def answer(self, *words):
+    async def answer(self, *words, **options):
         key = tuple(word for word in words if isinstance(word, (int, bytes)))
-        new = await real(self, *words)
+        new = await real(self, *words, **options)
         made, old = kept.get(key, (0, None))
         if begun and time.monotonic() - made < MOMENT:
             return combine(old, new)
@@ -52,18 +52,32 @@ FAULTS = {
         keep(volume.Volume, 'entries')
         """,
     "a write that is answered too early": """
-        def early(self, *words, real=volume.Volume.set_attributes):
+        def early(self, *words, real=volume.Volume.set_attributes, **options):
             async def late():
                 await trio.sleep(0.01)
                 try:
-                    await real(self, *words)
+                    await real(self, *words, **options)
                 except Exception:
                     pass
             trio.lowlevel.spawn_system_task(late)
             return real(self, words[0], operations.AttributeChanges(), words[2])
         volume.Volume.set_attributes = early
         """,
-    "files in use that are released": "lookup_counts.LookupCounts.has = lambda self, ino: not begun",
+    "files in use that are released": "lookup_counts.OwnLookupCounts.has = lambda self, ino: not begun",
+}
+FAULTS_OF_THE_FAST_PATH = {
+    "written blocks that C is not told of": """
+        from mystfuse.fastpath import written_blocks
+        def end(self, token, slots, real=written_blocks.WrittenBlocks.end):
+            if begun:
+                begun.append(True)
+            return real(self, token[:0] if len(begun) % 20 == 19 else token, slots)
+        written_blocks.WrittenBlocks.end = end
+        """,
+    "files in use that are released": """
+        from mystfuse.fastpath import written_blocks
+        written_blocks.SharedLookupCounts.has = lambda self, ino: False
+        """,
 }
 
 
@@ -72,11 +86,22 @@ FAULTS = {
 def test_a_fault_is_found(
     operators: Path, roomy_image: Path, tmp_path: Path, slow_path_options: tuple[str, ...], fault: str
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SETTING + textwrap.dedent(fault))
-    options = ("--insecure", *slow_path_options)
+    assert_found(operators, roomy_image, tmp_path, fault, *slow_path_options)
+
+
+@pytest.mark.logs("internal error")
+@pytest.mark.parametrize("fault", FAULTS_OF_THE_FAST_PATH.values(), ids=FAULTS_OF_THE_FAST_PATH)
+def test_a_fault_of_the_fast_path_is_found(operators: Path, roomy_image: Path, tmp_path: Path, fault: str) -> None:
+    assert_found(operators, roomy_image, tmp_path, fault)
+
+
+def assert_found(operators: Path, image: Path, directory: Path, fault: str, *options: str) -> None:
+    """Run a daemon with a fault, and assert that the judge finds it."""
+    (directory / "sitecustomize.py").write_text(SETTING + textwrap.dedent(fault))
+    environment = {"PYTHONPATH": str(directory)}
     with (
         caches_dropped(),
-        mounted(roomy_image, tmp_path / "mount", *options, env={"PYTHONPATH": str(tmp_path)}) as mountpoint,
+        mounted(image, directory / "mount", "--insecure", *options, env=environment) as mountpoint,
     ):
         checker = judge(operators, mountpoint, 1, Load(CALLS, ratio=6, asking=2))
     assert checker.counts["violations"]

@@ -14,9 +14,10 @@ SLOW_WRITES = """
 import trio
 from mystfuse.volume import volume
 
-async def write(self, *words, real=volume.Volume.write):
+async def write(self, *words, real=volume.Volume.write, **options):
+    self._runner.check_may_wait()
     await trio.sleep(0.3)
-    return await real(self, *words)
+    return await real(self, *words, **options)
 volume.Volume.write = write
 """
 

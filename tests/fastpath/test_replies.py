@@ -132,16 +132,16 @@ def test_a_lost_reply_is_noticed(directory: Path, tmp_path: Path, slow_path_opti
     """Else the program is wrong: one answer in a thousand does not come, or is another's."""
     for fault, message in (
         ("await __import__('trio').sleep(1000)", "bytes: no answer within 2 s"),
-        ("return await real(self, ino, offset ^ 4096, *words)", "bytes: "),
+        ("return await real(self, ino, offset ^ 4096, *words, **options)", " instead of "),
     ):
         (tmp_path / "sitecustomize.py").write_text(
             "from mystfuse.volume import volume\n"
             "count = 0\n"
-            "async def read(self, ino, offset, *words, real=volume.Volume.read):\n"
+            "async def read(self, ino, offset, *words, real=volume.Volume.read, **options):\n"
             "    global count\n"
             "    count += 1\n"
             f"    if count % 1000 == 0: {fault}\n"
-            "    return await real(self, ino, offset, *words)\n"
+            "    return await real(self, ino, offset, *words, **options)\n"
             "volume.Volume.read = read\n"
         )
         environment = {"PYTHONPATH": str(tmp_path)}
