@@ -31,6 +31,8 @@ _MAX_GROUPS_SEARCHED = 4096
 """Groups to search one by one when no group has the free blocks that its counts state."""
 _MAX_SEARCHED_BYTES = 16 << 20
 """Bytes of their bitmaps, which stay in memory until the operation ends."""
+_FEW_BLOCKS = 4
+_MAX_WRITABLE = 4096
 _MAX_MISLEADING = 8
 """After so many wrong inode bitmaps no other is trusted either: each takes a fetch."""
 
@@ -47,13 +49,17 @@ class Allocator:
         self._inode_table = inode_table
         self._sound: set[int] = set()
         self._broken: set[int] = set()
+        self._writable: set[int] = set()
+        """Blocks that are not the file system's own: it never moves. Indirect and directory blocks come again and
+        again."""
         self._misleading: set[int] = set()
         """Groups with a wrong inode bitmap."""
 
     def available_blocks(self, transaction: Transaction, caller: Caller) -> int:
         """The number of blocks that ``caller`` may take."""
-        free, _ = read_free_counts(self._superblock, transaction)
-        return max(free if caller.may_use_reserved(self._superblock) else free - self._superblock.s_r_blocks_count, 0)
+        superblock = self._superblock
+        free, _ = read_free_counts(superblock, transaction)
+        return free if caller.may_use_reserved(superblock) else max(free - superblock.s_r_blocks_count, 0)
 
     def take_blocks(self, transaction: Transaction, caller: Caller, goal: int, count: int) -> list[int]:
         """Take up to ``count`` blocks, in runs, near block ``goal``; fewer only when no more are free.
@@ -127,12 +133,12 @@ class Allocator:
             step *= 4
 
     def _take_in_group(self, transaction: Transaction, group: int, start: int, count: int) -> list[int]:
-        descriptor = self.groups.descriptor(transaction, group)
-        count = min(count, descriptor.bg_free_blocks_count)
+        places = self.groups.places(transaction, group)
+        count = min(count, self.groups.group_counts(transaction, group)[0])
         if not count or not (group in self._sound or self._is_usable(transaction, group)):
             return []
         first_block = self.groups.first_block(group)
-        bitmap = self._block_bitmap(transaction, group)
+        bitmap = Bitmap(transaction.change(places.bg_block_bitmap), self.groups.size(group))
         taken: list[int] = []
         for position in (start, 0) if start else (0,):
             while len(taken) < count:
@@ -143,7 +149,6 @@ class Allocator:
                 taken += range(first_block + first, first_block + first + length)
                 position = first + length
         if taken:
-            transaction.put(descriptor.bg_block_bitmap, bitmap.pack())
             self.groups.change_counts(transaction, group, blocks=-len(taken))
         return taken
 
@@ -162,17 +167,16 @@ class Allocator:
         transaction.want(self.groups.descriptor(transaction, group).bg_block_bitmap for group in by_group)
         freed = 0
         for group, members in by_group.items():
-            descriptor = self.groups.places(transaction, group)
+            places = self.groups.places(transaction, group)
             if not self._is_sound(transaction, group):
                 raise CorruptFilesystem(f"group {group}: its bitmap contradicts its metadata")
             first_block = self.groups.first_block(group)
             runs = runs_of([number - first_block for number in members])
             if _overlap(runs, self.groups.metadata_runs(transaction, group)):
                 raise CorruptFilesystem(f"group {group}: a block of a file is the file system's own")
-            bitmap = self._block_bitmap(transaction, group)
+            bitmap = Bitmap(transaction.change(places.bg_block_bitmap), self.groups.size(group))
             if not bitmap.clear(runs):
                 raise CorruptFilesystem(f"group {group}: a block of a file is free, or belongs to it twice")
-            transaction.put(descriptor.bg_block_bitmap, bitmap.pack())
             self.groups.change_counts(transaction, group, blocks=len(members))
             freed += len(members)
             for number in members:
@@ -183,6 +187,8 @@ class Allocator:
     def check_writable(self, transaction: Transaction, numbers: list[int]) -> None:
         """Raise CorruptFilesystem if one of these blocks of a file holds the file system's own metadata."""
         groups = self.groups
+        if len(numbers) <= _FEW_BLOCKS and all(number in self._writable for number in numbers):
+            return
         by_group: list[tuple[int, int, int]] = []
         for start, length in runs_of(numbers):
             low, bit = groups.locate_block(start)
@@ -195,6 +201,10 @@ class Allocator:
             first = groups.first_block(group)
             if _overlap([(start - first, length)], groups.metadata_runs(transaction, group)):
                 raise CorruptFilesystem(f"block {start} belongs to a file and to the file system itself")
+        if len(numbers) <= _FEW_BLOCKS:
+            if len(self._writable) >= _MAX_WRITABLE:
+                self._writable.clear()
+            self._writable.update(numbers)
 
     def take_inode(self, transaction: Transaction, directory: Inode, mode: int) -> int:
         """Take an inode number for a new inode in ``directory``.
@@ -216,7 +226,7 @@ class Allocator:
         """Take an inode of the best group that has one; 0 if none has."""
         if not is_directory:
             parent, _ = self.groups.locate_inode(directory.ino)
-            if self.groups.descriptor(transaction, parent).bg_free_blocks_count and (
+            if self.groups.group_counts(transaction, parent)[0] and (
                 ino := self._take_inode_in_group(transaction, parent, is_directory)
             ):
                 return ino
@@ -229,13 +239,13 @@ class Allocator:
     def _take_inode_in_group(self, transaction: Transaction, group: int, is_directory: bool) -> int:
         """Take an inode of a group; 0 if none is free, or the group's bitmap is unusable."""
         superblock = self._superblock
-        descriptor = self.groups.descriptor(transaction, group)
-        if not descriptor.bg_free_inodes_count or group in self._misleading:
+        places = self.groups.places(transaction, group)
+        if not self.groups.group_counts(transaction, group)[1] or group in self._misleading:
             return 0
         if len(self._misleading) >= _MAX_MISLEADING:
             raise CorruptFilesystem(f"the inode bitmaps of {len(self._misleading)} groups are wrong: no inode is taken")
         try:
-            block = transaction.block(descriptor.bg_inode_bitmap)
+            block = transaction.block(places.bg_inode_bitmap)
         except (IntegrityError, ImageReadError):
             # The error is logged where it was found; other groups have room.
             return 0
@@ -249,26 +259,48 @@ class Allocator:
             log.warning("group %d: its inode bitmap has an inode in use for free: no inode is taken there", group)
             self._misleading.add(group)
             return 0
-        bitmap.set(index, 1)
-        transaction.put(descriptor.bg_inode_bitmap, bitmap.pack())
+        transaction.change(places.bg_inode_bitmap)[index >> 3] |= 1 << (index & 7)
         self.groups.change_counts(transaction, group, inodes=-1, directories=int(is_directory))
         return ino
 
-    def free_inode(self, transaction: Transaction, inode: Inode) -> None:
-        """Give an inode number back.
+    def free_inodes(self, transaction: Transaction, inodes: Sequence[Inode]) -> None:
+        """Give inode numbers back.
 
         Raises:
-            CorruptFilesystem: it is free already, or reserved.
+            CorruptFilesystem: one of them is free already, or reserved.
         """
         superblock = self._superblock
-        group, index = self.groups.locate_inode(inode.ino)
-        descriptor = self.groups.descriptor(transaction, group)
-        bitmap = Bitmap(transaction.block(descriptor.bg_inode_bitmap), superblock.s_inodes_per_group)
-        if inode.ino < superblock.s_first_ino or not bitmap.clear([(index, 1)]):
-            raise CorruptFilesystem(f"inode {inode.ino} cannot be freed: it is reserved, or free already")
-        transaction.put(descriptor.bg_inode_bitmap, bitmap.pack())
-        self.groups.change_counts(transaction, group, inodes=1, directories=-int(inode.is_directory))
-        change_free_counts(superblock, transaction, 0, 1)
+        by_group: dict[int, list[Inode]] = {}
+        for inode in inodes:
+            by_group.setdefault(self.groups.locate_inode(inode.ino)[0], []).append(inode)
+        for group, members in by_group.items():
+            places = self.groups.places(transaction, group)
+            bitmap = Bitmap(transaction.change(places.bg_inode_bitmap), superblock.s_inodes_per_group)
+            for inode in members:
+                index = (inode.ino - 1) % superblock.s_inodes_per_group
+                if inode.ino < superblock.s_first_ino or not bitmap.clear([(index, 1)]):
+                    raise CorruptFilesystem(f"inode {inode.ino} cannot be freed: it is reserved, or free already")
+            directories = sum(inode.is_directory for inode in members)
+            self.groups.change_counts(transaction, group, inodes=len(members), directories=-directories)
+        if inodes:
+            change_free_counts(superblock, transaction, 0, len(inodes))
+
+    def may_free_now(self, transaction: Transaction, ino: int, numbers: Iterable[int]) -> bool:
+        """Whether all that freeing an inode and some blocks takes is in memory, and nothing about it looks unusual.
+
+        Raises:
+            BlocksMissing, MystfuseError: it is not.
+        """
+        groups = self.groups
+        transaction.block(groups.places(transaction, groups.locate_inode(ino)[0]).bg_inode_bitmap)
+        for number in numbers:
+            if not self._superblock.is_data_block(number):
+                return False
+            group = groups.locate_block(number)[0]
+            transaction.block(groups.places(transaction, group).bg_block_bitmap)
+            if not self._is_sound(transaction, group):
+                return False
+        return True
 
     def _groups_for_inode(self, transaction: Transaction, directory: Inode, is_directory: bool) -> Iterator[int]:
         """Groups to search for a free inode, the best first; every group in the end. For all but directories their

@@ -5,21 +5,23 @@ It handles a run of bits as a Python integer, and skips bits in use 256 bytes at
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+
+from mystfuse.ext2.blocks import Block
 
 _IN_USE = b"\xff" * 256
 
 
 class Bitmap:
-    """The first ``size`` bits of a bitmap block; those behind count as in use and are left as they are."""
+    """The first ``size`` bits of a bitmap block; those behind count as in use and are left as they are.
 
-    def __init__(self, block: bytes, size: int) -> None:
-        self._block: bytes | bytearray = block
+    Args:
+        block: changed in place by ``set`` and ``clear``, which need a bytearray.
+    """
+
+    def __init__(self, block: Block, size: int) -> None:
+        self._block = block
         self._size = size
-
-    def pack(self) -> bytes:
-        """The bitmap block."""
-        return bytes(self._block)
 
     def find_free_run(self, start: int, longest: int) -> tuple[int, int]:
         """The first run of free bits at or behind ``start``: (its first bit, its length, at most ``longest``).
@@ -39,6 +41,8 @@ class Bitmap:
         first = position * 8 + (~used & used + 1).bit_length() - 1
         if first >= self._size:
             return 0, 0
+        if longest == 1:
+            return first, 1
         longest = min(longest, self._size - first)
         used = self._bits(first, longest)
         return first, (used & -used).bit_length() - 1 if used else longest
@@ -49,18 +53,20 @@ class Bitmap:
 
     def set(self, first: int, count: int) -> None:
         """Mark ``count`` bits from ``first`` on as in use."""
-        self._block = bytearray(self._block)
-        self._flip(self._block, first, (1 << count) - 1 & ~self._bits(first, count))
+        if count == 1:
+            assert isinstance(self._block, bytearray)
+            self._block[first >> 3] |= 1 << (first & 7)
+        else:
+            self._flip(first, (1 << count) - 1 & ~self._bits(first, count))
 
-    def clear(self, runs: Iterable[tuple[int, int]]) -> bool:
+    def clear(self, runs: Sequence[tuple[int, int]]) -> bool:
         """Mark runs (first bit, count) as free; False, and nothing done, if one of the bits is free already."""
-        before = self._block
-        self._block = block = bytearray(before)
-        for first, count in runs:
+        for index, (first, count) in enumerate(runs):
             if not self.are_set(first, count):
-                self._block = before
+                for done, length in runs[:index]:
+                    self._flip(done, (1 << length) - 1)
                 return False
-            self._flip(block, first, (1 << count) - 1)
+            self._flip(first, (1 << count) - 1)
         return True
 
     def _bits(self, first: int, count: int) -> int:
@@ -68,8 +74,10 @@ class Bitmap:
         part = self._block[first >> 3 : first + count + 7 >> 3]
         return int.from_bytes(part, "little") >> (first & 7) & (1 << count) - 1
 
-    def _flip(self, block: bytearray, first: int, bits: int) -> None:
+    def _flip(self, first: int, bits: int) -> None:
         """Change those bits of the block, from ``first`` on, that are 1 in ``bits``."""
+        block = self._block
+        assert isinstance(block, bytearray)
         bits <<= first & 7
         start, end = first >> 3, (first >> 3) + (bits.bit_length() + 7 >> 3)
         changed = int.from_bytes(block[start:end], "little") ^ bits

@@ -44,6 +44,7 @@ class GroupTable:
 
     def __init__(self, superblock: Superblock) -> None:
         self.superblock = superblock
+        self._last_group = superblock.groups_count - 1
         self.known_places: dict[int, GroupDescriptor] = {}
         """Descriptors as they were when their places were checked; their counts may be old."""
         self._metadata: dict[int, list[tuple[int, int]]] = {}
@@ -55,7 +56,9 @@ class GroupTable:
 
     def size(self, group: int) -> int:
         """How many blocks a group has; the last one may be shorter."""
-        return min(self.superblock.s_blocks_per_group, self.superblock.s_blocks_count - self.first_block(group))
+        if group < self._last_group:
+            return self.superblock.s_blocks_per_group
+        return self.superblock.s_blocks_count - self.first_block(group)
 
     def locate_block(self, number: int) -> tuple[int, int]:
         """The group of a block, and its bit in the group's block bitmap."""
@@ -114,6 +117,16 @@ class GroupTable:
             self.known_places[group] = descriptor
         return descriptor
 
+    def group_counts(self, blocks: Blocks, group: int) -> tuple[int, int, int]:
+        """The present free blocks, free inodes and directories of a group, as its descriptor has them.
+
+        Raises:
+            BlocksMissing, CorruptFilesystem: as ``want_descriptors``.
+        """
+        number, offset = self._locate(group)
+        free_blocks, free_inodes, used_dirs = _COUNTS.unpack_from(blocks.block(number), offset + _COUNTS_OFFSET)
+        return free_blocks, free_inodes, used_dirs
+
     def places(self, blocks: Blocks, group: int) -> GroupDescriptor:
         """The same for the places of bitmaps and inode table alone; the counts may be old."""
         return self.known_places.get(group) or self.descriptor(blocks, group)
@@ -136,9 +149,11 @@ class GroupTable:
         Raises:
             BlocksMissing, CorruptFilesystem: as ``descriptor``.
         """
-        if group not in self._metadata:
+        runs = self._metadata.get(group)
+        if runs is None:
             self.descriptor(blocks, group)
-        return self._metadata[group]
+            runs = self._metadata[group]
+        return runs
 
     def _find_metadata(self, group: int, descriptor: GroupDescriptor) -> list[tuple[int, int]]:
         superblock, first = self.superblock, self.first_block(group)

@@ -12,6 +12,10 @@ from typing import Protocol
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 
+Block = bytes | bytearray
+"""A block as an operation reads it: in a transaction that has changed it, what ``Transaction.change`` gives. To be
+looked at, not kept."""
+
 
 class BlocksMissing(Exception):
     """Raised by an operation to name the blocks that it needs, as many as it knows at once.
@@ -68,8 +72,8 @@ class Blocks:
         """By version, written blocks fetched from the overlay's store, or why that failed."""
         self._cached = cached
         self._get_written = (lambda number: None) if written is None else written.get
-        self._seen: dict[int, bytes] = {}
-        """Blocks as this run has read them: no other operation runs in between."""
+        self._seen: dict[int, Block] = {}
+        """Blocks as this run has read, or changed, them: no other operation runs in between."""
         self._is_speculative = False
 
     def restart(self) -> None:
@@ -86,7 +90,7 @@ class Blocks:
         finally:
             self._is_speculative = before
 
-    def find(self, number: int) -> bytes | None:
+    def find(self, number: int) -> Block | None:
         """The block, or None if it is not in memory.
 
         Raises:
@@ -119,7 +123,7 @@ class Blocks:
             raise block
         return block
 
-    def block(self, number: int, ahead: Iterable[int] = ()) -> bytes:
+    def block(self, number: int, ahead: Iterable[int] = ()) -> Block:
         """The block; ``ahead`` are others worth fetching along with it when it is missing.
 
         Raises:
@@ -132,7 +136,7 @@ class Blocks:
             raise BlocksMissing([number], others, speculative=self._is_speculative)
         return block
 
-    def all(self, numbers: Sequence[int]) -> list[bytes]:
+    def all(self, numbers: Sequence[int]) -> list[Block]:
         """The blocks, in the order given.
 
         Raises:
@@ -186,8 +190,8 @@ class Transaction(Blocks):
             budget: of file data; all the room that the overlay has if None.
         """
         super().restart()
-        self.changed: dict[int, bytes | bytearray | memoryview] = {}
-        """None of them is among the blocks that have been seen, or is freed."""
+        self.changed: dict[int, Block | memoryview] = {}
+        """None of them is freed."""
         self.runs: list[tuple[int, memoryview]] = []
         """The number of the first of consecutive blocks, and the contents of all of them. None of them is in
         ``changed``, was read, or is freed."""
@@ -223,6 +227,16 @@ class Transaction(Blocks):
         """Count blocks of file data to write, as far as they take more memory; 0 stands for one still to be taken.
         Returns for how many of them the budget is enough, from the first one on."""
         budget = self.budget
+        if len(pointers) == 1:
+            # As below, in fewer steps.
+            (pointer,) = pointers
+            if pointer and self.holds_written(pointer):
+                return 1
+            if budget <= 0:
+                return 0
+            self._budget = budget - 1
+            self.spent += 1
+            return 1
         if any(pointers):
             holds = self.holds_written
             costly = [index for index, pointer in enumerate(pointers) if not (pointer and holds(pointer))]
@@ -233,11 +247,16 @@ class Transaction(Blocks):
         self.spent += cost
         return costly[cost] if cost < len(costly) else len(pointers)
 
-    def find(self, number: int) -> bytes | None:
+    def find(self, number: int) -> Block | None:
         if self.runs:
             self._split_runs()
-        block = self.changed.get(number)
-        return super().find(number) if block is None else bytes(block)
+        block = self._seen.get(number)
+        if block is None:
+            changed = self.changed.get(number)
+            if changed is None:
+                return super().find(number)
+            block = self._seen[number] = bytes(changed)
+        return block
 
     def change(self, number: int) -> bytearray:
         """The block, to be changed in place.
@@ -245,19 +264,19 @@ class Transaction(Blocks):
         Raises:
             BlocksMissing, MystfuseError: as ``block``.
         """
-        block = self.changed.get(number)
+        block = self._seen.get(number)
         if isinstance(block, bytearray):
             return block
         if number in self.freed:
             raise CorruptFilesystem(f"block {number} is freed as a file's, and the file system's own")
-        block = self.changed[number] = bytearray(self.block(number) if block is None else block)
-        self._seen.pop(number, None)
-        return block
+        new = self.changed[number] = self._seen[number] = bytearray(self.block(number) if block is None else block)
+        return new
 
     def create(self, number: int) -> bytearray:
         """A block that was free so far: zeros, to be filled in place. Its old contents in the image are never read."""
         block = bytearray(self._block_size)
         self._replace(number, block)
+        self._seen[number] = block
         return block
 
     def put(self, number: int, content: bytes | memoryview) -> None:
@@ -298,7 +317,8 @@ class Transaction(Blocks):
         """The block has become free."""
         if self.runs:
             self._split_runs()
-        self.changed.pop(number, None)
+        if self.changed.pop(number, None) is not None:
+            self._seen.pop(number, None)
         self.freed.add(number)
 
     def holds_written(self, number: int) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_map import map_block, map_blocks
-from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.blocks import Block, Blocks
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -49,14 +49,15 @@ def block_count(superblock: Superblock, inode: Inode) -> int:
     Raises:
         CorruptFilesystem: its size is not a sensible multiple of the block size.
     """
-    if not inode.size or inode.size % superblock.block_size or inode.size > min(MAX_DIRECTORY_SIZE, superblock.size):
+    size, block_size = inode.size, superblock.block_size
+    if not size or size % block_size or size > MAX_DIRECTORY_SIZE or size > superblock.size:
         raise CorruptFilesystem(
-            f"directory inode {inode.ino}: its size {inode.size} is not a sensible multiple of {superblock.block_size}"
+            f"directory inode {inode.ino}: its size {size} is not a sensible multiple of {block_size}"
         )
-    return inode.size // superblock.block_size
+    return size // block_size
 
 
-def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int) -> Iterator[Entry]:
+def parse_block(superblock: Superblock, inode: Inode, block: Block, logical: int) -> Iterator[Entry]:
     """The names in block number ``logical`` of a directory, ``.`` and ``..`` left out.
 
     An entry with an impossible name (empty, with ``/`` or NUL, misplaced ``.`` or ``..``) is logged and skipped.
@@ -65,6 +66,7 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
         CorruptFilesystem: an entry's length is invalid, so that the next entry cannot be found. All entries in front of
             it have been yielded.
     """
+    block = bytes(block)
     has_filetype = superblock.has_filetype
     block_size = superblock.block_size
     base = logical * block_size
@@ -93,7 +95,7 @@ def parse_block(superblock: Superblock, inode: Inode, block: bytes, logical: int
 
 
 def rec_lengths(
-    superblock: Superblock, inode: Inode, block: bytes | bytearray, logical: int, offset: int = 0
+    superblock: Superblock, inode: Inode, block: Block, logical: int, offset: int = 0
 ) -> Iterator[tuple[int, int]]:
     """The entries of a directory's block, free ones included, from the one at ``offset`` on: (byte offset in the block,
     rec_len).
@@ -135,7 +137,7 @@ class Found(NamedTuple):
     """Of the entry in front of it; -1 for the first of a block."""
 
 
-def find_in_block(superblock: Superblock, inode: Inode, block: bytes, logical: int, name: bytes) -> Found | None:
+def find_in_block(superblock: Superblock, inode: Inode, block: Block, logical: int, name: bytes) -> Found | None:
     """Where ``name`` is in one block of a directory; None if it is not there.
 
     Raises:
@@ -204,7 +206,7 @@ def list_entries(
     return entries, (first + len(numbers)) * block_size
 
 
-def directory_block(inode: Inode, blocks: Blocks, logical: int, number: int, ahead: Iterable[int] = ()) -> bytes:
+def directory_block(inode: Inode, blocks: Blocks, logical: int, number: int, ahead: Iterable[int] = ()) -> Block:
     """Block ``logical`` of a directory, which its map has at block ``number``.
 
     Raises:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
+from mystfuse.ext2.blocks import Block
 from mystfuse.ext2.constants import (
     EXT2_APPEND_FL,
     EXT2_GOOD_OLD_INODE_SIZE,
@@ -22,16 +23,19 @@ from mystfuse.ext2.constants import (
 _LAYOUT = struct.Struct(
     "<HHIiiiI"  # i_mode i_uid i_size i_atime i_ctime i_mtime i_dtime
     "HHII4x"  # i_gid i_links_count i_blocks i_flags
-    "60sIIII"  # i_block i_generation i_file_acl i_size_high i_faddr
-    "4xHH"  # (l_i_frag, l_i_fsize, i_pad1) l_i_uid_high l_i_gid_high
+    "60sIII4x"  # i_block i_generation i_file_acl i_size_high (i_faddr)
+    "4xHH4x"  # (l_i_frag, l_i_fsize, i_pad1) l_i_uid_high l_i_gid_high (l_i_reserved2)
 )
+_LONG_LAYOUT = struct.Struct(
+    f"{_LAYOUT.format}H2xIII"  # i_extra_isize (i_checksum_hi) i_ctime_extra i_mtime_extra i_atime_extra
+)
+_NO_EXTRAS = (0, 0, 0, 0)
 _HEAD = struct.Struct("<HHIiiiIHHII")  # as above, up to i_flags
 _BODY = struct.Struct("<60sIII")  # i_block i_generation i_file_acl i_size_high
 _BODY_OFFSET = 40
 _HIGH_IDS = struct.Struct("<HH")  # l_i_uid_high l_i_gid_high
 _HIGH_IDS_OFFSET = 120
 _EXTRA_ISIZE_OFFSET = 128
-_EXTRAS = struct.Struct("<H2xIII")  # i_extra_isize (i_checksum_hi) i_ctime_extra i_mtime_extra i_atime_extra
 _EXTRA_TIMES = struct.Struct("<III")  # i_ctime_extra i_mtime_extra i_atime_extra
 _EXTRA_TIMES_OFFSET = 132
 _CRTIME = struct.Struct("<iI")  # i_crtime i_crtime_extra
@@ -47,6 +51,8 @@ _NEEDED_FLAGS = {
     EXT4_INLINE_DATA_FL: "inline_data",
 }
 _ANY_NEEDED_FLAG = sum(_NEEDED_FLAGS)
+_EXACT_TIMES = range(1_000_000_000, _TIME_MAX * 1_000_000_000)
+"""Times that an inode of more than 128 bytes holds as they are, to say the least."""
 _FILE_TYPES = frozenset(
     {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
 )
@@ -113,13 +119,16 @@ class Inode(NamedTuple):
         return os.makedev((new & 0xFFF00) >> 8, (new & 0xFF) | (new >> 12 & 0xFFF00))
 
     @classmethod
-    def parse(cls, data: bytes | memoryview, ino: int, offset: int = 0, size: int | None = None) -> Inode:
+    def parse(cls, data: Block | memoryview, ino: int, offset: int = 0, size: int | None = None) -> Inode:
         """Parse the ``s_inode_size`` bytes of inode ``ino``: ``size`` bytes of ``data`` from ``offset`` on, or all.
 
         Raises:
             CorruptFilesystem: its size or its type is invalid.
             UnsupportedFeature: a flag says that its i_block is not a block map.
         """
+        if size is None:
+            size = len(data)
+        is_long = size > EXT2_GOOD_OLD_INODE_SIZE
         (
             i_mode,
             i_uid,
@@ -136,12 +145,13 @@ class Inode(NamedTuple):
             i_generation,
             i_file_acl,
             i_size_high,
-            _i_faddr,
             uid_high,
             gid_high,
-        ) = _LAYOUT.unpack_from(data, offset)
-        if size is None:
-            size = len(data)
+            i_extra_isize,
+            ctime_extra,
+            mtime_extra,
+            atime_extra,
+        ) = _LONG_LAYOUT.unpack_from(data, offset) if is_long else _LAYOUT.unpack_from(data, offset) + _NO_EXTRAS
         file_type = i_mode & 0o170000
         if file_type not in _FILE_TYPES:
             raise CorruptFilesystem(f"inode {ino}: i_mode {i_mode:#o} has no known file type")
@@ -153,12 +163,7 @@ class Inode(NamedTuple):
         if length >= 1 << 63:
             raise CorruptFilesystem(f"inode {ino}: its size {length} is invalid")
         extra = b""
-        i_extra_isize = 0
-        ctime_extra = mtime_extra = atime_extra = 0
-        if size > EXT2_GOOD_OLD_INODE_SIZE:
-            i_extra_isize, ctime_extra, mtime_extra, atime_extra = _EXTRAS.unpack_from(
-                data, offset + _EXTRA_ISIZE_OFFSET
-            )
+        if is_long:
             if i_extra_isize > size - EXT2_GOOD_OLD_INODE_SIZE or i_extra_isize % 4:
                 raise CorruptFilesystem(f"inode {ino}: i_extra_isize {i_extra_isize} is invalid")
             # A field counts when i_extra_isize covers it (fs/ext4/ext4.h EXT4_FITS_IN_INODE).
@@ -169,15 +174,71 @@ class Inode(NamedTuple):
                 ctime_extra = ctime_extra if covered > 0 else 0
             if i_extra_isize:
                 extra = bytes(data[offset + EXT2_GOOD_OLD_INODE_SIZE + i_extra_isize : offset + size])
-        return cls(
-            ino,
+        # Of a time's extra field the low 2 bits extend the seconds past 2038, the others are nanoseconds
+        # (fs/ext4/ext4.h, ext4_decode_extra_time). As ``cls(...)``, without a call: this runs for every inode.
+        return tuple.__new__(
+            cls,
+            (
+                ino,
+                i_mode,
+                i_uid | uid_high << 16,
+                i_gid | gid_high << 16,
+                length,
+                (i_atime + ((atime_extra & 3) << 32)) * 1_000_000_000 + (atime_extra >> 2),
+                (i_mtime + ((mtime_extra & 3) << 32)) * 1_000_000_000 + (mtime_extra >> 2),
+                (i_ctime + ((ctime_extra & 3) << 32)) * 1_000_000_000 + (ctime_extra >> 2),
+                i_links_count,
+                i_blocks,
+                i_flags,
+                i_block,
+                i_generation,
+                i_file_acl,
+                extra,
+                i_extra_isize,
+                i_dtime,
+            ),
+        )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the inode, once written, is read as it is here, with no time cut: surely so if True."""
+        return (
+            self.i_extra_isize >= 16
+            and self.mtime_ns in _EXACT_TIMES
+            and self.ctime_ns in _EXACT_TIMES
+            and self.atime_ns in _EXACT_TIMES
+        )
+
+    # ``_replace`` takes three times as long as these:
+
+    def touched(self, now_ns: int) -> Inode:
+        """The inode with a new mtime and ctime."""
+        return tuple.__new__(Inode, (*self[:6], now_ns, now_ns, *self[8:]))
+
+    def written(self, now_ns: int, i_mode: int, size: int) -> Inode:
+        """The same with another mode and size too."""
+        return tuple.__new__(
+            Inode, (self.ino, i_mode, self.uid, self.gid, size, self.atime_ns, now_ns, now_ns, *self[8:])
+        )
+
+    def mapped(self, i_blocks: int, i_block: bytes) -> Inode:
+        """The inode with another block map."""
+        return tuple.__new__(Inode, (*self[:9], i_blocks, self.i_flags, i_block, *self[12:]))
+
+    def pack_into(self, block: bytearray, offset: int) -> None:
+        """Write the inode to ``offset`` of a block of the inode table. Other fields keep their values.
+
+        Times are cut to what the inode can hold: whole seconds up to 2038 in 128 bytes, nanoseconds up to 2446 in more.
+        """
+        (
+            _,
             i_mode,
-            i_uid | uid_high << 16,
-            i_gid | gid_high << 16,
-            length,
-            _time_ns(i_atime, atime_extra),
-            _time_ns(i_mtime, mtime_extra),
-            _time_ns(i_ctime, ctime_extra),
+            uid,
+            gid,
+            size,
+            atime_ns,
+            mtime_ns,
+            ctime_ns,
             i_links_count,
             i_blocks,
             i_flags,
@@ -187,43 +248,37 @@ class Inode(NamedTuple):
             extra,
             i_extra_isize,
             i_dtime,
-        )
-
-    def pack_into(self, block: bytearray, offset: int) -> None:
-        """Write the inode to ``offset`` of a block of the inode table. Other fields keep their values.
-
-        Times are cut to what the inode can hold: whole seconds up to 2038 in 128 bytes, nanoseconds up to 2446 in more.
-        """
-        covered = (self.i_extra_isize - 4) // 4
-        atime, atime_extra = _pack_time(self.atime_ns, covered > 2)
-        ctime, ctime_extra = _pack_time(self.ctime_ns, covered > 0)
-        mtime, mtime_extra = _pack_time(self.mtime_ns, covered > 1)
+        ) = self
+        covered = (i_extra_isize - 4) // 4
+        atime, atime_extra = _pack_time(atime_ns, covered > 2)
+        ctime, ctime_extra = _pack_time(ctime_ns, covered > 0)
+        mtime, mtime_extra = _pack_time(mtime_ns, covered > 1)
         _HEAD.pack_into(
             block,
             offset,
-            self.i_mode,
-            self.uid & 0xFFFF,
-            self.size & 0xFFFFFFFF,
+            i_mode,
+            uid & 0xFFFF,
+            size & 0xFFFFFFFF,
             atime,
             ctime,
             mtime,
-            self.i_dtime,
-            self.gid & 0xFFFF,
-            self.i_links_count,
-            self.i_blocks,
-            self.i_flags,
+            i_dtime,
+            gid & 0xFFFF,
+            i_links_count,
+            i_blocks,
+            i_flags,
         )
-        _BODY.pack_into(block, offset + _BODY_OFFSET, self.i_block, self.i_generation, self.i_file_acl, self.size >> 32)
-        _HIGH_IDS.pack_into(block, offset + _HIGH_IDS_OFFSET, self.uid >> 16, self.gid >> 16)
-        if self.i_extra_isize:
+        _BODY.pack_into(block, offset + _BODY_OFFSET, i_block, i_generation, i_file_acl, size >> 32)
+        _HIGH_IDS.pack_into(block, offset + _HIGH_IDS_OFFSET, uid >> 16, gid >> 16)
+        if i_extra_isize:
             start = offset + _EXTRA_TIMES_OFFSET
             if covered > 2:
                 _EXTRA_TIMES.pack_into(block, start, ctime_extra, mtime_extra, atime_extra)
             else:
                 extras = _EXTRA_TIMES.pack(ctime_extra, mtime_extra, atime_extra)[: max(covered, 0) * 4]
                 block[start : start + len(extras)] = extras
-            start = offset + EXT2_GOOD_OLD_INODE_SIZE + self.i_extra_isize
-            block[start : start + len(self.extra)] = self.extra
+            start = offset + EXT2_GOOD_OLD_INODE_SIZE + i_extra_isize
+            block[start : start + len(extra)] = extra
 
     def pack_new_into(self, block: bytearray, offset: int, size: int) -> None:
         """Write a new inode of ``size`` bytes, with i_crtime if there is room; nothing of its predecessor is left."""
@@ -258,9 +313,3 @@ def _pack_time(time_ns: int, has_extra: bool) -> tuple[int, int]:
         seconds, nanoseconds = min(max(seconds, _TIME_MIN), limit), 0
     low = (seconds + (1 << 31) & 0xFFFFFFFF) - (1 << 31)
     return low, (seconds - low) >> 32 & 3 | nanoseconds << 2
-
-
-def _time_ns(seconds: int, extra: int) -> int:
-    """Decode a time: the extra field's low 2 bits extend the seconds past 2038, the other 30 are nanoseconds
-    (fs/ext4/ext4.h, ext4_decode_extra_time)."""
-    return (seconds + ((extra & 3) << 32)) * 1_000_000_000 + (extra >> 2)

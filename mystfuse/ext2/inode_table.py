@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_groups import GroupTable
-from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.blocks import Block, Blocks, Transaction
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 
@@ -31,8 +31,12 @@ class InodeTable:
         self._known_places = groups.known_places
         self._superblock = groups.superblock
         self._orphans = orphans
-        self._parsed: dict[int, tuple[bytes, Inode]] = {}
-        """Inodes as they were in the inode table, and parsed."""
+        self._inodes_count = groups.superblock.s_inodes_count
+        self._per_group = groups.superblock.s_inodes_per_group
+        self._block_size = groups.superblock.block_size
+        self._inode_size = groups.superblock.s_inode_size
+        self._parsed: dict[int, tuple[Block, Inode]] = {}
+        """Inodes with a name as they were in the inode table, and parsed."""
         self._most_parsed = min(_MAX_PARSED, _PARSED_BYTES // groups.superblock.s_inode_size)
 
     def forget_all(self) -> None:
@@ -46,11 +50,10 @@ class InodeTable:
             BlocksMissing: its group's descriptor is not in memory.
             CorruptFilesystem: no such inode number.
         """
-        superblock = self._superblock
-        if not 0 < ino <= superblock.s_inodes_count:
-            raise CorruptFilesystem(f"inode number {ino} is not between 1 and {superblock.s_inodes_count}")
-        group, index = divmod(ino - 1, superblock.s_inodes_per_group)
-        position, offset = divmod(index * superblock.s_inode_size, superblock.block_size)
+        if not 0 < ino <= self._inodes_count:
+            raise CorruptFilesystem(f"inode number {ino} is not between 1 and {self._inodes_count}")
+        group, index = divmod(ino - 1, self._per_group)
+        position, offset = divmod(index * self._inode_size, self._block_size)
         places = self._known_places.get(group) or self._groups.places(blocks, group)
         return places.bg_inode_table + position, offset
 
@@ -66,16 +69,20 @@ class InodeTable:
         block = blocks.find(number)
         if block is None:
             return self._parse(blocks, ino, number, offset)
-        content = block[offset : offset + self._superblock.s_inode_size]
-        known, inode = self._parsed.get(ino, (b"", None))
-        if inode is not None and known == content:
-            return inode
+        content = block[offset : offset + self._inode_size]
+        known = self._parsed.get(ino)
+        if known is not None and known[0] == content:
+            return known[1]
         inode = self._parse(blocks, ino, number, offset)
+        self._remember(content, inode)
+        return inode
+
+    def _remember(self, content: Block, inode: Inode) -> None:
+        """Keep an inode that has been parsed from ``content``, or would be."""
         if inode.i_links_count:
             if len(self._parsed) >= self._most_parsed:
                 self._parsed.clear()
-            self._parsed[ino] = content, inode
-        return inode
+            self._parsed[inode.ino] = content, inode
 
     def read_all(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
         """The inodes of a directory's entries; None for a damaged or broken inode, or the root. A listing needs the
@@ -129,7 +136,10 @@ class InodeTable:
             BlocksMissing, CorruptFilesystem: as ``locate``.
         """
         number, offset = self.locate(transaction, inode.ino)
-        inode.pack_into(transaction.change(number), offset)
+        block = transaction.change(number)
+        inode.pack_into(block, offset)
+        if inode.is_exact:
+            self._remember(block[offset : offset + self._inode_size], inode)
 
     def write_new(self, transaction: Transaction, inode: Inode) -> None:
         """Write an inode whose number was free so far; nothing of its predecessor is left.
@@ -139,7 +149,10 @@ class InodeTable:
             CorruptFilesystem: as ``locate``.
         """
         number, offset = self.locate(transaction, inode.ino)
-        inode.pack_new_into(transaction.change(number), offset, self._superblock.s_inode_size)
+        block = transaction.change(number)
+        inode.pack_new_into(block, offset, self._inode_size)
+        if inode.is_exact:
+            self._remember(block[offset : offset + self._inode_size], inode)
 
     def read_back(self, transaction: Transaction, ino: int) -> Inode:
         """An inode that the transaction has written, as later operations read it: with its times cut to what it can
@@ -149,4 +162,8 @@ class InodeTable:
             BlocksMissing, CorruptFilesystem: as ``locate``.
         """
         number, offset = self.locate(transaction, ino)
-        return Inode.parse(transaction.block(number), ino, offset, self._superblock.s_inode_size)
+        block = transaction.block(number)
+        known = self._parsed.get(ino)
+        if known is not None and known[0] == block[offset : offset + self._inode_size]:
+            return known[1]
+        return Inode.parse(block, ino, offset, self._inode_size)

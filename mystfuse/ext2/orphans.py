@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from mystfuse.errors import MystfuseError
+from mystfuse.ext2.blocks import BlocksMissing
 from mystfuse.ext2.change import Change
+from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.symlink import is_fast
 from mystfuse.ext2.truncate import MAX_TRIMMED, trim_blocks
 from mystfuse.ext2.xattr_changes import drop_block
+
+MAX_TOGETHER = 64
+"""Orphans freed in one transaction."""
+_ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
 
 
 def release(change: Change, ino: int) -> bool:
@@ -14,24 +26,69 @@ def release(change: Change, ino: int) -> bool:
     Raises:
         BlocksMissing, MystfuseError
     """
-    filesystem, transaction, superblock = change.filesystem, change.transaction, change.superblock
+    transaction = change.transaction
     transaction.gives_back = True
     inode = change.inode(ino)
     if inode.i_links_count:
         transaction.released.add(ino)
         return True
-    has_map = inode.is_regular or inode.is_directory or (inode.is_symlink and not is_fast(superblock, inode))
-    if has_map:
+    if _has_map(change, inode):
         inode, end = trim_blocks(change, inode, 0, MAX_TRIMMED)
         if end:
-            size = min(inode.size, end * superblock.block_size)
+            size = min(inode.size, end * change.superblock.block_size)
             change.write_inode(inode._replace(size=size))
             return False
     inode = drop_block(change, inode)
-    filesystem.allocator.free_inode(transaction, inode)
-    seconds = change.now_ns // 1_000_000_000
-    inode = inode._replace(size=0, i_blocks=0, i_dtime=seconds & 0x7FFFFFFF)
-    change.write_inode(inode)
-    transaction.released.add(ino)
-    transaction.on_commit.append(lambda: filesystem.forget(ino))
+    _free_inodes(change, [inode])
     return True
+
+
+def release_together(change: Change, inos: Iterable[int], is_held: Callable[[int], bool]) -> set[int]:
+    """Free the blocks and inodes of those orphans that take few steps: small files, and nothing has to be fetched for
+    them. Returns these; nothing is done about the others.
+
+    Args:
+        is_held: whether an inode must not be changed now.
+
+    Raises:
+        MystfuseError: one of the orphans is broken, which ``release`` will find out.
+    """
+    transaction, allocator = change.transaction, change.allocator
+    transaction.gives_back = True
+    if transaction.find(change.superblock.location[0]) is None:
+        return set()
+    inodes: list[Inode] = []
+    numbers: list[int] = []
+    for ino in inos:
+        if is_held(ino):
+            continue
+        try:
+            inode = change.inode(ino)
+            roots = _ROOTS.unpack(inode.i_block) if _has_map(change, inode) else ()
+            pointers = [pointer for pointer in roots[:EXT2_NDIR_BLOCKS] if pointer]
+            if inode.i_links_count or inode.i_file_acl or any(roots[EXT2_NDIR_BLOCKS:]):
+                continue
+            if not allocator.may_free_now(transaction, ino, pointers):
+                continue
+        except (BlocksMissing, MystfuseError):
+            continue
+        inodes.append(inode.mapped(0, bytes(len(inode.i_block))) if pointers else inode)
+        numbers += pointers
+    allocator.free_blocks(transaction, numbers)
+    _free_inodes(change, inodes)
+    return {inode.ino for inode in inodes}
+
+
+def _has_map(change: Change, inode: Inode) -> bool:
+    return inode.is_regular or inode.is_directory or (inode.is_symlink and not is_fast(change.superblock, inode))
+
+
+def _free_inodes(change: Change, inodes: list[Inode]) -> None:
+    """Free inodes that have no blocks any more."""
+    filesystem, transaction = change.filesystem, change.transaction
+    filesystem.allocator.free_inodes(transaction, inodes)
+    seconds = change.now_ns // 1_000_000_000 & 0x7FFFFFFF
+    for inode in inodes:
+        change.write_inode(inode._replace(size=0, i_blocks=0, i_dtime=seconds))
+        transaction.released.add(inode.ino)
+        transaction.on_commit.append(partial(filesystem.forget, inode.ino))

@@ -62,11 +62,11 @@ def set_attributes(
     if changes.mode is not None:
         inode = inode._replace(i_mode=stat.S_IFMT(inode.i_mode) | stat.S_IMODE(changes.mode))
         inode = _chmod_acl(change, inode)
-    if changes.atime_ns is not None:
-        inode = inode._replace(atime_ns=changes.atime_ns)
-    if changes.mtime_ns is not None:
-        inode = inode._replace(mtime_ns=changes.mtime_ns)
-    inode = inode._replace(ctime_ns=change.now_ns)
+    inode = inode._replace(
+        atime_ns=inode.atime_ns if changes.atime_ns is None else changes.atime_ns,
+        mtime_ns=inode.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
+        ctime_ns=change.now_ns,
+    )
     change.write_inode(inode)
     return change.read_back(ino), is_reached
 

@@ -278,8 +278,10 @@ def change_free_counts(superblock: Superblock, transaction: Transaction, blocks:
     block = transaction.change(number)
     offset += _FREE_COUNTS_OFFSET
     free_blocks, free_inodes = _FREE_COUNTS.unpack_from(block, offset)
-    free_blocks = min(max(free_blocks + blocks, 0), superblock.s_blocks_count)
-    free_inodes = min(max(free_inodes + inodes, 0), superblock.s_inodes_count)
+    free_blocks, free_inodes = free_blocks + blocks, free_inodes + inodes
+    if not (0 <= free_blocks <= superblock.s_blocks_count and 0 <= free_inodes <= superblock.s_inodes_count):
+        free_blocks = min(max(free_blocks, 0), superblock.s_blocks_count)
+        free_inodes = min(max(free_inodes, 0), superblock.s_inodes_count)
     _FREE_COUNTS.pack_into(block, offset, free_blocks, free_inodes)
 
 

@@ -26,7 +26,7 @@ def read_target(superblock: Superblock, blocks: Blocks, inode: Inode) -> bytes:
     (number,) = map_blocks(superblock, blocks, inode, 0, 1)
     if not number:
         raise CorruptFilesystem(f"symlink inode {inode.ino}: its target is a hole")
-    return blocks.block(number)[: inode.size]
+    return bytes(blocks.block(number)[: inode.size])
 
 
 def is_fast(superblock: Superblock, inode: Inode) -> bool:

@@ -119,7 +119,7 @@ def read_block(superblock: Superblock, blocks: Blocks, inode: Inode) -> list[Att
     """The attributes in the inode's attribute block; none if it has no such block."""
     if not inode.i_file_acl:
         return []
-    block = blocks.block(check_xattr_block(superblock, inode))
+    block = bytes(blocks.block(check_xattr_block(superblock, inode)))
     h_magic, _, h_blocks, _, _ = BLOCK_HEADER.unpack_from(block)
     if h_magic != EXT2_XATTR_MAGIC or h_blocks != 1:
         raise CorruptFilesystem(f"inode {inode.ino}: block {inode.i_file_acl} does not hold extended attributes")

@@ -105,7 +105,7 @@ class MergedImage:
         return bool(bitmap[bit // 8] >> bit % 8 & 1)
 
     def _read_bitmap(self, blocks: Blocks, group: int) -> bytes:
-        return blocks.block(self._filesystem.groups.places(blocks, group).bg_block_bitmap)
+        return bytes(blocks.block(self._filesystem.groups.places(blocks, group).bg_block_bitmap))
 
     async def _release_orphans(self) -> None:
         for ino in sorted(self._filesystem.orphans):

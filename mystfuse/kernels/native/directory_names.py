@@ -6,14 +6,14 @@ import os
 from array import array
 from collections.abc import Sequence
 
-from mystfuse.kernels.interface import UNUSUAL
+from mystfuse.kernels.interface import UNUSUAL, Bytes
 from mystfuse.kernels.native._kernel import ffi, lib
 
 _SECRET = os.urandom(16)
 _MIN_REC_LEN = 12
 
 
-def find_entry(block: bytes, has_filetype: bool, name: bytes) -> int:
+def find_entry(block: Bytes, has_filetype: bool, name: bytes) -> int:
     """See ``pure.directory.find_entry``."""
     return int(lib.directory_find(ffi.from_buffer("uint8_t[]", block), len(block), has_filetype, name, len(name)))
 
@@ -24,7 +24,7 @@ def name_key(name: bytes) -> int:
 
 
 def block_keys(
-    blocks: Sequence[bytes], first: int, has_filetype: bool, bits: int
+    blocks: Sequence[Bytes], first: int, has_filetype: bool, bits: int
 ) -> tuple[list[array[int]], list[int]]:
     """See ``pure.directory.block_keys``."""
     keys = ffi.new("uint64_t[]", sum(len(block) // _MIN_REC_LEN for block in blocks))

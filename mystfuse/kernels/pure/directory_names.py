@@ -8,10 +8,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from mystfuse.kernels.interface import UNUSUAL
+from mystfuse.kernels.interface import UNUSUAL, Bytes
 
 
-def find_entry(block: bytes, has_filetype: bool, name: bytes) -> int:
+def find_entry(block: Bytes, has_filetype: bool, name: bytes) -> int:
     """Where ``name`` is in a block of a directory.
 
     Returns:
@@ -27,7 +27,7 @@ def name_key(name: bytes) -> int:
 
 
 def block_keys(
-    blocks: Sequence[bytes], first: int, has_filetype: bool, bits: int
+    blocks: Sequence[Bytes], first: int, has_filetype: bool, bits: int
 ) -> tuple[list[array[int]], list[int]]:
     """The names in consecutive blocks of a directory.
 
