@@ -14,12 +14,13 @@ from operator import sub
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.blocks import Block, Blocks
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+_POINTER = struct.Struct("<I")
 
 
 class Run(NamedTuple):
@@ -42,9 +43,15 @@ def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int,
     direct = _ROOTS.unpack(inode.i_block)
     pointers = list(direct[first : min(end, EXT2_NDIR_BLOCKS)])
     if end <= EXT2_NDIR_BLOCKS:
-        _check_pointers(superblock, inode, pointers)
+        check_pointers(superblock, inode, pointers)
         return pointers
     per_block = superblock.block_size // 4
+    if first >= EXT2_NDIR_BLOCKS and count > 0:
+        path = block_path(inode, per_block, first)
+        if path[-1] + count <= per_block:
+            pointers = _map_leaf(superblock, blocks, inode, path, count)
+            check_pointers(superblock, inode, pointers)
+            return pointers
     base = EXT2_NDIR_BLOCKS
     for depth in (1, 2, 3):
         span = per_block**depth
@@ -55,18 +62,22 @@ def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int,
         base += span
     if end > base:
         raise CorruptFilesystem(f"inode {inode.ino}: block {end - 1} is past the {base} that a map can hold")
-    _check_pointers(superblock, inode, pointers)
+    check_pointers(superblock, inode, pointers)
     return pointers
 
 
 def map_block(superblock: Superblock, blocks: Blocks, inode: Inode, logical: int) -> int:
     """The pointer of one block; see ``map_blocks``."""
-    if logical < EXT2_NDIR_BLOCKS:
-        number: int = _ROOTS.unpack(inode.i_block)[logical]
-        if number and not superblock.is_data_block(number):
-            _check_pointers(superblock, inode, [number])
-        return number
-    return map_blocks(superblock, blocks, inode, logical, 1)[0]
+    path = block_path(inode, superblock.block_size // 4, logical)
+    number: int
+    (number,) = _POINTER.unpack_from(inode.i_block, 4 * path[0])
+    for index in path[1:]:
+        if not number:
+            return 0
+        (number,) = _POINTER.unpack_from(indirect_block(superblock, blocks, inode, number), 4 * index)
+    if number and not superblock.is_data_block(number):
+        check_pointers(superblock, inode, [number])
+    return number
 
 
 def map_runs(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[Run]:
@@ -123,7 +134,7 @@ def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int
             span = per_block**level
             position = reduce(lambda position, index: position * per_block + index, path[1:])
             return Stretch(False, _count_holes(table, index) * span - position % span)
-        _check_pointers(superblock, inode, [table[index]])
+        check_pointers(superblock, inode, [table[index]])
         table = struct.unpack(f"<{per_block}I", blocks.block(table[index]))
     return _stretch_in(superblock, inode, table, path[-1])
 
@@ -157,13 +168,36 @@ def _stretch_in(superblock: Superblock, inode: Inode, table: Sequence[int], inde
     if not table[index]:
         return Stretch(False, _count_holes(table, index))
     end = table.index(0, index) if 0 in table[index:] else len(table)
-    _check_pointers(superblock, inode, list(table[index:end]))
+    check_pointers(superblock, inode, list(table[index:end]))
     return Stretch(True, end - index)
 
 
 def _count_holes(table: Sequence[int], index: int) -> int:
     """How many pointers from ``index`` on are zero."""
     return next((position for position, pointer in enumerate(table[index:]) if pointer), len(table) - index)
+
+
+def _map_leaf(superblock: Superblock, blocks: Blocks, inode: Inode, path: Sequence[int], count: int) -> list[int]:
+    """``count`` pointers to data blocks that are in one indirect block, the first of them at the end of ``path``."""
+    (node,) = _POINTER.unpack_from(inode.i_block, 4 * path[0])
+    for index in path[1:-1]:
+        if node:
+            (node,) = _POINTER.unpack_from(indirect_block(superblock, blocks, inode, node), 4 * index)
+    if not node:
+        return [0] * count
+    return list(struct.unpack_from(f"<{count}I", indirect_block(superblock, blocks, inode, node), 4 * path[-1]))
+
+
+def indirect_block(superblock: Superblock, blocks: Blocks, inode: Inode, number: int) -> Block:
+    """An indirect block of an inode.
+
+    Raises:
+        BlocksMissing: it is not in memory.
+        CorruptFilesystem: it is outside the file system.
+    """
+    if not superblock.is_data_block(number):
+        check_pointers(superblock, inode, [number])
+    return blocks.block(number)
 
 
 def _map_subtree(
@@ -175,7 +209,7 @@ def _map_subtree(
     for level in range(depth - 1, -1, -1):
         span = per_block**level
         first_child, end_child = low // span, (high - 1) // span + 1
-        _check_pointers(superblock, inode, nodes)
+        check_pointers(superblock, inode, nodes)
         tables = dict(zip(present := [node for node in nodes if node], blocks.all(present), strict=True))
         children: list[int] = []
         for index, node in enumerate(nodes, first_node):
@@ -189,7 +223,9 @@ def _map_subtree(
     return nodes
 
 
-def _check_pointers(superblock: Superblock, inode: Inode, pointers: list[int]) -> None:
+def check_pointers(superblock: Superblock, inode: Inode, pointers: list[int]) -> None:
+    """Raise CorruptFilesystem if one of these pointers of an inode, of which 0 stands for a hole, is outside the file
+    system."""
     if not pointers or (max(pointers) < superblock.s_blocks_count and min(pointers) > superblock.s_first_data_block):
         return
     for pointer in pointers:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Set
 from errno import ENOSPC
 from typing import NamedTuple
 
-from mystfuse.ext2.block_map import block_path, map_blocks
+from mystfuse.ext2.block_map import block_path, check_pointers, indirect_block, map_blocks
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.inode import Inode
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+_POINTER = struct.Struct("<I")
 
 
 class Mapped(NamedTuple):
@@ -38,6 +39,8 @@ def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: 
         BlocksMissing, CorruptFilesystem
     """
     superblock, allocator, transaction = change.superblock, change.allocator, change.transaction
+    if count == 1 and (one := _map_one(change, inode, first, goal)):
+        return one
     mapped = map_blocks(superblock, transaction, inode, first, count)
     if any(mapped):
         allocator.check_writable(transaction, [pointer for pointer in mapped if pointer])
@@ -80,15 +83,47 @@ def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: 
             new.intersection_update(pointers)
             break
         pointers += present
-    inode = inode._replace(i_block=_ROOTS.pack(*roots), i_blocks=inode.i_blocks_after(added, superblock.block_size))
+    inode = inode.mapped(inode.i_blocks_after(added, superblock.block_size), _ROOTS.pack(*roots))
     return Mapped(inode, pointers, new)
 
 
-def add_block(change: Change, inode: Inode, logical: int) -> tuple[Inode, bytearray]:
+def _map_one(change: Change, inode: Inode, logical: int, goal: int) -> Mapped | None:
+    """``map_for_writing`` of one block, in fewer steps; None if it needs an indirect block as well."""
+    superblock, allocator, transaction = change.superblock, change.allocator, change.transaction
+    path = block_path(inode, superblock.block_size // 4, logical)
+    nodes: list[int] = []
+    (pointer,) = _POINTER.unpack_from(inode.i_block, 4 * path[0])
+    for index in path[1:]:
+        if not pointer:
+            return None
+        nodes.append(pointer)
+        (pointer,) = _POINTER.unpack_from(indirect_block(superblock, transaction, inode, pointer), 4 * index)
+    if pointer:
+        if not superblock.is_data_block(pointer):
+            check_pointers(superblock, inode, [pointer])
+        allocator.check_writable(transaction, [pointer])
+    if not transaction.spend_for([pointer]):
+        return Mapped(inode, [], frozenset())
+    if pointer:
+        return Mapped(inode, [pointer], frozenset())
+    if nodes:
+        allocator.check_writable(transaction, nodes)
+    taken = allocator.take_blocks(transaction, change.caller, goal or _goal(change, inode, [], nodes, 0), 1)
+    if not taken:
+        return Mapped(inode, [], frozenset())
+    i_block, slot = inode.i_block, 4 * path[-1]
+    if nodes:
+        _POINTER.pack_into(transaction.change(nodes[-1]), slot, taken[0])
+    else:
+        i_block = i_block[:slot] + _POINTER.pack(taken[0]) + i_block[slot + 4 :]
+    return Mapped(inode.mapped(inode.i_blocks_after(1, superblock.block_size), i_block), taken, frozenset(taken))
+
+
+def add_block(change: Change, inode: Inode, logical: int) -> tuple[Inode, int, bytearray]:
     """Give a directory or a symbolic link its block ``logical``, whatever room the overlay has for file data.
 
     Returns:
-        The inode, not written, and the block: zeros, to be filled in place.
+        The inode, not written, the block's number, and the block: zeros, to be filled in place.
 
     Raises:
         OSError: ENOSPC, there is no free block.
@@ -99,7 +134,7 @@ def add_block(change: Change, inode: Inode, logical: int) -> tuple[Inode, bytear
     inode, pointers, _ = map_for_writing(change, inode, logical, 1)
     if not pointers:
         raise OSError(ENOSPC, "no free block")
-    return inode, transaction.create(pointers[0])
+    return inode, pointers[0], transaction.create(pointers[0])
 
 
 class _Leaf(NamedTuple):
@@ -125,14 +160,12 @@ def _leaves(inode: Inode, per_block: int, first: int, count: int) -> Iterator[_L
 
 def _path_nodes(transaction: Transaction, roots: list[int], leaf: _Leaf) -> list[int]:
     """The indirect blocks on the way to a leaf, its own last; 0 where there is none."""
-    nodes: list[int] = []
-    for depth, index in enumerate(leaf.path):
-        if depth == 0:
-            nodes.append(roots[index])
-        elif nodes[-1]:
-            nodes.append(struct.unpack_from("<I", transaction.block(nodes[-1]), index * 4)[0])
-        else:
-            nodes.append(0)
+    node = roots[leaf.path[0]]
+    nodes = [node]
+    for index in leaf.path[1:]:
+        if node:
+            (node,) = _POINTER.unpack_from(transaction.block(node), index * 4)
+        nodes.append(node)
     return nodes
 
 
@@ -155,7 +188,9 @@ def _link_nodes(
 
 
 def _store(transaction: Transaction, roots: list[int], nodes: list[int], leaf: _Leaf, pointers: list[int]) -> None:
-    if nodes:
+    if nodes and len(pointers) == 1:
+        _POINTER.pack_into(transaction.change(nodes[-1]), leaf.slot * 4, *pointers)
+    elif nodes:
         struct.pack_into(f"<{len(pointers)}I", transaction.change(nodes[-1]), leaf.slot * 4, *pointers)
     else:
         roots[leaf.slot : leaf.slot + len(pointers)] = pointers

@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 from errno import EMLINK, ENAMETOOLONG, ENOENT
+from functools import partial
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import Acl, acl_to_xattr
@@ -30,6 +31,8 @@ from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
 from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT, find_attribute
 from mystfuse.ext2.xattr_changes import set_attribute
 
+_NO_BLOCKS = bytes(4 * EXT2_N_BLOCKS)
+
 
 def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes = b"") -> Inode:
     """Make a regular file, directory, symbolic link, device, FIFO or socket, as ``mode`` says.
@@ -48,7 +51,7 @@ def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, t
     """
     filesystem, transaction, superblock, now = change.filesystem, change.transaction, change.superblock, change.now_ns
     directory = directory_for_new_name(change, parent, name)
-    is_directory = stat.S_ISDIR(mode)
+    is_directory, is_regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
     if is_directory and directory.i_links_count >= EXT2_LINK_MAX:
         raise OSError(EMLINK, f"directory inode {parent} has {directory.i_links_count} links")
     gid = change.caller.gid
@@ -57,32 +60,34 @@ def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, t
         if is_directory:
             mode |= stat.S_ISGID
     flags = directory.i_flags & EXT2_FL_INHERITED
-    if stat.S_ISREG(mode):
+    if is_regular:
         flags &= EXT2_REG_FLMASK
     elif not is_directory:
         flags &= EXT2_OTHER_FLMASK
     ino = filesystem.allocator.take_inode(transaction, directory, mode)
     extra_isize = min(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, EXTRA_ISIZE)
     inode = Inode(
-        ino=ino,
-        i_mode=mode,
-        uid=change.caller.uid,
-        gid=gid,
-        size=0,
-        atime_ns=now,
-        mtime_ns=now,
-        ctime_ns=now,
-        i_links_count=2 if is_directory else 1,
-        i_blocks=0,
-        i_flags=flags,
-        i_block=_device_block(rdev) if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else bytes(4 * EXT2_N_BLOCKS),
-        i_generation=filesystem.next_generation(),
-        i_file_acl=0,
-        extra=bytes(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE - extra_isize),
-        i_extra_isize=extra_isize,
+        ino,
+        mode,
+        change.caller.uid,
+        gid,
+        0,  # size
+        now,  # atime_ns
+        now,  # mtime_ns
+        now,  # ctime_ns
+        2 if is_directory else 1,  # i_links_count
+        0,  # i_blocks
+        flags,
+        _NO_BLOCKS if is_regular else _device_block(mode, rdev),
+        filesystem.next_generation(),
+        0,  # i_file_acl
+        bytes(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE - extra_isize),
+        extra_isize,
     )
-    if is_directory:
-        inode, block = add_block(change, inode, 0)
+    if is_regular:
+        pass
+    elif is_directory:
+        inode, _, block = add_block(change, inode, 0)
         new_directory_block(superblock, block, ino, parent)
         inode = inode._replace(size=superblock.block_size)
     elif stat.S_ISLNK(mode):
@@ -92,7 +97,7 @@ def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, t
     directory = insert_entry(change, directory, name, inode)
     write_directory(change, directory, links=int(is_directory))
     transaction.released.add(ino)
-    transaction.on_commit.append(lambda: filesystem.forget(ino))
+    transaction.on_commit.append(partial(filesystem.forget, ino))
     return change.read_back(ino)
 
 
@@ -104,24 +109,27 @@ def _with_target(change: Change, inode: Inode, target: bytes) -> Inode:
         raise OSError(ENAMETOOLONG, f"a symbolic link's target of {len(target)} bytes")
     if len(target) < len(inode.i_block):
         return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target))
-    inode, block = add_block(change, inode, 0)
+    inode, _, block = add_block(change, inode, 0)
     block[: len(target)] = target
     return inode._replace(size=len(target))
 
 
-def _device_block(rdev: int) -> bytes:
-    """i_block of a device: the old 8:8 encoding where it fits, else the new one (include/linux/kdev_t.h)."""
+def _device_block(mode: int, rdev: int) -> bytes:
+    """i_block of a device: the old 8:8 encoding where it fits, else the new one (include/linux/kdev_t.h); of anything
+    else zeros."""
+    if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
+        return _NO_BLOCKS
     major, minor = os.major(rdev), os.minor(rdev)
     if major < 256 and minor < 256:
         old, new = major << 8 | minor, 0
     else:
         old, new = 0, minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
-    return struct.pack("<II", old, new & 0xFFFFFFFF).ljust(4 * EXT2_N_BLOCKS, b"\0")
+    return struct.pack("<II", old, new & 0xFFFFFFFF).ljust(len(_NO_BLOCKS), b"\0")
 
 
 def _inherit_acl(change: Change, directory: Inode, inode: Inode) -> Inode:
     """Give a new inode the ACLs that its directory's default ACL prescribes (fs/posix_acl.c, posix_acl_create)."""
-    if inode.is_symlink:
+    if inode.is_symlink or not (directory.i_file_acl or any(directory.extra)):
         return inode
     stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)
     if stored is None:

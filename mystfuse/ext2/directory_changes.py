@@ -10,11 +10,13 @@ import stat
 import struct
 from collections.abc import Iterator
 from errno import EEXIST, EINVAL, ENAMETOOLONG, ENOENT, ENOSPC, EPERM
+from functools import partial
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.block_map_changes import add_block
+from mystfuse.ext2.blocks import Block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_INDEX_FL, EXT2_NAME_LEN
 from mystfuse.ext2.directory import (
@@ -25,9 +27,11 @@ from mystfuse.ext2.directory import (
     rec_lengths,
 )
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.name_index import LatestEntry
 from mystfuse.ext2.superblock import Superblock
 
 _HEADER = struct.Struct("<IHBB")
+_REC_LEN = struct.Struct("<H")
 _FILE_TYPES = {
     stat.S_IFREG: 1,
     stat.S_IFDIR: 2,
@@ -69,7 +73,7 @@ def check_name(name: bytes) -> None:
     """OSError if no file can have such a name: ENAMETOOLONG or EINVAL."""
     if len(name) > EXT2_NAME_LEN:
         raise OSError(ENAMETOOLONG, f"a name of {len(name)} bytes")
-    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+    if not name or name == b"." or name == b".." or b"/" in name or b"\0" in name:
         raise OSError(EINVAL, f"{name!r} is no valid name")
 
 
@@ -85,7 +89,8 @@ def write_directory(change: Change, directory: Inode, links: int = 0) -> None:
     now, count = change.now_ns, directory.i_links_count + links
     if count < 0:
         raise CorruptFilesystem(f"directory inode {directory.ino} would have {count} links")
-    change.write_inode(directory._replace(i_links_count=count, mtime_ns=now, ctime_ns=now))
+    directory = directory.touched(now)
+    change.write_inode(directory._replace(i_links_count=count) if links else directory)
 
 
 class Place(NamedTuple):
@@ -141,37 +146,61 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
         BlocksMissing, MystfuseError
     """
     superblock, transaction, indexes = change.superblock, change.transaction, change.filesystem.name_indexes
-    needed = _entry_length(name)
-    file_type = _FILE_TYPES[stat.S_IFMT(inode.i_mode)] if superblock.has_filetype else 0
-    count = block_count(superblock, directory)
+    needed = EXT2_DIR_ENTRY_HEADER + len(name) + 3 & ~3
+    file_type = _FILE_TYPES[inode.i_mode & 0o170000] if superblock.has_filetype else 0
+    if latest := indexes.latest(directory.ino):
+        # Adding names one after the other takes no search.
+        block = transaction.block(latest.number)
+        room = _room_behind(superblock, block, latest.offset, needed)
+        if room is not None:
+            _insert_at(change, directory, latest.logical, latest.number, room, name, inode.ino, file_type)
+            return _linear(directory)
     for logical, number in indexes.blocks_with_room(transaction, directory, needed):
         block = directory_block(directory, transaction, logical, number)
-        latest = indexes.latest(directory.ino, logical)
-        room = _find_room(superblock, directory, block, logical, needed, latest)
-        if room is None and latest:
-            latest = 0
-            room = _find_room(superblock, directory, block, logical, needed)
+        room = _find_room(superblock, directory, block, logical, needed)
         if room is None:
             # The index has only an upper bound.
             indexes.set_room(directory.ino, logical, _most_room(superblock, directory, block, logical))
             continue
-        offset, used, rec_len = room
-        changed = transaction.change(number)
-        if used:
-            _set_rec_len(changed, offset, used)
-        _put_entry(changed, offset + used, inode.ino, rec_len - used, name, file_type)
-        change.allocator.check_writable(transaction, [number])
-        # So that adding names one after the other does not search each time.
-        left = None if latest else _most_room(superblock, directory, bytes(changed), logical)
-        indexes.note_insertion(transaction, directory.ino, logical, offset + used, name, left)
-        return directory._replace(i_flags=directory.i_flags & ~EXT2_INDEX_FL)
+        changed = _insert_at(change, directory, logical, number, room, name, inode.ino, file_type)
+        left = _most_room(superblock, directory, changed, logical)
+        transaction.on_commit.append(partial(indexes.set_room, directory.ino, logical, left))
+        return _linear(directory)
     if directory.size + superblock.block_size > MAX_DIRECTORY_SIZE:
         raise OSError(ENOSPC, f"directory inode {directory.ino} is full")
-    grown, new_block = add_block(change, directory, count)
+    logical = block_count(superblock, directory)
+    grown, number, new_block = add_block(change, directory, logical)
     _put_entry(new_block, 0, inode.ino, superblock.block_size, name, file_type)
     left = superblock.block_size - needed
-    indexes.note_insertion(transaction, directory.ino, count, 0, name, left, is_new_block=True)
-    return grown._replace(size=grown.size + superblock.block_size, i_flags=grown.i_flags & ~EXT2_INDEX_FL)
+    indexes.note_insertion(transaction, directory.ino, LatestEntry(logical, number, 0), name, new_block_room=left)
+    return _linear(grown._replace(size=grown.size + superblock.block_size))
+
+
+def _insert_at(
+    change: Change,
+    directory: Inode,
+    logical: int,
+    number: int,
+    room: tuple[int, int, int],
+    name: bytes,
+    ino: int,
+    file_type: int,
+) -> bytearray:
+    """Put an entry into the room that ``_find_room`` has found in a block of a directory; returns the block."""
+    offset, used, rec_len = room
+    change.allocator.check_writable(change.transaction, [number])
+    block = change.transaction.change(number)
+    if used:
+        _set_rec_len(block, offset, used)
+    _put_entry(block, offset + used, ino, rec_len - used, name, file_type)
+    place = LatestEntry(logical, number, offset + used)
+    change.filesystem.name_indexes.note_insertion(change.transaction, directory.ino, place, name)
+    return block
+
+
+def _linear(directory: Inode) -> Inode:
+    flags = directory.i_flags
+    return directory._replace(i_flags=flags & ~EXT2_INDEX_FL) if flags & EXT2_INDEX_FL else directory
 
 
 def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) -> None:
@@ -203,7 +232,7 @@ def set_parent(change: Change, directory: Inode, parent: int) -> None:
 
 
 def _raw_entries(
-    superblock: Superblock, directory: Inode, block: bytes, logical: int, start: int = 0
+    superblock: Superblock, directory: Inode, block: Block, logical: int, start: int = 0
 ) -> Iterator[tuple[int, int, int]]:
     """Every entry of a block, free ones and dots included: (offset, rec_len, bytes of it in use)."""
     has_filetype = superblock.has_filetype
@@ -215,30 +244,35 @@ def _raw_entries(
 
 
 def _find_room(
-    superblock: Superblock, directory: Inode, block: bytes, logical: int, needed: int, start: int = 0
+    superblock: Superblock, directory: Inode, block: Block, logical: int, needed: int
 ) -> tuple[int, int, int] | None:
-    """The first entry from ``start`` on with room behind it: (offset, bytes it uses itself, its rec_len)."""
-    for offset, rec_len, used in _raw_entries(superblock, directory, block, logical, start):
+    """The first entry with room behind it: (offset, bytes it uses itself, its rec_len)."""
+    for offset, rec_len, used in _raw_entries(superblock, directory, block, logical):
         if rec_len - used >= needed:
             return offset, used, rec_len
     return None
 
 
-def _most_room(superblock: Superblock, directory: Inode, block: bytes, logical: int) -> int:
+def _room_behind(superblock: Superblock, block: Block, offset: int, needed: int) -> tuple[int, int, int] | None:
+    """The same for the entry at ``offset`` alone; None, too, if there is anything unusual about it."""
+    ino, rec_len, name_len, _ = _HEADER.unpack_from(block, offset)
+    used = EXT2_DIR_ENTRY_HEADER + name_len + 3 & ~3
+    if ino and used + needed <= rec_len <= superblock.block_size - offset and not rec_len & 3:
+        return offset, used, rec_len
+    return None
+
+
+def _most_room(superblock: Superblock, directory: Inode, block: Block, logical: int) -> int:
     # In a block that also belongs to a file, a name may be longer than its entry.
     return max(0, max(rec_len - used for _, rec_len, used in _raw_entries(superblock, directory, block, logical)))
 
 
-def _entry_length(name: bytes) -> int:
-    return EXT2_DIR_ENTRY_HEADER + len(name) + 3 & ~3
-
-
 def _put_entry(block: bytearray, offset: int, ino: int, rec_len: int, name: bytes, file_type: int) -> None:
     # 65536 does not fit: 65535 stands for it (fs/ext4/ext4.h, ext4_rec_len_to_disk).
-    _HEADER.pack_into(block, offset, ino, min(rec_len, 65535), len(name), file_type)
+    _HEADER.pack_into(block, offset, ino, rec_len if rec_len < 65536 else 65535, len(name), file_type)
     start = offset + EXT2_DIR_ENTRY_HEADER
     block[start : start + len(name)] = name
 
 
 def _set_rec_len(block: bytearray, offset: int, rec_len: int) -> None:
-    struct.pack_into("<H", block, offset + 4, min(rec_len, 65535))
+    _REC_LEN.pack_into(block, offset + 4, rec_len if rec_len < 65536 else 65535)

@@ -17,10 +17,11 @@ from collections.abc import Iterable, Iterator
 from errno import ENOSPC
 from functools import cache, partial
 from itertools import chain, islice
+from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
 from mystfuse.ext2.block_map import map_block, map_blocks
-from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
+from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.directory import Found, block_count, directory_block, find_in_block, parse_block
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -188,8 +189,12 @@ class NameIndex:
             self._keys[number] = array("Q", sorted(set(self._keys[number])))
             self._unsorted.remove(number)
         keys = self._keys[number]
-        start = bisect_left(keys, key)
-        found = [other & 0xFFFFFFFF for other in keys[start : bisect_left(keys, key + (1 << 32), start)]]
+        found: list[int] = []
+        for position in range(bisect_left(keys, key), len(keys)):
+            other = keys[position] - key
+            if other >> 32:
+                break
+            found.append(other)
         return found + self._recent[key] if key in self._recent else found
 
 
@@ -202,6 +207,15 @@ def _room_pattern(units: int) -> re.Pattern[bytes]:
     return re.compile(b"[%b-%b]" % (re.escape(bytes([units])), re.escape(bytes([_MOST_ROOM]))), re.DOTALL)
 
 
+class LatestEntry(NamedTuple):
+    """Where the entry is that was added to a directory last."""
+
+    logical: int
+    number: int
+    """Its block's."""
+    offset: int
+
+
 class NameIndexes:
     """The indexes of the directories used lately, bounded by the names in them."""
 
@@ -209,8 +223,7 @@ class NameIndexes:
         self._superblock = superblock
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
         self._weight = 0
-        self._latest: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        """The place of a directory's latest entry: block and offset. The next one fits behind it, most often."""
+        self._latest: OrderedDict[int, LatestEntry] = OrderedDict()
 
     def find(self, blocks: Blocks, inode: Inode, name: bytes) -> tuple[Found, int] | None:
         """Where ``name`` in directory ``inode`` is: (its place in a block, the number of the block in the directory).
@@ -310,9 +323,9 @@ class NameIndexes:
                     return False
         return True
 
-    def blocks_with_room(self, blocks: Blocks, inode: Inode, length: int) -> list[tuple[int, int]]:
-        """Blocks of a directory to try for an entry of ``length`` bytes, in memory by then: where each is in the
-        directory, and its block number.
+    def blocks_with_room(self, blocks: Blocks, inode: Inode, length: int) -> Iterator[tuple[int, int]]:
+        """Blocks of a directory to try for an entry of ``length`` bytes: where each is in the directory, and its block
+        number. The first one nearly always has room; the others are fetched together.
 
         Raises:
             OSError: ENOSPC, the directory has as many names as one may have.
@@ -320,15 +333,19 @@ class NameIndexes:
         """
         count = block_count(self._superblock, inode)
         if count == 1:
-            return [(0, map_block(self._superblock, blocks, inode, 0))]
+            yield 0, map_block(self._superblock, blocks, inode, 0)
+            return
         index = self._complete_index(blocks, inode, count)
         if len(index) >= MAX_NAMES:
             raise OSError(ENOSPC, f"directory inode {inode.ino} has {MAX_NAMES} names")
-        chosen = [
-            (logical, map_block(self._superblock, blocks, inode, logical)) for logical in index.blocks_with_room(length)
-        ]
-        blocks.want([number for _, number in chosen])
-        return chosen
+        first, *others = index.blocks_with_room(length) or (-1,)
+        if first < 0:
+            return
+        yield first, map_block(self._superblock, blocks, inode, first)
+        if others:
+            chosen = [(logical, map_block(self._superblock, blocks, inode, logical)) for logical in others]
+            blocks.want([number for _, number in chosen])
+            yield from chosen
 
     def set_room(self, ino: int, logical: int, length: int) -> None:
         """See ``NameIndex.set_room``."""
@@ -336,24 +353,17 @@ class NameIndexes:
         if index is not None and logical < index.indexed:
             index.set_room(logical, length)
 
-    def latest(self, ino: int, logical: int) -> int:
-        """The offset of an entry in block ``logical`` of a directory to look for room from; 0 if none is known."""
-        block, offset = self._latest.get(ino, (-1, 0))
-        return offset if block == logical else 0
+    def latest(self, ino: int) -> LatestEntry | None:
+        """The latest entry of a directory, if it is known: the next one fits behind it, most often."""
+        index = self._indexes.get(ino)
+        return None if index is not None and len(index) >= MAX_NAMES else self._latest.get(ino)
 
     def note_insertion(
-        self,
-        transaction: Transaction,
-        ino: int,
-        logical: int,
-        offset: int,
-        name: bytes,
-        room: int | None,
-        is_new_block: bool = False,
+        self, transaction: Transaction, ino: int, place: LatestEntry, name: bytes, new_block_room: int | None = None
     ) -> None:
-        """At the commit, record an entry for ``name`` at ``offset`` of block ``logical``, which has ``room`` bytes
-        left, or (None) no more than before."""
-        transaction.on_commit.append(partial(self._insert, ino, logical, offset, name, room, is_new_block))
+        """At the commit, record an entry for ``name``; ``new_block_room`` bytes are left behind it if its block is
+        new."""
+        transaction.on_commit.append(partial(self._insert, ino, place, name, new_block_room))
 
     def note_removal(self, transaction: Transaction, ino: int, logical: int, name: bytes, room: int) -> None:
         """At the commit, record that ``name`` is gone from block ``logical``, leaving up to ``room`` bytes."""
@@ -365,22 +375,21 @@ class NameIndexes:
         if ino in self._indexes:
             self._drop(ino)
 
-    def _insert(self, ino: int, logical: int, offset: int, name: bytes, room: int | None, is_new_block: bool) -> None:
-        self._latest[ino] = logical, offset
+    def _insert(self, ino: int, place: LatestEntry, name: bytes, new_block_room: int | None) -> None:
+        self._latest[ino] = place
         self._latest.move_to_end(ino)
         if len(self._latest) > _MAX_LATEST:
             self._latest.popitem(last=False)
         index = self._indexes.get(ino)
-        if index is None or logical >= index.indexed + is_new_block:
+        is_new_block = new_block_room is not None
+        if index is None or place.logical >= index.indexed + is_new_block:
             # The index is being built: it will reach this block.
             return
-        before = len(index)
-        if is_new_block:
+        if new_block_room is not None:
             index.add_blocks(1, [])
-        index.add_name(name, logical)
-        if room is not None:
-            index.set_room(logical, room)
-        self._weight += len(index) - before
+            index.set_room(place.logical, new_block_room)
+        index.add_name(name, place.logical)
+        self._weight += 1
         if is_new_block and not index.bits and index.indexed > _LARGE:
             # It has grown large: its next index is one for a large directory.
             self._drop(ino)
@@ -398,6 +407,10 @@ class NameIndexes:
             self._drop(ino)
 
     def _complete_index(self, blocks: Blocks, inode: Inode, count: int) -> NameIndex:
+        index = self._indexes.get(inode.ino)
+        if index is not None and index.indexed >= count and self._weight <= MAX_INDEXED_NAMES:
+            self._indexes.move_to_end(inode.ino)
+            return index
         try:
             return self._build_index(blocks, inode, count)
         except MemoryError:
@@ -429,7 +442,7 @@ class NameIndexes:
                 raise BlocksMissing(missing.numbers, progress=first > 0) from None
             index.remember_blocks(numbers)
             names_before = len(index)
-            found: list[bytes] = []
+            found: list[Block] = []
             for logical, number in enumerate(numbers, first):
                 try:
                     found.append(directory_block(inode, blocks, logical, number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from errno import EFBIG, ENOSPC
+from functools import partial
 
 from mystfuse.ext2.allocation import runs_of
 from mystfuse.ext2.block_map_changes import map_for_writing
@@ -56,11 +57,10 @@ def write(
         note_file_size(superblock, transaction, end)
     now = change.now_ns
     mode = mode_after_write(inode, change.caller, loses)
-    inode = inode._replace(mtime_ns=now, ctime_ns=now, i_mode=mode, size=max(inode.size, end))
-    change.write_inode(inode)
+    change.write_inode(inode.written(now, mode, max(inode.size, end)))
     _fill(transaction, block_size, pointers, new, offset - first * block_size, data[:length])
     if new:
-        transaction.on_commit.append(lambda: filesystem.set_goal(ino, first + len(pointers), pointers[-1] + 1))
+        transaction.on_commit.append(partial(filesystem.set_goal, ino, first + len(pointers), pointers[-1] + 1))
     return length
 
 
@@ -74,6 +74,14 @@ def _fill(
 ) -> None:
     """Put ``data`` into blocks of a file, from byte ``start`` of the first one on. It must be the last step."""
     end = start + len(data)
+    if len(pointers) == 1:
+        (number,) = pointers
+        if end - start == block_size:
+            transaction.put(number, data)
+        else:
+            block = transaction.create(number) if new else transaction.change(number)
+            block[start:end] = data
+        return
     edges = sorted({index for index, byte in ((0, start), (len(pointers) - 1, end)) if byte % block_size})
     transaction.want([pointers[index] for index in edges if pointers[index] not in new])
     for index in edges:
