@@ -105,6 +105,10 @@ class Runner:
             else:
                 freed.set()
 
+    def is_held(self, ino: int) -> bool:
+        """Whether a reader holds an inode, so that changes of its contents wait."""
+        return ino in self._held
+
     def blocks(self) -> Blocks:
         """The blocks in memory, for one run of an operation that changes nothing."""
         return Blocks(self._cache.get, self._written)

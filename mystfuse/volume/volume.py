@@ -364,11 +364,11 @@ class Volume:
         for ino in is_new:
             self._deferred.pop(ino, None)
         try:
-            for ino in is_new:
-                is_free = await self._release(ino, is_new[ino])
-                while is_free and self._deferred:
-                    await trio.lowlevel.checkpoint()
-                    is_free = await self._release_deferred()
+            if await self._release_together(list(is_new)):
+                await self._release_deferred()
+            for ino in [ino for ino in is_new if ino in self._being_released]:
+                if await self._release(ino, is_new[ino]):
+                    await self._release_deferred()
         except StorageTimeout:
             pass
         finally:
@@ -377,14 +377,37 @@ class Volume:
             self._being_released.difference_update(rest)
             self._tell_released()
 
-    async def _release_deferred(self) -> bool:
-        """Try again to free one of the failed orphans; False if it is not free, or there is none."""
-        ino = next(iter(self._deferred), None)
-        if ino is None:
-            return False
-        self._being_released.add(ino)
-        del self._deferred[ino]
-        return await self._release(ino, is_new=False)
+    async def _release_together(self, inos: list[int]) -> bool:
+        """Free those of some orphans that take few steps, many in one transaction; whether there were any."""
+        any_free = False
+        for start in range(0, len(inos), orphans.MAX_TOGETHER):
+            if start:
+                await trio.lowlevel.checkpoint()
+            some = inos[start : start + orphans.MAX_TOGETHER]
+            try:
+                freed = await self._runner.change(0, ROOT, orphans.release_together, some, self._runner.is_held)
+            except StorageTimeout:
+                raise
+            except (MystfuseError, OSError, MemoryError):
+                # Whatever it is that concerns one or some of them: they will be tried one by one.
+                continue
+            if freed:
+                any_free = True
+                self._being_released -= freed
+                self._tell_released()
+        return any_free
+
+    async def _release_deferred(self) -> None:
+        """Try again to free the failed orphans, until one fails again."""
+        is_free = True
+        while is_free and self._deferred:
+            await trio.lowlevel.checkpoint()
+            ino = next(iter(self._deferred), None)
+            if ino is None:
+                return
+            self._being_released.add(ino)
+            del self._deferred[ino]
+            is_free = await self._release(ino, is_new=False)
 
     async def _release(self, ino: int, is_new: bool) -> bool:
         """Free an orphan of those being released; False if it is not free.

@@ -12,9 +12,11 @@ from trio.testing import MockClock
 
 from mystfuse.devices.device import Extent
 from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.orphans import MAX_TOGETHER
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, assert_clean, make_image, merged
+from tests.support.gated_volumes import find
 
 FILES = 100
 
@@ -119,3 +121,37 @@ async def test_a_write_without_space_does_not_wait_for_a_corrupt_orphan(
     await volume.release(broken.ino)
     await fill()
     assert waits[2] > 0
+
+
+@pytest.mark.logs(r"^mystfuse\.volume")
+async def test_many_small_files_are_freed_in_a_few_transactions(tmp_path: Path) -> None:
+    editor = Editor(
+        make_image(tmp_path / "image", "-N", "512", tree=make_tree(tmp_path / "tree"), size="4M").read_bytes()
+    )
+    volume = await Volume.open(MemoryDevice(editor.data), 16 << 20)
+    names = [b"file-%d" % number for number in range(FILES)] + [b"link-%d" % number for number in range(FILES)]
+    await volume.write((await find(volume, b"file-1")).ino, 40 << 10, b"y" * 5000, Caller(0, 0))
+    inos = [(await volume.remove(ROOT, name, is_rmdir=False)).ino for name in names]
+    changes = volume.changes
+    await volume.release(*inos)
+    # That with an indirect block takes one of its own.
+    assert volume.changes == changes + -(-2 * FILES // MAX_TOGETHER) + 1
+    assert not volume.orphans
+    assert_clean(await merged(volume), tmp_path / "merged")
+
+
+@pytest.mark.logs(r"^mystfuse\.volume")
+@pytest.mark.parametrize("pointer", [0xFFFFFFFF, 1, None], ids=["outside", "metadata", "of another file"])
+async def test_a_broken_file_keeps_no_others_from_being_freed(tmp_path: Path, pointer: int | None) -> None:
+    editor = Editor(
+        make_image(tmp_path / "image", "-N", "512", tree=make_tree(tmp_path / "tree"), size="4M").read_bytes()
+    )
+    volume = await Volume.open(MemoryDevice(editor.data), 16 << 20)
+    broken, other = (await find(volume, b"file-7")).ino, (await find(volume, b"file-8")).ino
+    wrong = editor.get("<I", editor.pointer(other, 0)) if pointer is None else pointer
+    editor.put("<I", editor.pointer(broken, 0), wrong)
+    volume = await Volume.open(MemoryDevice(editor.data), 16 << 20)
+    inos = [(await volume.remove(ROOT, b"file-%d" % number, is_rmdir=False)).ino for number in range(FILES)]
+    await volume.release(*inos)
+    # Of two that share a block the first is freed.
+    assert volume.orphans == {other if pointer is None else broken}
