@@ -215,7 +215,7 @@ def directory_block(inode: Inode, blocks: Blocks, logical: int, number: int, ahe
     """
     if not number:
         raise CorruptFilesystem(f"directory inode {inode.ino}: block {logical} is a hole")
-    return blocks.block(number, (other for other in ahead if other))
+    return blocks.block(number, (other for other in ahead if other) if ahead else ())
 
 
 def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:

@@ -114,8 +114,7 @@ def find_place(change: Change, directory: Inode, name: bytes) -> Place | None:
     found = change.filesystem.name_indexes.find(change.transaction, directory, name)
     if found is None:
         return None
-    (ino, offset, previous), logical = found
-    number = map_block(change.superblock, change.transaction, directory, logical)
+    (ino, offset, previous), logical, number = found
     return Place(ino, logical, number, offset, previous)
 
 

@@ -36,7 +36,7 @@ class InodeTable:
         self._block_size = groups.superblock.block_size
         self._inode_size = groups.superblock.s_inode_size
         self._parsed: dict[int, tuple[Block, Inode]] = {}
-        """Inodes with a name as they were in the inode table, and parsed."""
+        """Inodes as they were in the inode table, and parsed."""
         self._most_parsed = min(_MAX_PARSED, _PARSED_BYTES // groups.superblock.s_inode_size)
 
     def forget_all(self) -> None:
@@ -71,7 +71,7 @@ class InodeTable:
             return self._parse(blocks, ino, number, offset)
         content = block[offset : offset + self._inode_size]
         known = self._parsed.get(ino)
-        if known is not None and known[0] == content:
+        if known is not None and known[0] == content and (known[1].i_links_count or ino in self._orphans):
             return known[1]
         inode = self._parse(blocks, ino, number, offset)
         self._remember(content, inode)
@@ -79,10 +79,9 @@ class InodeTable:
 
     def _remember(self, content: Block, inode: Inode) -> None:
         """Keep an inode that has been parsed from ``content``, or would be."""
-        if inode.i_links_count:
-            if len(self._parsed) >= self._most_parsed:
-                self._parsed.clear()
-            self._parsed[inode.ino] = content, inode
+        if len(self._parsed) >= self._most_parsed:
+            self._parsed.clear()
+        self._parsed[inode.ino] = content, inode
 
     def read_all(self, blocks: Blocks, numbers: list[int]) -> list[Inode | None]:
         """The inodes of a directory's entries; None for a damaged or broken inode, or the root. A listing needs the

@@ -225,8 +225,9 @@ class NameIndexes:
         self._weight = 0
         self._latest: OrderedDict[int, LatestEntry] = OrderedDict()
 
-    def find(self, blocks: Blocks, inode: Inode, name: bytes) -> tuple[Found, int] | None:
-        """Where ``name`` in directory ``inode`` is: (its place in a block, the number of the block in the directory).
+    def find(self, blocks: Blocks, inode: Inode, name: bytes) -> tuple[Found, int, int] | None:
+        """Where ``name`` in directory ``inode`` is: (its place in a block, the number of that block in the directory,
+        the number of the block).
 
         A damaged block does not matter to names in other blocks.
 
@@ -238,7 +239,7 @@ class NameIndexes:
         if count == 1:
             number = map_block(self._superblock, blocks, inode, 0)
             found = find_in_block(self._superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
-            return (found, 0) if found else None
+            return (found, 0, number) if found else None
         index = self._complete_index(blocks, inode, count)
         found_in = self._find_indexed(blocks, inode, index, name)
         if found_in is None and (index.unread or index.damage):
@@ -248,16 +249,25 @@ class NameIndexes:
                 raise error
         return found_in
 
-    def _find_indexed(self, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes) -> tuple[Found, int] | None:
+    def _find_indexed(
+        self, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes
+    ) -> tuple[Found, int, int] | None:
         logicals = index.candidates(name)
         if not logicals:
             return None
+        if len(logicals) == 1:
+            # As below, in fewer steps.
+            (logical,) = logicals
+            number = map_block(self._superblock, blocks, inode, logical)
+            block = directory_block(inode, blocks, logical, number)
+            only = find_in_block(self._superblock, inode, block, logical, name)
+            return (only, logical, number) if only else None
         candidates = iter(logicals)
         while some := self._next_blocks(blocks, inode, candidates):
             for logical, number in some:
                 block = directory_block(inode, blocks, logical, number)
                 if found := find_in_block(self._superblock, inode, block, logical, name):
-                    return found, logical
+                    return found, logical, number
         return None
 
     def _next_blocks(self, blocks: Blocks, inode: Inode, logicals: Iterator[int]) -> list[tuple[int, int]]:
