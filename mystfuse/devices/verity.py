@@ -3,26 +3,27 @@
 A digest verifies the block below it. The root hash verifies the top hash block; a verified hash block is kept in memory
 of our own, and not read again while it is there. The path from a data block to the root is read and checked when the
 block is first needed, all its missing levels in one go, so mounting costs the same for every size.
+
+The checks themselves, and what is kept, are the kernels' (``crypto/hash_tree.py``), which the fast path shares.
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from threading import Lock
 from typing import Protocol
 
 import trio
 
+from mystfuse.crypto.hash_tree import TreePaths, TreeVerifier
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.devices.device import Device, Extent, PendingRead, coalesce, read_now
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError, MystfuseError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
+from mystfuse.kernels.interface import HashBlockKey, TreeShape
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +35,6 @@ MAX_STEP = 8 << 20
 
 _MAX_LOGGED = 4096
 """Remembered damaged blocks, so that each is logged once."""
-
-HashBlockKey = tuple[int, int]
-"""(level, index within the level)"""
 
 
 class UnverifiedDevice(Device, Protocol):
@@ -87,23 +85,37 @@ class VerityDevice:
                 f"{superblock.digest_size}"
             )
         self.size = superblock.data_size
-        self.blocks_verified = 0
         self.blocks_failed = 0
         """Counts each read that failed: a block that is read twice counts twice."""
-        self.hash_blocks_verified = 0
         self.on_damage: Callable[[IntegrityError], None] = lambda error: None
         """Called for every read that fails because of damage, before the error is raised."""
         self._unverified = unverified
         self.superblock = superblock
         self.geometry = geometry
-        self.root_hash = root_hash
-        self.hasher = BlockHasher(superblock.algorithm, superblock.salt, superblock.hash_type)
-        self._verified_hash_blocks: OrderedDict[HashBlockKey, bytes] = OrderedDict()
-        # Never less than a few paths, for any size of hash blocks.
-        self._max_hash_blocks = max(cache_bytes // superblock.hash_block_size, 2 * len(geometry.levels) + 4)
+        self.tree = TreeVerifier(
+            BlockHasher(superblock.algorithm, superblock.salt, superblock.hash_type),
+            TreeShape(
+                superblock.data_blocks,
+                superblock.data_block_size,
+                superblock.hash_block_size,
+                geometry.digests_per_block,
+                [(level.offset, level.blocks) for level in geometry.levels],
+            ),
+            root_hash,
+            cache_bytes,
+        )
         self._loading: dict[HashBlockKey, _Load] = {}
         self._logged: set[tuple[int, int]] = set()
-        self._counting = Lock()
+
+    @property
+    def blocks_verified(self) -> int:
+        """Those of the fast path are among them."""
+        return self.tree.blocks_verified
+
+    @property
+    def hash_blocks_verified(self) -> int:
+        """Those of the fast path are among them."""
+        return self.tree.hash_blocks_verified
 
     async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         """The verified bytes of each extent. Here, and nowhere else, damage is counted, logged, and reported to
@@ -142,27 +154,25 @@ class VerityDevice:
         if len(steps) > 1:
             return None
         runs = steps[0][1] if steps else []
-        held: dict[HashBlockKey, bytes] = {}
-        missing = self._missing(self._parents(runs), held)
+        paths = self.tree.paths(runs)
+        missing = paths.missing()
         if missing:
             wanted = [*map(self._hash_block_extent, missing)]
             unverified = read_now(self._unverified, wanted)
             if unverified is None:
                 return None
-            try:
-                for key, part in zip(missing, _parts_of(wanted, unverified), strict=True):
-                    self._keep_hash_block(key, part, held, {})
-            except _Damage:
-                return None
+            for key, part in zip(missing, _parts_of(wanted, unverified), strict=True):
+                if not paths.give(key, part):
+                    return None
         data = self._unverified.begin(runs)
-        return None if data is None else partial(self._finish, extents, runs, data, held)
+        return None if data is None else partial(self._finish, extents, runs, data, paths)
 
     def _finish(
-        self, extents: Sequence[Extent], runs: list[Extent], data: PendingRead, hash_blocks: dict[HashBlockKey, bytes]
+        self, extents: Sequence[Extent], runs: list[Extent], data: PendingRead, paths: TreePaths
     ) -> list[memoryview] | None:
         """Read and check the data of a pending read, in any thread."""
         unverified = data()
-        if unverified is None or self._find_mismatches(runs, unverified, hash_blocks):
+        if unverified is None or paths.mismatches(_parts_of(runs, unverified)):
             return None
         return _cut(extents, runs, unverified)
 
@@ -196,17 +206,10 @@ class VerityDevice:
             return [_aligned(extents[0], block_size)]
         return coalesce([_aligned(extent, block_size) for extent in extents], self.size)
 
-    def _parents(self, runs: list[Extent]) -> set[int]:
-        """The level-0 hash blocks that have the digests of runs of data blocks."""
-        if not self.geometry.levels:
-            return set()
-        span = self.superblock.data_block_size * self.geometry.digests_per_block
-        return {index for run in runs for index in range(run.offset // span, (run.end - 1) // span + 1)}
-
     async def _read_runs(self, runs: list[Extent]) -> list[memoryview]:
         """Read and check runs of whole data blocks."""
-        hash_blocks, unverified = await self._load(self._parents(runs), runs)
-        mismatches = self._find_mismatches(runs, unverified, hash_blocks)
+        paths, unverified = await self._load(runs)
+        mismatches = paths.mismatches(unverified)
         if mismatches:
             numbers = ", ".join(map(str, mismatches[:8])) + (", ..." if len(mismatches) > 8 else "")
             what = f"data block {numbers} is" if len(mismatches) == 1 else f"data blocks {numbers} are"
@@ -216,46 +219,12 @@ class VerityDevice:
             )
         return unverified
 
-    def _find_mismatches(
-        self, runs: list[Extent], unverified: Sequence[memoryview], hash_blocks: dict[HashBlockKey, bytes]
-    ) -> list[int]:
-        """Compare runs of data blocks with the *verified* hash blocks that have their digests.
-
-        In any thread: of our changing state it touches the count alone.
-
-        Returns:
-            The numbers of the blocks with a wrong digest.
-        """
-        mismatches: list[int] = []
-        block_size, per_block = self.superblock.data_block_size, self.geometry.digests_per_block
-        digest_size = self.superblock.digest_size
-        for run, data in zip(runs, unverified, strict=True):
-            first, end = run.offset // block_size, run.end // block_size
-            if self.geometry.levels:
-                parts = [
-                    memoryview(hash_blocks[0, index])[
-                        max(first - index * per_block, 0) * digest_size : min(end - index * per_block, per_block)
-                        * digest_size
-                    ]
-                    for index in range(first // per_block, (end - 1) // per_block + 1)
-                ]
-                expected: bytes | memoryview = parts[0] if len(parts) == 1 else b"".join(parts)
-            else:
-                expected = self.root_hash
-            mismatches += [first + index for index in self.hasher.mismatches(data, block_size, expected)]
-        with self._counting:
-            self.blocks_verified += sum([run.length for run in runs]) // block_size - len(mismatches)
-        return mismatches
-
-    async def _load(self, parents: set[int], runs: list[Extent]) -> tuple[dict[HashBlockKey, bytes], list[memoryview]]:
-        """*Verified* hash blocks, the level-0 ones ``parents`` among them, and the *unverified* bytes of ``runs``,
-        fetched together."""
-        if not self.geometry.levels:
-            return {}, await self._fetch([], {}, runs, None)
-        held: dict[HashBlockKey, bytes] = {}
+    async def _load(self, runs: list[Extent]) -> tuple[TreePaths, list[memoryview]]:
+        """The *verified* paths of ``runs``, and their *unverified* bytes, fetched together."""
+        paths = self.tree.paths(runs)
         data: list[memoryview] | None = None
         while True:
-            missing = self._missing(parents, held)
+            missing = paths.missing()
             others = [self._loading[key] for key in missing if key in self._loading]
             for load in others:
                 await load.is_over.wait()
@@ -266,14 +235,14 @@ class VerityDevice:
             if others:
                 continue
             if missing or data is None:
-                data = await self._fetch(missing, held, runs if data is None else [], data)
+                data = await self._fetch(missing, paths, runs if data is None else [], data)
                 continue
-            return held, data
+            return paths, data
 
     async def _fetch(
         self,
         missing: list[HashBlockKey],
-        held: dict[HashBlockKey, bytes],
+        paths: TreePaths,
         runs: list[Extent],
         data: list[memoryview] | None,
     ) -> list[memoryview]:
@@ -291,7 +260,7 @@ class VerityDevice:
                 return
             key = missing[number]
             try:
-                self._keep_hash_block(key, _parts_of(wanted[number], outcome)[0], held, errors)
+                self._give_hash_block(key, _parts_of(wanted[number], outcome)[0], paths, errors)
             except (IntegrityError, ImageReadError) as error:
                 errors[key] = loads[key].error = error
             self._end_load(key, loads[key])
@@ -310,73 +279,23 @@ class VerityDevice:
             del self._loading[key]
             load.is_over.set()
 
-    def _keep_hash_block(
-        self,
-        key: HashBlockKey,
-        part: memoryview,
-        held: dict[HashBlockKey, bytes],
-        errors: Mapping[HashBlockKey, MystfuseError],
+    def _give_hash_block(
+        self, key: HashBlockKey, part: memoryview, paths: TreePaths, errors: Mapping[HashBlockKey, MystfuseError]
     ) -> None:
-        """Check a hash block, and put it into ``held`` and into the cache.
+        """Have a hash block checked and kept.
 
         Args:
-            held: has the one above, if there is one that is good.
-            errors: has what is wrong with the one above, if it is not.
+            errors: has what is wrong with the one above, if something is.
         """
         level, index = key
         if (error := errors.get((level + 1, index // self.geometry.digests_per_block))) is not None:
             raise error
-        # A copy: the part may be a small piece of a long read, which it would keep in memory.
-        unverified_block = bytes(part)
-        self._check_hash_block(key, unverified_block, held)
-        held[key] = self._verified_hash_blocks[key] = unverified_block
-        while len(self._verified_hash_blocks) > self._max_hash_blocks:
-            self._verified_hash_blocks.popitem(last=False)
-
-    def _missing(self, parents: Iterable[int], held: dict[HashBlockKey, bytes]) -> list[HashBlockKey]:
-        """The hash blocks between ``parents`` and the verified ones, the highest level first. Verified ones go into
-        ``held``, safe from eviction."""
-        missing: list[HashBlockKey] = []
-        wanted = set(parents)
-        if all((0, index) in self._verified_hash_blocks for index in wanted):
-            for index in wanted:
-                held[0, index] = self._verified_hash_blocks[0, index]
-                self._verified_hash_blocks.move_to_end((0, index))
-            return missing
-        for level in range(len(self.geometry.levels)):
-            absent: set[int] = set()
-            for index in wanted:
-                key = (level, index)
-                if key in held:
-                    continue
-                verified = self._verified_hash_blocks.get(key)
-                if verified is None:
-                    absent.add(index)
-                else:
-                    held[key] = verified
-                    self._verified_hash_blocks.move_to_end(key)
-            missing.extend((level, index) for index in absent)
-            wanted = {index // self.geometry.digests_per_block for index in absent}
-        missing.reverse()
-        missing.sort(key=lambda key: -key[0])
-        return missing
-
-    def _check_hash_block(
-        self, key: HashBlockKey, unverified_block: bytes, verified: dict[HashBlockKey, bytes]
-    ) -> None:
-        level, index = key
+        if paths.give(key, part):
+            return
+        what = f"hash block {index} of level {level} (byte {self._hash_block_extent(key).offset})"
         if level == len(self.geometry.levels) - 1:
-            expected: bytes | memoryview = self.root_hash
-        else:
-            parent, slot = divmod(index, self.geometry.digests_per_block)
-            size = self.geometry.digest_size
-            expected = verified[level + 1, parent][slot * size : (slot + 1) * size]
-        if not hmac.compare_digest(self.hasher.digest(unverified_block), expected):
-            what = f"hash block {index} of level {level} (byte {self._hash_block_extent(key).offset})"
-            if level == len(self.geometry.levels) - 1:
-                raise _Damage(f"verity: {what} is corrupted: it does not have the root hash", [key])
-            raise _Damage(f"verity: {what} is corrupted", [key])
-        self.hash_blocks_verified += 1
+            raise _Damage(f"verity: {what} is corrupted: it does not have the root hash", [key])
+        raise _Damage(f"verity: {what} is corrupted", [key])
 
     def _hash_block_extent(self, key: HashBlockKey) -> Extent:
         level, index = key

@@ -1,10 +1,8 @@
-/* The image's bytes: fetched once into our own memory, verified there, then decrypted. The trust boundary of the fast path; the
- * reference is devices/verity.py and devices/crypt.py.
+/* The image's bytes: fetched once into our own memory, verified there (kernels/native/hash_tree.c), then decrypted. The trust boundary
+ * of the fast path; the reference is devices/verity.py and devices/crypt.py.
  *
  * Nothing here waits for storage but device_wait: bytes come from the page cache (RWF_NOWAIT), or from what was waited for. */
 #include "internal.h"
-
-#include "../kernels/native/kernel.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -143,11 +141,6 @@ void device_expect(worker *w, uint64_t offset, size_t size)
 
 /* -- Verified bytes. */
 
-static uint64_t key_of(size_t level, uint64_t index)
-{
-    return (uint64_t)level << 56 | index;
-}
-
 /* Metadata comes in small pieces, neighbours soon after each other. */
 static enum outcome want_around(worker *w)
 {
@@ -159,60 +152,47 @@ static enum outcome want_around(worker *w)
 
 static enum outcome load_hash_block(worker *w, size_t level, uint64_t index);
 
-/* The digests of `count` blocks below a level of the tree, from the one with number `first` on, all in one hash block. */
+/* The digests of `count` blocks, from the one with number `first` on, all below one hash block of a level. */
 static enum outcome find_digests(worker *w, size_t level, uint64_t first, size_t count, uint8_t *digests)
 {
-    const fastpath_config *config = &w->fp->config;
-    const uint64_t index = first / config->digests_per_block;
-    const size_t offset = first % config->digests_per_block * config->digest_size, size = count * config->digest_size;
+    hash_tree *tree = w->fp->config.tree;
 
-    if (cache_get(w->fp->hash_blocks, key_of(level, index), offset, size, digests))
+    if (hash_tree_digests(tree, level, first, count, digests))
         return DONE;
-    const enum outcome outcome = load_hash_block(w, level, index);
+    const enum outcome outcome = load_hash_block(w, level, first / w->fp->shape->digests_per_block);
     if (outcome == DONE)
-        memcpy(digests, w->hash_block + offset, size);
+        hash_tree_digests_in(tree, w->hash_block, first, count, digests);
     return outcome;
 }
 
-/* A hash block, verified, in worker.hash_block and in the cache. */
+/* A missing hash block, verified, in worker.hash_block and in the tree. */
 static enum outcome load_hash_block(worker *w, size_t level, uint64_t index)
 {
-    const fastpath_config *config = &w->fp->config;
-    uint8_t expected[FASTPATH_MAX_DIGEST], digest[FASTPATH_MAX_DIGEST];
-    enum outcome outcome = DONE;
+    const hash_tree_shape *shape = w->fp->shape;
+    uint8_t expected[MAX_DIGEST_SIZE];
+    const uint64_t offset = shape->level_offset[level] + index * shape->hash_block_size;
+    enum outcome outcome = find_digests(w, level + 1, index, 1, expected);
 
-    if (index >= config->level_blocks[level])
-        return FORWARD;
-    if (level == config->level_count - 1)
-        memcpy(expected, config->root_hash, config->digest_size);
-    else
-        outcome = find_digests(w, level + 1, index, 1, expected);
+    if (outcome == WAIT)
+        /* So that storage fetches the whole path at the same time. */
+        expect(w, offset, shape->hash_block_size);
     if (outcome != DONE)
         return outcome;
-    outcome = fetch(w, config->level_offset[level] + index * config->hash_block_size, config->hash_block_size, w->hash_block);
+    outcome = fetch(w, offset, shape->hash_block_size, w->hash_block);
     if (outcome != DONE)
         return outcome == WAIT ? want_around(w) : outcome;
-    if (!hasher_digests(config->hasher, w->hash_block, config->hash_block_size, 1, digest)
-        || memcmp(digest, expected, config->digest_size) != 0)
-        return FORWARD;
-    cache_put(w->fp->hash_blocks, key_of(level, index), w->hash_block);
-    count(&w->counters.hash_blocks_verified, 1);
-    return DONE;
+    return hash_tree_keep(w->fp->config.tree, level, index, w->hash_block, expected) == TREE_KEPT ? DONE : FORWARD;
 }
 
 /* Whole data blocks, all with their digests in one hash block. */
 static enum outcome read_slice(worker *w, uint64_t offset, size_t size, uint8_t *out)
 {
-    const fastpath_config *config = &w->fp->config;
-    const size_t blocks = size / config->data_block_size;
-    uint8_t digests[SLICE / 512 * FASTPATH_MAX_DIGEST];
+    const hash_tree_shape *shape = w->fp->shape;
+    const size_t blocks = size / shape->data_block_size;
+    uint8_t digests[SLICE / 512 * MAX_DIGEST_SIZE];
     size_t mismatch;
-    enum outcome outcome = DONE;
+    enum outcome outcome = find_digests(w, 0, offset / shape->data_block_size, blocks, digests);
 
-    if (config->level_count)
-        outcome = find_digests(w, 0, offset / config->data_block_size, blocks, digests);
-    else
-        memcpy(digests, config->root_hash, config->digest_size);
     if (outcome == WAIT)
         /* So that storage fetches both at the same time. */
         expect(w, offset, size);
@@ -220,17 +200,16 @@ static enum outcome read_slice(worker *w, uint64_t offset, size_t size, uint8_t 
         outcome = fetch(w, offset, size, out);
     if (outcome != DONE)
         return outcome;
-    if (!hasher_first_mismatch(config->hasher, out, config->data_block_size, blocks, digests, &mismatch) || mismatch != blocks)
+    if (!hash_tree_first_mismatch(w->fp->config.tree, out, blocks, digests, &mismatch) || mismatch != blocks)
         return FORWARD;
-    count(&w->counters.blocks_verified, blocks);
     return DONE;
 }
 
 static enum outcome read_whole_blocks(worker *w, uint64_t offset, size_t size, uint8_t *out)
 {
-    const fastpath_config *config = &w->fp->config;
-    const uint64_t span = config->level_count ? config->data_block_size * config->digests_per_block : config->data_block_size;
-    const size_t slice = config->data_block_size > SLICE ? config->data_block_size : round_down(SLICE, config->data_block_size);
+    const hash_tree_shape *shape = w->fp->shape;
+    const uint64_t span = shape->data_block_size * shape->digests_per_block;
+    const size_t slice = shape->data_block_size > SLICE ? shape->data_block_size : round_down(SLICE, shape->data_block_size);
 
     for (size_t done = 0; done < size;) {
         const uint64_t at = offset + done;
@@ -248,13 +227,14 @@ static enum outcome read_whole_blocks(worker *w, uint64_t offset, size_t size, u
 
 static enum outcome read_verified(worker *w, uint64_t offset, size_t size, uint8_t *out)
 {
-    const fastpath_config *config = &w->fp->config;
+    const hash_tree_shape *shape = w->fp->shape;
 
-    if (config->hasher == NULL)
+    if (shape == NULL)
         return fetch(w, offset, size, out);
-    if (offset > config->data_size || size > config->data_size - offset)
+    const uint64_t data_size = shape->data_blocks * shape->data_block_size;
+    if (offset > data_size || size > data_size - offset)
         return FORWARD;
-    const uint64_t start = round_down(offset, config->data_block_size), end = round_up(offset + size, config->data_block_size);
+    const uint64_t start = round_down(offset, shape->data_block_size), end = round_up(offset + size, shape->data_block_size);
     if (start == offset && end == offset + size)
         return read_whole_blocks(w, offset, size, out);
     if (end - start > device_room(w->fp))
@@ -299,7 +279,7 @@ static enum outcome read_decrypted(worker *w, uint64_t offset, size_t size, uint
 size_t device_room(const fastpath *fp)
 {
     /* A request, and what of the first and last block or sector belongs to others. */
-    return MAX_DATA + 2 * (fp->config.hasher ? fp->config.data_block_size : 0) + 2 * MAX_SECTOR_SIZE;
+    return MAX_DATA + 2 * (fp->shape ? fp->shape->data_block_size : 0) + 2 * MAX_SECTOR_SIZE;
 }
 
 enum outcome device_read(worker *w, uint64_t offset, size_t size, uint8_t *out)

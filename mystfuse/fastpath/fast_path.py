@@ -11,7 +11,6 @@ import trio
 
 from mystfuse import kernels
 from mystfuse.devices.source import SourcePart
-from mystfuse.devices.verity import VerityDevice
 from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
 from mystfuse.fuse.attributes import CACHE_SECONDS
 from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME
@@ -37,11 +36,9 @@ _SPARE = 12
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the C threads have done since the mount, added to the counts of Python's devices."""
+    """What the C threads have done since the mount; bytes are added to the counts of Python's devices."""
 
     bytes_fetched: int
-    blocks_verified: int
-    hash_blocks_verified: int
     bytes_decrypted: int
     open_files: int
     last_request: float
@@ -52,7 +49,7 @@ class Counts:
     """Requests handed over to Python, by kind."""
 
 
-NOTHING_DONE = Counts(0, 0, 0, 0, 0, 0.0, {}, {})
+NOTHING_DONE = Counts(0, 0, 0, 0.0, {}, {})
 
 
 class FastPath:
@@ -101,7 +98,8 @@ class FastPath:
         for index, part in enumerate(parts):
             configuration.parts[index] = tuple(part)
         if pipeline.verity is not None:
-            _describe_tree(configuration, pipeline.verity, kept)
+            tree: Any = pipeline.verity.tree
+            configuration.tree = tree.native
         if pipeline.unlocked is not None:
             device = pipeline.unlocked.device
             cipher: Any = device.cipher
@@ -173,8 +171,6 @@ class FastPath:
         self._lib.fastpath_get_status(self.handle, status)
         return Counts(
             status.bytes_fetched,
-            status.blocks_verified,
-            status.hash_blocks_verified,
             status.bytes_decrypted,
             status.open_files,
             status.last_request,
@@ -190,22 +186,6 @@ def is_possible(options: MountOptions) -> bool:
 
 def _by_kind(numbers: Any) -> dict[str, int]:
     return {OPCODES.get(opcode, str(opcode)): count for opcode, count in enumerate(numbers) if count}
-
-
-def _describe_tree(configuration: Any, verity: VerityDevice, kept: list[Any]) -> None:
-    superblock, geometry = verity.superblock, verity.geometry
-    hasher: Any = verity.hasher
-    configuration.hasher = hasher.native
-    configuration.data_size = superblock.data_size
-    configuration.data_block_size = superblock.data_block_size
-    configuration.hash_block_size = superblock.hash_block_size
-    configuration.digest_size = superblock.digest_size
-    configuration.digests_per_block = geometry.digests_per_block
-    configuration.level_count = len(geometry.levels)
-    for index, level in enumerate(geometry.levels):
-        configuration.level_offset[index], configuration.level_blocks[index] = level.offset, level.blocks
-    for index, byte in enumerate(verity.root_hash):
-        configuration.root_hash[index] = byte
 
 
 def _describe_file_system(configuration: Any, superblock: Superblock) -> None:

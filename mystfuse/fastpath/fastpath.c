@@ -1,8 +1,6 @@
 /* A fast path as a whole: made, asked, and given back. */
 #include "internal.h"
 
-#include "../kernels/native/kernel.h"
-
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -10,23 +8,13 @@
 #include <unistd.h>
 
 enum {
-    HASH_BLOCKS = 16 << 20, /* bytes of verified hash blocks to keep: enough for 2 GiB of data at the usual 1/128 */
-    METADATA = 24 << 20,    /* bytes of metadata blocks to keep */
+    METADATA = 24 << 20, /* bytes of metadata blocks to keep */
     MAX_THREADS = 64,
 };
 
 static int is_power(size_t number, size_t least, size_t most)
 {
     return number >= least && number <= most && (number & (number - 1)) == 0;
-}
-
-static int is_usual_tree(const fastpath_config *config)
-{
-    return config->hasher == NULL
-           || (is_power(config->data_block_size, 512, 512 << 10) && is_power(config->hash_block_size, 512, 512 << 10)
-               && config->digest_size && config->digest_size <= FASTPATH_MAX_DIGEST && config->digests_per_block
-               && config->digests_per_block <= config->hash_block_size / config->digest_size
-               && config->digest_size == hasher_digest_size(config->hasher) && config->level_count <= FASTPATH_MAX_LEVELS);
 }
 
 static int is_usual_file_system(const fastpath_config *config)
@@ -38,8 +26,8 @@ static int is_usual_file_system(const fastpath_config *config)
 
 static int is_usual(const fastpath_config *config)
 {
-    return config->part_count >= 1 && config->part_count <= FASTPATH_MAX_PARTS && is_usual_tree(config)
-           && is_usual_file_system(config) && (config->cipher == NULL || is_power(config->sector_size, 512, MAX_SECTOR_SIZE))
+    return config->part_count >= 1 && config->part_count <= FASTPATH_MAX_PARTS && is_usual_file_system(config)
+           && (config->cipher == NULL || is_power(config->sector_size, 512, MAX_SECTOR_SIZE))
            && config->listeners > 0 && config->spare >= 0 && config->listeners + config->spare <= MAX_THREADS;
 }
 
@@ -69,10 +57,9 @@ static int init_memory(fastpath *self)
         self->counts = NULL;
         return 0;
     }
-    self->hash_blocks = cache_new(config->hasher ? config->hash_block_size : 512, config->hasher ? HASH_BLOCKS : 0);
     self->blocks = cache_new(config->block_size, METADATA);
     self->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return self->hash_blocks != NULL && self->blocks != NULL && self->event_fd >= 0;
+    return self->blocks != NULL && self->event_fd >= 0;
 }
 
 static int init_workers(fastpath *self)
@@ -98,6 +85,7 @@ fastpath *fastpath_new(const fastpath_config *config)
     if (self == NULL)
         return NULL;
     self->config = *config;
+    self->shape = config->tree ? hash_tree_shape_of(config->tree) : NULL;
     self->last = &self->first;
     self->event_fd = -1;
     atomic_store(&self->last_request, now());
@@ -126,7 +114,6 @@ void fastpath_free(fastpath *self)
         close(self->event_fd);
     if (self->counts != NULL)
         munmap((void *)(uintptr_t)self->counts, self->counts_size * sizeof *self->counts);
-    cache_free(self->hash_blocks);
     cache_free(self->blocks);
     written_destroy(&self->written);
     free(self);
@@ -139,8 +126,6 @@ static void add_counters(fastpath_status *to, const counters *from)
         to->forwarded[opcode] += atomic_load(&from->forwarded[opcode]);
     }
     to->bytes_fetched += atomic_load(&from->bytes_fetched);
-    to->blocks_verified += atomic_load(&from->blocks_verified);
-    to->hash_blocks_verified += atomic_load(&from->hash_blocks_verified);
     to->bytes_decrypted += atomic_load(&from->bytes_decrypted);
 }
 

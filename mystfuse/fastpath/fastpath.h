@@ -38,8 +38,6 @@
 
 enum {
     FASTPATH_MAX_PARTS = 3,
-    FASTPATH_MAX_LEVELS = 64,
-    FASTPATH_MAX_DIGEST = 64,
     FASTPATH_MAX_OPCODE = 64,
     FASTPATH_PATIENCE = 1, /* seconds */
     FASTPATH_IN_STORE = -1,
@@ -60,12 +58,8 @@ typedef struct {
     size_t part_count;
     fastpath_part parts[3];
 
-    /* The hash tree, as formats/verity.py has it; `hasher` is NULL for an image without one. `data_size` in bytes. */
-    const struct hasher *hasher;
-    uint64_t data_size;
-    size_t data_block_size, hash_block_size, digest_size, digests_per_block, level_count;
-    uint64_t level_offset[64], level_blocks[64];
-    uint8_t root_hash[64];
+    /* What verifies them, shared with Python; NULL for an image without a hash tree. */
+    struct hash_tree *tree;
 
     /* The decrypted payload; `cipher` is NULL for an image that is not encrypted. */
     struct sector_cipher *cipher;
@@ -143,7 +137,7 @@ int fastpath_reply(fastpath *self, uint64_t unique, int error, const uint8_t *da
 /* -- What the status says. */
 typedef struct {
     uint64_t answered[64], forwarded[64]; /* by opcode */
-    uint64_t bytes_fetched, blocks_verified, hash_blocks_verified, bytes_decrypted;
+    uint64_t bytes_fetched, bytes_decrypted;
     uint64_t open_files;
     double last_request; /* seconds of CLOCK_MONOTONIC */
 } fastpath_status;

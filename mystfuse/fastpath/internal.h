@@ -6,6 +6,8 @@
 #define _GNU_SOURCE
 #endif
 
+#include "../kernels/native/cache.h"
+#include "../kernels/native/kernel.h"
 #include "fastpath.h"
 
 #include <linux/fuse.h>
@@ -33,14 +35,6 @@ enum outcome {
     FORWARD, /* Python shall see to it */
 };
 
-/* -- cache.c: equal items by number, bounded. Any thread. */
-typedef struct cache cache;
-cache *cache_new(size_t item_size, size_t capacity);
-void cache_free(cache *self);
-/* Copy a part of an item; 0: it is not there. */
-int cache_get(cache *self, uint64_t number, size_t offset, size_t size, uint8_t *out);
-void cache_put(cache *self, uint64_t number, const uint8_t *item);
-
 /* -- written.c: the blocks written since the mount. */
 typedef struct {
     uint64_t number; /* + 1; 0: none */
@@ -63,7 +57,7 @@ enum outcome written_find(const fastpath *fp, uint64_t number, const uint8_t **a
 /* -- The workers. */
 typedef struct {
     _Atomic uint64_t answered[FASTPATH_MAX_OPCODE], forwarded[FASTPATH_MAX_OPCODE];
-    _Atomic uint64_t bytes_fetched, blocks_verified, hash_blocks_verified, bytes_decrypted;
+    _Atomic uint64_t bytes_fetched, bytes_decrypted;
 } counters;
 
 typedef struct worker {
@@ -108,7 +102,8 @@ struct fastpath_request {
 
 struct fastpath {
     fastpath_config config;
-    cache *hash_blocks, *blocks;
+    cache *blocks;
+    const hash_tree_shape *shape; /* of config.tree, or NULL */
     written_blocks written;
     _Atomic uint64_t *counts;
     size_t counts_size;

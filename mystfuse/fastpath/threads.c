@@ -36,7 +36,7 @@ int worker_init(worker *w, fastpath *fp)
     w->fetched = take_memory(MAX_DATA);
     w->verified = take_memory(device_room(fp));
     w->decrypted = take_memory(device_room(fp));
-    w->hash_block = malloc(fp->config.hash_block_size ? fp->config.hash_block_size : 1);
+    w->hash_block = malloc(fp->shape ? fp->shape->hash_block_size : 1);
     w->metadata = malloc(fp->config.block_size);
     w->directory = malloc(fp->config.block_size);
     return w->request && w->reply && w->fetched && w->verified && w->decrypted && w->hash_block && w->metadata && w->directory;

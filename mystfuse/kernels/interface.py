@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 Bytes = bytes | bytearray | memoryview
 
@@ -19,6 +20,21 @@ IV_BITS = {"plain64": 64, "plain": 32, "essiv:sha256": 64, "": 64}
 NOT_FOUND = -1
 UNUSUAL = -2
 """Of a directory block: the caller has to parse it, since it is unusual, or this is the fallback."""
+
+
+HashBlockKey = tuple[int, int]
+"""(level, index within the level); level 0 has the digests of the data."""
+
+
+class TreeShape(NamedTuple):
+    """Where the blocks of a hash tree lie."""
+
+    data_blocks: int
+    data_block_size: int
+    hash_block_size: int
+    digests_per_block: int
+    levels: Sequence[tuple[int, int]]
+    """Each one's offset in bytes, and its number of hash blocks, the lowest first."""
 
 
 class SectorCipher(Protocol):
@@ -69,6 +85,22 @@ def check_expected(expected: memoryview, count: int, digest_size: int) -> None:
     """ValueError if those are not the digests of this many blocks."""
     if expected.nbytes != count * digest_size:
         raise ValueError(f"{expected.nbytes} bytes are not {count} digests of {digest_size}")
+
+
+def check_size(data: Bytes, size: int) -> None:
+    """ValueError if there are not so many bytes."""
+    if memoryview(data).nbytes != size:
+        raise ValueError(f"{memoryview(data).nbytes} bytes instead of {size}")
+
+
+def check_runs(runs: Sequence[tuple[int, int]], shape: TreeShape) -> None:
+    """ValueError unless those are offsets and lengths of whole data blocks, in order, none overlapping."""
+    unit, least = shape.data_block_size, 0
+    for offset, length in runs:
+        end = offset + length
+        if offset < least or length <= 0 or offset % unit or length % unit or end > shape.data_blocks * unit:
+            raise ValueError(f"{length} bytes at {offset} are not the next whole blocks of {unit}")
+        least = end
 
 
 def check_sectors(data: memoryview, sector_size: int) -> None:

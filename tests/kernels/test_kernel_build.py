@@ -13,9 +13,17 @@ import pytest
 
 from mystfuse import kernels
 from mystfuse.kernels.pure import directory_names as pure_directory
+from mystfuse.kernels.pure import hash_tree as pure_hash_tree
 from mystfuse.kernels.pure import hashing as pure_hashing
 from mystfuse.kernels.pure import sectors as pure_sectors
-from tests.support.kernels import native, native_directory, native_hashing, native_sectors, needs_native
+from tests.support.kernels import (
+    native,
+    native_directory,
+    native_hash_tree,
+    native_hashing,
+    native_sectors,
+    needs_native,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +40,8 @@ def test_kernels_and_fallbacks_have_the_same_interface() -> None:
 
     for pure, compiled in (
         (pure_hashing.BlockHasher, native_hashing.BlockHasher),
+        (pure_hash_tree.TreeVerifier, native_hash_tree.TreeVerifier),
+        (pure_hash_tree.TreePaths, native_hash_tree.TreePaths),
         (pure_sectors.XtsCipher, native_sectors.XtsCipher),
         (pure_sectors.CbcCipher, native_sectors.CbcCipher),
         (pure_sectors.EcbCipher, native_sectors.EcbCipher),
@@ -46,9 +56,10 @@ def test_kernels_and_fallbacks_have_the_same_interface() -> None:
 def test_the_environment_chooses(value: str | None, pure: bool) -> None:
     script = """
 from mystfuse import kernels
-from mystfuse.crypto import hashing
+from mystfuse.crypto import hash_tree, hashing
 from mystfuse.crypto import sector_ciphers as sectors
-print(kernels.name(), hashing.BlockHasher.__module__, sectors.XtsCipher.__module__, sep="|")
+chosen = hash_tree.TreeVerifier, hashing.BlockHasher, sectors.XtsCipher
+print(kernels.name(), *(each.__module__ for each in chosen), sep="|")
 """
     environment = {name: text for name, text in os.environ.items() if name != kernels.PURE_PYTHON_VARIABLE}
     if value is not None:
@@ -57,10 +68,10 @@ print(kernels.name(), hashing.BlockHasher.__module__, sectors.XtsCipher.__module
     name, *modules = shown.split("|")
     if pure or native is None:
         assert name == "pure Python"
-        assert modules == ["mystfuse.kernels.pure.hashing", "mystfuse.kernels.pure.sectors"]
+        assert modules == [f"mystfuse.kernels.pure.{name}" for name in ("hash_tree", "hashing", "sectors")]
     else:
         assert name.startswith("native (libcrypto 3.")
-        assert modules == ["mystfuse.kernels.native.hashing", "mystfuse.kernels.native.sectors"]
+        assert modules == [f"mystfuse.kernels.native.{name}" for name in ("hash_tree", "hashing", "sectors")]
 
 
 def test_the_native_kernels_are_built_where_a_compiler_is() -> None:

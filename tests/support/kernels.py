@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from mystfuse.kernels.pure import hash_tree as pure_hash_tree
 from mystfuse.kernels.pure import hashing as pure_hashing
 from mystfuse.kernels.pure import sectors as pure_sectors
 
@@ -14,10 +15,11 @@ native: ModuleType | None
 try:
     from mystfuse.kernels import native
     from mystfuse.kernels.native import directory_names as native_directory  # noqa: F401
+    from mystfuse.kernels.native import hash_tree as native_hash_tree
     from mystfuse.kernels.native import hashing as native_hashing
     from mystfuse.kernels.native import sectors as native_sectors
 except ImportError:
-    native = native_directory = native_hashing = native_sectors = None
+    native = native_directory = native_hash_tree = native_hashing = native_sectors = None
 
 
 Hasher = Callable[..., pure_hashing.BlockHasher]
@@ -34,9 +36,11 @@ def without_instructions(*args: object) -> object:
 
 
 HASHERS: dict[str, Hasher] = {"pure": pure_hashing.BlockHasher}
+TREES: dict[str, Callable[..., pure_hash_tree.TreeVerifier]] = {"pure": pure_hash_tree.TreeVerifier}
 SECTORS: dict[str, ModuleType] = {"pure": pure_sectors}
 if native is not None:
     HASHERS |= {"native": native_hashing.BlockHasher, "libcrypto": without_instructions}
+    TREES["native"] = native_hash_tree.TreeVerifier
     SECTORS["native"] = native_sectors
 
 needs_native = pytest.mark.skipif(native is None, reason="the native kernels are not built")

@@ -18,15 +18,15 @@ def build(directory: str) -> None:
     """Compile into ``directory``, as the module ``sanitized``."""
     from cffi import FFI
 
-    from mystfuse.kernels.native.build import HERE, SOURCES, declarations
+    from mystfuse.kernels.native.build import FASTPATH, HERE, SOURCES, declarations
 
     ffi = FFI()
     ffi.cdef(declarations())
     ffi.set_source(
         "sanitized",
-        '#include "kernel.h"',
+        '#include "kernel.h"\n#include "fastpath.h"',
         sources=[os.path.abspath(source) for source in SOURCES],
-        include_dirs=[os.path.abspath(HERE)],
+        include_dirs=[os.path.abspath(HERE), os.path.abspath(FASTPATH)],
         libraries=["crypto"],
         extra_compile_args=FLAGS,
         extra_link_args=[SANITIZE],

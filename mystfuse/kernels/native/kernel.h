@@ -1,8 +1,8 @@
-/* The native kernels: digests of many blocks, AES over many sectors, names in directories; one call for many.
+/* The native kernels: digests of many blocks, the hash tree, AES over many sectors, names in directories; one call for many.
  *
- * Who calls (hashing.py, sectors.py, directory.py) has checked all lengths. Nothing here keeps a pointer to the caller's memory, and every
- * object may be used from several threads at once. Functions that can fail return 0 then: OpenSSL had no memory, or not the
- * algorithm. */
+ * Who calls (hashing.py, hash_tree.py, sectors.py, directory_names.py, fastpath/device.c) has checked all lengths. Nothing here keeps
+ * a pointer to the caller's memory, and every object but tree_paths may be used from several threads at once. Functions that can
+ * fail return 0 then: there was no memory, or OpenSSL has not the algorithm. */
 #ifndef MYSTFUSE_KERNEL_H
 #define MYSTFUSE_KERNEL_H
 
@@ -32,6 +32,77 @@ int hasher_digests(const hasher *self, const uint8_t *data, size_t block_size, s
 /* Compare with joined digests; *index is that of the first block with another digest, `count` if there is none. */
 int hasher_first_mismatch(const hasher *self, const uint8_t *data, size_t block_size, size_t count,
                           const uint8_t *expected, size_t *index);
+
+/* -- hash_tree.c: dm-verity's hash tree. Here, and nowhere else, is decided whether bytes are those that the root hash stands for.
+ *
+ * A block is checked in memory that nobody else changes. Verified hash blocks are kept, up to a limit; what is kept was checked by
+ * a digest that came from the root hash. Levels count from the lowest, whose blocks have the digests of the data; the root hash is
+ * the digest above the highest. */
+
+enum { MAX_TREE_LEVELS = 64, MAX_DIGEST_SIZE = 64 };
+
+typedef struct hash_tree hash_tree;
+
+typedef struct {
+    uint64_t data_blocks;
+    size_t data_block_size, hash_block_size, digest_size, digests_per_block;
+    size_t level_count; /* 0: the root hash is the digest of the one data block */
+    uint64_t level_offset[64]; /* in bytes, where the tree is */
+    uint64_t level_blocks[64];
+    uint8_t root_hash[64];
+} hash_tree_shape;
+
+/* `cache_size`: bytes of hash blocks to keep; at least a few paths are. The hasher must outlive it. NULL: no memory, or an
+ * impossible shape. */
+hash_tree *hash_tree_new(const hasher *hasher, const hash_tree_shape *shape, size_t cache_size);
+void hash_tree_free(hash_tree *self);
+const hash_tree_shape *hash_tree_shape_of(const hash_tree *self);
+
+/* The digests of `count` neighbours, of which `first` is the first one's number, below one block of a level (level_count: the
+ * root hash). 0: that block is not kept. */
+int hash_tree_digests(hash_tree *self, size_t level, uint64_t first, size_t count, uint8_t *digests);
+/* The same from a hash block that hash_tree_keep has accepted. */
+void hash_tree_digests_in(const hash_tree *self, const uint8_t *block, uint64_t first, size_t count, uint8_t *digests);
+
+/* Check a hash block by its digest, which hash_tree_digests gave, and keep it; or refuse it. */
+enum { TREE_KEPT = 1, TREE_REFUSED = 0, TREE_NO_MEMORY = -1, TREE_NOT_ASKED = -2 };
+int hash_tree_keep(hash_tree *self, size_t level, uint64_t index, const uint8_t *block, const uint8_t *expected);
+
+/* Compare data blocks with their joined digests, which hash_tree_digests gave; *index is that of the first that differs, `count` if
+ * there is none. 0: no memory. */
+int hash_tree_first_mismatch(hash_tree *self, const uint8_t *data, size_t count, const uint8_t *expected, size_t *index);
+
+/* How many blocks passed. */
+uint64_t hash_tree_blocks_verified(const hash_tree *self);
+uint64_t hash_tree_hash_blocks_verified(const hash_tree *self);
+
+/* -- tree_paths.c: what one request needs of the hash tree: the digests of its data blocks, and the hash blocks on the way to them
+ * that are missing. It keeps the digests that it has found, so that it gets on however small the cache is. One thread at a time. */
+
+typedef struct tree_paths tree_paths;
+
+typedef struct {
+    size_t level;
+    uint64_t index; /* within the level */
+} hash_block_key;
+
+/* `extents`: pairs of offset and length, in bytes: runs of whole data blocks, in order, none overlapping. The tree must outlive it.
+ * NULL: no memory, or other extents. */
+tree_paths *tree_paths_new(hash_tree *tree, const uint64_t *extents, size_t count);
+void tree_paths_free(tree_paths *self);
+
+/* Look what is kept. Returns how many hash blocks are missing, or TREE_NO_MEMORY. */
+int64_t tree_paths_look(tree_paths *self);
+/* Those that were missing when it last looked, the highest level first, until it looks again. */
+const hash_block_key *tree_paths_missing(const tree_paths *self);
+/* Hand in a missing one; the one above, if that is missing too, comes first. The memory is read once. TREE_KEPT, TREE_REFUSED,
+ * TREE_NO_MEMORY, TREE_NOT_ASKED. */
+int tree_paths_give(tree_paths *self, size_t level, uint64_t index, const uint8_t *unverified_block);
+
+/* Compare the data of a run. Returns the number of the first data block at or behind `from` that differs, or one of these. Any
+ * threads at a time. */
+enum { TREE_NO_MISMATCH = -3 };
+int64_t tree_paths_mismatch(const tree_paths *self, size_t run, const uint8_t *data, size_t size, uint64_t from);
 
 /* -- sectors.c */
 

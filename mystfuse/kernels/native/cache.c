@@ -1,7 +1,11 @@
 /* Equal items by number, in sets of WAYS. Each set has a lock, and a hand that drops the items that were not used since it last
  * came by (the CLOCK algorithm). Items are copied in and out, so nobody holds one. */
-#include "internal.h"
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "cache.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
