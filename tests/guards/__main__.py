@@ -90,29 +90,32 @@ class Copy:
         code = file.read_text()
         if code.count(guard.code) != 1:
             return f"{guard.file} has its code {code.count(guard.code)} times"
-        _write(file, code.replace(guard.code, guard.without))
+        self._write(file, code.replace(guard.code, guard.without))
         try:
             # Of several tests each has to fail; of a single one, its first case.
             output = self.run(guard.tests, *(["-x"] if len(guard.tests) == 1 else []))
         finally:
-            _write(file, code)
+            self._write(file, code)
         failed = {line.split()[1] for line in output.splitlines() if re.match(r"(FAILED|ERROR) tests/", line)}
         passed = [test for test in guard.tests if not any(_is_of(each, test) for each in failed)]
         if not passed:
             return None
         return f"without it these do not fail: {' '.join(passed)}\n{output[-1500:]}"
 
+    def _write(self, file: Path, code: str) -> None:
+        """Change a file, and compile it if it is C."""
+        file.write_text(code)
+        # By its time and size Python would know what it has compiled.
+        for compiled in file.parent.glob(f"__pycache__/{file.stem}.*"):
+            compiled.unlink()
+        if file.suffix == ".c":
+            build = [self.path / ".venv/bin/python3", "setup.py", "-q", "build_ext", "--inplace", "--force"]
+            subprocess.run(build, cwd=self.path, check=True, capture_output=True)
+
 
 def _is_of(case: str, test: str) -> bool:
     """Whether pytest's name is this test, or one of its cases."""
     return case == f"tests/{test}" or case.startswith((f"tests/{test}[", f"tests/{test} "))
-
-
-def _write(file: Path, code: str) -> None:
-    """Replace the file instead of writing to it: by its time and size Python knows what it has compiled."""
-    file.write_text(code)
-    for compiled in file.parent.glob(f"__pycache__/{file.stem}.*"):
-        compiled.unlink()
 
 
 def _limit() -> None:

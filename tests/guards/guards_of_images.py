@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.guards.guard import Guard
 
 _VERITY = "mystfuse/devices/verity.py"
+_TREE = "mystfuse/kernels/native/hash_tree.c"
 _SIGNATURE = "mystfuse/trust/signature.py"
 _DIRECTORY = "mystfuse/trust/trust_directory.py"
 _ALLOCATION = "mystfuse/ext2/allocation.py"
@@ -12,9 +13,10 @@ _ALLOCATION = "mystfuse/ext2/allocation.py"
 OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "data blocks have their digests",
-        _VERITY,
-        "[first + index for index in self._hasher.mismatches(data, block_size, expected)]",
-        "[]",
+        _TREE,
+        "if (!hasher_first_mismatch(self->hasher, data, self->shape.data_block_size, count, expected, index))\n"
+        "        return 0;",
+        "(void)data, (void)expected, *index = count;",
         (
             "devices/test_verity_device.py::test_data_that_changes_between_reads_fails_then_and_is_right_before_and_after",
             "fuse/test_damage_while_mounted.py::test_changed_in_place_while_mounted",
@@ -22,9 +24,9 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "hash blocks have their digests",
-        _VERITY,
-        "if not hmac.compare_digest(self._hasher.digest(unverified_block), expected):",
-        "if False:",
+        _TREE,
+        "if (mismatch == 0)\n        return TREE_REFUSED;\n",
+        "",
         (
             "devices/test_verity_device.py::test_forged_data_with_a_forged_hash_block_is_refused_with_the_upper_levels_cached",
         ),
@@ -38,11 +40,9 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "no hash block is kept before it is checked",
-        _VERITY,
-        "self._check_hash_block(key, unverified_block, held)\n"
-        "        held[key] = self._verified_hash_blocks[key] = unverified_block\n",
-        "held[key] = self._verified_hash_blocks[key] = unverified_block\n"
-        "        self._check_hash_block(key, unverified_block, held)\n",
+        _TREE,
+        "    size_t mismatch;\n\n",
+        "    size_t mismatch;\n\n    cache_put(self->kept, number_of(level, index), block);\n",
         ("devices/test_verity_device.py::test_damage_that_was_transient_is_read_anew",),
     ),
     Guard(
@@ -337,9 +337,9 @@ OF_IMAGES: tuple[Guard, ...] = (
     ),
     Guard(
         "verified hash blocks have bounded memory",
-        _VERITY,
-        "while len(self._verified_hash_blocks) > self._max_hash_blocks:",
-        "while False:",
+        "mystfuse/kernels/native/cache.c",
+        "while (self->set_count * 2 * WAYS * item_size <= capacity) {",
+        "while (self->set_count < 1024) {",
         ("devices/test_verity_cache.py::test_tiny_cache_stays_bounded_and_results_stay_right",),
     ),
     Guard(

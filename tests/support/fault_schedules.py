@@ -24,6 +24,7 @@ import trio
 import trio.testing
 
 from mystfuse.crypto.secret import Secret
+from mystfuse.devices.verity import VerityDevice
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError, WrongKey, innermost
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.setattr import AttributeChanges
@@ -296,8 +297,12 @@ class Schedule:
     def _shrink_caches(self, pipeline: Pipeline, volume: Volume) -> None:
         """Make it read hash blocks and metadata again and again."""
         assert pipeline.verity is not None
-        least = 2 * len(pipeline.verity._geometry.levels) + 4
-        pipeline.verity._max_hash_blocks = self._dice.choice((least, least, 1000))
+        verity = pipeline.verity
+        cache_bytes = self._dice.choice((0, 0, 1000 * verity.superblock.hash_block_size))
+        smaller = VerityDevice(
+            pipeline.reader, verity.superblock, verity.geometry, self._subject.root_hash, cache_bytes
+        )
+        verity.tree = smaller.tree
         volume.cache._max_blocks = self._dice.choice((1, 8, 1000))
 
     async def _work(self, volume: Volume) -> None:
