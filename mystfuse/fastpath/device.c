@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 enum {
-    SLICE = 128 << 10,   /* bytes that are fetched and verified together, so that they are still in the processor's cache */
     AROUND = 32 << 10,   /* bytes fetched from storage around metadata that is missing */
 };
 
@@ -189,9 +188,8 @@ static enum outcome read_slice(worker *w, uint64_t offset, size_t size, uint8_t 
 {
     const hash_tree_shape *shape = w->fp->shape;
     const size_t blocks = size / shape->data_block_size;
-    uint8_t digests[SLICE / 512 * MAX_DIGEST_SIZE];
     size_t mismatch;
-    enum outcome outcome = find_digests(w, 0, offset / shape->data_block_size, blocks, digests);
+    enum outcome outcome = find_digests(w, 0, offset / shape->data_block_size, blocks, w->digests);
 
     if (outcome == WAIT)
         /* So that storage fetches both at the same time. */
@@ -200,7 +198,7 @@ static enum outcome read_slice(worker *w, uint64_t offset, size_t size, uint8_t 
         outcome = fetch(w, offset, size, out);
     if (outcome != DONE)
         return outcome;
-    if (!hash_tree_first_mismatch(w->fp->config.tree, out, blocks, digests, &mismatch) || mismatch != blocks)
+    if (!hash_tree_first_mismatch(w->fp->config.tree, out, blocks, w->digests, &mismatch) || mismatch != blocks)
         return FORWARD;
     return DONE;
 }

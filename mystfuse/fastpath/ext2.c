@@ -78,6 +78,11 @@ static enum outcome find_table(worker *w, uint64_t group, uint64_t *table)
     const uint64_t first = config->first_data_block + group * config->blocks_per_group;
     const uint64_t end = first + at_most(config->blocks_per_group, config->blocks_count - first);
     uint8_t descriptor[DESCRIPTOR_SIZE];
+
+    if (w->latest_group == group + 1) {
+        *table = w->latest_table;
+        return DONE;
+    }
     const enum outcome outcome = read_block(w, config->descriptors + position / config->block_size,
                                             position % config->block_size, sizeof descriptor, descriptor);
 
@@ -88,7 +93,11 @@ static enum outcome find_table(worker *w, uint64_t group, uint64_t *table)
     const int is_usual = first <= block_bitmap && block_bitmap < end && is_data_block(w->fp, block_bitmap)
                          && first <= inode_bitmap && inode_bitmap < end && is_data_block(w->fp, inode_bitmap)
                          && first <= *table && *table + config->table_blocks <= end && is_data_block(w->fp, *table);
-    return is_usual ? DONE : FORWARD;
+    if (!is_usual)
+        return FORWARD;
+    w->latest_group = group + 1;
+    w->latest_table = *table;
+    return DONE;
 }
 
 static uint32_t load_device(const uint8_t *block)
@@ -172,6 +181,10 @@ enum outcome read_inode(worker *w, uint64_t ino, inode *to)
     uint8_t head[MAX_INODE_HEAD] = {0};
     uint64_t table;
 
+    if (w->latest.ino == ino && ino && w->latest_state == w->fp->written.states) {
+        *to = w->latest;
+        return DONE;
+    }
     if (ino == 0 || ino > config->inodes_count || (ino != ROOT_INO && ino < config->first_ino))
         return FORWARD;
     enum outcome outcome = find_table(w, (ino - 1) / config->inodes_per_group, &table);
@@ -186,7 +199,12 @@ enum outcome read_inode(worker *w, uint64_t ino, inode *to)
     to->ino = ino;
     if (!parse_inode(w, head, to))
         return FORWARD;
-    return look_for_body_xattrs(w, number, offset, head, to);
+    outcome = look_for_body_xattrs(w, number, offset, head, to);
+    if (outcome == DONE) {
+        w->latest = *to;
+        w->latest_state = w->fp->written.states;
+    }
+    return outcome;
 }
 
 /* -- Block maps. */

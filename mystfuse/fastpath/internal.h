@@ -23,6 +23,7 @@ enum {
     REPLY_ROOM = MAX_DATA + 4096,
     PAGE = 4096,
     MAX_LISTING = 128 << 10,       /* bytes of a reply to READDIR */
+    SLICE = 128 << 10, /* bytes that are fetched and verified together, so that they are still in the processor's cache */
     MAX_POINTERS = MAX_DATA / 1024 + 1,
     MAX_BLOCK = 64 << 10,
     ROOT_INO = 2,
@@ -47,12 +48,23 @@ typedef struct {
     size_t capacity, used; /* a power of two, or 0 */
     const uint8_t **arenas;
     size_t arena_count;
+    uint64_t states; /* how many there have been */
 } written_blocks;
 
 int written_init(written_blocks *self);
 void written_destroy(written_blocks *self);
 /* Where a block is, with `state` held. DONE: *at is its memory, or NULL if the image's block counts. FORWARD: in the store. */
 enum outcome written_find(const fastpath *fp, uint64_t number, const uint8_t **at);
+
+typedef struct {
+    uint64_t ino, size;
+    uint32_t mode, uid, gid, links, i_blocks, generation, file_acl, rdev;
+    int64_t seconds[3]; /* of access, modification, change */
+    uint32_t nanoseconds[3];
+    uint32_t block[15];
+    uint8_t bytes[60]; /* the same, as they are */
+    int has_body_xattrs;
+} inode;
 
 /* -- The workers. */
 typedef struct {
@@ -79,6 +91,12 @@ typedef struct worker {
     uint8_t *metadata;  /* a block of the file system on its way into the cache */
     uint8_t *directory; /* a block of a directory that is being looked at */
     uint32_t pointers[MAX_POINTERS];
+    uint8_t digests[SLICE / 512 * MAX_DIGEST_SIZE];
+
+    /* What was found last, which most requests ask for again. */
+    inode latest;
+    uint64_t latest_state; /* written.states at that time */
+    uint64_t latest_group, latest_table; /* + 1, 0: none; the place of an inode table never changes */
 
     struct {
         uint64_t offset;
@@ -138,16 +156,6 @@ enum outcome device_wait(worker *w);
 void device_expect(worker *w, uint64_t offset, size_t size);
 
 /* -- ext2.c: the file system's structures, with `state` held. */
-typedef struct {
-    uint64_t ino, size;
-    uint32_t mode, uid, gid, links, i_blocks, generation, file_acl, rdev;
-    int64_t seconds[3]; /* of access, modification, change */
-    uint32_t nanoseconds[3];
-    uint32_t block[15];
-    uint8_t bytes[60]; /* the same, as they are */
-    int has_body_xattrs;
-} inode;
-
 enum outcome read_inode(worker *w, uint64_t ino, inode *to);
 /* Pointers to blocks of a file; 0 for a hole. At most MAX_POINTERS. */
 enum outcome map_blocks(worker *w, const inode *it, uint64_t first, size_t count, uint32_t *pointers);

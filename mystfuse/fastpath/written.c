@@ -162,6 +162,7 @@ void fastpath_lock(fastpath *fp)
 
 void fastpath_unlock(fastpath *fp)
 {
+    fp->written.states++;
     pthread_rwlock_unlock(&fp->written.state);
 }
 
