@@ -297,6 +297,21 @@ def test_a_refused_block_is_not_kept_and_the_right_one_is_taken_afterwards(kerne
 
 
 @every_kernel
+def test_what_a_request_has_found_is_not_missing_again_when_it_is_dropped(kernel: str) -> None:
+    image = build(4100, 512, 512)
+    tree, runs = tree_of(kernel, image, 1), [(16 * 512, 512)]
+    assert check(tree, image, [(0, 512)]) == (set(), [])
+    paths = tree.paths(runs)
+    assert paths.missing() == [(0, 1)]
+    for block in range(300, 4000, 37):
+        assert check(tree, image, [(block * 512, 512)]) == (set(), [])
+    assert (1, 0) in tree.paths(runs).missing(), "it was dropped"
+    assert paths.missing() == [(0, 1)]
+    assert paths.give((0, 1), hash_block(image, (0, 1)))
+    assert paths.mismatches(data_of(image, runs)) == []
+
+
+@every_kernel
 def test_threads_share_a_tree(kernel: str, busy_threads: ThreadPoolExecutor) -> None:
     image = build(4100, 512, 512)
     image.content[2000 * 512] ^= 1
