@@ -69,6 +69,17 @@ class SparseImage:
             self._changed[number][within : within + len(part)] = part
             start += len(part)
 
+    def changes(self) -> list[tuple[int, bytes, bytes]]:
+        """What has been overwritten since the copy was made: (offset, bytes now, bytes before)."""
+        zeros = bytes(PIECE)
+        return [
+            (number * PIECE, bytes(piece), self._pieces.get(number, zeros)) for number, piece in self._changed.items()
+        ]
+
+    def whole(self) -> list[tuple[int, bytes]]:
+        """The original without its zeros: (offset, bytes)."""
+        return [(number * PIECE, piece) for number, piece in self._pieces.items()]
+
     def number(self, offset: int, size: int) -> int:
         """The little-endian number of ``size`` bytes at an offset."""
         return int.from_bytes(self.get(offset, size), "little")
