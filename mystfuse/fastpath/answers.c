@@ -75,7 +75,7 @@ static enum outcome answer_getattr(worker *w, const call *it)
 /* Whether the body is a name and its end. */
 static int is_name(const uint8_t *body, size_t size)
 {
-    return size >= 2 && size <= 256 && memchr(body, 0, size) == body + size - 1;
+    return size >= 2 && size <= 256 && memchr(body, 0, size) == body + size - 1 && !memchr(body, '/', size);
 }
 
 int is_dots(const uint8_t *name, size_t size)

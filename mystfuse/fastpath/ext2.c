@@ -293,6 +293,26 @@ int is_usual_directory(const fastpath *fp, const inode *it)
            && it->size <= at_most(MAX_DIRECTORY_SIZE, fp->config.size);
 }
 
+/* Whether no block comes twice: a small image could claim to hold a huge directory. */
+static int are_distinct(const uint32_t *pointers, size_t count)
+{
+    int rise = 1;
+
+    for (size_t index = 1; index < count; index++)
+        rise &= pointers[index - 1] < pointers[index];
+    for (size_t index = 1; !rise && index < count; index++)
+        for (size_t other = 0; other < index; other++)
+            if (pointers[index] && pointers[index] == pointers[other])
+                return 0;
+    return 1;
+}
+
+enum outcome map_directory(worker *w, const inode *it, uint64_t first, size_t count, uint32_t *pointers)
+{
+    const enum outcome outcome = map_blocks(w, it, first, count, pointers);
+    return outcome == DONE && !are_distinct(pointers, count) ? FORWARD : outcome;
+}
+
 int read_entry(const fastpath *fp, const uint8_t *block, size_t offset, directory_entry *to)
 {
     const uint8_t *at = block + offset;
@@ -331,7 +351,7 @@ enum outcome find_name(worker *w, const inode *directory, const uint8_t *name, s
     *ino = 0;
     if (!is_usual_directory(w->fp, directory) || blocks > MAX_DIRECTORY_BLOCKS)
         return FORWARD;
-    enum outcome outcome = map_blocks(w, directory, 0, blocks, w->pointers);
+    enum outcome outcome = map_directory(w, directory, 0, blocks, w->pointers);
     for (size_t index = 0; outcome == DONE && index < blocks && !*ino; index++) {
         const uint8_t *block;
         if (!w->pointers[index])

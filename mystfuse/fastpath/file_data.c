@@ -74,7 +74,8 @@ static enum outcome locate(worker *w, const call *it, const struct fuse_read_in 
 static size_t run_length(const worker *w, const range *in, size_t index)
 {
     size_t length = 1;
-    while (index + length < in->blocks && w->pointers[index + length] == w->pointers[index] + length)
+    while (index + length < in->blocks && w->pointers[index + length] != FILLED
+           && w->pointers[index + length] == w->pointers[index] + length)
         length++;
     return length;
 }

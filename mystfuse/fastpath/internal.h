@@ -172,6 +172,8 @@ typedef struct {
     const uint8_t *name;
 } directory_entry;
 
+/* The same for blocks of a directory, among which none may come twice. */
+enum outcome map_directory(worker *w, const inode *it, uint64_t first, size_t count, uint32_t *pointers);
 /* Whether it is a directory of a usual size. */
 int is_usual_directory(const fastpath *fp, const inode *it);
 /* The entry at an offset of a block of a directory; 0: something is not as usual. */

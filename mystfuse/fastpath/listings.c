@@ -7,6 +7,7 @@
 enum {
     AFTER_DOT = 1, /* positions of a listing; the others are bytes of the directory */
     AFTER_DOTS = 2,
+    TOGETHER = 32 << 10, /* bytes of a directory whose blocks are looked up together, as ext2/directory.py does */
 };
 
 typedef struct {
@@ -107,11 +108,11 @@ static enum outcome list_block(worker *w, const inode *directory, uint64_t logic
     const size_t size = w->fp->config.block_size;
     const uint8_t *block;
     directory_entry entry;
-    uint32_t number;
+    const uint64_t left = directory->size / size - logical;
 
-    enum outcome outcome = map_blocks(w, directory, logical, 1, &number);
+    enum outcome outcome = map_directory(w, directory, logical, at_most(left, size < TOGETHER ? TOGETHER / size : 1), w->pointers);
     if (outcome == DONE)
-        outcome = number ? look_at_block(w, number, &block) : FORWARD;
+        outcome = w->pointers[0] ? look_at_block(w, w->pointers[0], &block) : FORWARD;
     for (size_t offset = 0; outcome == DONE && !to->is_full && offset < size; offset += entry.rec_len) {
         if (!read_entry(w->fp, block, offset, &entry))
             return FORWARD;
