@@ -20,7 +20,7 @@ def target(request: pytest.FixtureRequest) -> Target:
     return found
 
 
-@pytest.mark.logs(r"^mystfuse\.ext2")
+@pytest.mark.logs(r"^mystfuse\.ext2", r"marked as having errors")
 def test_seeds_and_stored_inputs_break_nothing(target: Target) -> None:
     inputs = target.seeds() + [path.read_bytes() for path in target.stored()]
     assert inputs
@@ -33,7 +33,7 @@ def test_seeds_and_stored_inputs_break_nothing(target: Target) -> None:
             raise
 
 
-@pytest.mark.logs(r"^mystfuse\.ext2")
+@pytest.mark.logs(r"^mystfuse\.ext2", r"marked as having errors")
 def test_inputs_of_hypothesis_break_nothing(target: Target) -> None:
     seeds = target.seeds()
     length = st.binary(max_size=min(target.max_length, 400))
