@@ -161,34 +161,46 @@ def _sound() -> Answers:
 _KEPT: list[object] = []
 
 
+def malformed(data: bytes) -> bytes:
+    """Bytes that are no request, or hardly one."""
+    return _malformed(Choices(data))
+
+
+def _malformed(choices: Choices) -> bytes:
+    raw = bytearray(_question(choices, "small"))
+    match choices.below(6):
+        case 0:
+            del raw[choices.below(len(raw) + 1) :]
+        case 1:
+            raw += choices.take(choices.below(300))
+        case 2:
+            raw[4:8] = choices.pick((*Kind, 0, 63, 64, 255, 1 << 31)).to_bytes(4, "little")
+        case 3:
+            raw[4:8] = choices.pick((Kind.FORGET, Kind.BATCH_FORGET, Kind.RELEASE, Kind.OPENDIR)).to_bytes(4, "little")
+            del raw[40:]
+            raw += choices.nasty(4, 1).to_bytes(4, "little") + choices.take(choices.below(64))
+        case 4:
+            at = choices.below(len(raw))
+            raw[at : at + 8] = choices.nasty(8, int.from_bytes(raw[at : at + 8], "little")).to_bytes(8, "little")
+        case 5:
+            raw = bytearray(raw[:40] + choices.rest())
+    if choices.below(16) == 15:
+        raw = raw.ljust(_LARGEST + choices.below(3) - 1, b"\xff")
+    if choices.below(4):
+        raw[:4] = len(raw).to_bytes(4, "little")
+    return bytes(raw)
+
+
 def requests(data: bytes) -> None:
     """No bytes that are no request do harm, and what is answered is a whole reply to the one who asked."""
     choices = Choices(data)
     for _ in range(1 + choices.below(6)):
-        raw = bytearray(_question(choices, "small"))
-        match choices.below(6):
-            case 0:
-                del raw[choices.below(len(raw) + 1) :]
-            case 1:
-                raw += choices.take(choices.below(300))
-            case 2:
-                raw[4:8] = choices.pick((*Kind, 0, 63, 64, 255, 1 << 31)).to_bytes(4, "little")
-            case 3:
-                raw[4:8] = choices.pick((Kind.FORGET, Kind.BATCH_FORGET, Kind.RELEASE, Kind.OPENDIR)).to_bytes(4, "little")
-                del raw[40:]
-                raw += choices.nasty(4, 1).to_bytes(4, "little") + choices.take(choices.below(64))
-            case 4:
-                at = choices.below(len(raw))
-                raw[at : at + 8] = choices.nasty(8, int.from_bytes(raw[at : at + 8], "little")).to_bytes(8, "little")
-            case 5:
-                raw = bytearray(raw[:40] + choices.rest())
-        if choices.below(16) == 15:
-            raw = raw.ljust(_LARGEST + choices.below(3) - 1, b"\xff")
-        answer = _sound().ask(bytes(raw))
+        raw = _malformed(choices)
+        answer = _sound().ask(raw)
         if answer:
             length, error, unique = OUT_HEADER.unpack_from(answer)
-            ensure(length == len(answer) and -200 < error <= 0, f"{bytes(raw)!r}: {answer!r}")
-            ensure(unique == int.from_bytes(raw[8:16], "little"), f"{bytes(raw)!r}: another's reply")
+            ensure(length == len(answer) and -200 < error <= 0, f"{raw!r}: {answer!r}")
+            ensure(unique == int.from_bytes(raw[8:16], "little"), f"{raw!r}: another's reply")
 
 
 TARGETS = [

@@ -117,21 +117,23 @@ async def opened(
     options: MountOptions = OPTIONS,
     keys: Keys | None = None,
     store_file: int | None = None,
+    init: Any = NO_KERNEL,
 ) -> AsyncIterator[Pair]:
-    """A volume on an image, and a fast path that follows its overlay."""
+    """A volume on an image, and a fast path that follows its overlay; whoever starts it stops it."""
     source = image.source()
     try:
         hash_offset = getattr(source, "hash_offset", image.hash_offset)
         trusted = open_image(source, TrustPolicy(), hash_offset, image.root_hash)
         async with run_pipeline(trusted, keys or Keys(), 30, _quiet) as pipeline:
             volume = await Volume.open(pipeline.device, overlay_limit, pipeline.workers, store_file)
-            fast_path = FastPath.make(pipeline, source.parts, volume.superblock, options, NO_KERNEL)
+            fast_path = FastPath.make(pipeline, source.parts, volume.superblock, options, init)
             try:
                 if volume.overlay is not None:
                     volume.overlay.set_mirror(WrittenBlocks(fast_path))
                 yield Pair(volume, fast_path, Answers(fast_path), Reference(volume, options))
             finally:
-                fast_path.stop()
+                if init is NO_KERNEL:
+                    fast_path.stop()
     finally:
         source.close()
 

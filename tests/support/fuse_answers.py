@@ -16,9 +16,9 @@ from mystfuse.errors import MystfuseError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.inode import Inode
 from mystfuse.fuse.attributes import CACHE_SECONDS, ShownAttributes
-from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME
+from mystfuse.fuse.control_directory_names import CONTROL_NAME
 from mystfuse.fuse.mount_options import MountOptions
-from mystfuse.fuse.protocol import ENTRY_OUT, FOPEN_KEEP_CACHE, IN_HEADER, OPEN_OUT, OUT_HEADER
+from mystfuse.fuse.protocol import ATTR, ENTRY_OUT, FOPEN_KEEP_CACHE, IN_HEADER, OPEN_OUT, OUT_HEADER
 from mystfuse.volume.volume import Volume
 
 UNIQUE = 0x1234_5678_9ABC
@@ -30,6 +30,8 @@ READ_BODY = struct.Struct("=QQIIQI4x")
 """fh, offset, size, read_flags, lock_owner, flags"""
 DIRENT = struct.Struct("=QQII")
 """ino, off, namelen, type"""
+ENTRY_SIZE = ENTRY_OUT.size + ATTR.size
+"""Bytes of fuse_entry_out."""
 _AT_ONCE = 512
 
 
@@ -147,7 +149,7 @@ class Reference:
             return None
         inode = await self._volume.lookup(parent, name)
         if inode is None:
-            return reply(ENTRY_OUT.pack(0, 0, CACHE_SECONDS, *bytes(ENTRY_OUT_FIELDS - 3)))
+            return reply(ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, 0, 0) + bytes(ATTR.size))
         return reply(self._shown.packed_entry(inode))
 
     async def _getxattr(self, ino: int, name: bytes) -> bytes | None:
@@ -173,7 +175,7 @@ class Reference:
         size = (await self._volume.inode(ino)).size
         parent = (await self._volume.dots(ino))[0] if position < 2 else 0
         for after, name, number in ((1, b".", ino), (2, b"..", parent)):
-            if position < after and not add(pack_entry(name, number, stat.S_IFDIR, after, bytes(ENTRY_OUT.size))):
+            if position < after and not add(pack_entry(name, number, stat.S_IFDIR, after, bytes(ENTRY_SIZE))):
                 return found
         offset = 0 if position <= 2 else position
         if offset >= size:
@@ -198,8 +200,6 @@ class Reference:
         return self._options.control and ino == EXT2_ROOT_INO and name == CONTROL_NAME
 
 
-ENTRY_OUT_FIELDS = len(ENTRY_OUT.unpack(bytes(ENTRY_OUT.size)))
-CONTROL = CONTROL_INO
 
 
 def pack_entry(name: bytes, ino: int, mode: int, following: int, entry: bytes) -> bytes:
@@ -213,8 +213,8 @@ def entries_of(listing: bytes | memoryview) -> list[tuple[bytes, int, int]]:
     found: list[tuple[bytes, int, int]] = []
     at = 0
     while at < len(listing):
-        ino, following, size, _ = DIRENT.unpack_from(listing, at + ENTRY_OUT.size)
-        start = at + ENTRY_OUT.size + DIRENT.size
+        ino, following, size, _ = DIRENT.unpack_from(listing, at + ENTRY_SIZE)
+        start = at + ENTRY_SIZE + DIRENT.size
         found.append((bytes(listing[start : start + size]), ino, following))
         at = -(-(start + size) // 8) * 8
     return found
