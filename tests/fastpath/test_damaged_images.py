@@ -22,7 +22,9 @@ ROUNDS = 10
 Answered = dict[bytes, bytes]
 
 
-@pytest.fixture(scope="module", params=[(1024, TreeOptions(data_block_size=512, hash_block_size=512)), (4096, TreeOptions())])
+@pytest.fixture(
+    scope="module", params=[(1024, TreeOptions(data_block_size=512, hash_block_size=512)), (4096, TreeOptions())]
+)
 def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TreeImage:
     block_size, options = request.param
     directory = tmp_path_factory.mktemp("image")

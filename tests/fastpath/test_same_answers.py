@@ -143,7 +143,12 @@ async def test_the_control_directory_is_pythons(tree: Path, tmp_path: Path) -> N
         assert sub is not None
         assert pair.answers.ask(lookup(EXT2_ROOT_INO, b".mystfuse")) is None
         assert pair.answers.ask(lookup(sub.ino, b".mystfuse")) is not None
-        for question in (getattr_of(control), listxattr(control, 0), lookup(control, b"status.json"), read(control, 0, 9)):
+        for question in (
+            getattr_of(control),
+            listxattr(control, 0),
+            lookup(control, b"status.json"),
+            read(control, 0, 9),
+        ):
             assert pair.answers.ask(question) is None
         answer = pair.answers.ask(readdirplus(EXT2_ROOT_INO, 0))
         assert answer is None or b".mystfuse" not in [name for name, _, _ in entries_of(answer[16:])]

@@ -112,7 +112,9 @@ def _question(choices: Choices, image: str) -> bytes:
                 position = choices.nasty(8, position)
             return readdirplus(ino, position, choices.pick((0, 200, 4096, 131072)))
         case _:
-            name = choices.pick(_NAMES) if choices.below(6) else choices.take(1 + choices.below(255)).rstrip(b"\0") or b"x"
+            name = (
+                choices.pick(_NAMES) if choices.below(6) else choices.take(1 + choices.below(255)).rstrip(b"\0") or b"x"
+            )
             return lookup(choices.pick(list(place.directories)) if choices.below(4) else ino, name)
 
 
@@ -126,7 +128,9 @@ async def _compare(answers: Answers, image: SparseImage, questions: list[bytes])
         try:
             expected = await reference.answer(question)
         except (MystfuseError, OSError) as error:
-            raise AssertionError(f"{_shown(question)} is answered by {answer.hex()}, but by Python: {error!r}") from error
+            raise AssertionError(
+                f"{_shown(question)} is answered by {answer.hex()}, but by Python: {error!r}"
+            ) from error
         is_same = answer == expected
         if expected is not None and IN_HEADER.unpack_from(question)[1] == Kind.READDIRPLUS:
             is_same = is_same or _is_beginning(answer[OUT_HEADER.size :], expected[OUT_HEADER.size :])
@@ -204,6 +208,8 @@ def requests(data: bytes) -> None:
 
 
 TARGETS = [
-    Target("fastpath", answers, seeds=lambda: [bytes([image, 0, 23, *range(200)]) for image in range(5)], max_length=1024),
+    Target(
+        "fastpath", answers, seeds=lambda: [bytes([image, 0, 23, *range(200)]) for image in range(5)], max_length=1024
+    ),
     Target("fastpath-requests", requests, seeds=lambda: [bytes(20), bytes(range(255))], max_length=1024),
 ]

@@ -1,4 +1,4 @@
-"""The native kernels: chosen by the environment, built hardened, clean under the sanitizers."""
+"""The native kernels: chosen by the environment, built hardened (and by scripts/sanitize with sanitizers)."""
 
 from __future__ import annotations
 
@@ -107,41 +107,3 @@ def test_the_module_is_built_hardened() -> None:
     symbols = shown("--dyn-syms")
     assert "__stack_chk_fail" in symbols
     assert "__memcpy_chk" in symbols
-
-
-@needs_native
-@pytest.mark.slow
-def test_under_the_sanitizers(tmp_path: Path) -> None:
-    """The tests above run again with C code compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    if os.environ.get("MYSTFUSE_SANITIZED"):
-        assert native_hashing.lib is sys.modules["sanitized"].lib
-        return
-    libraries = [
-        subprocess.check_output(["gcc", f"-print-file-name=lib{name}.so"], text=True).strip()
-        for name in ("asan", "ubsan")
-    ]
-    if not all(map(os.path.isabs, libraries)):
-        pytest.skip("gcc has no sanitizers")
-    script = ROOT / "tests/support/sanitized_kernels.py"
-    build = [sys.executable, script, tmp_path]
-    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert built.returncode == 0, built.stdout + built.stderr
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.sanitized_kernels",
-         "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "",
-         "-k", "native or libcrypto or alike or overlaps or sanitizers", "tests/kernels"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={
-            **os.environ,
-            "LD_PRELOAD": " ".join(libraries),
-            # Python leaks memory on purpose; its small objects must come from malloc, so that the sanitizer guards
-            # them.
-            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
-            "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-            "PYTHONMALLOC": "malloc",
-            "PYTHONPATH": f"{ROOT}:{tmp_path}",
-            "MYSTFUSE_SANITIZED": "1",
-        },
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
-    assert " passed" in result.stdout

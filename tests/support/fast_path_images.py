@@ -114,7 +114,9 @@ async def change_something(volume: Volume, noise: random.Random) -> None:
                 changes = AttributeChanges(size=noise.choice((0, 1, 5000, 12 * 1024, 400_000)))
                 await volume.set_attributes(ino, changes, ADMIN)
             case 8:
-                changes = AttributeChanges(mode=noise.randrange(0o10000), mtime_ns=noise.randrange(1 << 62), uid=noise.randrange(1 << 31))
+                changes = AttributeChanges(
+                    mode=noise.randrange(0o10000), mtime_ns=noise.randrange(1 << 62), uid=noise.randrange(1 << 31)
+                )
                 await volume.set_attributes(ino, changes, ADMIN)
             case 9:
                 value = noise.randbytes(noise.choice((1, 50, 700)))
@@ -126,7 +128,9 @@ async def change_something(volume: Volume, noise: random.Random) -> None:
                     await volume.release(removed.ino)
             case 11:
                 names = [entry.name for entry, _ in (await volume.entries(parent, 0, 50))[0]]
-                replaced = await volume.rename(parent, noise.choice(names or [b"none"]), noise.choice(directories), name, 0, ADMIN)
+                replaced = await volume.rename(
+                    parent, noise.choice(names or [b"none"]), noise.choice(directories), name, 0, ADMIN
+                )
                 if replaced is not None and replaced.ino in volume.orphans:
                     await volume.release(replaced.ino)
 

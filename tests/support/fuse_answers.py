@@ -200,8 +200,6 @@ class Reference:
         return self._options.control and ino == EXT2_ROOT_INO and name == CONTROL_NAME
 
 
-
-
 def pack_entry(name: bytes, ino: int, mode: int, following: int, entry: bytes) -> bytes:
     """fuse_direntplus: an entry of a listing; ``entry`` is its fuse_entry_out."""
     packed = entry + DIRENT.pack(ino, following, len(name), stat.S_IFMT(mode) >> 12) + name
@@ -227,7 +225,9 @@ def questions_about(inode: Inode, names: Sequence[bytes], block_size: int) -> li
     asked += [listxattr(ino, 100), getxattr(ino, b"security.capability"), getxattr(ino, b"system.posix_acl_access", 90)]
     asked += [lookup(ino, name) for name in (*names, b"no such name", b"x" * 255)]
     if inode.is_directory:
-        asked += [readdirplus(ino, position, room) for position in (0, 1, 2, 12, size - 1, size) for room in (600, 4096)]
+        asked += [
+            readdirplus(ino, position, room) for position in (0, 1, 2, 12, size - 1, size) for room in (600, 4096)
+        ]
         asked += [readdirplus(ino, 0, MAX_LISTING), readdirplus(ino, size + 1), readdirplus(ino, 0, 100)]
         return asked
     per_block = block_size // 4
@@ -236,5 +236,10 @@ def questions_about(inode: Inode, names: Sequence[bytes], block_size: int) -> li
         middle = edge * block_size
         for offset, length in ((middle, 4096), (middle - 1, 2), (middle - 7000, 131072), (middle + 1, 1), (middle, 0)):
             asked.append(read(ino, max(offset, 0), length))
-    asked += [read(ino, max(size - 5, 0), 1 << 20), read(ino, size, 4096), read(ino, size + 1, 1), read(ino, 1, 1 << 20)]
+    asked += [
+        read(ino, max(size - 5, 0), 1 << 20),
+        read(ino, size, 4096),
+        read(ino, size + 1, 1),
+        read(ino, 1, 1 << 20),
+    ]
     return asked

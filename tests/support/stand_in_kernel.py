@@ -80,7 +80,7 @@ class StandInKernel:
                 self._ours.send(message)
 
     def wait(self, numbers: Sequence[int]) -> list[bytes]:
-        """The replies to some requests, without their headers' numbers; AssertionError: one is missing, or came twice."""
+        """The replies to some requests; AssertionError: one is missing, or came twice."""
         with self._arrived:
             is_complete = self._arrived.wait_for(lambda: all(number in self.replies for number in numbers), _PATIENCE)
             assert is_complete, f"no reply to {[number for number in numbers if number not in self.replies]}"
@@ -100,7 +100,9 @@ class StandInKernel:
         while message := _receive(self._libfuse):
             header = IN_HEADER.unpack_from(message)
             if header[1] not in NO_REPLY:
-                self._libfuse.send(OUT_HEADER.pack(OUT_HEADER.size, -OF_LIBFUSE, header[2]))
+                # The fast path may have been stopped meanwhile.
+                with suppress(BrokenPipeError):
+                    self._libfuse.send(OUT_HEADER.pack(OUT_HEADER.size, -OF_LIBFUSE, header[2]))
 
     def _be_python(self, fast_path: FastPath, has_ended: threading.Event) -> None:
         while not has_ended.is_set():
