@@ -34,6 +34,10 @@ _SPARE = 12
 """Threads that wait for storage at the same time."""
 
 
+_PATIENCE = 1.0
+"""Seconds that a thread waits for storage at most. Then Python does, for the mount's whole time-out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What the C threads have done since the mount; bytes are added to the counts of Python's devices."""
@@ -115,6 +119,7 @@ class FastPath:
         configuration.python_opcodes = sum(1 << opcode for opcode in Opcode)
         configuration.listeners = max(min(len(os.sched_getaffinity(0)), _MAX_LISTENERS), 2)
         configuration.spare = _SPARE
+        configuration.patience = int(min(_PATIENCE, options.io_timeout / 4) * 1e9)
         configuration.arena_size = ARENA_SIZE
         return cls(configuration, kept)
 

@@ -21,7 +21,7 @@ static int is_usual_file_system(const fastpath_config *config)
 {
     return is_power(config->block_size, 1024, MAX_BLOCK) && is_power(config->inode_size, 128, config->block_size)
            && config->blocks_per_group && config->inodes_per_group && config->blocks_count > config->first_data_block
-           && config->inodes_count < (uint64_t)1 << 32 && config->arena_size >= config->block_size;
+           && config->inodes_count < (uint64_t)1 << 32 && config->patience > 0 && config->arena_size >= config->block_size;
 }
 
 static int is_usual(const fastpath_config *config)

@@ -24,7 +24,7 @@
  *    each FORGET that leaves 0 for an inode without links. The kernel forgets no inode that is open, so nobody counts handles.
  * 6. Handles of files opened for reading have no state: FASTPATH_HANDLE and nothing else.
  * 7. No worker waits for storage while it holds a lock, and none waits while no other one reads /dev/fuse: where none is left, the
- *    request goes to Python. A request has one owner: a worker that has waited for FASTPATH_PATIENCE loses it to the watchdog, which
+ *    request goes to Python. A request has one owner: a worker that has waited for config.patience loses it to the watchdog, which
  *    hands it to Python; what storage brings later is dropped.
  * 8. Threads block all signals but FASTPATH_SIGNAL, and never take Python's lock. Locks are taken in this order: `state`, a set of a
  *    cache, the pool's or the queue's.
@@ -39,7 +39,6 @@
 enum {
     FASTPATH_MAX_PARTS = 3,
     FASTPATH_MAX_OPCODE = 64,
-    FASTPATH_PATIENCE = 1, /* seconds */
     FASTPATH_IN_STORE = -1,
     FASTPATH_OF_THE_IMAGE = -2,
 };
@@ -88,6 +87,7 @@ typedef struct {
     uint64_t python_opcodes; /* a bit for each opcode that goes to the queue rather than to libfuse */
     int listeners;           /* threads that read /dev/fuse at the same time */
     int spare;               /* threads that take their places when they wait for storage */
+    int64_t patience;        /* nanoseconds that a worker waits for storage at most */
     size_t arena_size;       /* bytes of an arena of the overlay */
 } fastpath_config;
 

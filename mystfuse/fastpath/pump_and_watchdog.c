@@ -9,8 +9,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { TICK = 250 * 1000000 /* nanoseconds between looks of the watchdog */ };
-
 /* -- The pump. */
 
 /* INIT's reply, in which libfuse has agreed to less than it may. */
@@ -69,7 +67,7 @@ static fastpath_request *take_from(worker *w)
     int expected = WAITING;
 
     if (!w->is_waiting || atomic_load(&w->owner) != WAITING
-        || now() - atomic_load(&w->waiting_since) < (int64_t)FASTPATH_PATIENCE * 1000000000)
+        || now() - atomic_load(&w->waiting_since) < w->fp->config.patience)
         return NULL;
     fastpath_request *request = copy_request(w->request, w->request_size);
     if (request != NULL && !atomic_compare_exchange_strong(&w->owner, &expected, WATCHDOG)) {
@@ -113,7 +111,7 @@ void *watch(void *argument)
             pthread_cond_wait(&fp->waiting, &fp->pool);
             continue;
         }
-        deadline(&until, TICK);
+        deadline(&until, fp->config.patience / 4);
         pthread_cond_timedwait(&fp->waiting, &fp->pool, &until);
         for (int index = 0; index < fp->worker_count; index++) {
             fastpath_request *request = take_from(&fp->workers[index]);

@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+static const int64_t GRACE = 1000000000; /* nanoseconds for the threads to end */
+
 enum {
     STACK = 512 << 10,
     WAKE_UP = SIGUSR2, /* takes a worker out of read(2) */
@@ -109,7 +111,7 @@ static void wake_all(fastpath *fp)
 int fastpath_stop(fastpath *fp)
 {
     const struct timespec pause = {0, 1000000};
-    const int64_t end = now() + (int64_t)FASTPATH_PATIENCE * 1000000000;
+    const int64_t end = now() + GRACE;
 
     atomic_store(&fp->is_stopping, 1);
     shutdown(fp->config.socket_fd, SHUT_RDWR);
