@@ -19,6 +19,7 @@
  *    the call open) until the reply; a write to them that follows waits for that.
  * 4. What the kernel does with answers is ordered by its own locks: names by the directory's i_rwsem (look-ups and listings shared,
  *    changes exclusive), attributes by attr_version (an answer that began before a change is dropped), pages by the page lock.
+ *    Listings that it keeps it tells apart by their positions, which every commit changes (listings.c).
  * 5. `counts` has the kernel's look-up count of every inode number. A worker adds to it before it replies, and takes it back if the
  *    kernel did not get the reply. An inode without a name lives until its count is 0: Python looks after its commit, and is told of
  *    each FORGET that leaves 0 for an inode without links. The kernel forgets no inode that is open, so nobody counts handles.

@@ -8,13 +8,24 @@ enum {
     AFTER_DOT = 1, /* positions of a listing; the others are bytes of the directory */
     AFTER_DOTS = 2,
     TOGETHER = 32 << 10, /* bytes of a directory whose blocks are looked up together, as ext2/directory.py does */
+    POSITION_BITS = 32,
+    VERSION_BITS = 30, /* beside Python's, which have one bit more */
 };
 
 typedef struct {
     uint8_t *at;
     size_t left;
     int is_full;
+    uint64_t version; /* of the blocks, as it is in positions */
 } listing;
+
+/* The kernel keeps a listing from its first part to its end, without looking whether the directory has changed, and then goes on in it
+ * with other listings that have begun before that (fs/fuse/readdir.c, fuse_readdir_cached), by position. So positions behind a change
+ * are others than those before it. */
+static uint64_t version_in_positions(const fastpath *fp)
+{
+    return (fp->written.states & (((uint64_t)1 << VERSION_BITS) - 1)) << POSITION_BITS;
+}
 
 /* One entry, with the inode's attributes if there is one. */
 static void list(const fastpath *fp, listing *to, const uint8_t *name, size_t size, uint64_t ino, uint32_t mode,
@@ -30,7 +41,7 @@ static void list(const fastpath *fp, listing *to, const uint8_t *name, size_t si
     if (it != NULL)
         show_entry(fp, it, &entry.entry_out);
     entry.dirent.ino = ino;
-    entry.dirent.off = next;
+    entry.dirent.off = to->version | next;
     entry.dirent.namelen = (uint32_t)size;
     entry.dirent.type = (mode & S_IFMT) >> 12;
     memset(to->at + length - 8, 0, 8);
@@ -161,8 +172,8 @@ enum outcome answer_readdirplus(worker *w, const call *it)
     if (outcome != DONE || !is_usual_directory(w->fp, &directory))
         return outcome == WAIT ? WAIT : FORWARD;
     const size_t room = at_most(in.size, MAX_LISTING);
-    listing to = {payload(w), room, 0};
-    outcome = list_from(w, &directory, in.offset, &to);
+    listing to = {payload(w), room, 0, version_in_positions(w->fp)};
+    outcome = list_from(w, &directory, in.offset & (((uint64_t)1 << POSITION_BITS) - 1), &to);
     /* What comes before something unusual; the next request begins there. */
     if (outcome == WAIT || (outcome == FORWARD && to.left == room) || (to.is_full && to.left == room))
         return outcome == WAIT ? WAIT : FORWARD;

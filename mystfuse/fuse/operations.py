@@ -228,7 +228,8 @@ class Operations(pyfuse3.Operations):
 
     @answers_errnos
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        directory = OpenDirectory(fh & ~DIRECTORY_HANDLE) if fh & DIRECTORY_HANDLE else self._directories[fh]
+        is_kept = bool(fh & DIRECTORY_HANDLE)
+        directory = OpenDirectory(fh & ~DIRECTORY_HANDLE, is_kept) if is_kept else self._directories[fh]
         await self._directory_reader.reply(directory, start_id, token)
 
     @answers_errnos

@@ -22,6 +22,9 @@ ENTRIES_AT_ONCE = 512
 """Directory entries prepared together; those that the kernel has no room for are kept for its next request."""
 _AFTER_DOT, _AFTER_DOTDOT = 1, 2
 """Positions of a listing behind ``.`` and ``..``; the others are byte offsets, all of them larger."""
+_POSITION_BITS, _VERSION_BITS = 32, 30
+"""Of a position in a listing that the kernel keeps: see ``version_in_positions`` of fastpath/listings.c."""
+_OUR_POSITIONS = 1 << _POSITION_BITS + _VERSION_BITS
 
 
 @dataclass(slots=True)
@@ -29,6 +32,8 @@ class OpenDirectory:
     """A handle of a directory. The kernel sends one READDIR a handle at a time."""
 
     ino: int
+    is_kept: bool = False
+    """Whether the kernel keeps its listings."""
     position: int = -1
     """Where ``prepared`` begins."""
     changes: int = 0
@@ -58,6 +63,7 @@ class DirectoryReader:
             MystfuseError: reading the first entries failed.
         """
         replied = False
+        position &= (1 << _POSITION_BITS) - 1
         is_control = self._control is not None and self._control.owns(directory.ino)
         while True:
             if not directory.prepared or directory.position != position or directory.changes != self._volume.changes:
@@ -75,8 +81,9 @@ class DirectoryReader:
                 directory.position = position
                 if not directory.prepared:
                     return
+            version = self._version_in_positions() if directory.is_kept else 0
             for index, (name, attributes, next_id) in enumerate(directory.prepared):
-                if not pyfuse3.readdir_reply(token, name, attributes, next_id):
+                if not pyfuse3.readdir_reply(token, name, attributes, version | next_id):
                     del directory.prepared[:index]
                     directory.position = position
                     return
@@ -85,6 +92,9 @@ class DirectoryReader:
                     self._lookup_counts.known(attributes.st_ino)
                 position, replied = next_id, True
             directory.prepared = []
+
+    def _version_in_positions(self) -> int:
+        return _OUR_POSITIONS | (self._volume.changes & (1 << _VERSION_BITS) - 1) << _POSITION_BITS
 
     async def _prepare(self, directory: OpenDirectory, position: int) -> list[tuple[bytes, EntryAttributes, int]]:
         """The next entries of a directory from ``position`` on, with the position behind each; empty at its end."""
