@@ -11,8 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -32,8 +34,19 @@ FULL = frozenset({errno.ENOSPC})
 needs_long_run = pytest.mark.skipif(not WANTED, reason="MYSTFUSE_CONSISTENCY_CALLS is not set")
 
 
-def judge_rounds(operators: Path, mountpoint: Path, load: Load, forgiven: frozenset[int] = frozenset()) -> None:
-    """Judge a mount, the calls of a long run in rounds."""
+def judge_rounds(
+    operators: Path,
+    mountpoint: Path,
+    load: Load,
+    forgiven: frozenset[int] = frozenset(),
+    beside: Callable[[Path], AbstractContextManager[object]] = nullcontext,
+) -> Counter[str]:
+    """Judge a mount, the calls of a long run in rounds; returns what was counted.
+
+    Args:
+        beside: begins something beside each round, for the mountpoint.
+    """
+    counts: Counter[str] = Counter()
     dice = random.Random(SEED)
     rounds = max(1, -(-WANTED // ROUND))
     for number in range(rounds):
@@ -41,9 +54,12 @@ def judge_rounds(operators: Path, mountpoint: Path, load: Load, forgiven: frozen
         asking = dice.choice([2, 4, 16, 64]) if WANTED else load.asking
         this = Load(ROUND if WANTED else load.calls, load.ratio, asking, load.drops, load.patience, load.wrap)
         seed = SEED * 1000 + number
-        with caches_dropped():
-            assert_consistent(judge(operators, mountpoint, seed, this, forgiven, LOGS))
+        with caches_dropped(), beside(mountpoint):
+            checker = judge(operators, mountpoint, seed, this, forgiven, LOGS)
+        assert_consistent(checker)
+        counts += checker.counts
         run("rm", "-r", mountpoint / str(seed))
+    return counts
 
 
 def test_the_kernels_own_ext2_is_judged_consistent(operators: Path, tmp_path: Path) -> None:
@@ -77,12 +93,38 @@ def test_an_overlay_that_goes_to_disk(
         assert status_of(mountpoint)["overlay_store_used"] > 0
 
 
+@contextmanager
+def _ballast(mountpoint: Path) -> Iterator[None]:
+    """The block has, while names come and go, mostly no space left."""
+    over = threading.Event()
+    ballast = mountpoint / "ballast"
+
+    def fill() -> None:
+        while not any(mountpoint.glob("*/d1/n*")) and not over.wait(0.01):
+            pass
+        while not over.is_set():
+            with ballast.open("wb", buffering=0) as file:
+                with suppress(OSError):
+                    while not over.is_set():
+                        file.write(bytes(16384))
+                over.wait(0.05)
+        ballast.unlink(missing_ok=True)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 @needs_long_run
 def test_an_overlay_that_is_full(
     operators: Path, roomy_image: Path, tmp_path: Path, path_options: tuple[str, ...]
 ) -> None:
-    with mounted(roomy_image, tmp_path / "mount", "--insecure", "--overlay-limit=1M", *path_options) as mountpoint:
-        judge_rounds(operators, mountpoint, Load(QUICK), FULL)
+    with mounted(roomy_image, tmp_path / "mount", "--insecure", "--overlay-limit=2M", *path_options) as mountpoint:
+        assert judge_rounds(operators, mountpoint, Load(QUICK), FULL, _ballast)["forgiven"] > 0
 
 
 @contextmanager

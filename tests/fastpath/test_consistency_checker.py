@@ -183,8 +183,13 @@ def test_a_step_back_is_found(records: list[Record]) -> None:
 
 
 def test_a_write_that_fails_may_show_for_a_moment() -> None:
-    full = call(Kind.DO_WRITE, FILE, 200, 210, 1, 1, 9, 0, error=errno.ENOSPC)
-    for cell, wrong in ((seen(1, 205, 206, 9), 0), (seen(1, 205, 206, 5), 0), (seen(1, 220, 230, 9), 1)):
+    full = call(Kind.DO_WRITE, FILE, 200, 210, 1, 9, 9, 0, error=errno.ENOSPC)
+    for cell, wrong in (
+        (seen(1, 205, 206, 9), 0),
+        (seen(1, 205, 206, 5), 0),
+        (seen(1, 220, 230, 9), 1),
+        (seen(8, 220, 230, 0, length=0), 0),
+    ):
         checker = Checker(frozenset({errno.ENOSPC}))
         checker.check(sorted([*WRITTEN, full, cell], key=lambda record: record.start))
         assert checker.counts["violations"] == wrong

@@ -24,10 +24,10 @@ class Checker:
     """
 
     def __init__(self, forgiven: frozenset[int] = frozenset()) -> None:
-        self._model = Model(forgiven)
+        self._model, self._forgiven = Model(forgiven), forgiven
         self._orders: defaultdict[object, Order] = defaultdict(Order)
         self.counts: Counter[str] = Counter()
-        """Calls by kind; of them ``violations`` and ``out of order``."""
+        """Calls by kind; of them ``violations``, ``out of order`` and ``forgiven``."""
         self.descriptions: list[str] = []
 
     def check(self, records: Iterable[Record]) -> None:
@@ -38,6 +38,7 @@ class Checker:
             if record.kind >= Kind.SEE_CELL:
                 calls.append(record)
                 continue
+            self.counts["forgiven"] += record.error in self._forgiven
             try:
                 self._model.apply(record)
             except Impossible as error:

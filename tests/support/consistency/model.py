@@ -154,14 +154,15 @@ class Model:
 
     def _write(self, call: Record, fails: bool = False) -> None:
         first, wanted, version, written = call.values[:4]
+        written = 0 if fails else written
         node = self.node(call.object)
         for index in range(first, first + wanted):
             before = node.cells[index].states[-1]
             node.cells[index].set(version, call.start, call.end)
-            if fails or index >= first + written:
+            if index >= first + written:
                 # The kernel puts it into its cache before it asks, and takes it out again when that fails.
                 node.cells[index].set(before, call.start, call.end)
-        end = (first + (0 if fails else written)) * self._cell_bytes(call.object)
+        end = (first + written) * self._cell_bytes(call.object) if written else 0
         # A file grows page by page: the kernel's own ext2 shows each.
         for size in range((node.size // PAGE + 1) * PAGE, end, PAGE):
             self._set_size(node, call, size)

@@ -77,7 +77,7 @@ def judge(
         checker.check(read_logs(Path(logs)))
         print(f"seed {seed}: {checker.total} calls, {checker.total / took:.0f} a second; {dict(checker.counts)}")
         if checker.descriptions and keep:
-            shutil.copytree(logs, keep / f"logs-{seed}")
+            shutil.copytree(logs, tempfile.mkdtemp(prefix=f"{seed}-", dir=keep), dirs_exist_ok=True)
     return checker
 
 
