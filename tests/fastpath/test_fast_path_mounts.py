@@ -9,13 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse import kernels
 from tests.support.commands import mystfuse, wait_until
-from tests.support.mounts import EXTRA_OPTIONS, drop_caches, mounted, status_of
+from tests.support.mounts import HAS_FAST_PATH, drop_caches, mounted, status_of
 
-pytestmark = pytest.mark.skipif(
-    not kernels.IS_NATIVE or bool(EXTRA_OPTIONS), reason="the native kernels are missing or left out"
-)
+pytestmark = pytest.mark.skipif(not HAS_FAST_PATH, reason="the native kernels are missing, or the fast path is off")
 
 CONTENT = bytes(range(256)) * 1000
 NAMES = [f"file{number}" for number in range(40)]

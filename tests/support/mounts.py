@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mystfuse import kernels
 from mystfuse.mounting.find_daemon import find_daemon
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
@@ -24,6 +25,8 @@ from tests.support.logs import fail_if_unannounced
 
 EXTRA_OPTIONS = tuple(os.environ.get("MYSTFUSE_TEST_MOUNT_OPTIONS", "").split())
 """Options of every mount, to run the suite once more with other ones: "-o nofastpath"."""
+HAS_FAST_PATH = kernels.IS_NATIVE and "nofastpath" not in " ".join(EXTRA_OPTIONS)
+"""Whether mounts have the fast path, unless their own options say otherwise."""
 OWN_MOUNTS = ("sh", "-c", 'umount -a -l -i -t fuse.mystfuse 2>/dev/null; exec "$@"', "sh")
 """For unshare --mount: unmounts its copies of other tests' mounts, whose daemons would wait for it."""
 
