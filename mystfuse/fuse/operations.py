@@ -265,6 +265,8 @@ class Operations(pyfuse3.Operations):
 
     @answers_errnos
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        # Those removed a moment ago count as free.
+        await self.requests.release_unused()
         statistics = await self._volume.statistics()
         data = StatvfsData()
         data.f_bsize = data.f_frsize = statistics.block_size
