@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import run, wait_until
-from tests.support.consistency.runs import Load, assert_consistent, judge
+from tests.support.commands import mystfuse, run, wait_until
+from tests.support.consistency.runs import Load, assert_consistent, judge, set_up
 from tests.support.mounts import caches_dropped, mounted, status_of
 
 WANTED = int(os.environ.get("MYSTFUSE_CONSISTENCY_CALLS", "0"))
@@ -30,6 +30,9 @@ QUICK, ROUND = 30_000, 100_000
 """Calls: of the quick version, and of one round of a long one, in a directory of its own."""
 MEMORY = Path("/sys/fs/cgroup/memory")
 FULL = frozenset({errno.ENOSPC})
+
+SET_UP = 5
+"""Rounds whose files are in the image; those of the others are made first."""
 
 needs_long_run = pytest.mark.skipif(not WANTED, reason="MYSTFUSE_CONSISTENCY_CALLS is not set")
 
@@ -62,6 +65,23 @@ def judge_rounds(
     return counts
 
 
+@pytest.fixture(scope="module")
+def tree(operators: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the first rounds."""
+    directory = tmp_path_factory.mktemp("tree")
+    for number in range(SET_UP if WANTED else 1):
+        set_up(operators, directory, SEED * 1000 + number)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def image(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unsigned image of them with 64 MiB of free space. Tests must not write to it."""
+    path = tmp_path_factory.mktemp("image") / "image"
+    assert mystfuse("mkext2", "--free=64M", tree, path).returncode == 0
+    return path
+
+
 def test_the_kernels_own_ext2_is_judged_consistent(operators: Path, tmp_path: Path) -> None:
     """Else the judge is wrong."""
     image, mountpoint = tmp_path / "image", tmp_path / "mount"
@@ -75,8 +95,8 @@ def test_the_kernels_own_ext2_is_judged_consistent(operators: Path, tmp_path: Pa
         run("umount", mountpoint)
 
 
-def test_a_mount(operators: Path, roomy_image: Path, tmp_path: Path, path_options: tuple[str, ...]) -> None:
-    with mounted(roomy_image, tmp_path / "mount", "--insecure", *path_options) as mountpoint:
+def test_a_mount(operators: Path, image: Path, tmp_path: Path, path_options: tuple[str, ...]) -> None:
+    with mounted(image, tmp_path / "mount", "--insecure", *path_options) as mountpoint:
         judge_rounds(operators, mountpoint, Load(QUICK))
         # What the kernel has forgotten is free: no look-up was counted that it does not know of.
         wait_until(lambda: status_of(mountpoint)["unlinked_inodes"] == 0)
@@ -142,12 +162,20 @@ def _little_memory(name: str, limit: int) -> Iterator[tuple[str, ...]]:
 
 
 @needs_long_run
-def test_under_memory_pressure(
-    operators: Path, roomy_image: Path, tmp_path: Path, path_options: tuple[str, ...]
-) -> None:
+def test_an_encrypted_image(operators: Path, tree: Path, tmp_path: Path, path_options: tuple[str, ...]) -> None:
+    key, image = tmp_path / "key", tmp_path / "image"
+    key.write_bytes(bytes(range(64)))
+    key.chmod(0o600)
+    assert mystfuse("mkext2", "--free=64M", "--encrypt", key, tree, image).returncode == 0
+    with mounted(image, tmp_path / "mount", "--insecure", "--key-file", key, *path_options) as mountpoint:
+        judge_rounds(operators, mountpoint, Load(QUICK))
+
+
+@needs_long_run
+def test_under_memory_pressure(operators: Path, image: Path, tmp_path: Path, path_options: tuple[str, ...]) -> None:
     """The kernel forgets pages, names and inodes as it needs memory, and all caches of the machine are dropped."""
     with (
         _little_memory(f"mystfuse-test-{os.getpid()}", 64 << 20) as wrap,
-        mounted(roomy_image, tmp_path / "mount", "--insecure", *path_options) as mountpoint,
+        mounted(image, tmp_path / "mount", "--insecure", *path_options) as mountpoint,
     ):
         judge_rounds(operators, mountpoint, Load(QUICK, drops="prcmm", wrap=wrap))

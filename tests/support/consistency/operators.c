@@ -1,10 +1,11 @@
 /* Usage: operators DIRECTORY LOGS CALLS RATIO ASKING SEED [DROPS]
  *
- * Makes files in a new directory SEED of DIRECTORY, then writers change them and readers look at them until CALLS calls have been made,
- * RATIO of them by readers for each by a writer; one reader's call in ASKING goes past the kernel's caches. LOGS gets a file of records for each process. DROPS says what is dropped
- * meanwhile: r dentries and inodes of the mount at DIRECTORY (by remounting it), c the whole machine's, p the page cache (of the
- * files), m memory (a piece of 48 MiB is taken and given back). Exit status: 0, or 2 when
- * something else fails than a call that a log tells of.
+ * Makes files in the directory SEED of DIRECTORY (or takes those of an earlier run with no CALLS), then writers change them
+ * and readers look at them until CALLS calls have been made, RATIO of them by readers for each by a writer; one reader's call
+ * in ASKING goes past the kernel's caches. LOGS gets a file of records for each process. DROPS says what is dropped
+ * meanwhile: r dentries and inodes of the mount at DIRECTORY (by remounting it), c the whole machine's, p the page cache (of
+ * the files), m memory (a piece of 48 MiB is taken and given back). Exit status: 0, or 2 when something else fails than a
+ * call that a log tells of.
  */
 #define _GNU_SOURCE
 #include "operators.h"
@@ -216,7 +217,7 @@ int main(int count, char **words)
         return 2;
     const char *drops = count == 8 ? words[7] : "";
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED || chdir(words[1]) || mkdir(words[6], 0777) || chdir(words[6]))
+    if (shared == MAP_FAILED || chdir(words[1]) || (mkdir(words[6], 0777) && errno != EEXIST) || chdir(words[6]))
         die(words[1]);
     ratio = strtoull(words[4], NULL, 10);
     asking = strtoull(words[5], NULL, 10);
@@ -229,7 +230,7 @@ int main(int count, char **words)
     write_log();
     shared->by_writers = shared->by_readers = 0;
     shared->wanted = strtoull(words[3], NULL, 10);
-    for (int process = 1; process <= WRITERS + READERS + 1; process++) {
+    for (int process = 1; shared->wanted && process <= WRITERS + READERS + 1; process++) {
         pid_t child = fork();
         if (child < 0)
             die("fork");

@@ -51,6 +51,12 @@ class Load:
     wrap: tuple[str, ...] = ()
 
 
+def set_up(program: Path, directory: Path, seed: int) -> None:
+    """Make the files of the directory ``seed`` of ``directory``, for ``judge`` to find."""
+    with tempfile.TemporaryDirectory(prefix="mystfuse-test-logs-") as logs:
+        run(program, directory, logs, "0", "1", "1", str(seed))
+
+
 def judge(
     program: Path,
     directory: Path,
@@ -59,7 +65,7 @@ def judge(
     forgiven: frozenset[int] = frozenset(),
     keep: Path | None = None,
 ) -> Checker:
-    """Run the operators in a new directory ``seed`` of ``directory``, a mountpoint, and judge what they saw.
+    """Run the operators in the directory ``seed`` of ``directory``, a mountpoint, and judge what they saw.
 
     Args:
         forgiven: errnos with which a writer's call may fail.
