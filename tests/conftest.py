@@ -7,6 +7,7 @@ Nothing stands in for the kernel, mke2fs, veritysetup, e2fsck or openssl.
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import json
 import lzma
@@ -36,7 +37,10 @@ from tests.support.mounts import clear_mount
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("slow", deadline=None, max_examples=3000)
 hypothesis.settings.load_profile("default")
+_FUSE_MODE = Path("/run/lock/mystfuse-test-fuse-mode")
+"""Locked by each session of the tests while it needs /dev/fuse open to all. Holds the mode that the last one sets."""
 _fuse_mode: int | None = None
+"""That file."""
 _lacks: list[Lack] = []
 
 
@@ -58,11 +62,15 @@ def pytest_configure(config: pytest.Config) -> None:
     processes."""
     global _fuse_mode
     if "PYTEST_XDIST_WORKER" not in os.environ and FUSE.exists() and os.geteuid() == 0:
-        mode = stat.S_IMODE(FUSE.stat().st_mode)
+        _FUSE_MODE.parent.mkdir(exist_ok=True)
+        _fuse_mode = os.open(_FUSE_MODE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(_fuse_mode, fcntl.LOCK_EX)
+        if not os.pread(_fuse_mode, 8, 0):
+            os.pwrite(_fuse_mode, b"%o" % stat.S_IMODE(FUSE.stat().st_mode), 0)
         # A container may forbid it; machine.lacking finds out the consequences.
         with suppress(PermissionError):
             FUSE.chmod(0o666)
-            _fuse_mode = mode
+        fcntl.flock(_fuse_mode, fcntl.LOCK_SH)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         # A shell ignores SIGINT in its background jobs, and so does nohup: commands that tests interrupt would ignore
         # it too.
@@ -92,8 +100,13 @@ def _start_what_can_work(self: Any, args: Any, *others: Any, **options: Any) -> 
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if _fuse_mode is not None:
-        FUSE.chmod(_fuse_mode)
+    if _fuse_mode is None:
+        return
+    with suppress(BlockingIOError, PermissionError):
+        fcntl.flock(_fuse_mode, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        FUSE.chmod(int(os.pread(_fuse_mode, 8, 0), 8))
+        os.ftruncate(_fuse_mode, 0)
+    os.close(_fuse_mode)
 
 
 def pytest_report_header() -> list[str]:
