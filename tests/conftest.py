@@ -64,13 +64,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ and FUSE.exists() and os.geteuid() == 0:
         _FUSE_MODE.parent.mkdir(exist_ok=True)
         _fuse_mode = os.open(_FUSE_MODE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.flock(_fuse_mode, fcntl.LOCK_EX)
+        # The record lock keeps beginnings and ends apart; the other one is shared by all that run.
+        fcntl.lockf(_fuse_mode, fcntl.LOCK_EX)
+        fcntl.flock(_fuse_mode, fcntl.LOCK_SH)
         if not os.pread(_fuse_mode, 8, 0):
             os.pwrite(_fuse_mode, b"%o" % stat.S_IMODE(FUSE.stat().st_mode), 0)
         # A container may forbid it; machine.lacking finds out the consequences.
         with suppress(PermissionError):
             FUSE.chmod(0o666)
-        fcntl.flock(_fuse_mode, fcntl.LOCK_SH)
+        fcntl.lockf(_fuse_mode, fcntl.LOCK_UN)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         # A shell ignores SIGINT in its background jobs, and so does nohup: commands that tests interrupt would ignore
         # it too.
@@ -102,6 +104,7 @@ def _start_what_can_work(self: Any, args: Any, *others: Any, **options: Any) -> 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _fuse_mode is None:
         return
+    fcntl.lockf(_fuse_mode, fcntl.LOCK_EX)
     with suppress(BlockingIOError, PermissionError):
         fcntl.flock(_fuse_mode, fcntl.LOCK_EX | fcntl.LOCK_NB)
         FUSE.chmod(int(os.pread(_fuse_mode, 8, 0), 8))

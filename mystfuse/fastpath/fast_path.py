@@ -76,6 +76,8 @@ class FastPath:
         """``fastpath *``."""
         if not self.handle:
             raise MemoryError("no memory for the fast path")
+        self.is_freed = False
+        """Whether ``stop`` has given ``handle`` back."""
 
     @classmethod
     def make(
@@ -136,6 +138,7 @@ class FastPath:
     def stop(self) -> None:
         """End all threads. What still waits for storage is left behind, with its memory."""
         if self._lib.fastpath_stop(self.handle):
+            self.is_freed = True
             self._lib.fastpath_free(self.handle)
         else:
             log.info("threads still wait for the image's storage")

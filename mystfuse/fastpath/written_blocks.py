@@ -17,11 +17,14 @@ class WrittenBlocks:
         from mystfuse.kernels.native import ffi, lib
 
         self._ffi, self._lib = ffi, lib
-        self._handle = fast_path.handle
+        self._fast_path, self._handle = fast_path, fast_path.handle
         self._is_locked = False
 
     def begin(self, numbers: Sequence[int], arenas: int) -> Any:
         """See ``Mirror.begin``. From here on the C threads answer nothing from the file system."""
+        if self._fast_path.is_freed:
+            # The overlay outlives it: blocks may be on their way to the store.
+            return None
         changed = array("Q", numbers)
         self._lib.fastpath_lock(self._handle)
         self._is_locked = True
@@ -33,6 +36,8 @@ class WrittenBlocks:
 
     def end(self, token: Any, slots: Mapping[int, int]) -> None:
         """See ``Mirror.end``."""
+        if token is None:
+            return
         try:
             if token:
                 ffi = self._ffi
@@ -54,6 +59,8 @@ class WrittenBlocks:
 
     def arena(self, number: int, memory: mmap.mmap | None) -> None:
         """See ``Mirror.arena``."""
+        if self._fast_path.is_freed:
+            return
         # Only the address is kept: an exported buffer could not be closed.
         address = self._ffi.NULL if memory is None else self._ffi.cast("void *", self._ffi.from_buffer(memory))
         if self._is_locked:

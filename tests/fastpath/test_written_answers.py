@@ -11,6 +11,7 @@ import pytest
 
 from mystfuse.crypto.secret import Secret
 from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.fastpath.written_blocks import WrittenBlocks
 from mystfuse.image.keys import Keys
 from mystfuse.overlay.encrypted_store import open_store_file
 from tests.support.fast_path_images import ADMIN, all_questions, change_something, make_file_system, make_tree
@@ -84,6 +85,24 @@ async def test_blocks_in_the_store_are_pythons(image: TreeImage, tmp_path: Path)
                 await comparison.ask(read(file.ino, (megabyte << 20) + offset, 131072))
         await comparison.ask_all((await all_questions(pair.volume, noise))[:1500])
         assert comparison.wasted[Kind.READ] > 10 and comparison.answered[Kind.READ] > 10
+
+
+async def test_the_overlay_outlives_the_fast_path(image: TreeImage, tmp_path: Path) -> None:
+    """At the end of a mount blocks may be on their way to the store."""
+    (tmp_path / "store").mkdir()
+    async with opened(
+        image, 1 << 20, store_file=open_store_file(str(tmp_path / "store")), is_stopped_inside=True
+    ) as pair:
+        mirror = WrittenBlocks(pair.fast_path)
+        token = mirror.begin([7], 1)
+        mirror.end(token, {})
+        pair.fast_path.stop()
+        assert token is not None and mirror.begin([7], 1) is None
+        file = await pair.volume.create(EXT2_ROOT_INO, b"file", stat.S_IFREG | 0o644, ADMIN)
+        for megabyte in range(4):
+            await pair.volume.write(file.ino, megabyte << 20, bytes([megabyte]) * (1 << 20), ADMIN)
+        assert pair.volume.overlay is not None and pair.volume.overlay.store_used > 0
+        assert bytes(await pair.volume.read(file.ino, (3 << 20) - 1, 2)) == b"\2\3"
 
 
 @pytest.fixture(

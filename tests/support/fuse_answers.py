@@ -33,6 +33,8 @@ DIRENT = struct.Struct("=QQII")
 ENTRY_SIZE = ENTRY_OUT.size + ATTR.size
 """Bytes of fuse_entry_out."""
 _AT_ONCE = 512
+_PLACE = (1 << 32) - 1
+"""Of a position: the byte in the directory. The rest tells states apart, and is C's own."""
 
 
 class Kind(IntEnum):
@@ -140,7 +142,7 @@ class Reference:
                 return None if has_any else reply(b"" if room else bytes(8))
             case Kind.READDIRPLUS:
                 _, position, room, *_ = READ_BODY.unpack(body)
-                return reply(b"".join(await self.listing(ino, position, min(room, MAX_LISTING))))
+                return reply(b"".join(await self.listing(ino, position & _PLACE, min(room, MAX_LISTING))))
         raise AssertionError(f"a request of kind {kind}")
 
     async def _lookup(self, parent: int, name: bytes) -> bytes | None:
@@ -216,6 +218,17 @@ def entries_of(listing: bytes | memoryview) -> list[tuple[bytes, int, int]]:
         found.append((bytes(listing[start : start + size]), ino, following))
         at = -(-(start + size) // 8) * 8
     return found
+
+
+def without_versions(answer: bytes) -> bytes:
+    """The reply to READDIRPLUS with places alone as positions."""
+    plain = bytearray(answer)
+    at = OUT_HEADER.size
+    while at < len(plain):
+        ino, following, size, kind = DIRENT.unpack_from(plain, at + ENTRY_SIZE)
+        DIRENT.pack_into(plain, at + ENTRY_SIZE, ino, following & _PLACE, size, kind)
+        at += -(-(ENTRY_SIZE + DIRENT.size + size) // 8) * 8
+    return bytes(plain)
 
 
 def questions_about(inode: Inode, names: Sequence[bytes], block_size: int) -> list[bytes]:

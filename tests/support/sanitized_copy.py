@@ -17,6 +17,13 @@ KINDS = {
     "thread": (["-fsanitize=thread"], ("tsan",)),
 }
 """By name: options of the compiler, and the names of the libraries."""
+START = """
+import os, sys
+if "LD_PRELOAD" not in os.environ:
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, "LD_PRELOAD": os.environ["MYSTFUSE_PRELOAD"]})
+os.environ.pop("LD_PRELOAD")
+"""
+"""Has each process of Python preload the libraries, and no other program, which may crash with them."""
 
 
 def copy(directory: Path) -> None:
@@ -26,6 +33,7 @@ def copy(directory: Path) -> None:
         shutil.copytree(name, directory / name, ignore=ignored, dirs_exist_ok=True)
     for name in ("pyproject.toml", "setup.py"):
         shutil.copy(name, directory / name)
+    (directory / "sitecustomize.py").write_text(START)
 
 
 def build(kind: str, directory: Path) -> None:
