@@ -180,17 +180,17 @@ def run_container(container: Container) -> int:
             system_calls=system_calls,
         )
         processes = DEFAULT_PROCESSES if container.process_limit is None else container.process_limit or None
-        with limited_resources(container.memory_limit, processes, container.process_limit is not None) as limit:
+        with limited_resources(container.memory_limit, processes, container.process_limit is not None) as limits:
 
             def begin() -> None:
                 show_own_processes()
-                if limit is not None:
-                    limit()
+                limits.enter()
                 if user_namespace is not None:
                     enter_user_namespace(user_namespace)
 
             inherited = [] if system_calls is None else [system_calls]
-            return run_bubblewrap(bwrap, box, [program, *container.arguments], servers, begin, standard, inherited)
+            command = [program, *container.arguments]
+            return run_bubblewrap(bwrap, box, command, servers, begin, limits.bound_processes, standard, inherited)
     finally:
         servers.stop()
 

@@ -113,6 +113,7 @@ def run_bubblewrap(
     command: Sequence[str],
     servers: ImageServers,
     begin: Callable[[], None],
+    bound: Callable[[int], None],
     standard: Sequence[int],
     inherited: Sequence[int],
 ) -> int:
@@ -122,6 +123,7 @@ def run_bubblewrap(
         box: the options of bwrap(1).
         command: the program and its arguments.
         begin: called in the new process before bubblewrap is executed.
+        bound: called with the number of the first process in the program's namespaces, before the program starts.
         standard: its standard descriptors.
         inherited: further ones, which are closed here.
 
@@ -129,7 +131,11 @@ def run_bubblewrap(
         MystfuseError: starting it failed, or a server has ended, and the program with it.
     """
     # In a file, where ps(1) does not show the environment.
-    options = file_in_memory("bwrap-options", b"".join(os.fsencode(word) + b"\0" for word in box))
+    reports, report = os.pipe()
+    gate, open_gate = os.pipe()
+    words = [*box, "--info-fd", str(report), "--block-fd", str(gate)]
+    options = file_in_memory("bwrap-options", b"".join(os.fsencode(word) + b"\0" for word in words))
+    inherited = (options, report, gate, *inherited)
     shield_next_child()
     try:
         child = subprocess.Popen(
@@ -137,13 +143,15 @@ def run_bubblewrap(
             stdin=standard[0],
             stdout=standard[1],
             stderr=standard[2],
-            pass_fds=[options, *inherited],
+            pass_fds=inherited,
             preexec_fn=begin,
         )
     except subprocess.SubprocessError as error:
         raise MystfuseError("the program could not be bounded: its control group or user namespace is gone?") from error
-    for fd in (options, *inherited):
+    for fd in inherited:
         os.close(fd)
+    # The handlers wait for the program, which waits for us.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, *_FROM_TERMINAL))
 
     def forward(number: int, frame: FrameType | None) -> None:
         # Not to bubblewrap, which would ignore it: the first process of a namespace gets only signals that it handles.
@@ -163,6 +171,15 @@ def run_bubblewrap(
     for number in _FROM_TERMINAL:
         # Not SIG_IGN, which the program would inherit.
         signal.signal(number, forward_early)
+    with os.fdopen(reports) as file:
+        # Complete when the process is there; empty if bubblewrap has failed.
+        file.read()
+    first = _descendant(child.pid, 1)
+    if first is not None:
+        with suppress(ProcessLookupError):
+            bound(first)
+    os.close(open_gate)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_FORWARDED, *_FROM_TERMINAL))
     pidfd = os.pidfd_open(child.pid)
     ended = wait_readable((pidfd, *servers.pidfds))
     os.close(pidfd)
@@ -178,9 +195,13 @@ def run_bubblewrap(
 def _program_pid(bwrap: int) -> int | None:
     """The program: the first process of its namespace is below bubblewrap, and the program below that. None before it
     has been started."""
-    pid = bwrap
+    return _descendant(bwrap, 2)
+
+
+def _descendant(pid: int, generations: int) -> int | None:
+    """The first child of a process, or of that; None if there is none."""
     try:
-        for _ in range(2):
+        for _ in range(generations):
             pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
     except (OSError, IndexError):
         return None

@@ -13,8 +13,9 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mystfuse.errors import MystfuseError
@@ -28,10 +29,40 @@ _USER_NAMESPACES_COUNT = (5, 14)
 """Since this version of Linux, RLIMIT_NPROC counts processes of a user namespace, not all of the user's."""
 
 
+@dataclass
+class ResourceLimits:
+    """How a child process and all that it starts are bounded."""
+
+    groups: list[Path] = field(default_factory=list)
+    memory: int | None = None
+    """Bytes of private memory of each process, where no control group bounds them together."""
+    processes: int | None = None
+    """Of the user namespace, where no control group bounds them."""
+
+    def enter(self) -> None:
+        """To be called in the child before it executes anything."""
+        for group in self.groups:
+            _write(group / "cgroup.procs", "0")
+        if self.memory is not None:
+            _lower(0, resource.RLIMIT_DATA, self.memory)
+
+    def bound_processes(self, pid: int) -> None:
+        """Bound a process that is in the user namespace which is to be bounded. Not before it is there: all of the
+        user's processes would count, and our own threads."""
+        if self.processes is not None:
+            _lower(pid, resource.RLIMIT_NPROC, self.processes)
+
+
+def _lower(pid: int, limit: int, value: int) -> None:
+    _, most = resource.prlimit(pid, limit)
+    lower = value if most == resource.RLIM_INFINITY else min(value, most)
+    resource.prlimit(pid, limit, (lower, lower))
+
+
 @contextmanager
 def limited_resources(
     memory: int | None, processes: int | None = None, must_bound_processes: bool = False
-) -> Iterator[Callable[[], None] | None]:
+) -> Iterator[ResourceLimits]:
     """Bound the memory, and the number of processes and threads, of a program.
 
     Args:
@@ -40,8 +71,7 @@ def limited_resources(
         must_bound_processes: fail if that is impossible.
 
     Yields:
-        What the child process is to call before it executes the program; None if there is nothing to call. The
-        program, and all that it has started, must have ended when the block ends.
+        What bounds them. The program, and all that it has started, must have ended when the block ends.
 
     Raises:
         MystfuseError: the system has no means to bound the processes.
@@ -51,37 +81,25 @@ def limited_resources(
         settings["memory"] = {"memory.max": str(memory), "memory.oom.group": "1", "memory.swap.max": "0"}
     if processes is not None:
         settings["pids"] = {"pids.max": str(processes)}
-    if not settings:
-        yield None
-        return
-    groups: list[Path] = []
-    limits: list[tuple[int, int]] = []
+    limits = ResourceLimits()
     try:
         bounded: frozenset[str] = frozenset()
-        if (made := make_group(settings)) is not None:
-            groups.append(made[0])
+        if settings and (made := make_group(settings)) is not None:
+            limits.groups.append(made[0])
             bounded = made[1]
-        if memory is not None and "memory" not in bounded:
-            limits.append((resource.RLIMIT_DATA, memory))
+        if "memory" not in bounded:
+            limits.memory = memory
         if processes is not None and "pids" not in bounded:
             if (group := make_pids_group(processes)) is not None:
-                groups.append(group)
+                limits.groups.append(group)
             elif _limit_counts_the_program_alone():
-                limits.append((resource.RLIMIT_NPROC, processes))
+                limits.processes = processes
             elif must_bound_processes:
                 raise MystfuseError("the number of processes cannot be bounded: there is no control group for them")
 
-        def enter() -> None:
-            for group in groups:
-                _write(group / "cgroup.procs", "0")
-            for limit, value in limits:
-                _, most = resource.getrlimit(limit)
-                lower = value if most == resource.RLIM_INFINITY else min(value, most)
-                resource.setrlimit(limit, (lower, lower))
-
-        yield enter
+        yield limits
     finally:
-        for group in groups:
+        for group in limits.groups:
             _remove(group)
 
 

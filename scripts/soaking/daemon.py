@@ -77,10 +77,12 @@ class Daemon:
         self._start = 0.0
 
     def __enter__(self) -> Daemon:
-        enter = self._stack.enter_context(limited_resources(self._memory))
+        limits = self._stack.enter_context(limited_resources(self._memory))
         words = [*mystfuse_command(), "mount", f"--log-file={self._log}", *self._options]
         command = [*words, os.fspath(self._image), os.fspath(self.mountpoint)]
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=enter)
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, preexec_fn=limits.enter
+        )
         if result.returncode:
             self._stack.close()
             raise BenchmarkError((result.stderr.strip().splitlines() or ["mystfuse mount failed"])[-1])

@@ -110,9 +110,14 @@ def test_a_program_is_put_into_its_control_group(monkeypatch: pytest.MonkeyPatch
     except OSError:
         pytest.skip("no control group can be made")
     monkeypatch.setattr("mystfuse.container.resource_limits.make_group", lambda settings: (group, frozenset(settings)))
-    with limited_resources(1 << 24) as limit:
+    with limited_resources(1 << 24) as limits:
         said = subprocess.run(
-            ["cat", "/proc/self/cgroup"], preexec_fn=limit, capture_output=True, text=True, check=True, timeout=60
+            ["cat", "/proc/self/cgroup"],
+            preexec_fn=limits.enter,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
         assert f"0::/{group.name}\n" in said.stdout
     assert not group.exists()
