@@ -10,8 +10,8 @@ from typing import NoReturn
 
 MIN_ADDRESS_SPACE = 96
 """MiB of RLIMIT_AS. With 57 to 69, opening an encrypted image dies by SIGSEGV; with less, no libraries load."""
-MIN_DATA = 48
-"""MiB of RLIMIT_DATA. With 13 cryptography's library aborts, below 34 threads do not start."""
+MIN_DATA = 64
+"""MiB of RLIMIT_DATA. With 13 cryptography's library aborts, below 34 threads do not start, a mount takes 50."""
 MIN_GROUP_MEMORY = 40
 """MiB of a control group's limit. With 32 the kernel kills the daemon while it starts."""
 

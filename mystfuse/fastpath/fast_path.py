@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,8 @@ _BACKGROUND = 48
 _MAX_LISTENERS = 8
 _SPARE = 12
 """Threads that wait for storage at the same time."""
-
-
+_MIN_LIMIT = 256 << 20
+"""Bytes of RLIMIT_AS and RLIMIT_DATA: the threads' buffers count in full, though most pages are never touched."""
 _PATIENCE = 1.0
 """Seconds that a thread waits for storage at most. Then Python does, for the mount's whole time-out."""
 
@@ -94,9 +95,13 @@ class FastPath:
             parts: the files that the image is made of.
 
         Raises:
-            MemoryError: there is no memory for it.
+            MemoryError: there is no memory for it, or a limit of the process leaves too little.
         """
         from mystfuse.kernels.native import ffi
+
+        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        if any(0 <= limit < _MIN_LIMIT for limit in limits):
+            raise MemoryError(f"no memory for the fast path: it needs {_MIN_LIMIT >> 20} MB (ulimit -v, -d)")
 
         configuration = ffi.new("fastpath_config *")
         kept: list[Any] = [configuration, pipeline]

@@ -137,11 +137,6 @@ class DirectRequests:
             self._reply(unique, 0, payload)
         await self._requests.release_unused()
 
-    def after_replies(self) -> Callable[[], Awaitable[None]] | None:
-        """To be called after a batch of ``handle``: None, or a function that frees what the requests have left unused,
-        to be started in a nursery."""
-        return self._requests.release_unused if self._requests.has_unused else None
-
     async def _setattr(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
         (
             valid,

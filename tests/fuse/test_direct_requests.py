@@ -240,18 +240,15 @@ async def test_a_removed_file_lives_until_it_is_closed_and_forgotten(image: byte
     file, handle = created((await direct.ask(fuse.create(b"file")))[1])
     assert await direct.ask(fuse.unlink(b"file")) == (0, b"")
     assert await direct.ask(fuse.write(file, handle, 0, b"still")) == (0, protocol.WRITE_OUT.pack(5))
-    assert direct.requests.lookup_counts.forgotten(file, 1)
-    direct.requests.left(file)
     await direct.requests.release_unused()
     assert volume.orphans == {file}
-    answer = direct.now(fuse.release(file, handle))
-    assert answer == (0, b"")
+    assert await direct.ask(fuse.release(file, handle)) == (0, b"")
     assert volume.orphans == {file}
-    after = direct.after_replies()
-    assert after is not None
-    await after()
-    assert not volume.orphans
-    assert direct.after_replies() is None
+    assert direct.requests.lookup_counts.forgotten(file, 1)
+    direct.requests.left(file)
+    assert volume.orphans == {file} and direct.requests.has_unused
+    await direct.requests.release_unused()
+    assert not volume.orphans and not direct.requests.has_unused
     assert_clean(await merged(volume), tmp_path / "merged")
 
 
@@ -265,7 +262,7 @@ async def test_a_removal_that_waited_frees_the_inode_by_itself(image: bytes) -> 
     assert len(direct.replies) == 1
     assert direct.changes == 1
     assert not volume.orphans
-    assert direct.after_replies() is None
+    assert not direct.requests.has_unused
 
 
 @pytest.mark.parametrize(("group", "expected"), [(0, []), (77, [os.getpid()])])

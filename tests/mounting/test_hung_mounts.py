@@ -21,6 +21,12 @@ import mystfuse.cli.commands.status as status, mystfuse.build.commit as commit
 daemon, place = int(sys.argv.pop(1)), sys.argv.pop(1)
 def hang():
     os.kill(daemon, signal.SIGSTOP)
+    # A thread that has not stopped yet would take a request, which no signal takes back.
+    states = {}
+    while set(states.values()) != {"T"}:
+        for thread in os.listdir(f"/proc/{daemon}/task"):
+            with open(f"/proc/{daemon}/task/{thread}/stat") as file:
+                states[thread] = file.read().rpartition(")")[2].split()[0]
     print("hangs", flush=True)
 def copy(*given, first=commit._copy):
     if place == "copy": hang()

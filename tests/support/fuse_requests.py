@@ -138,7 +138,6 @@ class Direct:
         """Of the volume, when the last reply was sent."""
         self._direct = DirectRequests(self.requests, self._reply)
         self.later = lambda request: self._direct.handle(memoryview(bytearray(request)))
-        self.after_replies = self._direct.after_replies
 
     def _reply(self, unique: int, error: int, payload: bytes) -> None:
         self.replies.append((unique, error, payload))
@@ -161,7 +160,5 @@ class Direct:
         [(unique, error, payload)] = self.replies
         assert unique == UNIQUE
         self.replies.clear()
-        after = self.after_replies()
-        if after is not None:
-            await after()
+        await self.requests.release_unused()
         return error, payload

@@ -19,7 +19,7 @@ import trio
 from mystfuse.devices.device import Extent
 from mystfuse.devices.reader import ImageReader
 from mystfuse.errors import ImageReadError
-from mystfuse.fuse.lookup_counts import LookupCounts
+from mystfuse.fuse.lookup_counts import OwnLookupCounts
 from mystfuse.mounting.find_daemon import find_daemon
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.volume.volume import Volume
@@ -79,7 +79,7 @@ async def test_inodes_as_large_as_blocks_take_no_more_memory_than_others(tmp_pat
 
 
 def test_counts_of_scattered_inodes_cost_no_more_than_the_kernel_pays() -> None:
-    references = LookupCounts()
+    references = OwnLookupCounts()
     tracemalloc.start()
     try:
         for ino in range(1, 2000 * 100_000, 100_000):
