@@ -103,7 +103,8 @@ static int handle(worker *w)
             atomic_store(&w->waiting_since, now());
         }
         outcome = waits < MAX_WAITS ? wait_for_storage(w) : FORWARD;
-        if (outcome == WAIT)
+        /* After fastpath_stop, what the blocks are in may be gone. */
+        if (outcome == WAIT || atomic_load(&w->fp->is_stopping))
             return come_back(w);
         if (outcome == DONE)
             outcome = answer(w);
