@@ -16,8 +16,8 @@ import trio
 
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
-from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError, StorageTimeout
-from mystfuse.ext2 import link_and_unlink, orphans, write, xattr_changes
+from mystfuse.errors import FormatError, MystfuseError
+from mystfuse.ext2 import link_and_unlink, write, xattr_changes
 from mystfuse.ext2.block_map import Stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT, Caller
@@ -36,6 +36,7 @@ from mystfuse.overlay.overlay import Overlay
 from mystfuse.system.workers import Workers
 from mystfuse.volume.file_reader import FileReader, Reader
 from mystfuse.volume.merged_image import MergedImage
+from mystfuse.volume.releases import Releases
 from mystfuse.volume.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -44,11 +45,6 @@ _LISTING_ATTEMPTS = 2
 """How often a listing during which something was committed is tried in two steps, before it is made in one."""
 _ANCESTORS_AT_ONCE = 100
 """Levels of directories after which other tasks run."""
-_RELEASE_PATIENCE = 0.05
-"""Seconds that an operation without space waits for the release of removed files: RELEASE and FORGET come a moment
-after close(2) or unlink(2) has returned."""
-_LONG_RELEASE_PATIENCE = 5.0
-"""Seconds while a release is under way: storage may hang for it."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,13 +81,7 @@ class Volume:
         self._files = FileReader(self._filesystem, self._runner, device, overlay, self._workers)
         self._moves = 0
         """Renames across directories until now."""
-        self._released = trio.Event()
-        self._being_released: set[int] = set()
-        """Orphans that are not in use, and will be freed now or next."""
-        self._deferred: dict[int, None] = {}
-        """Orphans that are not in use, and whose release failed; the one that was tried last comes last."""
-        self._corrupt: set[int] = set()
-        """Orphans whose release fails for good: not tried again."""
+        self._releases = Releases(self._runner, self._filesystem.orphans)
 
     @classmethod
     async def open(
@@ -238,15 +228,15 @@ class Volume:
         self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
     ) -> Inode:
         """Make a file, directory, symbolic link or special file; see ``ext2.create``."""
-        return await self._change(0, caller, create, parent, name, mode, rdev, target)
+        return await self.change(0, caller, create, parent, name, mode, rdev, target)
 
     async def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
         """Give an inode another name; see ``ext2.link_and_unlink``."""
-        return await self._change(0, caller, link_and_unlink.link, ino, parent, name)
+        return await self.change(0, caller, link_and_unlink.link, ino, parent, name)
 
     async def remove(self, parent: int, name: bytes, is_rmdir: bool) -> Inode:
         """Remove a name; see ``ext2.link_and_unlink``. The inode may be in ``orphans`` then."""
-        return await self._change(0, ROOT, link_and_unlink.remove, parent, name, is_rmdir)
+        return await self.change(0, ROOT, link_and_unlink.remove, parent, name, is_rmdir)
 
     async def rename(
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
@@ -254,13 +244,13 @@ class Volume:
         """Rename; see ``ext2.rename``. The inode that was replaced may be in ``orphans`` then."""
         old, new = DirectoryName(old_parent, old_name), DirectoryName(new_parent, new_name)
         if old_parent == new_parent:
-            return await self._change(0, caller, rename, old, new, flags)
+            return await self.change(0, caller, rename, old, new, flags)
         while True:
             moves = self._moves
             old = old._replace(ancestors=await self._ancestors(old_parent))
             new = new._replace(ancestors=await self._ancestors(new_parent))
             try:
-                replaced = await self._change(0, caller, self._move, moves, old, new, flags)
+                replaced = await self.change(0, caller, self._move, moves, old, new, flags)
             except _Moved:
                 continue
             # Nothing has been awaited since the commit.
@@ -293,14 +283,14 @@ class Volume:
         view = memoryview(data)
         step = None if self.overlay is None else self.overlay.most_at_once
         if step is None:
-            return await self._change(ino, caller, write.write, ino, offset, view, whole, loses)
+            return await self.change(ino, caller, write.write, ino, offset, view, whole, loses)
         if step < len(view):
             self._runner.check_may_wait()
         written, step = 0, min(step, len(view))
         while written < len(view):
             piece = view[written : written + step]
             try:
-                count = await self._change(ino, caller, write.write, ino, offset + written, piece, whole, loses)
+                count = await self.change(ino, caller, write.write, ino, offset + written, piece, whole, loses)
             except (MystfuseError, OSError) as error:
                 if error.errno == ENOSPC and step > self.superblock.block_size and not whole:
                     # Blocks of a full store can be replaced little by little.
@@ -318,12 +308,12 @@ class Volume:
         self, ino: int, changes: AttributeChanges, caller: Caller, loses: Loses = Loses.BY_CALLER
     ) -> Inode:
         """Change mode, owner, times or size; see ``ext2.setattr``."""
-        inode, is_done = await self._change(ino, caller, set_attributes, ino, changes, loses)
+        inode, is_done = await self.change(ino, caller, set_attributes, ino, changes, loses)
         while not is_done:
             self._runner.check_may_wait()
             await trio.lowlevel.checkpoint()
             rest = AttributeChanges(size=changes.size)
-            inode, is_done = await self._change(ino, caller, set_attributes, ino, rest, loses)
+            inode, is_done = await self.change(ino, caller, set_attributes, ino, rest, loses)
         return inode
 
     async def open_for_writing(self, ino: int, flags: int, caller: Caller, loses: Loses = Loses.BY_CALLER) -> None:
@@ -344,100 +334,15 @@ class Volume:
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
         """Set an extended attribute; see ``ext2.xattr_changes.set_xattr``."""
-        await self._change(0, caller, xattr_changes.set_xattr, ino, name, value)
+        await self.change(0, caller, xattr_changes.set_xattr, ino, name, value)
 
     async def remove_xattr(self, ino: int, name: bytes, caller: Caller) -> None:
         """Remove an extended attribute; see ``ext2.xattr_changes.remove_xattr``."""
-        await self._change(0, caller, xattr_changes.remove_xattr, ino, name)
+        await self.change(0, caller, xattr_changes.remove_xattr, ino, name)
 
     async def release(self, *inos: int) -> None:
-        """Free orphans that are not in use any more, and their blocks.
-
-        An orphan whose release fails, for want of a block of the image, of memory or of room in the overlay, is tried
-        again when another inode has been freed, since the obstacle may be gone. The first one that fails again ends
-        that, so a release fails twice at most, however many are waiting. When storage does not answer for one, the rest
-        waits untried: each would take as long.
-        """
-        is_new = {ino: ino not in self._deferred for ino in inos if ino not in self._being_released}
-        self._being_released |= is_new.keys()
-        self._corrupt -= is_new.keys()
-        for ino in is_new:
-            self._deferred.pop(ino, None)
-        try:
-            if await self._release_together(list(is_new)):
-                await self._release_deferred()
-            for ino in [ino for ino in is_new if ino in self._being_released]:
-                if await self._release(ino, is_new[ino]):
-                    await self._release_deferred()
-        except StorageTimeout:
-            pass
-        finally:
-            rest = [ino for ino in is_new if ino in self._being_released]
-            self._deferred.update(dict.fromkeys(rest))
-            self._being_released.difference_update(rest)
-            self._tell_released()
-
-    async def _release_together(self, inos: list[int]) -> bool:
-        """Free those of some orphans that take few steps, many in one transaction; whether there were any."""
-        any_free = False
-        for start in range(0, len(inos), orphans.MAX_TOGETHER):
-            if start:
-                await trio.lowlevel.checkpoint()
-            some = inos[start : start + orphans.MAX_TOGETHER]
-            try:
-                freed = await self._runner.change(0, ROOT, orphans.release_together, some, self._runner.is_held)
-            except StorageTimeout:
-                raise
-            except (MystfuseError, OSError, MemoryError):
-                # Whatever it is that concerns one or some of them: they will be tried one by one.
-                continue
-            if freed:
-                any_free = True
-                self._being_released -= freed
-                self._tell_released()
-        return any_free
-
-    async def _release_deferred(self) -> None:
-        """Try again to free the failed orphans, until one fails again."""
-        is_free = True
-        while is_free and self._deferred:
-            await trio.lowlevel.checkpoint()
-            ino = next(iter(self._deferred), None)
-            if ino is None:
-                return
-            self._being_released.add(ino)
-            del self._deferred[ino]
-            is_free = await self._release(ino, is_new=False)
-
-    async def _release(self, ino: int, is_new: bool) -> bool:
-        """Free an orphan of those being released; False if it is not free.
-
-        Raises:
-            StorageTimeout: it is deferred, and so should be the others.
-        """
-        try:
-            while not await self._runner.change(ino, ROOT, orphans.release, ino):
-                self._tell_released()
-                await trio.lowlevel.checkpoint()
-            return True
-        except CorruptFilesystem as error:
-            log.warning("removed inode %d cannot be freed: %s", ino, error)
-            self._corrupt.add(ino)
-            return False
-        except (MystfuseError, OSError, MemoryError) as error:
-            if is_new:
-                log.warning("removed inode %d cannot be freed yet: %s", ino, error or "no memory left")
-            self._deferred[ino] = None
-            if isinstance(error, StorageTimeout):
-                raise
-            return False
-        finally:
-            self._being_released.remove(ino)
-            self._tell_released()
-
-    def _tell_released(self) -> None:
-        self._released.set()
-        self._released = trio.Event()
+        """Free orphans that are not in use any more, and their blocks; see ``Releases.release``."""
+        await self._releases.release(*inos)
 
     async def open_image(self) -> MergedImage:
         """The whole file system in its present state, to be read as one file; see ``MergedImage``."""
@@ -445,7 +350,7 @@ class Volume:
         overlay = Overlay(self.superblock.block_size, 0) if self.overlay is None else self.overlay
         return await MergedImage.open(self._filesystem, overlay, self.cache, self._device, self._workers)
 
-    async def _change(
+    async def change(
         self,
         ino: int,
         caller: Caller,
@@ -453,7 +358,11 @@ class Volume:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run an operation that changes something, perhaps the contents of inode ``ino``."""
+        """Run an operation of the core that changes something, perhaps the contents of inode ``ino``, for ``caller``.
+
+        Raises:
+            OSError, MystfuseError: as the operation does; EROFS.
+        """
         if self.overlay is None:
             raise OSError(EROFS, "the volume is read-only")
         began: float | None = None
@@ -461,19 +370,13 @@ class Volume:
             try:
                 return await self._runner.change(ino, caller, operation, *args, **kwargs)
             except OSError as error:
-                # Orphans whose release failed will free nothing.
-                if error.errno != ENOSPC or len(self.orphans) <= len(self._deferred) + len(self._corrupt):
+                if error.errno != ENOSPC or not self._releases.may_free_more:
                     raise
                 no_space = error
             self._runner.check_may_wait()
             if began is None:
                 began = trio.current_time()
-            # A release in progress frees something with every step.
-            patience = _LONG_RELEASE_PATIENCE if self._being_released else _RELEASE_PATIENCE
-            released = self._released
-            with trio.move_on_at(began + patience) as waiting:
-                await released.wait()
-            if waiting.cancelled_caught:
+            if not await self._releases.wait_for_one(began):
                 raise no_space
 
     async def _ancestors(self, ino: int) -> frozenset[int]:
