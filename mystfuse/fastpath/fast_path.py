@@ -126,6 +126,7 @@ class FastPath:
         configuration.python_opcodes = sum(1 << opcode for opcode in Opcode)
         configuration.listeners = max(min(len(os.sched_getaffinity(0)), _MAX_LISTENERS), 2)
         configuration.spare = _SPARE
+        configuration.may_spin = len(os.sched_getaffinity(0)) > 1
         configuration.patience = int(min(_PATIENCE, options.io_timeout / 4) * 1e9)
         configuration.arena_size = ARENA_SIZE
         return cls(configuration, kept)
@@ -162,6 +163,10 @@ class FastPath:
         when libfuse gets a request."""
         request = self._lib.fastpath_take(self.handle, microseconds)
         return request or None
+
+    def pause(self) -> None:
+        """No more are taken until ``wait`` has returned."""
+        self._lib.fastpath_pause(self.handle)
 
     def content(self, request: Any) -> memoryview:
         """The request as the kernel sent it, until it is done."""

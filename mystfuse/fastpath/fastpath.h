@@ -88,6 +88,7 @@ typedef struct {
     uint64_t python_opcodes; /* a bit for each opcode that goes to the queue rather than to libfuse */
     int listeners;           /* threads that read /dev/fuse at the same time */
     int spare;               /* threads that take their places when they wait for storage */
+    int may_spin;            /* there are processors enough to wait for a moment without sleeping */
     int64_t patience;        /* nanoseconds that a worker waits for storage at most */
     size_t arena_size;       /* bytes of an arena of the overlay */
 } fastpath_config;
@@ -125,8 +126,10 @@ uint64_t fastpath_count(fastpath *self, uint64_t ino);
 /* -- Requests for Python. */
 typedef struct fastpath_request fastpath_request;
 
-/* An eventfd that is readable while requests are waiting. */
+/* An eventfd that is readable while requests are waiting, but for the time from fastpath_take to fastpath_pause. */
 int fastpath_event(fastpath *self);
+/* No more are taken for now. */
+void fastpath_pause(fastpath *self);
 /* The next request, waiting up to so many microseconds for one or for one that goes to libfuse; NULL if there is none. */
 fastpath_request *fastpath_take(fastpath *self, uint32_t microseconds);
 const uint8_t *fastpath_bytes(const fastpath_request *request);

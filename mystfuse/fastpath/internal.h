@@ -131,8 +131,11 @@ struct fastpath {
     int worker_count;
     pthread_mutex_t pool;
     pthread_cond_t wanted, waiting; /* a listener is wanted; a worker waits for storage */
-    int listening;                  /* workers that read /dev/fuse, or are about to */
-    int idle;                       /* workers that could */
+    _Atomic int listening;          /* workers that read /dev/fuse, or are about to; the pool's lock guards changes */
+    _Atomic int absent;             /* workers that have left their places to wait; likewise */
+    int idle;                       /* workers that could read */
+    _Atomic int64_t parallel_until; /* when one worker is enough again */
+    _Atomic int64_t last_wait;      /* nanoseconds */
     pthread_t pump, watchdog;
     int pump_started, watchdog_started;
     _Atomic int is_stopping, has_ended, has_given_up, running;
@@ -140,7 +143,10 @@ struct fastpath {
     pthread_mutex_t queue;
     pthread_cond_t queued;
     fastpath_request *first, **last;
-    uint64_t forwards; /* to libfuse; the queue's lock guards it */
+    _Atomic uint64_t arrivals; /* in the queue, or for libfuse; the queue's lock guards changes */
+    int is_taking;             /* Python takes requests, and need not be told of more; the queue's lock guards these */
+    int is_told;               /* event_fd is readable */
+    int64_t last_take;         /* nanoseconds that Python has waited for a request; Python's alone */
     int event_fd;
 
     _Atomic uint64_t open_files;
@@ -239,6 +245,19 @@ void *watch(void *argument);
 void tell_end(fastpath *fp);
 int worker_init(worker *w, fastpath *fp);
 void worker_destroy(worker *w);
+
+/* Do nothing, for so many moments. */
+static inline void spin(int count)
+{
+    while (count--)
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#else
+        atomic_signal_fence(memory_order_seq_cst);
+#endif
+}
 
 static inline uint32_t opcode_of(const uint8_t *request)
 {

@@ -12,7 +12,11 @@
 enum {
     RETRIES = 1000,                /* milliseconds that a reply is tried again for want of memory */
     LISTING_OF_LIBFUSE = 64 << 10, /* bytes of a listing: more may not fit its socket */
+    PAUSES = 20,                   /* between two looks */
 };
+
+static const int64_t LOOKING = 60000; /* nanoseconds that Python's thread looks for the next request before it sleeps */
+static const int64_t BURST = 200000;  /* not after a wait of more nanoseconds than that */
 
 static const uint64_t DIRECTORY_HANDLE = (uint64_t)1 << 62; /* with the inode's number, since pyfuse3 shows handles alone */
 
@@ -62,17 +66,31 @@ int send_reply(worker *w, uint64_t unique, int error, size_t size)
 
 /* -- The queue for Python. */
 
-void put_request(fastpath *fp, fastpath_request *request)
+/* With the queue's lock held: tell Python that there is something to take. */
+static void tell(fastpath *fp)
 {
     const uint64_t one = 1;
 
+    if (!fp->is_told && write(fp->event_fd, &one, sizeof one) < 0)
+        atomic_store(&fp->has_ended, 1); /* It has room for more than ever come. */
+    fp->is_told = 1;
+}
+
+/* With the queue's lock held. */
+static void note_arrival(fastpath *fp)
+{
+    atomic_fetch_add_explicit(&fp->arrivals, 1, memory_order_relaxed);
+    pthread_cond_signal(&fp->queued);
+    if (!fp->is_taking && fp->first != NULL)
+        tell(fp);
+}
+
+void put_request(fastpath *fp, fastpath_request *request)
+{
     pthread_mutex_lock(&fp->queue);
-    const int was_empty = fp->first == NULL;
     *fp->last = request;
     fp->last = &request->next;
-    pthread_cond_signal(&fp->queued);
-    if (was_empty && write(fp->event_fd, &one, sizeof one) < 0)
-        atomic_store(&fp->has_ended, 1); /* It has room for more than ever come. */
+    note_arrival(fp);
     pthread_mutex_unlock(&fp->queue);
 }
 
@@ -94,28 +112,62 @@ void deadline(struct timespec *time, int64_t nanoseconds)
     time->tv_nsec = then % 1000000000;
 }
 
-fastpath_request *fastpath_take(fastpath *fp, uint32_t microseconds)
+/* Wait a moment without sleeping, which takes longer than most requests, if the last one came soon. */
+static void look_for_arrival(fastpath *fp, uint64_t arrivals)
 {
-    struct timespec until;
-    uint64_t rest;
+    const int64_t end = now() + LOOKING;
 
-    deadline(&until, (int64_t)microseconds * 1000);
+    if (!fp->config.may_spin || fp->last_take > BURST)
+        return;
+    while (atomic_load_explicit(&fp->arrivals, memory_order_relaxed) == arrivals && now() < end)
+        spin(PAUSES);
+}
+
+/* With the queue's lock held, wait for an arrival, at most until a time. */
+static void await_arrival(fastpath *fp, int64_t nanoseconds)
+{
+    const int64_t start = now();
+    struct timespec until;
+    const uint64_t arrivals = atomic_load(&fp->arrivals);
+
+    deadline(&until, nanoseconds);
+    pthread_mutex_unlock(&fp->queue);
+    look_for_arrival(fp, arrivals);
     pthread_mutex_lock(&fp->queue);
-    const uint64_t forwards = fp->forwards;
-    while (fp->first == NULL && microseconds && forwards == fp->forwards && !atomic_load(&fp->has_ended))
+    while (atomic_load(&fp->arrivals) == arrivals && !atomic_load(&fp->has_ended))
         if (pthread_cond_timedwait(&fp->queued, &fp->queue, &until) == ETIMEDOUT)
             break;
+    fp->last_take = now() - start;
+}
+
+fastpath_request *fastpath_take(fastpath *fp, uint32_t microseconds)
+{
+    uint64_t rest;
+
+    pthread_mutex_lock(&fp->queue);
+    fp->is_taking = 1;
+    if (fp->first == NULL && microseconds && !atomic_load(&fp->has_ended))
+        await_arrival(fp, (int64_t)microseconds * 1000);
     fastpath_request *request = fp->first;
     if (request != NULL) {
         fp->first = request->next;
-        if (fp->first == NULL) {
+        if (fp->first == NULL)
             fp->last = &fp->first;
-            if (read(fp->event_fd, &rest, sizeof rest) < 0 && errno != EAGAIN)
-                atomic_store(&fp->has_ended, 1);
-        }
     }
+    if (fp->is_told && read(fp->event_fd, &rest, sizeof rest) < 0 && errno != EAGAIN)
+        atomic_store(&fp->has_ended, 1);
+    fp->is_told = 0;
     pthread_mutex_unlock(&fp->queue);
     return request;
+}
+
+void fastpath_pause(fastpath *fp)
+{
+    pthread_mutex_lock(&fp->queue);
+    fp->is_taking = 0;
+    if (fp->first != NULL)
+        tell(fp);
+    pthread_mutex_unlock(&fp->queue);
 }
 
 const uint8_t *fastpath_bytes(const fastpath_request *request)
@@ -167,8 +219,7 @@ void prepare_for_libfuse(uint8_t *request, size_t size)
 static void note_forward(fastpath *fp)
 {
     pthread_mutex_lock(&fp->queue);
-    fp->forwards++;
-    pthread_cond_signal(&fp->queued);
+    note_arrival(fp);
     pthread_mutex_unlock(&fp->queue);
 }
 

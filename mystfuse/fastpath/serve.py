@@ -60,6 +60,7 @@ class _Server:
             fast_path.done(request)
             if time.monotonic() > end:
                 break
+        fast_path.pause()
         if self._requests.has_unused and not self._is_gathering:
             self._is_gathering = True
             self._nursery.start_soon(self._free_unused)

@@ -1,5 +1,9 @@
-/* Workers read requests from /dev/fuse, answer them or hand them over. A few read at the same time; when one has to wait for
- * storage, a spare one takes its place. */
+/* Workers read requests from /dev/fuse, answer them or hand them over. When one has to wait for storage, a spare one takes its
+ * place.
+ *
+ * How many read is a matter of what it costs to wake a thread, which is as much as most answers do. So usually one worker reads, and
+ * between two requests of a program looks for the next one for a moment before it sleeps. More of them read for some milliseconds
+ * after there was more to do than one could: several requests at once, or one for much data. */
 #include "internal.h"
 
 #include <errno.h>
@@ -8,9 +12,48 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { MAX_WAITS = 256 /* times that a request waits for storage */ };
+enum {
+    MAX_WAITS = 256,     /* times that a request waits for storage */
+    MUCH_DATA = 8 << 10, /* bytes of a READ that takes longer than waking a thread */
+    PAUSES = 20,         /* between two looks */
+};
+
+static const int64_t LOOKING = 60000;   /* nanoseconds to look for the next request before sleeping */
+static const int64_t BURST = 200000;    /* not after a wait of more nanoseconds than that */
+static const int64_t PARALLEL = 2000000; /* nanoseconds in which several workers read */
 
 /* -- The pool: who reads /dev/fuse. */
+
+/* How many may read now: several while storage is waited for, too, which others use meanwhile. */
+static int places(const fastpath *fp)
+{
+    if (atomic_load_explicit(&fp->absent, memory_order_relaxed))
+        return fp->config.listeners;
+    return now() < atomic_load_explicit(&fp->parallel_until, memory_order_relaxed) ? fp->config.listeners : 1;
+}
+
+/* There is more to do than one worker can. */
+static void ask_for_more(fastpath *fp)
+{
+    atomic_store_explicit(&fp->parallel_until, now() + PARALLEL, memory_order_relaxed);
+    if (atomic_load_explicit(&fp->listening, memory_order_relaxed) >= fp->config.listeners)
+        return;
+    pthread_mutex_lock(&fp->pool);
+    pthread_cond_signal(&fp->wanted);
+    pthread_mutex_unlock(&fp->pool);
+}
+
+/* Give one's place back where one worker is enough; 0: this one is needed. */
+static int step_down(fastpath *fp)
+{
+    if (atomic_load_explicit(&fp->listening, memory_order_relaxed) <= 1)
+        return 0;
+    pthread_mutex_lock(&fp->pool);
+    const int is_too_many = fp->listening > places(fp);
+    fp->listening -= is_too_many;
+    pthread_mutex_unlock(&fp->pool);
+    return is_too_many;
+}
 
 /* Take a place among those that read; 0: it is over. */
 static int take_turn(worker *w)
@@ -19,7 +62,7 @@ static int take_turn(worker *w)
 
     pthread_mutex_lock(&fp->pool);
     fp->idle++;
-    while (fp->listening >= fp->config.listeners && !atomic_load(&fp->is_stopping) && !atomic_load(&fp->has_ended))
+    while (fp->listening >= places(fp) && !atomic_load(&fp->is_stopping) && !atomic_load(&fp->has_ended))
         pthread_cond_wait(&fp->wanted, &fp->pool);
     fp->idle--;
     fp->listening++;
@@ -37,7 +80,9 @@ static int leave(worker *w)
     if (may_leave) {
         fp->listening--;
         w->is_waiting = 1;
-        pthread_cond_signal(&fp->wanted);
+        fp->absent++;
+        for (int place = fp->listening; place < fp->config.listeners && place < fp->listening + 2; place++)
+            pthread_cond_signal(&fp->wanted);
         pthread_cond_signal(&fp->waiting);
     }
     pthread_mutex_unlock(&fp->pool);
@@ -51,7 +96,8 @@ static int come_back(worker *w)
 
     pthread_mutex_lock(&fp->pool);
     w->is_waiting = 0;
-    const int has_place = fp->listening < fp->config.listeners;
+    fp->absent--;
+    const int has_place = fp->listening < places(fp);
     fp->listening += has_place;
     pthread_mutex_unlock(&fp->pool);
     return has_place;
@@ -116,11 +162,45 @@ static int handle(worker *w)
     return outcome == DONE ? has_place : hand_over(w, has_place);
 }
 
+/* -- Reading. */
+
+static int has_request(fastpath *fp)
+{
+    struct pollfd poll_fd = {.fd = fp->config.fuse_fd, .events = POLLIN};
+    return poll(&poll_fd, 1, 0) != 0;
+}
+
+/* Look for a request for a moment, if the last ones came soon after each other. Not where another worker sleeps in read(2), which the
+ * kernel would wake up, or waits for storage, as the program does. */
+static void look_for_request(fastpath *fp, int64_t start)
+{
+    if (!fp->config.may_spin || atomic_load_explicit(&fp->last_wait, memory_order_relaxed) > BURST
+        || atomic_load_explicit(&fp->listening, memory_order_relaxed) != 1
+        || atomic_load_explicit(&fp->absent, memory_order_relaxed))
+        return;
+    while (!has_request(fp) && now() - start < LOOKING)
+        spin(PAUSES);
+}
+
+static int is_for_much_data(const worker *w)
+{
+    struct fuse_read_in in;
+
+    if (opcode_of(w->request) != FUSE_READ || w->request_size < sizeof(struct fuse_in_header) + sizeof in)
+        return 0;
+    memcpy(&in, w->request + sizeof(struct fuse_in_header), sizeof in);
+    return in.size > MUCH_DATA;
+}
+
 /* Read a request; 0: there will be none any more, or the worker shall look whether it is over. */
 static int read_request(worker *w)
 {
     struct fuse_in_header header;
+    const int64_t start = now();
+
+    look_for_request(w->fp, start);
     const ssize_t size = read(w->fp->config.fuse_fd, w->request, REQUEST_ROOM);
+    atomic_store_explicit(&w->fp->last_wait, now() - start, memory_order_relaxed);
 
     if (size < 0) {
         if (errno == ENODEV || (errno != EINTR && errno != EAGAIN && errno != ENOENT))
@@ -165,7 +245,9 @@ void *work(void *argument)
             if (!read_request(w))
                 continue;
             atomic_store_explicit(&fp->last_request, now(), memory_order_relaxed);
-            has_place = handle(w);
+            if (is_for_much_data(w) || has_request(fp))
+                ask_for_more(fp);
+            has_place = handle(w) && !step_down(fp);
         }
         if (has_place) {
             pthread_mutex_lock(&fp->pool);
