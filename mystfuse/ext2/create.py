@@ -22,6 +22,7 @@ from mystfuse.ext2.constants import (
     PATH_MAX,
 )
 from mystfuse.ext2.directory_changes import (
+    changeable_directory,
     directory_for_new_name,
     insert_entry,
     new_directory_block,
@@ -34,13 +35,16 @@ from mystfuse.ext2.xattr_changes import set_attribute
 _NO_BLOCKS = bytes(4 * EXT2_N_BLOCKS)
 
 
-def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes = b"") -> Inode:
+def create(
+    change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes = b"", umask: int = 0
+) -> Inode:
     """Make a regular file, directory, symbolic link, device, FIFO or socket, as ``mode`` says.
 
     Args:
-        mode: type and permissions, the caller's umask already applied.
+        mode: type and permissions.
         rdev: for devices, their number (``os.makedev``).
         target: for symbolic links, where to.
+        umask: permissions that the caller takes away, unless a default ACL says what is inherited (umask(2)).
 
     Returns:
         The new inode.
@@ -49,11 +53,42 @@ def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, t
         OSError: EEXIST, ENOENT (the directory has been removed), ENAMETOOLONG, EMLINK, ENOSPC, EPERM (immutable).
         BlocksMissing, MystfuseError
     """
-    filesystem, transaction, superblock, now = change.filesystem, change.transaction, change.superblock, change.now_ns
     directory = directory_for_new_name(change, parent, name)
-    is_directory, is_regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
+    is_directory = stat.S_ISDIR(mode)
     if is_directory and directory.i_links_count >= EXT2_LINK_MAX:
         raise OSError(EMLINK, f"directory inode {parent} has {directory.i_links_count} links")
+    inode = new_inode(change, directory, mode, 2 if is_directory else 1, rdev, target, umask)
+    directory = insert_entry(change, directory, name, inode)
+    write_directory(change, directory, links=int(is_directory))
+    return change.read_back(inode.ino)
+
+
+def create_nameless(change: Change, parent: int, mode: int, umask: int) -> Inode:
+    """Make a regular file without a name, an orphan, as for a directory that may later get it: open(2), O_TMPFILE.
+
+    Raises:
+        OSError: ENOENT (the directory has been removed), EPERM (it is immutable), ENOSPC.
+        BlocksMissing, MystfuseError
+    """
+    directory = changeable_directory(change, parent)
+    inode = new_inode(change, directory, stat.S_IFREG | stat.S_IMODE(mode), 0, umask=umask)
+    change.transaction.released.discard(inode.ino)
+    change.transaction.orphaned.add(inode.ino)
+    return change.read_back(inode.ino)
+
+
+def new_inode(
+    change: Change,
+    directory: Inode,
+    mode: int,
+    links: int,
+    rdev: int = 0,
+    target: bytes = b"",
+    umask: int = 0,
+) -> Inode:
+    """A new inode, written, for a name in ``directory``, with what it inherits from there; see ``create``."""
+    filesystem, transaction, superblock, now = change.filesystem, change.transaction, change.superblock, change.now_ns
+    is_directory, is_regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
     gid = change.caller.gid
     if directory.i_mode & stat.S_ISGID:
         gid = directory.gid
@@ -75,7 +110,7 @@ def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, t
         now,  # atime_ns
         now,  # mtime_ns
         now,  # ctime_ns
-        2 if is_directory else 1,  # i_links_count
+        links,
         0,  # i_blocks
         flags,
         _NO_BLOCKS if is_regular else _device_block(mode, rdev),
@@ -88,17 +123,15 @@ def create(change: Change, parent: int, name: bytes, mode: int, rdev: int = 0, t
         pass
     elif is_directory:
         inode, _, block = add_block(change, inode, 0)
-        new_directory_block(superblock, block, ino, parent)
+        new_directory_block(superblock, block, ino, directory.ino)
         inode = inode._replace(size=superblock.block_size)
     elif stat.S_ISLNK(mode):
         inode = _with_target(change, inode, target)
-    inode = _inherit_acl(change, directory, inode)
+    inode = _inherit_acl(change, directory, inode, umask)
     filesystem.inode_table.write_new(transaction, inode)
-    directory = insert_entry(change, directory, name, inode)
-    write_directory(change, directory, links=int(is_directory))
     transaction.released.add(ino)
     transaction.on_commit.append(partial(filesystem.forget, ino))
-    return change.read_back(ino)
+    return inode
 
 
 def _with_target(change: Change, inode: Inode, target: bytes) -> Inode:
@@ -127,13 +160,16 @@ def _device_block(mode: int, rdev: int) -> bytes:
     return struct.pack("<II", old, new & 0xFFFFFFFF).ljust(len(_NO_BLOCKS), b"\0")
 
 
-def _inherit_acl(change: Change, directory: Inode, inode: Inode) -> Inode:
-    """Give a new inode the ACLs that its directory's default ACL prescribes (fs/posix_acl.c, posix_acl_create)."""
-    if inode.is_symlink or not (directory.i_file_acl or any(directory.extra)):
+def _inherit_acl(change: Change, directory: Inode, inode: Inode, umask: int) -> Inode:
+    """Give a new inode the ACLs that its directory's default ACL prescribes, or without one take the permissions in
+    ``umask`` from it (fs/posix_acl.c, posix_acl_create)."""
+    if inode.is_symlink:
         return inode
-    stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)
+    stored = None
+    if directory.i_file_acl or any(directory.extra):
+        stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)
     if stored is None:
-        return inode
+        return inode._replace(i_mode=inode.i_mode & ~(umask & 0o777)) if inode.i_mode & umask & 0o777 else inode
     try:
         default = Acl.parse(acl_to_xattr(stored, directory.ino))
     except OSError as error:

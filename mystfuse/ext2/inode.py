@@ -301,6 +301,22 @@ class Inode(NamedTuple):
         return i_blocks
 
 
+def birth_time(block: Block, offset: int, size: int) -> int | None:
+    """i_crtime of the inode of ``size`` bytes at a place in a block of the inode table, in nanoseconds since the epoch;
+    None if i_extra_isize does not cover it (fs/ext4/inode.c, ext4_getattr)."""
+    if size <= EXT2_GOOD_OLD_INODE_SIZE:
+        return None
+    (extra_isize,) = struct.unpack_from("<H", block, offset + _EXTRA_ISIZE_OFFSET)
+    covered = extra_isize - (_CRTIME_OFFSET - EXT2_GOOD_OLD_INODE_SIZE)
+    if covered < 4:
+        return None
+    seconds, extra = _CRTIME.unpack_from(block, offset + _CRTIME_OFFSET)
+    if covered < _CRTIME.size:
+        extra = 0
+    nanoseconds: int = (seconds + ((extra & 3) << 32)) * 1_000_000_000 + (extra >> 2)
+    return nanoseconds
+
+
 @lru_cache(maxsize=64)  # most inodes are written with the same time thrice
 def _pack_time(time_ns: int, has_extra: bool) -> tuple[int, int]:
     """Encode a time: (the 32-bit field, its extra field), cut to what they can hold."""

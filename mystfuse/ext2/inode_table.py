@@ -9,7 +9,7 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_groups import GroupTable
 from mystfuse.ext2.blocks import Block, Blocks, Transaction
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.inode import Inode, birth_time
 
 READ_AHEAD = 32 * 1024
 """Bytes of inode table to fetch together: inodes made together are used together."""
@@ -100,6 +100,16 @@ class InodeTable:
                 with suppress(MystfuseError):
                     found[ino] = self._parse(blocks, ino, *place)
             return [found.get(ino) for ino in numbers]
+
+    def birth_time(self, blocks: Blocks, ino: int) -> int | None:
+        """i_crtime of an inode, in nanoseconds since the epoch; None if it is too small.
+
+        Raises:
+            BlocksMissing, MystfuseError: as ``read``.
+        """
+        self.read(blocks, ino)
+        number, offset = self.locate(blocks, ino)
+        return birth_time(blocks.block(number), offset, self._inode_size)
 
     def is_in_use(self, blocks: Blocks, ino: int) -> bool:
         """Whether the inode table has links for an inode, whatever the bitmap says.

@@ -23,8 +23,11 @@ from mystfuse.ext2.directory_changes import (
 from mystfuse.ext2.inode import Inode
 
 
-def link(change: Change, ino: int, parent: int, name: bytes) -> Inode:
+def link(change: Change, ino: int, parent: int, name: bytes, is_nameless: bool = False) -> Inode:
     """Give inode ``ino`` another name; returns the inode.
+
+    Args:
+        is_nameless: it was made without a name, and gets its first one.
 
     Raises:
         OSError: EEXIST, ENOENT (no name is left, or the directory is removed), EMLINK, EPERM (a directory, immutable or
@@ -35,12 +38,13 @@ def link(change: Change, ino: int, parent: int, name: bytes) -> Inode:
     directory = directory_for_new_name(change, parent, name)
     if inode.is_directory or inode.is_immutable or inode.is_append_only:
         raise OSError(EPERM, f"inode {ino} is a directory, immutable or append-only")
-    if not inode.i_links_count:
+    if not inode.i_links_count and not is_nameless:
         raise OSError(ENOENT, f"inode {ino} has been removed")
     if inode.i_links_count >= EXT2_LINK_MAX:
         raise OSError(EMLINK, f"inode {ino} has {inode.i_links_count} links")
     inode = inode._replace(i_links_count=inode.i_links_count + 1, ctime_ns=change.now_ns)
     change.write_inode(inode)
+    change.transaction.released.add(ino)
     write_directory(change, insert_entry(change, directory, name, inode))
     return change.read_back(ino)
 

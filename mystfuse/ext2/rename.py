@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from errno import EEXIST, EINVAL, EISDIR, EMLINK, ENOENT, ENOTDIR, ENOTEMPTY
 from typing import NamedTuple
 
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_LINK_MAX
+from mystfuse.ext2.create import new_inode
 from mystfuse.ext2.directory import read_parent
 from mystfuse.ext2.directory_changes import (
     Place,
@@ -23,8 +25,11 @@ from mystfuse.ext2.directory_changes import (
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.link_and_unlink import check_removable, drop_link, existing_place, referred_inode
 
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 """Flags of renameat2(2)."""
+_ALLOWED = {
+    0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT, RENAME_NOREPLACE | RENAME_WHITEOUT
+}  # fmt: skip
 
 
 class DirectoryName(NamedTuple):
@@ -38,7 +43,8 @@ class DirectoryName(NamedTuple):
 
 
 def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -> Inode | None:
-    """Rename, replacing an existing new name; with RENAME_EXCHANGE the two names change places.
+    """Rename, replacing an existing new name; with RENAME_EXCHANGE the two names change places; with RENAME_WHITEOUT,
+    the old name is a whiteout afterwards: a character device 0:0, by which overlayfs hides a name of a lower layer.
 
     Returns:
         The inode that was replaced, or None.
@@ -48,7 +54,7 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
             EPERM, ENAMETOOLONG, ENOSPC.
         BlocksMissing, MystfuseError
     """
-    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+    if flags not in _ALLOWED:
         raise OSError(EINVAL, f"rename flags {flags:#x}")
     old_directory = changeable_directory(change, old.parent)
     new_directory = changeable_directory(change, new.parent)
@@ -90,7 +96,10 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
         old_directory = new_directory
     # The new entry may have been put between the old one and the one in front of it.
     old_place = find_place_again(change, old_directory, old.name, old_place)
-    remove_entry(change, old_directory, old.name, old_place)
+    if flags & RENAME_WHITEOUT:
+        point_entry(change, old_place, new_inode(change, old_directory, stat.S_IFCHR, 1))
+    else:
+        remove_entry(change, old_directory, old.name, old_place)
     change.write_inode(inode._replace(ctime_ns=change.now_ns))
     if moves:
         set_parent(change, inode, new.parent)

@@ -25,6 +25,8 @@ class AttributeChanges(NamedTuple):
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    is_touch: bool = False
+    """Both times become the present one, and nothing else changes: that may be done to an append-only file."""
 
 
 def set_attributes(
@@ -44,7 +46,7 @@ def set_attributes(
         BlocksMissing, MystfuseError
     """
     inode = change.inode(ino)
-    if inode.is_immutable or (inode.is_append_only and changes != AttributeChanges()):
+    if inode.is_immutable or (inode.is_append_only and not changes.is_touch and changes != AttributeChanges()):
         raise OSError(EPERM, f"inode {ino} is immutable or append-only")
     is_reached = True
     if changes.size is not None:

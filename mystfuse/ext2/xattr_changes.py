@@ -6,10 +6,11 @@ ext4_xattr_hash_entry, ext4_xattr_rehash).
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 from collections.abc import Sequence
-from errno import EACCES, ENODATA, ENOSPC, EPERM, ERANGE
+from errno import EACCES, EEXIST, ENODATA, ENOSPC, EPERM, ERANGE
 
 from mystfuse.ext2.acl import Acl
 from mystfuse.ext2.change import Change
@@ -31,15 +32,25 @@ from mystfuse.ext2.xattr import (
 _REFCOUNT_OFFSET = 4
 
 
-def set_xattr(change: Change, ino: int, name: bytes, value: bytes) -> None:
+def set_xattr(change: Change, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
     """Set an extended attribute by its full name; an access ACL changes the mode as well.
 
+    Args:
+        flags: of setxattr(2).
+
     Raises:
-        OSError: ENOSPC, ERANGE, EOPNOTSUPP as ``set_attribute``; EINVAL, not a valid ACL; EACCES, a default ACL for
-            something that is not a directory; EPERM, immutable or append-only.
+        OSError: EEXIST (XATTR_CREATE), ENODATA (XATTR_REPLACE); ENOSPC, ERANGE, EOPNOTSUPP as ``set_attribute``;
+            EINVAL, not a valid ACL; EACCES, a default ACL for something that is not a directory; EPERM, immutable or
+            append-only.
         BlocksMissing, MystfuseError
     """
     inode = _changeable(change, ino)
+    if flags:
+        exists = _has_attribute(change, inode, name)
+        if exists and flags & os.XATTR_CREATE:
+            raise OSError(EEXIST, f"inode {ino} has an attribute {name!r}")
+        if not exists and flags & os.XATTR_REPLACE:
+            raise OSError(ENODATA, f"inode {ino} has no attribute {name!r}")
     stored: bytes | None = value
     if name in (POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT):
         acl = Acl.parse(value) if len(value) > 4 else None
@@ -62,6 +73,12 @@ def set_xattr(change: Change, ino: int, name: bytes, value: bytes) -> None:
     else:
         inode = set_attribute(change, inode, name, stored)
     change.write_inode(inode._replace(ctime_ns=change.now_ns))
+
+
+def _has_attribute(change: Change, inode: Inode, name: bytes) -> bool:
+    index, suffix = _split(name)
+    attributes = (*read_body(inode), *read_block(change.superblock, change.transaction, inode))
+    return any((attribute.name_index, attribute.suffix) == (index, suffix) for attribute in attributes)
 
 
 def remove_xattr(change: Change, ino: int, name: bytes) -> None:

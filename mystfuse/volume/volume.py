@@ -23,7 +23,7 @@ from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT, Caller
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
-from mystfuse.ext2.create import create
+from mystfuse.ext2.create import create, create_nameless
 from mystfuse.ext2.directory import Entry
 from mystfuse.ext2.filesystem import FileSystem, Statistics
 from mystfuse.ext2.inode import Inode
@@ -79,6 +79,8 @@ class Volume:
         )
         self._workers = workers or Workers(0)
         self._files = FileReader(self._filesystem, self._runner, device, overlay, self._workers)
+        self._nameless: set[int] = set()
+        """Orphans that have never had a name, and may get one."""
         self._moves = 0
         """Renames across directories until now."""
         self._releases = Releases(self._runner, self._filesystem.orphans)
@@ -213,6 +215,14 @@ class Volume:
         """
         return await self._runner.run(self._stretch, ino, offset)
 
+    async def birth_time(self, ino: int) -> int | None:
+        """When an inode was made, in nanoseconds since the epoch; None if it has no room to say so."""
+        return await self._runner.run(self._filesystem.inode_table.birth_time, ino)
+
+    def check_may_wait(self) -> None:
+        """To be called before an await that waits, in what ``now`` may run; raises NotNow there."""
+        self._runner.check_may_wait()
+
     def now(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine, which calls methods of this class except ``read`` and ``release``, to its end without
         waiting for anything.
@@ -225,14 +235,22 @@ class Volume:
         return self._runner.now(work)
 
     async def create(
-        self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
+        self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b"", umask: int = 0
     ) -> Inode:
         """Make a file, directory, symbolic link or special file; see ``ext2.create``."""
-        return await self.change(0, caller, create, parent, name, mode, rdev, target)
+        return await self.change(0, caller, create, parent, name, mode, rdev, target, umask)
+
+    async def create_nameless(self, parent: int, mode: int, umask: int, caller: Caller) -> Inode:
+        """Make a regular file without a name; see ``ext2.create``. It is in ``orphans``."""
+        inode = await self.change(0, caller, create_nameless, parent, mode, umask)
+        self._nameless.add(inode.ino)
+        return inode
 
     async def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
-        """Give an inode another name; see ``ext2.link_and_unlink``."""
-        return await self.change(0, caller, link_and_unlink.link, ino, parent, name)
+        """Give an inode another name, or its first; see ``ext2.link_and_unlink``."""
+        inode = await self.change(0, caller, link_and_unlink.link, ino, parent, name, ino in self._nameless)
+        self._nameless.discard(ino)
+        return inode
 
     async def remove(self, parent: int, name: bytes, is_rmdir: bool) -> Inode:
         """Remove a name; see ``ext2.link_and_unlink``. The inode may be in ``orphans`` then."""
@@ -332,9 +350,9 @@ class Volume:
         if flags & os.O_TRUNC:
             await self.set_attributes(ino, AttributeChanges(size=0), caller, loses)
 
-    async def set_xattr(self, ino: int, name: bytes, value: bytes, caller: Caller) -> None:
+    async def set_xattr(self, ino: int, name: bytes, value: bytes, caller: Caller, flags: int = 0) -> None:
         """Set an extended attribute; see ``ext2.xattr_changes.set_xattr``."""
-        await self.change(0, caller, xattr_changes.set_xattr, ino, name, value)
+        await self.change(0, caller, xattr_changes.set_xattr, ino, name, value, flags)
 
     async def remove_xattr(self, ino: int, name: bytes, caller: Caller) -> None:
         """Remove an extended attribute; see ``ext2.xattr_changes.remove_xattr``."""
@@ -342,6 +360,7 @@ class Volume:
 
     async def release(self, *inos: int) -> None:
         """Free orphans that are not in use any more, and their blocks; see ``Releases.release``."""
+        self._nameless.difference_update(inos)
         await self._releases.release(*inos)
 
     async def open_image(self) -> MergedImage:

@@ -1,0 +1,141 @@
+"""Giving parts of a regular file blocks, zeroing them and making holes of them: fallocate(2).
+
+Each function works on a part that one transaction can hold. ext2 has no way to say that a block is allocated and counts
+as zeros: what gets a block here gets zeros written.
+"""
+
+from __future__ import annotations
+
+import struct
+from errno import EFBIG, ENOSPC
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.allocation import runs_of
+from mystfuse.ext2.block_map import block_path, map_block, map_blocks
+from mystfuse.ext2.block_map_changes import map_for_writing
+from mystfuse.ext2.change import Change
+from mystfuse.ext2.constants import EXT2_N_BLOCKS
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import note_file_size
+from mystfuse.ext2.truncate import zero_tail
+
+_ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+
+
+def check_room(change: Change, count: int) -> None:
+    """Raise OSError (ENOSPC) if the file system or the overlay has no room for ``count`` more blocks of a file and
+    their indirect blocks."""
+    count += count // (change.superblock.block_size // 4)
+    available = change.allocator.available_blocks(change.transaction, change.caller)
+    if count > min(available, change.transaction.budget):
+        raise OSError(ENOSPC, f"there is no room for {count} blocks")
+
+
+def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, size: int) -> None:
+    """Give the holes among ``count`` blocks of a file, from block ``first`` on, blocks of zeros: all of them or none.
+
+    Args:
+        zeroed: bytes of the file that become zeros wherever these blocks have data.
+        size: what the file's size becomes if it is smaller.
+
+    Raises:
+        OSError: ENOSPC; EFBIG, past the largest file size.
+        BlocksMissing, MystfuseError
+    """
+    transaction, superblock = change.transaction, change.superblock
+    inode = _grown(change, change.filesystem.regular_file(transaction, ino), size)
+    inode, pointers, new = map_for_writing(change, inode, first, count)
+    if len(pointers) < count:
+        raise OSError(ENOSPC, "no free block, or the overlay is full")
+    change.write_inode(inode.touched(change.now_ns))
+    whole = list(new)
+    for logical, number in enumerate(pointers, first):
+        start = max(zeroed.start - logical * superblock.block_size, 0)
+        stop = min(zeroed.stop - logical * superblock.block_size, superblock.block_size)
+        if number in new or start >= stop:
+            continue
+        if stop - start == superblock.block_size:
+            whole.append(number)
+        else:
+            transaction.change(number)[start:stop] = bytes(stop - start)
+    zeros = memoryview(bytes(count * superblock.block_size))
+    for number, length in runs_of(sorted(whole)):
+        transaction.put_run(number, zeros[: length * superblock.block_size])
+
+
+def punch(change: Change, ino: int, first: int, count: int) -> None:
+    """Make holes of ``count`` blocks of a file from block ``first`` on, whose pointers are in one table: in i_block, or
+    in one indirect block.
+
+    Raises:
+        BlocksMissing, MystfuseError
+    """
+    transaction, superblock, allocator = change.transaction, change.superblock, change.allocator
+    transaction.gives_back = True
+    inode = change.filesystem.regular_file(transaction, ino)
+    *path, slot = block_path(inode, superblock.block_size // 4, first)
+    roots = list(_ROOTS.unpack(inode.i_block))
+    freed = [number for number in map_blocks(superblock, transaction, inode, first, count) if number]
+    if not freed:
+        return
+    if not path:
+        roots[slot : slot + count] = [0] * count
+    else:
+        nodes = [roots[path[0]]]
+        for index in path[1:]:
+            nodes.append(struct.unpack_from("<I", transaction.block(nodes[-1]), 4 * index)[0])
+        allocator.check_writable(transaction, nodes)
+        transaction.change(nodes[-1])[4 * slot : 4 * (slot + count)] = bytes(4 * count)
+        # An indirect block without pointers goes, too, and those above it.
+        while nodes and not any(transaction.block(nodes[-1])):
+            freed.append(nodes.pop())
+            if nodes:
+                struct.pack_into("<I", transaction.change(nodes[-1]), 4 * path.pop(), 0)
+            else:
+                roots[path[0]] = 0
+    if len(set(freed)) != len(freed):
+        raise CorruptFilesystem(f"inode {ino} has a block twice")
+    allocator.free_blocks(transaction, freed)
+    i_blocks = inode.i_blocks_after(-len(freed), superblock.block_size)
+    change.write_inode(inode.mapped(i_blocks, _ROOTS.pack(*roots)))
+
+
+def zero_within(change: Change, ino: int, start: int, end: int) -> None:
+    """Zero bytes ``start`` to ``end`` (exclusive) of a file, which are in one block, unless that is a hole.
+
+    Raises:
+        OSError: ENOSPC, the overlay has no room for the block.
+        BlocksMissing, MystfuseError
+    """
+    transaction, superblock = change.transaction, change.superblock
+    inode = change.filesystem.regular_file(transaction, ino)
+    logical, offset = divmod(start, superblock.block_size)
+    number = map_block(superblock, transaction, inode, logical)
+    end -= logical * superblock.block_size
+    if number and any(transaction.block(number)[offset:end]):
+        change.allocator.check_writable(transaction, [number])
+        if not transaction.spend_for([number]):
+            raise OSError(ENOSPC, "the overlay is full")
+        transaction.change(number)[offset:end] = bytes(end - offset)
+
+
+def finish(change: Change, ino: int, size: int) -> None:
+    """Note that a file has changed, and let it grow to ``size``.
+
+    Raises:
+        OSError: EFBIG
+        BlocksMissing, MystfuseError
+    """
+    inode = _grown(change, change.filesystem.regular_file(change.transaction, ino), size)
+    change.write_inode(inode.touched(change.now_ns))
+
+
+def _grown(change: Change, inode: Inode, size: int) -> Inode:
+    superblock = change.superblock
+    if size <= inode.size:
+        return inode
+    if size > superblock.max_file_size:
+        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {superblock.max_file_size}")
+    zero_tail(change, inode)
+    note_file_size(superblock, change.transaction, size)
+    return inode._replace(size=size)

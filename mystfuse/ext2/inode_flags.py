@@ -1,0 +1,73 @@
+"""The flags of an inode that users see and set: chattr(1), lsattr(1); and its generation.
+
+Sources: fs/ext4/ioctl.c (ext4_fileattr_set, ext4_ioctl_setflags), fs/ext4/ext4.h (EXT4_FL_USER_VISIBLE,
+EXT4_FL_USER_MODIFIABLE), fs/ioctl.c (fileattr_set_prepare).
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL, EOPNOTSUPP, EPERM
+
+from mystfuse.ext2.change import Change
+from mystfuse.ext2.constants import (
+    EXT2_APPEND_FL,
+    EXT2_COMPR_FL,
+    EXT2_DIRSYNC_FL,
+    EXT2_IMMUTABLE_FL,
+    EXT2_JOURNAL_DATA_FL,
+    EXT2_NOATIME_FL,
+    EXT2_NODUMP_FL,
+    EXT2_NOTAIL_FL,
+    EXT2_OTHER_FLMASK,
+    EXT2_REG_FLMASK,
+    EXT2_SECRM_FL,
+    EXT2_SYNC_FL,
+    EXT2_TOPDIR_FL,
+    EXT2_UNRM_FL,
+    EXT4_CASEFOLD_FL,
+    EXT4_DAX_FL,
+    EXT4_EXTENTS_FL,
+    EXT4_PROJINHERIT_FL,
+)
+
+VISIBLE = 0x725BDFFF
+_SETTABLE = (
+    EXT2_SECRM_FL | EXT2_UNRM_FL | EXT2_COMPR_FL | EXT2_SYNC_FL | EXT2_IMMUTABLE_FL | EXT2_APPEND_FL | EXT2_NODUMP_FL
+    | EXT2_NOATIME_FL | EXT2_NOTAIL_FL | EXT2_DIRSYNC_FL | EXT2_TOPDIR_FL | EXT4_DAX_FL | EXT4_PROJINHERIT_FL
+)  # fmt: skip
+"""Without EXT2_JOURNAL_DATA_FL, which the kernel does not change where there is no journal."""
+
+
+def set_flags(change: Change, ino: int, flags: int) -> None:
+    """Set the flags that users may set; others keep their state.
+
+    Raises:
+        OSError: EOPNOTSUPP, EINVAL, a flag that ext2, or an inode of this type, does not have; EPERM, the inode is and
+            stays immutable, or the caller may not set EXT2_JOURNAL_DATA_FL.
+        BlocksMissing, MystfuseError
+    """
+    inode = change.inode(ino)
+    mask = ~0 if inode.is_directory else EXT2_REG_FLMASK if inode.is_regular else EXT2_OTHER_FLMASK
+    if flags & ~VISIBLE or flags & ~mask & (_SETTABLE | EXT4_CASEFOLD_FL) or flags & EXT4_CASEFOLD_FL:
+        raise OSError(EOPNOTSUPP, f"inode {ino} cannot have flags {flags:#x}")
+    if (flags ^ inode.i_flags) & EXT2_JOURNAL_DATA_FL and not change.caller.is_root:
+        raise OSError(EPERM, "only root changes how data is journaled")
+    if flags & EXT4_EXTENTS_FL:
+        raise OSError(EINVAL, f"inode {ino}: the file system has no extents")
+    new = inode.i_flags & ~_SETTABLE | flags & _SETTABLE
+    if inode.is_immutable and new & EXT2_IMMUTABLE_FL and new != inode.i_flags:
+        raise OSError(EPERM, f"inode {ino} is immutable")
+    change.write_inode(inode._replace(i_flags=new, ctime_ns=change.now_ns))
+
+
+def set_generation(change: Change, ino: int, generation: int) -> None:
+    """Set i_generation, which tells two files apart that had one inode number.
+
+    Raises:
+        OSError: EPERM, the caller does not own the inode.
+        BlocksMissing, MystfuseError
+    """
+    inode = change.inode(ino)
+    if not change.caller.is_root and change.caller.uid != inode.uid:
+        raise OSError(EPERM, f"inode {ino} belongs to user {inode.uid}")
+    change.write_inode(inode._replace(i_generation=generation, ctime_ns=change.now_ns))

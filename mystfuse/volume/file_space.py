@@ -1,0 +1,170 @@
+"""The holes of regular files: finding them, filling them and making them: lseek(2) with SEEK_DATA and SEEK_HOLE,
+fallocate(2)."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+
+import trio
+
+from mystfuse.errors import MystfuseError
+from mystfuse.ext2 import fallocate
+from mystfuse.ext2.caller import ROOT, Caller
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.privileges import Loses
+from mystfuse.ext2.setattr import AttributeChanges
+from mystfuse.volume.volume import Volume
+
+_STEP = 4 << 20
+"""Bytes that one transaction allocates at most."""
+_STRETCHES_AT_ONCE = 64
+"""Stretches after which other tasks run."""
+
+
+async def seek(volume: Volume, ino: int, offset: int, wants_data: bool) -> int:
+    """The first byte from ``offset`` on that is data, or in a hole: behind the last data is one, at the file's end.
+
+    Raises:
+        OSError: ENXIO, ``offset`` is not before the file's end, or there is no data behind it.
+        IsADirectoryError: not a regular file.
+        MystfuseError: as of ``Volume.stretch``.
+    """
+    stretches = _Stretches(volume, ino, offset)
+    while await stretches.advance():
+        if stretches.is_data == wants_data:
+            return stretches.start
+    if wants_data or stretches.end == offset:
+        raise OSError(errno.ENXIO, f"inode {ino} has nothing behind byte {offset}")
+    return stretches.end
+
+
+async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Caller) -> None:
+    """Make a hole of bytes of a file; of blocks that are only partly in it, these bytes become zeros.
+
+    Raises:
+        OSError: EPERM, the file is immutable or append-only; ENOSPC, the overlay has no room for a block to zero;
+            EROFS.
+        MystfuseError
+    """
+    block_size = volume.superblock.block_size
+    inode = await volume.inode(ino)
+    if inode.is_immutable or inode.is_append_only:
+        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    end = min(offset + length, inode.size)
+    first = -(-offset // block_size)
+    last = -(-end // block_size) if end == inode.size else end // block_size
+    if offset < end:
+        for start, stop in ((offset, min(first * block_size, end)), (max(last * block_size, offset), end)):
+            if start < stop and (start % block_size or (stop % block_size and stop != inode.size)):
+                await volume.change(ino, caller, fallocate.zero_within, ino, start, stop)
+        stretches = _Stretches(volume, ino, first * block_size)
+        while await stretches.advance() and stretches.start < last * block_size:
+            if stretches.is_data:
+                number, stop = stretches.start // block_size, -(-stretches.end // block_size)
+                await volume.change(ino, caller, fallocate.punch, ino, number, min(stop, last) - number)
+    await volume.change(ino, caller, fallocate.finish, ino, 0)
+
+
+async def allocate(
+    volume: Volume, ino: int, offset: int, length: int, keeps_size: bool, zeroes: bool, caller: Caller
+) -> None:
+    """Give a part of a file blocks wherever it has holes: all of it or, without room for all, nothing.
+
+    Args:
+        zeroes: the whole part reads as zeros afterwards.
+
+    Raises:
+        OSError: EPERM, the file is immutable, or append-only and to be zeroed; ENOSPC; EFBIG; EROFS; EOPNOTSUPP: the
+            size is to be kept, and the part goes on behind the file's last block, where ext2 has no blocks.
+        MystfuseError
+    """
+    superblock = volume.superblock
+    block_size = superblock.block_size
+    inode = await volume.inode(ino)
+    end = offset + length
+    if inode.is_immutable or (inode.is_append_only and zeroes):
+        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    if keeps_size and end > -(-inode.size // block_size) * block_size:
+        raise OSError(errno.EOPNOTSUPP, "ext2 has no blocks behind the end of a file")
+    if end > superblock.max_file_size:
+        raise OSError(errno.EFBIG, f"{end} bytes are more than the largest file size {superblock.max_file_size}")
+    first, last = offset // block_size, -(-end // block_size)
+    holes = [(first, last - first)] if zeroes else await _holes(volume, ino, first, last)
+    count = sum(count for _, count in holes)
+    most = max(_STEP // block_size, 1)
+    pieces = [
+        (start, min(number + count - start, most))
+        for number, count in holes
+        for start in range(number, number + min(count, superblock.s_blocks_count), most)
+    ]
+    if len(pieces) > 1:
+        # Transactions by themselves are whole already.
+        volume.check_may_wait()
+        await volume.change(0, caller, fallocate.check_room, count)
+    zeroed = range(offset, end) if zeroes else range(0)
+    size = inode.size if keeps_size else end
+    done: list[tuple[int, int]] = []
+    try:
+        for start, blocks in pieces:
+            reached = min((start + blocks) * block_size, size)
+            await volume.change(ino, caller, fallocate.allocate, ino, start, blocks, zeroed, reached)
+            done.append((start, blocks))
+            if len(pieces) > 1:
+                await trio.lowlevel.checkpoint()
+        if not pieces or inode.size < size:
+            await volume.change(ino, caller, fallocate.finish, ino, size)
+    except (OSError, MystfuseError):
+        await _undo(volume, inode, [] if zeroes else done)
+        raise
+
+
+async def _undo(volume: Volume, inode: Inode, filled: list[tuple[int, int]]) -> None:
+    """Take back what ``allocate`` has done: somebody else has taken the room that there was."""
+    block_size = volume.superblock.block_size
+    with suppress(OSError, MystfuseError):
+        for first, count in filled:
+            start, end = first * block_size, min((first + count) * block_size, inode.size)
+            if start < end:
+                await punch(volume, inode.ino, start, end - start, ROOT)
+        if filled and (await volume.inode(inode.ino)).size > inode.size:
+            await volume.set_attributes(inode.ino, AttributeChanges(size=inode.size), ROOT, Loses.NOTHING)
+
+
+async def _holes(volume: Volume, ino: int, first: int, last: int) -> list[tuple[int, int]]:
+    """The holes among blocks ``first`` to ``last`` (exclusive) of a file: (first block, number of blocks). What is
+    behind its end counts as one."""
+    block_size = volume.superblock.block_size
+    stretches = _Stretches(volume, ino, first * block_size)
+    holes: list[tuple[int, int]] = []
+    while await stretches.advance() and stretches.start < last * block_size:
+        if not stretches.is_data:
+            number = stretches.start // block_size
+            holes.append((number, min(-(-stretches.end // block_size), last) - number))
+    reached = -(-stretches.end // block_size)
+    if reached < last:
+        holes.append((reached, last - reached))
+    return holes
+
+
+class _Stretches:
+    """Goes through the data and the holes of a file from byte ``offset`` on, up to its end."""
+
+    def __init__(self, volume: Volume, ino: int, offset: int) -> None:
+        self.is_data = False
+        """Whether the present stretch is data."""
+        self.start = self.end = offset
+        """Its first byte, and the one behind it."""
+        self._volume = volume
+        self._ino = ino
+        self._count = 0
+
+    async def advance(self) -> bool:
+        """Go to the next stretch; False if there is none."""
+        self._count += 1
+        if self._count % _STRETCHES_AT_ONCE == 0:
+            self._volume.check_may_wait()
+            await trio.lowlevel.checkpoint()
+        self.is_data, length = await self._volume.stretch(self._ino, self.end)
+        self.start, self.end = self.end, self.end + length
+        return length > 0
