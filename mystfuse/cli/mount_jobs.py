@@ -101,6 +101,7 @@ def make_job(image: GivenImage, flags: frozenset[str], mountpoint: str) -> Mount
         acl="noacl" not in flags,
         control="nocontrol" not in flags,
         fastpath="nofastpath" not in flags,
+        handles="nohandles" not in flags,
         io_timeout=image.io_timeout,
         idle_timeout=given.get("idle_timeout", math.inf),
         on_corruption=OnCorruption(given.get("on_corruption", OnCorruption.EIO)),

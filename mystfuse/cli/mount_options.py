@@ -17,8 +17,11 @@ from mystfuse.errors import MountError, UsageError
 from mystfuse.fuse.mount_options import OnCorruption
 
 _FLAGS = frozenset(
-    {"nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol", "nofastpath", "default_permissions"}
-)
+    {
+        "nonempty", "suid", "dev", "noexec", "noxattr", "noacl", "nocontrol", "nofastpath", "nohandles",
+        "default_permissions",
+    }
+)  # fmt: skip
 _IGNORED = frozenset({"rw", "noatime", "nosuid", "nodev", "exec", "async"})
 _IGNORED_VALUES = frozenset({"fsname", "subtype"})
 """mount.fuse3 honours them where it mounts; where we mount, the mount table shows the image."""

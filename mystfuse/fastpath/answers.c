@@ -292,6 +292,21 @@ static enum outcome answer_opendir(worker *w, const call *it)
     return DONE;
 }
 
+/* Python's open(3) and others ask every file whether it is a terminal. Commands about inodes' flags are Python's. */
+static enum outcome answer_ioctl(worker *w, const call *it)
+{
+    struct fuse_ioctl_in in;
+
+    if (it->size < sizeof in)
+        return FORWARD;
+    memcpy(&in, it->body, sizeof in);
+    const uint32_t type = in.cmd >> 8 & 0xff; /* _IOC_TYPE */
+    if (type == 'f' || type == 'v' || type == 'X')
+        return FORWARD;
+    send_reply(w, it->header->unique, ENOTTY, 0);
+    return DONE;
+}
+
 /* -- All. */
 
 typedef enum outcome answerer(worker *w, const call *it);
@@ -307,6 +322,7 @@ static answerer *const answerers[FASTPATH_MAX_OPCODE] = {
     [FUSE_GETXATTR] = answer_getxattr,
     [FUSE_LISTXATTR] = answer_listxattr,
     [FUSE_OPENDIR] = answer_opendir,
+    [FUSE_IOCTL] = answer_ioctl,
     [FUSE_BATCH_FORGET] = answer_batch_forget,
     [FUSE_READDIRPLUS] = answer_readdirplus,
 };

@@ -23,11 +23,13 @@ from mystfuse.overlay.arena import ARENA_SIZE
 
 log = logging.getLogger(__name__)
 
+_FUSE_DONT_MASK = 1 << 6
 _FUSE_PARALLEL_DIROPS, _FUSE_CACHE_SYMLINKS, _FUSE_HANDLE_KILLPRIV_V2 = 1 << 18, 1 << 23, 1 << 28
-_WANTED = _FUSE_PARALLEL_DIROPS | _FUSE_CACHE_SYMLINKS | _FUSE_HANDLE_KILLPRIV_V2
-"""Capabilities of the kernel that libfuse or pyfuse3 does not ask for: look-ups and listings of one directory side by
-side; targets of symbolic links in the page cache; and that we take a file's privileges away when it is written to, so
-that the kernel does not ask for ``security.capability`` before each write (``fuse.direct_requests``)."""
+_WANTED = _FUSE_DONT_MASK | _FUSE_PARALLEL_DIROPS | _FUSE_CACHE_SYMLINKS | _FUSE_HANDLE_KILLPRIV_V2
+"""Capabilities of the kernel that libfuse or pyfuse3 does not ask for: that a default ACL replaces the umask, which we
+apply; look-ups and listings of one directory side by side; targets of symbolic links in the page cache; and that we
+take a file's privileges away when it is written to, so that the kernel does not ask for ``security.capability`` before
+each write (``fuse.direct_requests``)."""
 _BACKGROUND = 48
 """Reads for the page cache that the kernel sends at once."""
 _MAX_LISTENERS = 8

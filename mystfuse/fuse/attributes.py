@@ -8,7 +8,7 @@ from pyfuse3 import EntryAttributes
 
 from mystfuse.ext2.inode import Inode
 from mystfuse.fuse.mount_options import MountOptions
-from mystfuse.fuse.protocol import pack_attributes, pack_entry
+from mystfuse.fuse.protocol import pack_attributes, pack_entry, pack_statx
 
 CACHE_SECONDS = 86400
 """How long the kernel may keep names and attributes: the file system changes through the kernel alone."""
@@ -49,6 +49,10 @@ class ShownAttributes:
     def packed(self, inode: Inode) -> bytes:
         """The same as fuse_attr_out."""
         return pack_attributes(inode, self._owner(inode), self._block_size, CACHE_SECONDS)
+
+    def packed_statx(self, inode: Inode, birth_ns: int | None) -> bytes:
+        """The same as fuse_statx_out; see ``pack_statx``."""
+        return pack_statx(inode, self._owner(inode), self._block_size, CACHE_SECONDS, birth_ns)
 
     def packed_entry(self, inode: Inode) -> bytes:
         """The same as fuse_entry_out."""

@@ -19,6 +19,8 @@ from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.privileges import Loses
 from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.fuse.errnos import errno_of
+from mystfuse.fuse.file_space_requests import copy_file_range, copy_file_range_64, fallocate, lseek
+from mystfuse.fuse.ioctl import ioctl
 from mystfuse.fuse.protocol import (
     CREATE_IN,
     FATTR_ATIME,
@@ -44,11 +46,13 @@ from mystfuse.fuse.protocol import (
     RENAME2_IN,
     RENAME_IN,
     SETATTR_IN,
+    SETXATTR_IN,
     WRITE_CACHE,
     WRITE_IN,
     WRITE_KILL_SUIDGID,
     WRITE_OUT,
     Opcode,
+    pack_plain_statx,
 )
 from mystfuse.fuse.requests import Requests, ext2_ino
 from mystfuse.volume.runner import NotNow
@@ -59,6 +63,9 @@ _Answer = Callable[[int, Caller, memoryview], Coroutine[Any, Any, bytes | memory
 """Does what a caller asks of an inode by a request, and returns what follows the reply's header."""
 _BODY = IN_HEADER.size
 _CHANGES = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME
+_TOUCH = FATTR_ATIME | FATTR_ATIME_NOW | FATTR_MTIME | FATTR_MTIME_NOW
+_READING = {Opcode.READ, Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64}
+"""Requests that read file data, and so may have to wait."""
 _SECOND = 1_000_000_000
 
 
@@ -90,6 +97,14 @@ class DirectRequests:
             Opcode.RELEASE: self._release,
             Opcode.CREATE: self._create,
             Opcode.RENAME2: self._rename2,
+            Opcode.TMPFILE: self._tmpfile,
+            Opcode.STATX: self._statx,
+            Opcode.SETXATTR: self._setxattr,
+            Opcode.LSEEK: partial(lseek, requests),
+            Opcode.FALLOCATE: partial(fallocate, requests),
+            Opcode.COPY_FILE_RANGE: partial(copy_file_range, requests),
+            Opcode.COPY_FILE_RANGE_64: partial(copy_file_range_64, requests),
+            Opcode.IOCTL: partial(ioctl, requests),
         }
 
     def handle(self, request: memoryview) -> Callable[[], Awaitable[None]] | None:
@@ -113,8 +128,7 @@ class DirectRequests:
             return None
         answer = self._answers.get(opcode, _unknown)
         caller = requests.caller(uid, gid, pid)
-        if opcode == Opcode.READ:
-            # It may have to wait.
+        if opcode in _READING:
             return partial(self._handle_later, opcode, unique, answer, nodeid, caller, request)
         try:
             payload = self._now(answer(nodeid, caller, request))
@@ -162,6 +176,8 @@ class DirectRequests:
             atime_ns=_time(valid & FATTR_ATIME, atime, atimensec, valid & FATTR_ATIME_NOW, now),
             mtime_ns=_time(valid & FATTR_MTIME, mtime, mtimensec, valid & FATTR_MTIME_NOW, now),
         )
+        if valid & _TOUCH == _TOUCH and not valid & _CHANGES & ~_TOUCH:
+            changes = changes._replace(is_touch=True)
         loses = _loses(valid & FATTR_KILL_SUIDGID)
         if not valid & _CHANGES:
             loses = self._requests.loses_by_nothing(nodeid, caller)
@@ -170,22 +186,40 @@ class DirectRequests:
 
     async def _create(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
         # Not OPEN_KILL_SUIDGID: a new file keeps its mode.
-        flags, mode, _umask, _open_flags = CREATE_IN.unpack_from(request, _BODY)
+        flags, mode, umask, _open_flags = CREATE_IN.unpack_from(request, _BODY)
         name = _name(request, _BODY + CREATE_IN.size)
-        handle, inode = await self._requests.create(nodeid, name, mode, flags, caller, names_writers=True)
+        handle, inode = await self._requests.create(nodeid, name, mode, flags, caller, umask, names_writers=True)
         return self._shown.packed_entry(inode) + OPEN_OUT.pack(handle, FOPEN_KEEP_CACHE)
 
+    async def _tmpfile(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        flags, mode, umask, _open_flags = CREATE_IN.unpack_from(request, _BODY)
+        handle, inode = await self._requests.create_nameless(nodeid, mode, umask, flags, caller)
+        return self._shown.packed_entry(inode) + OPEN_OUT.pack(handle, FOPEN_KEEP_CACHE)
+
+    async def _statx(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        control = self._requests.control
+        if control is not None and control.owns(nodeid):
+            return pack_plain_statx(control.attributes(nodeid))
+        volume, ino = self._requests.volume, ext2_ino(nodeid)
+        return self._shown.packed_statx(await volume.inode(ino), await volume.birth_time(ino))
+
+    async def _setxattr(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        size, flags = SETXATTR_IN.unpack_from(request, _BODY)
+        name, _, value = bytes(request[_BODY + SETXATTR_IN.size :]).partition(b"\0")
+        await self._requests.set_xattr(nodeid, name, value[:size], flags, caller)
+        return b""
+
     async def _mknod(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
-        mode, rdev, _umask = MKNOD_IN.unpack_from(request, _BODY)
+        mode, rdev, umask = MKNOD_IN.unpack_from(request, _BODY)
         name = _name(request, _BODY + MKNOD_IN.size)
-        inode = await self._requests.make(nodeid, name, mode, caller, rdev)
+        inode = await self._requests.make(nodeid, name, mode, caller, rdev, umask=umask)
         return self._shown.packed_entry(inode)
 
     async def _mkdir(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
-        mode, _umask = MKDIR_IN.unpack_from(request, _BODY)
+        mode, umask = MKDIR_IN.unpack_from(request, _BODY)
         name = _name(request, _BODY + MKDIR_IN.size)
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        return self._shown.packed_entry(await self._requests.make(nodeid, name, mode, caller))
+        return self._shown.packed_entry(await self._requests.make(nodeid, name, mode, caller, umask=umask))
 
     async def _symlink(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
         name, target = _names(request, _BODY)

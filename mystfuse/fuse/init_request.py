@@ -25,6 +25,7 @@ _FUSE_AUTO_INVAL_DATA = 1 << 12
 those of a write(2) that waits for its answer. A read that is answered before that write brings the old bytes back, and
 they stay (fs/fuse/inode.c, fuse_change_attributes_i). Our files change through the kernel alone: its pages are right.
 """
+_FUSE_EXPORT_SUPPORT = 1 << 4
 _DECLINED = _FUSE_ASYNC_DIO | _FUSE_AUTO_INVAL_DATA
 _HEADER = struct.Struct("=IIQQIIII")
 """fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, extensions."""
@@ -40,18 +41,20 @@ class InitRequest:
 
     Args:
         device: descriptor of /dev/fuse; it is closed by ``finish``.
+        handles: whether the kernel may make file handles.
 
     Raises:
         MountError: there is no INIT to read: it is unmounted already, or not mounted yet.
     """
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, handles: bool = True) -> None:
         self._device = device
         request = bytearray(_read(device))
         if len(request) < _HEADER.size + _OFFER.size or _HEADER.unpack_from(request)[:2] != (len(request), _FUSE_INIT):
             raise MountError(_NO_INIT)
         major, minor, max_readahead, flags = _OFFER.unpack_from(request, _HEADER.size)
-        _OFFER.pack_into(request, _HEADER.size, major, minor, max_readahead, flags & ~_DECLINED)
+        declined = _DECLINED if handles else _DECLINED | _FUSE_EXPORT_SUPPORT
+        _OFFER.pack_into(request, _HEADER.size, major, minor, max_readahead, flags & ~declined)
         self.offered = flags
         """The capabilities that the kernel offers."""
         offered, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

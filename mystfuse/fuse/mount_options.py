@@ -50,6 +50,8 @@ class MountOptions:
     """Show the control directory ``.mystfuse``."""
     fastpath: bool = True
     """Have C threads answer what they can, if the native kernels are there."""
+    handles: bool = True
+    """Give file handles, as NFS servers and open_by_handle_at(2) want them."""
     io_timeout: float = 30.0
     idle_timeout: float = math.inf
     on_corruption: OnCorruption = OnCorruption.EIO

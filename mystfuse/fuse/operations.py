@@ -49,7 +49,6 @@ class Operations(pyfuse3.Operations):
         lookup_counts: shared with others who answer; its own if None.
     """
 
-    supports_dot_lookup = True
     enable_writeback_cache = False
 
     def __init__(
@@ -64,6 +63,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._on_init = on_init
         self.enable_acl = options.acl and options.xattr
+        self.supports_dot_lookup = options.handles
         self.ready = trio.Event()
         """Set while the kernel's INIT is answered."""
         self.requests = requests = Requests(volume, options, status, groups_of, lookup_counts)
@@ -238,7 +238,7 @@ class Operations(pyfuse3.Operations):
 
     @answers_errnos
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        self._check_xattr()
+        self.requests.check_xattr()
         split_name(name)
         value = (await self._xattrs(inode)).get(name)
         if value is None:
@@ -247,20 +247,19 @@ class Operations(pyfuse3.Operations):
 
     @answers_errnos
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        self._check_xattr()
+        self.requests.check_xattr()
         names = await self._xattrs(inode)
         # Like the kernel, show trusted.* to root only (fs/ext4/xattr_trusted.c).
         return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
 
     @answers_errnos
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        self._check_xattr()
-        self.requests.check_ours(inode)
-        await self._volume.set_xattr(ext2_ino(inode), name, value, self._caller(ctx))
+        # pyfuse3 has looked at one of the flags itself.
+        await self.requests.set_xattr(inode, name, value, 0, self._caller(ctx))
 
     @answers_errnos
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._check_xattr()
+        self.requests.check_xattr()
         await self.requests.remove_xattr(inode, name, self._caller(ctx))
 
     @answers_errnos
@@ -295,7 +294,3 @@ class Operations(pyfuse3.Operations):
 
     def _caller(self, ctx: RequestContext) -> Caller:
         return self.requests.caller(ctx.uid, ctx.gid, ctx.pid)
-
-    def _check_xattr(self) -> None:
-        if not self._options.xattr:
-            raise FUSEError(errno.ENOSYS)

@@ -5,8 +5,11 @@ Source: the kernel's include/uapi/linux/fuse.h, 7.36 and later; each structure i
 
 from __future__ import annotations
 
+import os
 import struct
 from enum import IntEnum
+
+from pyfuse3 import EntryAttributes
 
 from mystfuse.ext2.inode import Inode
 
@@ -27,8 +30,16 @@ class Opcode(IntEnum):
     READ = 15
     WRITE = 16
     RELEASE = 18
+    SETXATTR = 21
     CREATE = 35
+    IOCTL = 39
+    FALLOCATE = 43
     RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    TMPFILE = 51
+    STATX = 52
+    COPY_FILE_RANGE_64 = 53
 
 
 OPCODES = {
@@ -38,6 +49,7 @@ OPCODES = {
     26: "init", 27: "opendir", 28: "readdir", 29: "releasedir", 30: "fsyncdir", 31: "getlk", 34: "access",
     35: "create", 38: "destroy", 39: "ioctl", 42: "batch_forget", 43: "fallocate", 44: "readdirplus", 45: "rename2",
     46: "lseek", 47: "copy_file_range", 50: "syncfs", 51: "tmpfile", 52: "statx",
+    53: "copy_file_range_64",
 }  # fmt: skip
 """The names of all kinds of requests, for the status."""
 
@@ -66,6 +78,18 @@ WRITE_IN = struct.Struct("=QQIIQI4x")
 """fh, offset, size, write_flags, lock_owner, flags"""
 RELEASE_IN = struct.Struct("=QIIQ")
 """fh, flags, release_flags, lock_owner"""
+SETXATTR_IN = struct.Struct("=II")
+"""size, flags"""
+LSEEK_IN = struct.Struct("=QQI4x")
+"""fh, offset, whence"""
+FALLOCATE_IN = struct.Struct("=QQQI4x")
+"""fh, offset, length, mode"""
+COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")
+"""fh_in, off_in, nodeid_out, fh_out, off_out, len, flags"""
+IOCTL_IN = struct.Struct("=QIIQII")
+"""fh, flags, cmd, arg, in_size, out_size"""
+STATX_IN = struct.Struct("=I4xQII")
+"""getattr_flags, fh, sx_flags, sx_mask"""
 
 OUT_HEADER = struct.Struct("=IiQ")
 """len, error (an errno, negative), unique"""
@@ -73,6 +97,17 @@ OPEN_OUT = struct.Struct("=QI4x")
 """fh, open_flags"""
 WRITE_OUT = struct.Struct("=I4x")
 """size"""
+LSEEK_OUT = struct.Struct("=Q")
+"""offset"""
+COPY_FILE_RANGE_OUT = struct.Struct("=Q")
+"""bytes_copied"""
+IOCTL_OUT = struct.Struct("=iIII")
+"""result, flags, in_iovs, out_iovs"""
+STATX_OUT = struct.Struct("=QII16x")
+"""attr_valid, attr_valid_nsec, flags; ``STATX`` follows"""
+STATX = struct.Struct("=IIQIIIHxxQQQQ" + 4 * "qI4x" + "IIII112x")
+"""mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes_mask; tv_sec and tv_nsec of atime,
+btime, ctime and mtime; rdev_major, rdev_minor, dev_major, dev_minor"""
 ATTR = struct.Struct("=QQQqqqIIIIIIIIII")
 """ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize,
 flags"""
@@ -92,6 +127,9 @@ OPEN_KILL_SUIDGID = 1 << 0
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE = 1 << 0, 1 << 1
 """fuse_open_out.open_flags"""
 
+STATX_BASIC_STATS, STATX_BTIME = 0x7FF, 0x800
+"""fuse_statx.mask (include/uapi/linux/stat.h)"""
+
 _SECOND = 1_000_000_000
 
 
@@ -110,6 +148,29 @@ def pack_entry(inode: Inode, owner: tuple[int, int], block_size: int, seconds: i
     """fuse_entry_out: what a name refers to, and its attributes. ``seconds`` are for both; see ``pack_attributes``."""
     head = ENTRY_OUT.pack(inode.ino, inode.i_generation, seconds, seconds, 0, 0)
     return head + _attr(inode, owner, block_size)
+
+
+def pack_statx(inode: Inode, owner: tuple[int, int], block_size: int, seconds: int, birth_ns: int | None) -> bytes:
+    """fuse_statx_out of an inode; see ``pack_attributes``.
+
+    Args:
+        birth_ns: when it was made, in nanoseconds since the epoch; None if it does not say so.
+    """
+    times: list[int] = []
+    for time_ns in (inode.atime_ns, birth_ns or 0, inode.ctime_ns, inode.mtime_ns):
+        times += divmod(time_ns, _SECOND)
+    mask, links = STATX_BASIC_STATS | (0 if birth_ns is None else STATX_BTIME), inode.i_links_count
+    numbers = (inode.ino, inode.size, inode.i_blocks, 0)
+    device = (os.major(inode.rdev), os.minor(inode.rdev), 0, 0)
+    statx = STATX.pack(mask, block_size, 0, links, *owner, inode.i_mode, *numbers, *times, *device)
+    return STATX_OUT.pack(seconds, 0, 0) + statx
+
+
+def pack_plain_statx(attributes: EntryAttributes) -> bytes:
+    """fuse_statx_out of something that is made up, has no times, and is not to be kept."""
+    owner = (attributes.st_uid, attributes.st_gid)
+    head = (STATX_BASIC_STATS, 4096, 0, attributes.st_nlink, *owner, attributes.st_mode, attributes.st_ino)
+    return STATX_OUT.pack(0, 0, 0) + STATX.pack(*head, attributes.st_size, 0, 0, *bytes(8), *bytes(4))
 
 
 def _attr(inode: Inode, owner: tuple[int, int], block_size: int) -> bytes:

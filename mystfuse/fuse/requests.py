@@ -75,6 +75,7 @@ class Requests:
         self.volume = volume
         self.control = ControlDirectory(status, volume.superblock.size, options.owner) if options.control else None
         self.shown = ShownAttributes(options, volume.superblock.block_size)
+        self._has_xattr = options.xattr
         self.lookup_counts: LookupCounts = lookup_counts or OwnLookupCounts()
         self.files: dict[int, OpenFile | MergedImage | bytes] = {}
         """Open files by handle: of the file system, its merged image, or the contents of a control file."""
@@ -117,19 +118,38 @@ class Requests:
             raise OSError(errno.EACCES, f"the control directory is not for user {uid}")
 
     async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller, names_writers: bool = False
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        flags: int,
+        caller: Caller,
+        umask: int = 0,
+        names_writers: bool = False,
     ) -> tuple[int, Inode]:
         """Make and open a regular file; returns its handle and inode. See ``open`` for ``names_writers``."""
-        inode = await self.make(parent, name, mode, caller)
+        inode = await self.make(parent, name, mode, caller, umask=umask)
         # No await between the two: the kernel counts both or neither.
         return self._open_file(inode.ino, caller, flags, names_writers), inode
 
+    async def create_nameless(
+        self, parent: int, mode: int, umask: int, flags: int, caller: Caller
+    ) -> tuple[int, Inode]:
+        """Make and open a regular file without a name; returns its handle and inode."""
+        self.check_ours(parent)
+        inode = self._known(await self.volume.create_nameless(ext2_ino(parent), mode, umask, caller))
+        return self._open_file(inode.ino, caller, flags, names_writers=True), inode
+
     async def make(
-        self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b""
+        self, parent: int, name: bytes, mode: int, caller: Caller, rdev: int = 0, target: bytes = b"", umask: int = 0
     ) -> Inode:
-        """Make a file, directory, symbolic link or special file, and count that the kernel hears of it."""
+        """Make a file, directory, symbolic link or special file, and count that the kernel hears of it.
+
+        Args:
+            umask: permissions to take away where there is no default ACL; 0 if the kernel has taken them.
+        """
         self.check_name(parent, name)
-        return self._known(await self.volume.create(ext2_ino(parent), name, mode, caller, rdev, target))
+        return self._known(await self.volume.create(ext2_ino(parent), name, mode, caller, rdev, target, umask))
 
     async def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
         """Give an inode another name, and count that the kernel hears of it."""
@@ -164,6 +184,17 @@ class Requests:
         inode = await self.volume.set_attributes(ext2_ino(ino), changes, caller, loses)
         self._has_lost_capability = 0
         return inode
+
+    async def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
+        """Set an extended attribute, as setxattr(2) with ``flags`` does."""
+        self.check_ours(ino)
+        self.check_xattr()
+        await self.volume.set_xattr(ext2_ino(ino), name, value, caller, flags)
+
+    def check_xattr(self) -> None:
+        """Raise ENOSYS where the mount shows no extended attributes: the kernel does not ask again."""
+        if not self._has_xattr:
+            raise OSError(errno.ENOSYS, "the mount shows no extended attributes")
 
     async def remove_xattr(self, ino: int, name: bytes, caller: Caller) -> None:
         """Remove an extended attribute."""

@@ -146,7 +146,7 @@ class Session:
                 if descriptor is None:
                     descriptor = self._options.descriptor
                 assert descriptor is not None
-                init = InitRequest(descriptor)
+                init = InitRequest(descriptor, self._options.handles)
                 self._fast_path = fast_path = self._start_fast_path(pipeline, volume, init)
                 operations = Operations(
                     volume,

@@ -58,8 +58,9 @@ def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given
     """Mount IMAGE on MOUNTPOINT; every block is verified before anyone sees it.
 
     Each option can also be given to -o under its own name, with underscores for dashes: -o ro,allow_other,roothash=HEX.
-    Further ones are nonempty, suid, dev, noexec, noxattr, noacl, nocontrol (no .mystfuse directory), and
-    nofastpath (all requests take the long way, through Python).
+    Further ones are nonempty, suid, dev, noexec, noxattr, noacl, nocontrol (no .mystfuse directory),
+    nofastpath (all requests take the long way, through Python), and nohandles (no file handles, for
+    overlayfs on the mount with a kernel from 6.16 on).
     """
     try:
         flags = parse_mount_options(",".join(mount_options), given) if mount_options else frozenset[str]()

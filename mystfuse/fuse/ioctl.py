@@ -1,0 +1,81 @@
+"""IOCTL: an inode's flags and its generation, as the kernel's ext4 driver has them. pyfuse3 has no ioctl.
+
+Sources: include/uapi/linux/fs.h (the numbers, struct fsxattr); fs/ioctl.c (fileattr_fill_flags, fileattr_fill_xflags);
+fs/fuse/ioctl.c: the kernel itself checks who may set flags, and sends only commands whose data it can copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from mystfuse.ext2 import inode_flags
+from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.constants import (
+    EXT2_APPEND_FL,
+    EXT2_IMMUTABLE_FL,
+    EXT2_NOATIME_FL,
+    EXT2_NODUMP_FL,
+    EXT2_SYNC_FL,
+    EXT4_DAX_FL,
+    EXT4_PROJINHERIT_FL,
+)
+from mystfuse.fuse.protocol import IN_HEADER, IOCTL_IN, IOCTL_OUT
+from mystfuse.fuse.requests import Requests, ext2_ino
+
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+_GETVERSION, _SETVERSION = 0x80087601, 0x40087602
+_FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
+_NUMBER = struct.Struct("=I")
+_FSXATTR = struct.Struct("=IIIII8x")
+"""fsx_xflags, fsx_extsize, fsx_nextents, fsx_projid, fsx_cowextsize"""
+_XFLAGS = {
+    0x08: EXT2_IMMUTABLE_FL, 0x10: EXT2_APPEND_FL, 0x20: EXT2_SYNC_FL, 0x40: EXT2_NOATIME_FL, 0x80: EXT2_NODUMP_FL,
+    0x200: EXT4_PROJINHERIT_FL, 0x8000: EXT4_DAX_FL,
+}  # fmt: skip
+"""FS_XFLAG_IMMUTABLE and so on, and the flags of ext2 that they stand for."""
+
+
+async def ioctl(requests: Requests, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+    """Answer IOCTL: ENOTTY for commands that we do not know."""
+    _handle, _flags, command, _argument, in_size, out_size = IOCTL_IN.unpack_from(request, IN_HEADER.size)
+    data = request[IN_HEADER.size + IOCTL_IN.size :][:in_size]
+    if requests.is_control(nodeid):
+        raise OSError(errno.ENOTTY, "the control directory has no flags")
+    volume, ino = requests.volume, ext2_ino(nodeid)
+    answer = b""
+    if command == _GETFLAGS:
+        answer = _NUMBER.pack((await volume.inode(ino)).i_flags & inode_flags.VISIBLE)
+    elif command == _SETFLAGS:
+        await volume.change(ino, caller, inode_flags.set_flags, ino, _number(data))
+    elif command == _GETVERSION:
+        answer = _NUMBER.pack((await volume.inode(ino)).i_generation)
+    elif command == _SETVERSION:
+        await volume.change(ino, caller, inode_flags.set_generation, ino, _number(data))
+    elif command == _FSGETXATTR:
+        flags = (await volume.inode(ino)).i_flags
+        answer = _FSXATTR.pack(sum(xflag for xflag, flag in _XFLAGS.items() if flags & flag), 0, 0, 0, 0)
+    elif command == _FSSETXATTR:
+        await _set_fsxattr(requests, ino, caller, data)
+    else:
+        raise OSError(errno.ENOTTY, f"ioctl {command:#x}")
+    return IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size]
+
+
+async def _set_fsxattr(requests: Requests, ino: int, caller: Caller, data: memoryview) -> None:
+    if len(data) < _FSXATTR.size:
+        raise OSError(errno.EINVAL, f"ioctl FS_IOC_FSSETXATTR with {len(data)} bytes")
+    # As the kernel's ext2: flags and sizes that it does not have change nothing.
+    xflags, _extent_size, _extents, project, _cow_extent_size = _FSXATTR.unpack_from(data)
+    if project:
+        raise OSError(errno.EOPNOTSUPP, "the file system has no projects")
+    kept = (await requests.volume.inode(ino)).i_flags & inode_flags.VISIBLE & ~sum(_XFLAGS.values())
+    flags = kept | sum(flag for xflag, flag in _XFLAGS.items() if xflags & xflag)
+    await requests.volume.change(ino, caller, inode_flags.set_flags, ino, flags)
+
+
+def _number(data: memoryview) -> int:
+    if len(data) < _NUMBER.size:
+        raise OSError(errno.EINVAL, f"an ioctl with {len(data)} bytes")
+    number: int = _NUMBER.unpack_from(data)[0]
+    return number
