@@ -97,14 +97,17 @@ def _device(*requests: bytes) -> tuple[int, int]:
     return ours.detach(), kernels.detach()
 
 
-def test_asynchronous_direct_writes_and_checks_of_pages_by_time_are_declined_and_nothing_else() -> None:
+@pytest.mark.parametrize(("handles", "declined"), [(True, 0), (False, 1 << 4)])
+def test_asynchronous_direct_writes_and_checks_of_pages_by_time_are_declined_and_nothing_else(
+    handles: bool, declined: int
+) -> None:
     everything = 0xFFFFFFFF
     device, kernel = _device(_request(26, everything))
     try:
-        init = InitRequest(device)
+        init = InitRequest(device, handles)
         try:
             request = os.read(init.descriptor, 4096)
-            assert request == _request(26, everything & ~(1 << 15 | 1 << 12))
+            assert request == _request(26, everything & ~(1 << 15 | 1 << 12 | declined))
             init.finish()
             os.write(init.descriptor, b"the answer")
             assert os.read(kernel, 4096) == b"the answer"

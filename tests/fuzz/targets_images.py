@@ -12,7 +12,9 @@ import trio
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.inode_flags import set_flags
 from mystfuse.ext2.setattr import AttributeChanges
+from mystfuse.volume import file_space
 from mystfuse.volume.volume import Volume
 from tests.fuzz.harness import Choices, Target, bounded, ensure
 from tests.fuzz.images import SparseDevice, SparseImage, load
@@ -125,7 +127,9 @@ class Tester:
         names = (b"file", b"large", b"dir", b"many", b"slow", b"sparse", b"sub", b"hard", b"new", b"new2", b"n" * 255,
                  b"a-name-of-some-length-0007", b"lost+found", b"..", b"")  # fmt: skip
         name, second = choices.pick(names), choices.pick(names)
-        match choices.below(13):
+        places = (0, 1000, 12 * 1024 - 5, 300_000, (12 + 256 + 65536) * 1024 - 3, choices.number(4))
+        lengths = (1, 1023, 4096, 70_000, 300_000, 1 << 33)
+        match choices.below(19):
             case 0 | 1:
                 mode = choices.pick(
                     (stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFCHR | 0o600, stat.S_IFDIR | 0o2777)
@@ -139,14 +143,11 @@ class Tester:
             case 3 | 4:
                 await self.ask(volume.remove(parent, name, bool(choices.below(2))))
             case 5 | 6:
-                await self.ask(volume.rename(parent, name, other, second, choices.pick((0, 0, 1, 2, 3)), caller))
+                await self.ask(volume.rename(parent, name, other, second, choices.pick((0, 0, 1, 2, 3, 4, 5)), caller))
             case 7:
                 await self.ask(volume.link(ino, parent, name, caller))
             case 8 | 9:
-                offset = choices.pick(
-                    (0, 1000, 12 * 1024 - 5, 300_000, (12 + 256 + 65536) * 1024 - 3, choices.number(4))
-                )
-                await self.ask(volume.write(ino, offset, b"w" * choices.pick((1, 1500, 70_000)), caller))
+                await self.ask(volume.write(ino, choices.pick(places), b"w" * choices.pick((1, 1500, 70_000)), caller))
             case 10:
                 size = choices.pick((0, 1, 100, 13 * 1024, 280 * 1024, 1 << 30, 1 << 33))
                 await self.ask(volume.set_attributes(ino, AttributeChanges(size=size), caller), is_whole=False)
@@ -162,6 +163,24 @@ class Tester:
                     await self.ask(volume.set_xattr(where, attribute, b"v" * choices.pick((1, 50, 500, 4000)), caller))
                 else:
                     await self.ask(volume.remove_xattr(where, attribute, caller))
+            case 13:
+                await self.ask(file_space.seek(volume, ino, choices.pick(places), bool(choices.below(2))))
+            case 14 | 15:
+                where, length = choices.pick(places), choices.pick(lengths)
+                await self.ask(file_space.punch(volume, ino, where, length, caller), is_whole=False)
+            case 16:
+                where, length = choices.pick(places), choices.pick(lengths)
+                keeps_size, zeroes = bool(choices.below(2)), bool(choices.below(2))
+                allocation = file_space.allocate(volume, ino, where, length, keeps_size, zeroes, caller)
+                await self.ask(allocation, is_whole=False)
+            case 17:
+                nameless = await self.ask(volume.create_nameless(parent, 0o644, 0, caller))
+                if nameless is not None:
+                    inodes.append(nameless.ino)
+                    if choices.below(2):
+                        await self.ask(volume.link(nameless.ino, other, name, caller))
+            case 18:
+                await self.ask(volume.change(ino, caller, set_flags, ino, choices.pick((0, 0x10, 0x20, 0x40, 0xC8))))
         for orphan in list(volume.orphans):
             if choices.below(2):
                 with bounded(OPERATION_SECONDS, "a release"):

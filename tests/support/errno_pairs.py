@@ -24,7 +24,7 @@ import pytest
 from removal import temporary_directory
 
 from tests.support.commands import GROUP, USER, run
-from tests.support.mounts import mounted
+from tests.support.mounts import HAS_FAST_PATH, mounted
 
 DONE = "done"
 """The answer of a call that succeeds without a result."""
@@ -63,8 +63,9 @@ def open_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def pair_of(image: Path, block_size: int, read_only: bool = False) -> Iterator[Pair]:
-    """Both mounts of an image: the kernel's of a copy, whose loop device goes away with it, and ours."""
+def pair_of(image: Path, block_size: int, read_only: bool = False, options: str = "") -> Iterator[Pair]:
+    """Both mounts of an image: the kernel's of a copy, whose loop device goes away with it, and ours, with further
+    ``options``."""
     with open_directory() as directory:
         copy, kernel = directory / "copy", directory / "kernel"
         kernel.mkdir()
@@ -72,7 +73,7 @@ def pair_of(image: Path, block_size: int, read_only: bool = False) -> Iterator[P
         mode = "ro" if read_only else "rw"
         run("mount", "-t", "ext2", "-o", f"loop,{mode},noatime,acl,user_xattr", copy, kernel)
         try:
-            arguments = ("--insecure", "--allow-other", "-o", f"suid,dev,{mode}")
+            arguments = ("--insecure", "--allow-other", "-o", f"suid,dev,{mode}{options}")
             with mounted(image, directory / "ours", *arguments) as ours:
                 yield Pair(kernel, ours, block_size)
         finally:
@@ -275,6 +276,11 @@ class Case:
     kernel: int | str = DONE
     ours: int | str | None = None
     """Our answer where it differs from the kernel's on purpose."""
+
+
+def without_fast_path(answer: int | str) -> int | str | None:
+    """Our answer, for a case, where pyfuse3 alone serves: it has no such request."""
+    return None if HAS_FAST_PATH else answer
 
 
 class Differs(AssertionError):

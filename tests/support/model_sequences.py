@@ -17,25 +17,32 @@ from tests.support.model.operations import (
     ChmodHandle,
     Chown,
     CloseHandle,
+    Copy,
     Create,
     Drain,
     Fill,
+    GetFlags,
     GetXattr,
     Link,
+    LinkHandle,
     List,
     ListXattr,
     Mkdir,
     Mknod,
     Open,
     OpenHandle,
+    OpenNameless,
     Operation,
+    Punch,
     Read,
     ReadHandle,
     Readlink,
     RemoveXattr,
     Rename,
     Rmdir,
+    Seek,
     SetAcl,
+    SetFlags,
     SetXattr,
     StatHandle,
     Symlink,
@@ -49,8 +56,17 @@ from tests.support.model.operations import (
     is_numbered,
     numbered_name,
 )
-from tests.support.model.results import ACCESS_ACL, CAPABILITY, DEFAULT_ACL, RENAME_EXCHANGE, RENAME_NOREPLACE, shorten
+from tests.support.model.results import (
+    ACCESS_ACL,
+    CAPABILITY,
+    DEFAULT_ACL,
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
+    shorten,
+)
 from tests.support.model_pairs import Pair, Run
+from tests.support.mounts import HAS_FAST_PATH
 
 NAMES = ["a", "b", "c", "f", "d", "d/a", "d/b", "d/c", "d/e", "d/e/a", "d/e/f"]
 LEAVES = ["a", "b", "c", "f", "g"]
@@ -129,6 +145,11 @@ times = st.one_of(
         st.sampled_from([0, 1, 999_999_999]),
     ),
 )  # fmt: skip
+
+
+RENAME_FLAGS = [0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_EXCHANGE | RENAME_NOREPLACE]
+if HAS_FAST_PATH:
+    RENAME_FLAGS += [RENAME_WHITEOUT, RENAME_WHITEOUT | RENAME_NOREPLACE, RENAME_WHITEOUT | RENAME_EXCHANGE]
 
 
 class Sequences(RuleBasedStateMachine):
@@ -222,7 +243,7 @@ class Sequences(RuleBasedStateMachine):
     @rule(
         operation=st.builds(
             Rename, paths, st.one_of(paths, new_paths),
-            st.sampled_from([0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_EXCHANGE | RENAME_NOREPLACE]),
+            st.sampled_from(RENAME_FLAGS),
         )
     )  # fmt: skip
     def rename(self, operation: Operation) -> None:
@@ -234,6 +255,37 @@ class Sequences(RuleBasedStateMachine):
         )
     )
     def write(self, operation: Operation) -> None:
+        self.step(operation)
+
+    @precondition(lambda self: HAS_FAST_PATH)
+    @rule(
+        operation=st.one_of(
+            st.builds(Punch, files, places, lengths),
+            st.builds(Punch, files, places, places),
+            st.builds(Seek, files, places, st.sampled_from([os.SEEK_DATA, os.SEEK_HOLE])),
+            st.builds(Copy, files, files, places, places, lengths),
+        )
+    )
+    def holes(self, operation: Operation) -> None:
+        self.step(operation)
+
+    @precondition(lambda self: HAS_FAST_PATH)
+    @rule(
+        operation=st.one_of(
+            st.builds(SetFlags, anything, st.sampled_from([0, 0x40, 0x80, 0x08, 0xC8])), st.builds(GetFlags, anything)
+        )
+    )
+    def flags(self, operation: Operation) -> None:
+        self.step(operation)
+
+    @precondition(lambda self: HAS_FAST_PATH)
+    @rule(operation=st.builds(OpenNameless, st.integers(0, 2), existing(lambda node: node.is_directory), modes))
+    def open_nameless(self, operation: Operation) -> None:
+        self.step(operation)
+
+    @precondition(lambda self: HAS_FAST_PATH and bool(self.open_slots()))
+    @rule(operation=st.builds(LinkHandle, slots, new_paths))
+    def link_handle(self, operation: Operation) -> None:
         self.step(operation)
 
     @rule(operation=st.one_of(st.builds(Truncate, files, places), st.builds(Read, files, places, lengths)))

@@ -82,6 +82,11 @@ class Content:
             self.chunks[number][start : start + len(piece)] = piece
             offset += len(piece)
 
+    def punch(self, offset: int, length: int) -> None:
+        """Zero a part, as far as there is one."""
+        if offset < self.size:
+            self.write(offset, bytes(min(length, self.size - offset)))
+
     def truncate(self, size: int) -> None:
         for number in [number for number in self.chunks if number * CHUNK + CHUNK > size]:
             kept = max(0, size - number * CHUNK)

@@ -21,6 +21,7 @@ from tests.support.model.results import (
     OK,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
     UNKNOWN,
     Failed,
     Status,
@@ -136,6 +137,7 @@ class Model:
                 node.permissions = UNKNOWN
             else:
                 node.permissions = mode | parent.permissions & stat.S_ISGID
+        node.flags = parent.flags
         if parent.default_acl and kind != stat.S_IFLNK:
             node.permissions = UNKNOWN
             node.default_acl = kind == stat.S_IFDIR
@@ -214,6 +216,61 @@ class Model:
 
     def fsync(self, handle: int) -> None:
         pass
+
+    def lseek(self, handle: int, offset: int, whence: int) -> int:
+        node = self._handles[handle].node
+        if node.is_directory:
+            raise CannotTell
+        if offset >= node.content.size:
+            raise failure(errno.ENXIO)
+        # Which blocks are holes the model does not know.
+        raise CannotTell
+
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        node = self._handles[handle].node
+        if not length:
+            raise failure(errno.EINVAL)
+        node.content.punch(offset, length)
+
+    def copy(self, source: int, target: int, offset: int, into: int, length: int) -> int:
+        nodes = [self._handles[handle].node for handle in (source, target)]
+        if any(node.is_directory for node in nodes):
+            raise failure(errno.EISDIR)
+        length = max(min(length, nodes[0].content.size - offset), 0)
+        if nodes[0] is nodes[1] and offset < into + length and into < offset + length:
+            raise failure(errno.EINVAL)
+        nodes[1].content.write(into, nodes[0].content.read(offset, length))
+        return length
+
+    def get_flags(self, handle: int) -> int:
+        return self._handles[handle].node.flags
+
+    def set_flags(self, handle: int, flags: int) -> None:
+        self._handles[handle].node.flags = flags
+
+    def open_nameless(self, directory: str, mode: int) -> int:
+        parent = self._find(directory)
+        if not parent.is_directory:
+            raise failure(errno.ENOTDIR)
+        node = self._add(parent, "", stat.S_IFREG, mode)
+        del parent.entries[""]
+        node.links, node.is_nameless = 0, True
+        self._next_handle += 1
+        self._handles[self._next_handle] = OpenNode(node, os.O_RDWR)
+        return self._next_handle
+
+    def link_handle(self, handle: int, path: str) -> None:
+        node = self._handles[handle].node
+        parent, name, existing = self._walk(path, follow=False)
+        if existing is not None:
+            raise failure(errno.EEXIST)
+        if not node.links and not node.is_nameless:
+            raise failure(errno.ENOENT)
+        if node.is_directory:
+            raise failure(errno.EPERM)
+        node.links += 1
+        node.is_nameless = False
+        parent.entries[name] = node
 
     def has_unlinked_open_files(self) -> bool:
         return any(file.node.links == 0 for file in self._handles.values())
@@ -298,7 +355,7 @@ class Model:
             node.links -= 1
 
     def rename(self, source: str, target: str, flags: int) -> None:
-        if flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+        if flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE:
             raise failure(errno.EINVAL)
         # Both directories are resolved before either last name is looked up.
         for path in (source, target):
@@ -333,6 +390,8 @@ class Model:
             self._remove(new_parent, new_name)
         del old_parent.entries[old_name]
         new_parent.entries[new_name] = node
+        if flags & RENAME_WHITEOUT:
+            self._add(old_parent, old_name, stat.S_IFCHR, 0)
         old_parent.links -= node.is_directory
         new_parent.links += node.is_directory
 

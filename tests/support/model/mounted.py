@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import stat
+import struct
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from tests.support.model.contents import windows
-from tests.support.model.results import COMPARE_BLOCKS, NODE, UNKNOWN, Status, Tree, failure, libc, spell
+from tests.support.model.results import (
+    COMPARE_BLOCKS,
+    MODELLED_FLAGS,
+    NODE,
+    UNKNOWN,
+    Status,
+    Tree,
+    failure,
+    libc,
+    spell,
+)
+
+_PUNCH_HOLE, _KEEP_SIZE = 2, 1
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+_AT_SYMLINK_FOLLOW = 0x400
 
 # File systems that operations run on
 
@@ -30,6 +46,13 @@ class FileSystem(Protocol):
     def fstat(self, handle: int) -> Status: ...
     def fchmod(self, handle: int, mode: int) -> None: ...
     def fsync(self, handle: int) -> None: ...
+    def lseek(self, handle: int, offset: int, whence: int) -> int: ...
+    def punch(self, handle: int, offset: int, length: int) -> None: ...
+    def copy(self, source: int, target: int, offset: int, into: int, length: int) -> int: ...
+    def get_flags(self, handle: int) -> int: ...
+    def set_flags(self, handle: int, flags: int) -> None: ...
+    def open_nameless(self, directory: str, mode: int) -> int: ...
+    def link_handle(self, handle: int, path: str) -> None: ...
     def lstat(self, path: str) -> Status: ...
     def listdir(self, path: str) -> list[str]: ...
     def readlink(self, path: str) -> str: ...
@@ -58,22 +81,6 @@ class CannotTell(Exception):
     """The model does not know the result, but knows that nothing changes."""
 
 
-def status(found: os.stat_result) -> Status:
-    """The compared fields of a status: type and mode, owner, group, links, size, blocks, device. Not the inode number,
-    nor any time (see ``differences``), nor size and blocks of a directory, which depend on how it is indexed."""
-    directory = stat.S_ISDIR(found.st_mode)
-    device = stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
-    return (
-        found.st_mode,
-        found.st_uid,
-        found.st_gid,
-        found.st_nlink,
-        0 if directory else found.st_size,
-        found.st_blocks if COMPARE_BLOCKS and not directory else UNKNOWN,
-        found.st_rdev if device else 0,
-    )
-
-
 @dataclass
 class Mounted:
     """A directory in a mounted file system. Files are opened with O_NONBLOCK, because of FIFOs."""
@@ -81,6 +88,8 @@ class Mounted:
     root: str
     block_size: int
     slots: dict[int, int] = field(default_factory=dict)
+    punched: set[int] = field(default_factory=set)
+    """Inodes in which holes were made: the kernel leaves some of their indirect blocks without pointers."""
 
     def _at(self, path: str) -> str:
         return os.path.join(self.root, spell(path))
@@ -104,8 +113,25 @@ class Mounted:
     def ftruncate(self, handle: int, size: int) -> None:
         os.ftruncate(handle, size)
 
+    def status(self, found: os.stat_result) -> Status:
+        """The compared fields of a status: type and mode, owner, group, links, size, blocks, device. Not the inode
+        number, nor any time (see ``differences``), nor size and blocks of a directory, which depend on how it is
+        indexed."""
+        directory = stat.S_ISDIR(found.st_mode)
+        device = stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
+        has_blocks = COMPARE_BLOCKS and not directory and found.st_ino not in self.punched
+        return (
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+            found.st_nlink,
+            0 if directory else found.st_size,
+            found.st_blocks if has_blocks else UNKNOWN,
+            found.st_rdev if device else 0,
+        )
+
     def fstat(self, handle: int) -> Status:
-        return status(os.fstat(handle))
+        return self.status(os.fstat(handle))
 
     def fchmod(self, handle: int, mode: int) -> None:
         os.fchmod(handle, mode)
@@ -113,8 +139,40 @@ class Mounted:
     def fsync(self, handle: int) -> None:
         os.fsync(handle)
 
+    def lseek(self, handle: int, offset: int, whence: int) -> int:
+        return os.lseek(handle, offset, whence)
+
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        self.punched.add(os.fstat(handle).st_ino)
+        if libc.fallocate(handle, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(length)):
+            raise failure(ctypes.get_errno())
+
+    def copy(self, source: int, target: int, offset: int, into: int, length: int) -> int:
+        copied = os.copy_file_range(source, target, length, offset, into)
+        while 0 < copied < length:
+            count = os.copy_file_range(source, target, length - copied, offset + copied, into + copied)
+            if not count:
+                break
+            copied += count
+        return copied
+
+    def get_flags(self, handle: int) -> int:
+        number: int = struct.unpack_from("<I", fcntl.ioctl(handle, _GETFLAGS, bytes(8)))[0]
+        return number & MODELLED_FLAGS
+
+    def set_flags(self, handle: int, flags: int) -> None:
+        fcntl.ioctl(handle, _SETFLAGS, struct.pack("<Q", flags))
+
+    def open_nameless(self, directory: str, mode: int) -> int:
+        return os.open(self._at(directory), os.O_TMPFILE | os.O_RDWR, mode)
+
+    def link_handle(self, handle: int, path: str) -> None:
+        here, names = -100, (f"/proc/self/fd/{handle}".encode(), os.fsencode(self._at(path)))
+        if libc.linkat(here, names[0], here, names[1], _AT_SYMLINK_FOLLOW):
+            raise failure(ctypes.get_errno())
+
     def lstat(self, path: str) -> Status:
-        return status(os.lstat(self._at(path)))
+        return self.status(os.lstat(self._at(path)))
 
     def listdir(self, path: str) -> list[str]:
         return sorted(os.listdir(self._at(path)))
@@ -200,7 +258,7 @@ class Mounted:
         full = self._at(path)
         found = os.lstat(full)
         entry: dict[str, object] = {
-            "status": status(found),
+            "status": self.status(found),
             "mtime": found.st_mtime_ns,
             # Not the inode number, but which names share it.
             "same as": by_inode.setdefault(found.st_ino, path),

@@ -33,6 +33,9 @@ class Node:
     entries: dict[str, Node] = field(default_factory=dict)
     xattrs: dict[str, bytes] = field(default_factory=dict)
     default_acl: bool = False
+    flags: int = 0
+    is_nameless: bool = False
+    """Made without a name, and has had none."""
 
     @property
     def is_directory(self) -> bool:

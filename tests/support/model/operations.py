@@ -6,8 +6,8 @@ compare with ``agree``. Sizes and offsets are symbolic (``At``), so that the sam
 boundaries of every block size.
 
 What is wanted to differ between mystfuse and the kernel's ext2 (docs/differences.md) is kept out, all of it, by not
-being generated: RENAME_WHITEOUT, more than 32000 links, fallocate, SEEK_HOLE, O_TMPFILE, offsets near the largest file
-size, and a umask (default ACLs would show it). What is not compared is at ``status`` and ``Mounted.tree``.
+being generated: more than 32000 links, fallocate(2) but for holes, and offsets near the largest file size. What is not
+compared is at ``Mounted.status`` and ``Mounted.tree``.
 """
 
 from __future__ import annotations
@@ -196,6 +196,89 @@ class Read(Operation):
         handle = system.open(self.path, os.O_RDONLY)
         try:
             return system.pread(handle, self.length.resolve(system.block_size), self.at.resolve(system.block_size))
+        finally:
+            system.close(handle)
+
+
+@dataclass(frozen=True)
+class Seek(Operation):
+    """Find the next data or the next hole."""
+
+    path: str
+    at: At
+    whence: int
+
+    def run(self, system: FileSystem) -> object:
+        handle = system.open(self.path, os.O_RDONLY)
+        try:
+            return system.lseek(handle, self.at.resolve(system.block_size), self.whence)
+        finally:
+            system.close(handle)
+
+
+@dataclass(frozen=True)
+class Punch(Operation):
+    """Make a hole."""
+
+    path: str
+    at: At
+    length: At
+
+    def run(self, system: FileSystem) -> object:
+        handle = system.open(self.path, os.O_WRONLY)
+        try:
+            system.punch(handle, self.at.resolve(system.block_size), self.length.resolve(system.block_size))
+        finally:
+            system.close(handle)
+        return OK
+
+
+@dataclass(frozen=True)
+class Copy(Operation):
+    """Copy from file to file."""
+
+    source: str
+    path: str
+    at: At
+    into: At
+    length: At
+
+    def run(self, system: FileSystem) -> object:
+        handles: list[int] = []
+        try:
+            handles.append(system.open(self.source, os.O_RDONLY))
+            handles.append(system.open(self.path, os.O_WRONLY))
+            places = (place.resolve(system.block_size) for place in (self.at, self.into, self.length))
+            return system.copy(*handles, *places)
+        finally:
+            for handle in handles:
+                system.close(handle)
+
+
+@dataclass(frozen=True)
+class SetFlags(Operation):
+    """Set the flags that ``MODELLED_FLAGS`` has; returns those that it has then."""
+
+    path: str
+    flags: int
+
+    def run(self, system: FileSystem) -> object:
+        handle = system.open(self.path, os.O_RDONLY)
+        try:
+            system.set_flags(handle, self.flags)
+            return system.get_flags(handle)
+        finally:
+            system.close(handle)
+
+
+@dataclass(frozen=True)
+class GetFlags(Operation):
+    path: str
+
+    def run(self, system: FileSystem) -> object:
+        handle = system.open(self.path, os.O_RDONLY)
+        try:
+            return system.get_flags(handle)
         finally:
             system.close(handle)
 
@@ -400,6 +483,32 @@ class OpenHandle(Operation):
             system.close(system.slots.pop(self.slot))
         system.slots[self.slot] = system.open(self.path, self.flags, self.mode)
         return OK
+
+
+@dataclass(frozen=True)
+class OpenNameless(Operation):
+    """Make a file without a name, and keep it open; the file in the slot is closed."""
+
+    slot: int
+    directory: str
+    mode: int = 0o644
+
+    def run(self, system: FileSystem) -> object:
+        if self.slot in system.slots:
+            system.close(system.slots.pop(self.slot))
+        system.slots[self.slot] = system.open_nameless(self.directory, self.mode)
+        return OK
+
+
+@dataclass(frozen=True)
+class LinkHandle(HandleOperation):
+    """Give an open file a name."""
+
+    path: str
+
+    def use(self, system: FileSystem, handle: int) -> object:
+        system.link_handle(handle, self.path)
+        return system.fstat(handle)
 
 
 @dataclass(frozen=True)

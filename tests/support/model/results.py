@@ -14,7 +14,9 @@ COMPARE_BLOCKS = True
 """Whether ``st_blocks`` of files, links and nodes must be the same on both sides."""
 
 NAME_MAX, MAX_LINKS_FOLLOWED = 255, 40
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+MODELLED_FLAGS = 0xC8
+"""Flags of inodes: synchronous, no dump, no atime."""
 NODE = stat.S_IFMT
 ACCESS_ACL, DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
 CAPABILITY = "security.capability"
