@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from errno import EFBIG, ENOSPC
+from errno import EFBIG, ENOSPC, EPERM
 from functools import partial
 
 from mystfuse.ext2.allocation import runs_of
@@ -28,7 +28,8 @@ def write(
         How many bytes were written: fewer than given when there is room for fewer.
 
     Raises:
-        OSError: ENOSPC, there is room for none (for less, if ``whole``); EFBIG, past the largest file size.
+        OSError: EPERM, it is immutable; ENOSPC, there is room for none (for less, if ``whole``); EFBIG, past the
+            largest file size.
         BlocksMissing, MystfuseError
     """
     filesystem, transaction, superblock = change.filesystem, change.transaction, change.superblock
@@ -41,6 +42,9 @@ def write(
         raise OSError(
             EFBIG, f"{offset + len(data)} bytes are more than the largest file size {superblock.max_file_size}"
         )
+    if inode.is_immutable and loses is not Loses.NOTHING:
+        # It has become so since it was opened (fs/ext4/file.c, ext4_write_checks). Pages of a mapping are written.
+        raise OSError(EPERM, f"inode {ino} is immutable")
     if loses.takes_capabilities:
         inode = without_capabilities(change, inode)
     block_size = superblock.block_size

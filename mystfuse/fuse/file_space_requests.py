@@ -87,7 +87,7 @@ async def _copy(requests: Requests, nodeid: int, caller: Caller, request: memory
                 data = await requests.read_inode(nodeid, offset + copied, size, is_direct=True)
             if not data:
                 break
-            count = await requests.write(target, target_offset + copied, data, caller, Loses.NOTHING)
+            count = await requests.write(target, target_offset + copied, data, caller, Loses.CAPABILITIES)
             copied += count
             if count < len(data):
                 break

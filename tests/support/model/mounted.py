@@ -140,6 +140,9 @@ class Mounted:
         os.fsync(handle)
 
     def lseek(self, handle: int, offset: int, whence: int) -> int:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            # What positions in a directory mean is the file system's own business.
+            raise NotAFile
         return os.lseek(handle, offset, whence)
 
     def punch(self, handle: int, offset: int, length: int) -> None:

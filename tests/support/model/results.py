@@ -65,8 +65,8 @@ def failure(code: int) -> OSError:
 
 
 def agree(expected: object, found: object) -> bool:
-    """Whether two results are the same, as far as the first one can tell."""
-    if expected is UNKNOWN:
+    """Whether two results are the same, as far as both can tell."""
+    if expected is UNKNOWN or found is UNKNOWN:
         return True
     if isinstance(expected, tuple) and isinstance(found, tuple) and len(expected) == len(found):
         return all(agree(one, other) for one, other in zip(expected, found, strict=True))
