@@ -26,9 +26,9 @@ LOOP_CTL_GET_FREE = 0x4C82
 """<linux/loop.h>"""
 FUSE = Path("/dev/fuse")
 TOOLS = (
-    "bwrap", "cryptsetup", "debugfs", "dumpe2fs", "e2fsck", "fusermount3", "gcc", "getfacl", "getfattr", "git", "groff",
-    "jq", "mke2fs", "nbdcopy", "nbdkit", "openssl", "qemu-img", "readelf", "rsync", "setfacl", "setfattr", "setpriv",
-    "tar", "unshare", "veritysetup", "xz",
+    "bwrap", "chattr", "cryptsetup", "debugfs", "dumpe2fs", "e2fsck", "fallocate", "fusermount3", "gcc", "getfacl",
+    "getfattr", "git", "groff", "jq", "lsattr", "mke2fs", "nbdcopy", "nbdkit", "openssl", "qemu-img", "readelf",
+    "rsync", "setfacl", "setfattr", "setpriv", "tar", "unshare", "veritysetup", "xfs_io", "xz",
 )  # fmt: skip
 
 
