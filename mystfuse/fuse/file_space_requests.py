@@ -19,7 +19,6 @@ from mystfuse.fuse.protocol import (
 )
 from mystfuse.fuse.requests import Requests, ext2_ino
 from mystfuse.volume import file_space
-from mystfuse.volume.merged_image import MergedImage
 
 _BODY = IN_HEADER.size
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
@@ -36,10 +35,9 @@ async def lseek(requests: Requests, nodeid: int, caller: Caller, request: memory
     handle, offset, whence = LSEEK_IN.unpack_from(request, _BODY)
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise OSError(errno.EINVAL, f"lseek with whence {whence}")
-    file = requests.files.get(handle)
-    if isinstance(file, bytes | MergedImage):
+    size = requests.control_file_size(handle)
+    if size is not None:
         # All of it counts as data.
-        size = len(file) if isinstance(file, bytes) else file.size
         if offset >= size:
             raise OSError(errno.ENXIO, f"a control file has {size} bytes")
         return LSEEK_OUT.pack(offset if whence == os.SEEK_DATA else size)

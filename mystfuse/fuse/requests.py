@@ -99,6 +99,11 @@ class Requests:
         """Whether an inode belongs to the control directory."""
         return self.control is not None and self.control.owns(ino)
 
+    def control_file_size(self, handle: int) -> int | None:
+        """Bytes of an open file of the control directory; None if the handle is of something else."""
+        file = self.files.get(handle)
+        return len(file) if isinstance(file, bytes) else file.size if isinstance(file, MergedImage) else None
+
     def check_ours(self, ino: int) -> None:
         """Raise EPERM in the control directory, which is read-only."""
         if self.is_control(ino):
