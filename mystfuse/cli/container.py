@@ -190,7 +190,8 @@ def run_container(container: Container) -> int:
 
             inherited = [] if system_calls is None else [system_calls]
             command = [program, *container.arguments]
-            return run_bubblewrap(bwrap, box, command, servers, begin, limits.bound_processes, standard, inherited)
+            bound = None if limits.processes is None else limits.bound_processes
+            return run_bubblewrap(bwrap, box, command, servers, begin, bound, standard, inherited)
     finally:
         servers.stop()
 

@@ -7,6 +7,7 @@ of /sys too: there is no /sys here.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -113,7 +114,7 @@ def run_bubblewrap(
     command: Sequence[str],
     servers: ImageServers,
     begin: Callable[[], None],
-    bound: Callable[[int], None],
+    bound: Callable[[int], None] | None,
     standard: Sequence[int],
     inherited: Sequence[int],
 ) -> int:
@@ -123,7 +124,8 @@ def run_bubblewrap(
         box: the options of bwrap(1).
         command: the program and its arguments.
         begin: called in the new process before bubblewrap is executed.
-        bound: called with the number of the first process in the program's namespaces, before the program starts.
+        bound: called with the number of the first process in the program's namespaces, before the program starts; None
+            if there is nothing to bound.
         standard: its standard descriptors.
         inherited: further ones, which are closed here.
 
@@ -173,13 +175,20 @@ def run_bubblewrap(
         signal.signal(number, forward_early)
     with os.fdopen(reports) as file:
         # Complete when the process is there; empty if bubblewrap has failed.
-        file.read()
-    first = _descendant(child.pid, 1)
-    if first is not None:
-        with suppress(ProcessLookupError):
-            bound(first)
-    os.close(open_gate)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_FORWARDED, *_FROM_TERMINAL))
+        is_begun = bool(file.read())
+    try:
+        if is_begun and bound is not None:
+            bound(_first_process(child.pid))
+    except ProcessLookupError:
+        # It has ended already.
+        pass
+    except OSError as error:
+        child.kill()
+        child.wait()
+        raise MystfuseError(f"the number of processes cannot be bounded: {error.strerror}") from error
+    finally:
+        os.close(open_gate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_FORWARDED, *_FROM_TERMINAL))
     pidfd = os.pidfd_open(child.pid)
     ended = wait_readable((pidfd, *servers.pidfds))
     os.close(pidfd)
@@ -190,6 +199,14 @@ def run_bubblewrap(
     status = child.wait()
     pass_positions_on(standard)
     return 128 - status if status < 0 else status
+
+
+def _first_process(bwrap: int) -> int:
+    """The first process of the program's namespaces; OSError if /proc does not show it."""
+    pid = _descendant(bwrap, 1)
+    if pid is None:
+        raise FileNotFoundError(errno.ENOENT, "/proc does not show bubblewrap's child")
+    return pid
 
 
 def _program_pid(bwrap: int) -> int | None:

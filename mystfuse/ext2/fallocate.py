@@ -17,33 +17,47 @@ from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_file_size
-from mystfuse.ext2.truncate import zero_tail
+from mystfuse.ext2.truncate import truncate, zero_tail
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
 
 
-def check_room(change: Change, count: int) -> None:
-    """Raise OSError (ENOSPC) if the file system or the overlay has no room for ``count`` more blocks of a file and
-    their indirect blocks."""
-    count += count // (change.superblock.block_size // 4)
+def check_room(change: Change, holes: int, memory: int) -> None:
+    """Raise OSError (ENOSPC) if the file system has no room for ``holes`` more blocks of a file and the indirect blocks
+    that they need at least, or the overlay none for ``memory`` more blocks."""
+    indirect = holes // (change.superblock.block_size // 4)
     available = change.allocator.available_blocks(change.transaction, change.caller)
-    if count > min(available, change.transaction.budget):
-        raise OSError(ENOSPC, f"there is no room for {count} blocks")
+    if holes + indirect > available or memory + indirect > change.transaction.budget:
+        raise OSError(ENOSPC, f"there is no room for {holes} blocks")
 
 
-def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, size: int) -> None:
+def count_not_held(change: Change, ino: int, first: int, count: int) -> int:
+    """How many of ``count`` blocks of a file take memory when they are written: holes, and those as in the image."""
+    transaction = change.transaction
+    inode = change.filesystem.regular_file(transaction, ino)
+    pointers = map_blocks(change.superblock, transaction, inode, first, count)
+    return sum(not (number and transaction.holds_written(number)) for number in pointers)
+
+
+def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, size: int | None) -> None:
     """Give the holes among ``count`` blocks of a file, from block ``first`` on, blocks of zeros: all of them or none.
 
     Args:
         zeroed: bytes of the file that become zeros wherever these blocks have data.
-        size: what the file's size becomes if it is smaller.
+        size: what the file's size becomes if it is smaller; None to keep it, and allocate nothing behind it.
 
     Raises:
         OSError: ENOSPC; EFBIG, past the largest file size.
         BlocksMissing, MystfuseError
     """
     transaction, superblock = change.transaction, change.superblock
-    inode = _grown(change, change.filesystem.regular_file(transaction, ino), size)
+    inode = change.filesystem.regular_file(transaction, ino)
+    if size is None:
+        count = min(count, -(-inode.size // superblock.block_size) - first)
+        if count <= 0:
+            return
+    else:
+        inode = _grown(change, inode, size)
     inode, pointers, new = map_for_writing(change, inode, first, count)
     if len(pointers) < count:
         raise OSError(ENOSPC, "no free block, or the overlay is full")
@@ -128,6 +142,20 @@ def finish(change: Change, ino: int, size: int) -> None:
     """
     inode = _grown(change, change.filesystem.regular_file(change.transaction, ino), size)
     change.write_inode(inode.touched(change.now_ns))
+
+
+def shrink(change: Change, ino: int, size: int) -> bool:
+    """Take back that a file has grown, whatever flags it has; False if it takes another call.
+
+    Raises:
+        BlocksMissing, MystfuseError
+    """
+    inode = change.filesystem.regular_file(change.transaction, ino)
+    if inode.size <= size:
+        return True
+    inode, is_reached = truncate(change, inode, size)
+    change.write_inode(inode)
+    return is_reached
 
 
 def _grown(change: Change, inode: Inode, size: int) -> Inode:

@@ -1,4 +1,4 @@
-"""The flags of an inode that users see and set: chattr(1), lsattr(1); and its generation.
+"""The flags of an inode that users see and set: chattr(1), lsattr(1).
 
 Sources: fs/ext4/ioctl.c (ext4_fileattr_set, ext4_ioctl_setflags), fs/ext4/ext4.h (EXT4_FL_USER_VISIBLE,
 EXT4_FL_USER_MODIFIABLE), fs/ioctl.c (fileattr_set_prepare).
@@ -37,37 +37,27 @@ _SETTABLE = (
 )  # fmt: skip
 """Without EXT2_JOURNAL_DATA_FL, which the kernel does not change where there is no journal."""
 
+_ROOTS = EXT2_IMMUTABLE_FL | EXT2_APPEND_FL | EXT2_JOURNAL_DATA_FL
+
 
 def set_flags(change: Change, ino: int, flags: int) -> None:
     """Set the flags that users may set; others keep their state.
 
     Raises:
         OSError: EOPNOTSUPP, EINVAL, a flag that ext2, or an inode of this type, does not have; EPERM, the inode is and
-            stays immutable, or the caller may not set EXT2_JOURNAL_DATA_FL.
+            stays immutable, belongs to another user, or the flag is for root alone. (Since Linux 5.13 the kernel checks
+            that before.)
         BlocksMissing, MystfuseError
     """
-    inode = change.inode(ino)
+    inode, caller = change.inode(ino), change.caller
+    if not caller.is_root and (caller.uid != inode.uid or (flags ^ inode.i_flags) & _ROOTS):
+        raise OSError(EPERM, f"inode {ino} is user {inode.uid}'s, or the flags {flags:#x} are for root alone")
     mask = ~0 if inode.is_directory else EXT2_REG_FLMASK if inode.is_regular else EXT2_OTHER_FLMASK
     if flags & ~VISIBLE or flags & ~mask & (_SETTABLE | EXT4_CASEFOLD_FL) or flags & EXT4_CASEFOLD_FL:
         raise OSError(EOPNOTSUPP, f"inode {ino} cannot have flags {flags:#x}")
-    if (flags ^ inode.i_flags) & EXT2_JOURNAL_DATA_FL and not change.caller.is_root:
-        raise OSError(EPERM, "only root changes how data is journaled")
     if flags & EXT4_EXTENTS_FL:
         raise OSError(EINVAL, f"inode {ino}: the file system has no extents")
     new = inode.i_flags & ~_SETTABLE | flags & _SETTABLE
     if inode.is_immutable and new & EXT2_IMMUTABLE_FL and new != inode.i_flags:
         raise OSError(EPERM, f"inode {ino} is immutable")
     change.write_inode(inode._replace(i_flags=new, ctime_ns=change.now_ns))
-
-
-def set_generation(change: Change, ino: int, generation: int) -> None:
-    """Set i_generation, which tells two files apart that had one inode number.
-
-    Raises:
-        OSError: EPERM, the caller does not own the inode.
-        BlocksMissing, MystfuseError
-    """
-    inode = change.inode(ino)
-    if not change.caller.is_root and change.caller.uid != inode.uid:
-        raise OSError(EPERM, f"inode {ino} belongs to user {inode.uid}")
-    change.write_inode(inode._replace(i_generation=generation, ctime_ns=change.now_ns))

@@ -6,6 +6,7 @@ and in ``rename`` as far as the file system's own order depends on it.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from errno import EISDIR, EMLINK, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
 
 from mystfuse.errors import CorruptFilesystem
@@ -23,11 +24,11 @@ from mystfuse.ext2.directory_changes import (
 from mystfuse.ext2.inode import Inode
 
 
-def link(change: Change, ino: int, parent: int, name: bytes, is_nameless: bool = False) -> Inode:
+def link(change: Change, ino: int, parent: int, name: bytes, nameless: Container[int] = ()) -> Inode:
     """Give inode ``ino`` another name; returns the inode.
 
     Args:
-        is_nameless: it was made without a name, and gets its first one.
+        nameless: inodes that were made without a name, and may get their first one.
 
     Raises:
         OSError: EEXIST, ENOENT (no name is left, or the directory is removed), EMLINK, EPERM (a directory, immutable or
@@ -38,7 +39,7 @@ def link(change: Change, ino: int, parent: int, name: bytes, is_nameless: bool =
     directory = directory_for_new_name(change, parent, name)
     if inode.is_directory or inode.is_immutable or inode.is_append_only:
         raise OSError(EPERM, f"inode {ino} is a directory, immutable or append-only")
-    if not inode.i_links_count and not is_nameless:
+    if not inode.i_links_count and ino not in nameless:
         raise OSError(ENOENT, f"inode {ino} has been removed")
     if inode.i_links_count >= EXT2_LINK_MAX:
         raise OSError(EMLINK, f"inode {ino} has {inode.i_links_count} links")

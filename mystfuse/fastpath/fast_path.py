@@ -123,7 +123,9 @@ class FastPath:
         _describe_view(configuration, options, kept)
         configuration.fuse_fd, configuration.socket_fd = init.device, init.other_end
         configuration.init_clear = 0
-        configuration.init_set = init.offered & _WANTED
+        # Without ACLs the kernel takes the umask away, whatever default ACLs say.
+        wanted = _WANTED if options.acl and options.xattr else _WANTED & ~_FUSE_DONT_MASK
+        configuration.init_set = init.offered & wanted
         configuration.max_background = _BACKGROUND
         configuration.python_opcodes = sum(1 << opcode for opcode in Opcode)
         configuration.listeners = max(min(len(os.sched_getaffinity(0)), _MAX_LISTENERS), 2)

@@ -35,9 +35,11 @@ from mystfuse.fuse.protocol import (
     FOPEN_DIRECT_IO,
     FOPEN_KEEP_CACHE,
     IN_HEADER,
+    INVAL_INODE_OUT,
     LINK_IN,
     MKDIR_IN,
     MKNOD_IN,
+    NOTIFY_INVAL_INODE,
     OPEN_IN,
     OPEN_KILL_SUIDGID,
     OPEN_OUT,
@@ -58,7 +60,8 @@ from mystfuse.fuse.requests import Requests, ext2_ino
 from mystfuse.volume.runner import NotNow
 
 Reply = Callable[[int, int, bytes | memoryview], object]
-"""Sends a reply: the request's number, an errno or 0, and what follows the header."""
+"""Sends a reply: the request's number, an errno or 0, and what follows the header. For number 0 it is a notice, and its
+code, negative, takes the place of the errno."""
 _Answer = Callable[[int, Caller, memoryview], Coroutine[Any, Any, bytes | memoryview]]
 """Does what a caller asks of an inode by a request, and returns what follows the reply's header."""
 _BODY = IN_HEADER.size
@@ -104,7 +107,7 @@ class DirectRequests:
             Opcode.FALLOCATE: partial(fallocate, requests),
             Opcode.COPY_FILE_RANGE: partial(copy_file_range, requests),
             Opcode.COPY_FILE_RANGE_64: partial(copy_file_range_64, requests),
-            Opcode.IOCTL: partial(ioctl, requests),
+            Opcode.IOCTL: self._ioctl,
         }
 
     def handle(self, request: memoryview) -> Callable[[], Awaitable[None]] | None:
@@ -201,7 +204,14 @@ class DirectRequests:
         if control is not None and control.owns(nodeid):
             return pack_plain_statx(control.attributes(nodeid))
         volume, ino = self._requests.volume, ext2_ino(nodeid)
-        return self._shown.packed_statx(await volume.inode(ino), await volume.birth_time(ino))
+        birth_time = await volume.birth_time(ino)
+        return self._shown.packed_statx(await volume.inode(ino), birth_time)
+
+    async def _ioctl(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
+        payload, has_changed = await ioctl(self._requests, nodeid, caller, request)
+        if has_changed:
+            self._reply(0, -NOTIFY_INVAL_INODE, INVAL_INODE_OUT.pack(nodeid, -1, 0))
+        return payload
 
     async def _setxattr(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
         size, flags = SETXATTR_IN.unpack_from(request, _BODY)

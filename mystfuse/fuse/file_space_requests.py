@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import os
 
+import trio
+
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.privileges import Loses
 from mystfuse.fuse.protocol import (
@@ -89,6 +91,7 @@ async def _copy(requests: Requests, nodeid: int, caller: Caller, request: memory
             copied += count
             if count < len(data):
                 break
+            await trio.lowlevel.checkpoint()
     except Exception:
         if not copied:
             raise

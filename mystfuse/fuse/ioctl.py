@@ -1,4 +1,7 @@
-"""IOCTL: an inode's flags and its generation, as the kernel's ext4 driver has them. pyfuse3 has no ioctl.
+"""IOCTL: an inode's flags, as the kernel's ext4 driver has them, and its generation. pyfuse3 has no ioctl.
+
+The generation cannot be set (FS_IOC_SETVERSION): the kernel takes an inode whose generation changes for another one,
+and fails whoever has it open (fs/fuse/inode.c, fuse_stale_inode).
 
 Sources: include/uapi/linux/fs.h (the numbers, struct fsxattr); fs/ioctl.c (fileattr_fill_flags, fileattr_fill_xflags);
 fs/fuse/ioctl.c: the kernel itself checks who may set flags, and sends only commands whose data it can copy.
@@ -24,7 +27,7 @@ from mystfuse.fuse.protocol import IN_HEADER, IOCTL_IN, IOCTL_OUT
 from mystfuse.fuse.requests import Requests, ext2_ino
 
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
-_GETVERSION, _SETVERSION = 0x80087601, 0x40087602
+_GETVERSION = 0x80087601
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
 _NUMBER = struct.Struct("=I")
 _FSXATTR = struct.Struct("=IIIII8x")
@@ -36,8 +39,9 @@ _XFLAGS = {
 """FS_XFLAG_IMMUTABLE and so on, and the flags of ext2 that they stand for."""
 
 
-async def ioctl(requests: Requests, nodeid: int, caller: Caller, request: memoryview) -> bytes:
-    """Answer IOCTL: ENOTTY for commands that we do not know."""
+async def ioctl(requests: Requests, nodeid: int, caller: Caller, request: memoryview) -> tuple[bytes, bool]:
+    """Answer IOCTL: ENOTTY for commands that we do not know. Returns the reply, and whether the inode has changed, of
+    which the kernel does not hear by it."""
     _handle, _flags, command, _argument, in_size, out_size = IOCTL_IN.unpack_from(request, IN_HEADER.size)
     data = request[IN_HEADER.size + IOCTL_IN.size :][:in_size]
     if requests.is_control(nodeid):
@@ -50,8 +54,6 @@ async def ioctl(requests: Requests, nodeid: int, caller: Caller, request: memory
         await volume.change(ino, caller, inode_flags.set_flags, ino, _number(data))
     elif command == _GETVERSION:
         answer = _NUMBER.pack((await volume.inode(ino)).i_generation)
-    elif command == _SETVERSION:
-        await volume.change(ino, caller, inode_flags.set_generation, ino, _number(data))
     elif command == _FSGETXATTR:
         flags = (await volume.inode(ino)).i_flags
         answer = _FSXATTR.pack(sum(xflag for xflag, flag in _XFLAGS.items() if flags & flag), 0, 0, 0, 0)
@@ -59,7 +61,7 @@ async def ioctl(requests: Requests, nodeid: int, caller: Caller, request: memory
         await _set_fsxattr(requests, ino, caller, data)
     else:
         raise OSError(errno.ENOTTY, f"ioctl {command:#x}")
-    return IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size]
+    return IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size], command in (_SETFLAGS, _FSSETXATTR)
 
 
 async def _set_fsxattr(requests: Requests, ino: int, caller: Caller, data: memoryview) -> None:

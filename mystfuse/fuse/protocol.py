@@ -108,6 +108,8 @@ STATX_OUT = struct.Struct("=QII16x")
 STATX = struct.Struct("=IIQIIIHxxQQQQ" + 4 * "qI4x" + "IIII112x")
 """mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes_mask; tv_sec and tv_nsec of atime,
 btime, ctime and mtime; rdev_major, rdev_minor, dev_major, dev_minor"""
+INVAL_INODE_OUT = struct.Struct("=Qqq")
+"""ino, off, len; with a negative off, of attributes alone"""
 ATTR = struct.Struct("=QQQqqqIIIIIIIIII")
 """ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize,
 flags"""
@@ -124,6 +126,8 @@ WRITE_CACHE, WRITE_KILL_SUIDGID = 1 << 0, 1 << 2
 """fuse_write_in.write_flags: from the page cache, by no one in particular; by a caller without CAP_FSETID."""
 OPEN_KILL_SUIDGID = 1 << 0
 """fuse_open_in.open_flags: truncated by a caller without CAP_FSETID."""
+NOTIFY_INVAL_INODE = 2
+"""enum fuse_notify_code: the kernel drops what it knows of an inode."""
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE = 1 << 0, 1 << 1
 """fuse_open_out.open_flags"""
 

@@ -4,6 +4,7 @@ fallocate(2)."""
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from contextlib import suppress
 
 import trio
@@ -12,8 +13,7 @@ from mystfuse.errors import MystfuseError
 from mystfuse.ext2 import fallocate
 from mystfuse.ext2.caller import ROOT, Caller
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.privileges import Loses
-from mystfuse.ext2.setattr import AttributeChanges
+from mystfuse.ext2.truncate import MAX_TRIMMED
 from mystfuse.volume.volume import Volume
 
 _STEP = 4 << 20
@@ -58,12 +58,24 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
         for start, stop in ((offset, min(first * block_size, end)), (max(last * block_size, offset), end)):
             if start < stop and (start % block_size or (stop % block_size and stop != inode.size)):
                 await volume.change(ino, caller, fallocate.zero_within, ino, start, stop)
-        stretches = _Stretches(volume, ino, first * block_size)
-        while await stretches.advance() and stretches.start < last * block_size:
-            if stretches.is_data:
-                number, stop = stretches.start // block_size, -(-stretches.end // block_size)
-                await volume.change(ino, caller, fallocate.punch, ino, number, min(stop, last) - number)
+        await _punch_blocks(volume, ino, first, last, caller)
     await volume.change(ino, caller, fallocate.finish, ino, 0)
+
+
+async def _punch_blocks(volume: Volume, ino: int, first: int, last: int, caller: Caller) -> None:
+    """Make holes of blocks ``first`` to ``last`` (exclusive)."""
+    block_size = volume.superblock.block_size
+    stretches = _Stretches(volume, ino, first * block_size)
+    freed = 0
+    while await stretches.advance() and stretches.start < last * block_size:
+        if stretches.is_data:
+            number, stop = stretches.start // block_size, -(-stretches.end // block_size)
+            await volume.change(ino, caller, fallocate.punch, ino, number, min(stop, last) - number)
+            freed += min(stop, last) - number
+            if freed >= MAX_TRIMMED:
+                freed = 0
+                volume.check_may_wait()
+                await trio.lowlevel.checkpoint()
 
 
 async def allocate(
@@ -90,45 +102,51 @@ async def allocate(
     if end > superblock.max_file_size:
         raise OSError(errno.EFBIG, f"{end} bytes are more than the largest file size {superblock.max_file_size}")
     first, last = offset // block_size, -(-end // block_size)
-    holes = [(first, last - first)] if zeroes else await _holes(volume, ino, first, last)
-    count = sum(count for _, count in holes)
     most = max(_STEP // block_size, 1)
-    pieces = [
-        (start, min(number + count - start, most))
-        for number, count in holes
-        for start in range(number, number + min(count, superblock.s_blocks_count), most)
-    ]
-    if len(pieces) > 1:
+    holes = await _holes(volume, ino, first, last)
+    count = sum(count for _, count in holes)
+    if len(holes) > 1 or (last - first if zeroes else count) > most:
         # Transactions by themselves are whole already.
         volume.check_may_wait()
-        await volume.change(0, caller, fallocate.check_room, count)
+        await volume.change(0, caller, fallocate.check_room, count, count)
+        if zeroes:
+            memory = 0
+            for start, blocks in _pieces([(first, last - first)], most):
+                memory += await volume.change(0, caller, fallocate.count_not_held, ino, start, blocks)
+                await trio.lowlevel.checkpoint()
+            await volume.change(0, caller, fallocate.check_room, count, memory)
     zeroed = range(offset, end) if zeroes else range(0)
-    size = inode.size if keeps_size else end
     done: list[tuple[int, int]] = []
     try:
-        for start, blocks in pieces:
-            reached = min((start + blocks) * block_size, size)
-            await volume.change(ino, caller, fallocate.allocate, ino, start, blocks, zeroed, reached)
-            done.append((start, blocks))
-            if len(pieces) > 1:
+        for start, blocks in _pieces([(first, last - first)] if zeroes else holes, most):
+            if done:
+                volume.check_may_wait()
                 await trio.lowlevel.checkpoint()
-        if not pieces or inode.size < size:
-            await volume.change(ino, caller, fallocate.finish, ino, size)
+            size = None if keeps_size else min((start + blocks) * block_size, end)
+            await volume.change(ino, caller, fallocate.allocate, ino, start, blocks, zeroed, size)
+            done.append((start, blocks))
+        await volume.change(ino, caller, fallocate.finish, ino, 0 if keeps_size else end)
     except (OSError, MystfuseError):
-        await _undo(volume, inode, [] if zeroes else done)
+        await _undo(volume, inode, holes if done else [])
         raise
 
 
-async def _undo(volume: Volume, inode: Inode, filled: list[tuple[int, int]]) -> None:
-    """Take back what ``allocate`` has done: somebody else has taken the room that there was."""
-    block_size = volume.superblock.block_size
+def _pieces(parts: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Parts of a file, as (first block, number of blocks), cut into pieces of ``most`` blocks."""
+    for first, count in parts:
+        for start in range(first, first + count, most):
+            yield start, min(first + count - start, most)
+
+
+async def _undo(volume: Volume, inode: Inode, holes: list[tuple[int, int]]) -> None:
+    """Take back what ``allocate`` has filled: somebody else has taken the room that there was."""
+    last = -(-inode.size // volume.superblock.block_size)
     with suppress(OSError, MystfuseError):
-        for first, count in filled:
-            start, end = first * block_size, min((first + count) * block_size, inode.size)
-            if start < end:
-                await punch(volume, inode.ino, start, end - start, ROOT)
-        if filled and (await volume.inode(inode.ino)).size > inode.size:
-            await volume.set_attributes(inode.ino, AttributeChanges(size=inode.size), ROOT, Loses.NOTHING)
+        while not await volume.change(inode.ino, ROOT, fallocate.shrink, inode.ino, inode.size):
+            await trio.lowlevel.checkpoint()
+    for first, count in holes:
+        with suppress(OSError, MystfuseError):
+            await _punch_blocks(volume, inode.ino, first, min(first + count, last), ROOT)
 
 
 async def _holes(volume: Volume, ino: int, first: int, last: int) -> list[tuple[int, int]]:

@@ -248,7 +248,7 @@ class Volume:
 
     async def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
         """Give an inode another name, or its first; see ``ext2.link_and_unlink``."""
-        inode = await self.change(0, caller, link_and_unlink.link, ino, parent, name, ino in self._nameless)
+        inode = await self.change(0, caller, link_and_unlink.link, ino, parent, name, self._nameless)
         self._nameless.discard(ino)
         return inode
 

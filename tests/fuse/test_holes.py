@@ -234,6 +234,19 @@ def test_without_room_nothing_is_allocated(empty: Pair, tmp_path: Path) -> None:
     assert_clean(empty.ours, tmp_path)
 
 
+def test_zeroing_what_is_allocated_takes_no_room(empty: Pair) -> None:
+    path = empty.ours / "allocated-twice"
+    with opened(path, os.O_CREAT | os.O_RDWR) as handle:
+        for start in range(0, 36 << 20, 1 << 20):
+            os.pwrite(handle, b"x" * (1 << 20), start)
+        assert os.statvfs(empty.ours).f_bavail * empty.block_size < 36 << 20
+        fallocate(handle, ZERO_RANGE | KEEP_SIZE, 5, (36 << 20) - 10)
+        assert os.pread(handle, 10, 0) == b"xxxxx" + bytes(5)
+        assert os.pread(handle, 10, (36 << 20) - 10) == bytes(5) + b"xxxxx"
+        assert os.pread(handle, 1 << 20, 10 << 20) == bytes(1 << 20)
+    path.unlink()
+
+
 def test_memory_is_accounted(tmp_path: Path) -> None:
     image = tmp_path / "image"
     run("mke2fs", "-q", "-F", "-t", "ext2", image, "256M")
