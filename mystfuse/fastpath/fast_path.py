@@ -37,6 +37,8 @@ _SPARE = 12
 """Threads that wait for storage at the same time."""
 _MIN_LIMIT = 256 << 20
 """Bytes of RLIMIT_AS and RLIMIT_DATA: the threads' buffers count in full, though most pages are never touched."""
+_LOOK = 0.0005
+"""Seconds between two looks whether INIT has been answered."""
 _PATIENCE = 1.0
 """Seconds that a thread waits for storage at most. Then Python does, for the mount's whole time-out."""
 
@@ -152,6 +154,12 @@ class FastPath:
             self._lib.fastpath_free(self.handle)
         else:
             log.info("threads still wait for the image's storage")
+
+    async def begun(self) -> None:
+        """Until the kernel has the answer to INIT, which goes through a thread of ours, or the mount has ended."""
+        # The thread tells nobody, and takes less than one look.
+        while not self._lib.fastpath_has_begun(self.handle) and not self.has_ended:  # noqa: ASYNC110
+            await trio.sleep(_LOOK)
 
     @property
     def has_ended(self) -> bool:

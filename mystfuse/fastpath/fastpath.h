@@ -102,6 +102,8 @@ void fastpath_free(fastpath *self);
 int fastpath_start(fastpath *self);
 /* End all threads; 0: some are still waiting for storage. */
 int fastpath_stop(fastpath *self);
+/* Whether the kernel has the answer to INIT. */
+int fastpath_has_begun(fastpath *self);
 /* Whether the kernel has ended the mount. */
 int fastpath_has_ended(fastpath *self);
 

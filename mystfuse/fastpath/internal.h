@@ -138,7 +138,7 @@ struct fastpath {
     _Atomic int64_t last_wait;      /* nanoseconds */
     pthread_t pump, watchdog;
     int pump_started, watchdog_started;
-    _Atomic int is_stopping, has_ended, has_given_up, running;
+    _Atomic int has_begun, is_stopping, has_ended, has_given_up, running;
 
     pthread_mutex_t queue;
     pthread_cond_t queued;

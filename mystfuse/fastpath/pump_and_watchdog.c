@@ -39,7 +39,6 @@ void *pump(void *argument)
 {
     fastpath *fp = argument;
     uint8_t *message = malloc(REPLY_ROOM);
-    int has_answered_init = 0;
 
     while (message != NULL) {
         const ssize_t size = recv(fp->config.socket_fd, message, REPLY_ROOM, 0);
@@ -47,11 +46,11 @@ void *pump(void *argument)
             continue;
         if (size <= 0)
             break;
-        if (!has_answered_init)
+        if (!atomic_load(&fp->has_begun))
             change_init(fp, message, (size_t)size);
-        has_answered_init = 1;
         const struct iovec part = {message, (size_t)size};
         write_message(fp, &part, 1);
+        atomic_store(&fp->has_begun, 1);
     }
     free(message);
     atomic_fetch_sub(&fp->running, 1);

@@ -131,6 +131,11 @@ int fastpath_stop(fastpath *fp)
     return 1;
 }
 
+int fastpath_has_begun(fastpath *fp)
+{
+    return atomic_load(&fp->has_begun);
+}
+
 int fastpath_has_ended(fastpath *fp)
 {
     return atomic_load(&fp->has_ended);

@@ -214,7 +214,9 @@ class Session:
 
     async def _announce_ready(self, operations: Operations) -> None:
         await operations.ready.wait()
-        # init() runs while INIT is handled, without an await; as we run again, INIT has been answered.
+        # init() runs while INIT is handled, without an await; as we run again, libfuse has answered INIT.
+        if self._fast_path is not None:
+            await self._fast_path.begun()
         if self._own_mount is not None:
             with suppress(MountError):
                 await self._ask_keeper(self._keeper.raise_read_ahead, "read ahead")

@@ -345,7 +345,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     Guard(
         "asynchronous direct writes are declined",
         "mystfuse/fuse/init_request.py",
-        "flags & ~_DECLINED",
+        "flags & ~declined",
         "flags",
         (
             "fuse/test_direct_writes.py::test_asynchronous_direct_writes_and_checks_of_pages_by_time_are_declined_and_nothing_else",
