@@ -158,8 +158,10 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
         block = directory_block(directory, transaction, logical, number)
         room = _find_room(superblock, directory, block, logical, needed)
         if room is None:
-            # The index has only an upper bound.
-            indexes.set_room(directory.ino, logical, _most_room(superblock, directory, block, logical))
+            # The index has only an upper bound. Not before the commit: when other blocks are fetched, the same ones
+            # are to be tried then, rather than always one more.
+            left = _most_room(superblock, directory, block, logical)
+            transaction.on_commit.append(partial(indexes.set_room, directory.ino, logical, left))
             continue
         changed = _insert_at(change, directory, logical, number, room, name, inode.ino, file_type)
         left = _most_room(superblock, directory, changed, logical)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from mystfuse.errors import IntegrityError
 from mystfuse.ext2 import name_index
@@ -89,6 +90,27 @@ async def test_metadata_and_data_that_are_always_on_disk_are_what_was_written(
     after = await volume.statistics()
     # The directory keeps the blocks that it grew by.
     assert after.free_inodes == before.free_inodes and before.free_blocks - after.free_blocks < 40
+
+
+async def test_a_long_directory_that_is_always_on_disk(tmp_path: Path, eager: None) -> None:
+    """A regression: each block that was fetched to look for room made another one be looked at, until that was too
+    many."""
+    directory = tmp_path / "store"
+    directory.mkdir()
+    volume = await open_volume(make_image(tmp_path, "16M", "-b", "1024"), 1 << 20, directory)
+    parent = (await volume.create(EXT2_ROOT_INO, b"long", stat.S_IFDIR | 0o755, ROOT)).ino
+    names = [b"%04d" % number + b"n" * 246 for number in range(400)]
+    for name in names:
+        await volume.create(parent, name, FILE, ROOT)
+        # Until what was written is on disk alone.
+        await trio.testing.wait_all_tasks_blocked(0.001)
+    found: list[bytes] = []
+    size, offset = (await volume.inode(parent)).size, 0
+    while offset < size:
+        entries, offset = await volume.entries(parent, offset, 1000)
+        found += [entry.name for entry, _ in entries]
+    assert found == names
+    assert_clean(await merged(volume), tmp_path / "merged")
 
 
 async def test_a_write_that_must_be_whole_writes_nothing_where_there_is_no_room_for_all(tmp_path: Path) -> None:
