@@ -28,28 +28,30 @@ from hypothesis.stateful import run_state_machine_as_test
 from removal import temporary_directory
 
 from tests.support.model.contents import At, boundaries
-from tests.support.model.mounted import Mounted
-from tests.support.model.operations import (
+from tests.support.model.handle_operations import (
     ChmodHandle,
     CloseHandle,
+    OpenHandle,
+    ReadHandle,
+    StatHandle,
+    SyncHandle,
+    TruncateHandle,
+    WriteHandle,
+)
+from tests.support.model.mounted import Mounted
+from tests.support.model.operations import (
     Create,
     Drain,
     Fill,
     Link,
     Mkdir,
-    OpenHandle,
     Operation,
     Read,
-    ReadHandle,
     Rename,
-    StatHandle,
-    SyncHandle,
     Truncate,
-    TruncateHandle,
     Unlink,
     Utime,
     Write,
-    WriteHandle,
     numbered_name,
 )
 from tests.support.model.results import Failed

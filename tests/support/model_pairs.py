@@ -16,10 +16,10 @@ from removal import remove_tree
 
 from tests.support.commands import mystfuse, run
 from tests.support.model.contents import At
+from tests.support.model.handle_operations import CloseHandle
 from tests.support.model.model import Model
 from tests.support.model.mounted import Mounted
 from tests.support.model.operations import (
-    CloseHandle,
     Create,
     Link,
     LookAt,

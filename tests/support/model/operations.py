@@ -16,12 +16,14 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.support.model.contents import At, pattern
 from tests.support.model.mounted import CannotTell, FileSystem, NotAFile
-from tests.support.model.results import CAPABILITY, CAPABILITY_VALUE, OK, UNKNOWN, Failed, failure
+from tests.support.model.results import CAPABILITY, CAPABILITY_VALUE, OK, UNKNOWN, Failed
 
 # Operations
 
@@ -52,14 +54,24 @@ class Operation:
         return list(dict.fromkeys([*named, *(os.path.dirname(path) for path in named)]))
 
 
+@contextmanager
+def opened(system: FileSystem, path: str, flags: int, mode: int = 0) -> Iterator[int]:
+    """A file that is open meanwhile."""
+    handle = system.open(path, flags, mode)
+    try:
+        yield handle
+    finally:
+        system.close(handle)
+
+
 @dataclass(frozen=True)
 class Create(Operation):
     path: str
     mode: int = 0o644
 
     def run(self, system: FileSystem) -> object:
-        system.close(system.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, self.mode))
-        return OK
+        with opened(system, self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, self.mode):
+            return OK
 
 
 @dataclass(frozen=True)
@@ -71,11 +83,8 @@ class Open(Operation):
     mode: int = 0o644
 
     def run(self, system: FileSystem) -> object:
-        handle = system.open(self.path, self.flags, self.mode)
-        try:
+        with opened(system, self.path, self.flags, self.mode) as handle:
             return system.fstat(handle)
-        finally:
-            system.close(handle)
 
 
 @dataclass(frozen=True)
@@ -178,12 +187,9 @@ class Write(Operation):
     """O_CREAT, O_TRUNC and O_APPEND, besides O_WRONLY."""
 
     def run(self, system: FileSystem) -> object:
-        handle = system.open(self.path, os.O_WRONLY | self.flags, 0o644)
-        try:
+        with opened(system, self.path, os.O_WRONLY | self.flags, 0o644) as handle:
             data = pattern(self.fill, self.length.resolve(system.block_size))
             return system.pwrite(handle, data, self.at.resolve(system.block_size))
-        finally:
-            system.close(handle)
 
 
 @dataclass(frozen=True)
@@ -193,11 +199,8 @@ class Read(Operation):
     length: At
 
     def run(self, system: FileSystem) -> object:
-        handle = system.open(self.path, os.O_RDONLY)
-        try:
+        with opened(system, self.path, os.O_RDONLY) as handle:
             return system.pread(handle, self.length.resolve(system.block_size), self.at.resolve(system.block_size))
-        finally:
-            system.close(handle)
 
 
 @dataclass(frozen=True)
@@ -209,11 +212,8 @@ class Seek(Operation):
     whence: int
 
     def run(self, system: FileSystem) -> object:
-        handle = system.open(self.path, os.O_RDONLY)
-        try:
+        with opened(system, self.path, os.O_RDONLY) as handle:
             return system.lseek(handle, self.at.resolve(system.block_size), self.whence)
-        finally:
-            system.close(handle)
 
 
 @dataclass(frozen=True)
@@ -225,11 +225,8 @@ class Punch(Operation):
     length: At
 
     def run(self, system: FileSystem) -> object:
-        handle = system.open(self.path, os.O_WRONLY)
-        try:
+        with opened(system, self.path, os.O_WRONLY) as handle:
             system.punch(handle, self.at.resolve(system.block_size), self.length.resolve(system.block_size))
-        finally:
-            system.close(handle)
         return OK
 
 
@@ -244,15 +241,9 @@ class Copy(Operation):
     length: At
 
     def run(self, system: FileSystem) -> object:
-        handles: list[int] = []
-        try:
-            handles.append(system.open(self.source, os.O_RDONLY))
-            handles.append(system.open(self.path, os.O_WRONLY))
-            places = (place.resolve(system.block_size) for place in (self.at, self.into, self.length))
-            return system.copy(*handles, *places)
-        finally:
-            for handle in handles:
-                system.close(handle)
+        places = (place.resolve(system.block_size) for place in (self.at, self.into, self.length))
+        with opened(system, self.source, os.O_RDONLY) as source, opened(system, self.path, os.O_WRONLY) as target:
+            return system.copy(source, target, *places)
 
 
 @dataclass(frozen=True)
@@ -263,12 +254,9 @@ class SetFlags(Operation):
     flags: int
 
     def run(self, system: FileSystem) -> object:
-        handle = system.open(self.path, os.O_RDONLY)
-        try:
+        with opened(system, self.path, os.O_RDONLY) as handle:
             system.set_flags(handle, self.flags)
             return system.get_flags(handle)
-        finally:
-            system.close(handle)
 
 
 @dataclass(frozen=True)
@@ -276,11 +264,8 @@ class GetFlags(Operation):
     path: str
 
     def run(self, system: FileSystem) -> object:
-        handle = system.open(self.path, os.O_RDONLY)
-        try:
+        with opened(system, self.path, os.O_RDONLY) as handle:
             return system.get_flags(handle)
-        finally:
-            system.close(handle)
 
 
 @dataclass(frozen=True)
@@ -452,122 +437,6 @@ class Drain(Operation):
         for number in range(0, self.count, self.step):
             results.append(Unlink(os.path.join(self.directory, numbered_name(number, self.length))).apply(system))
         return results
-
-
-@dataclass(frozen=True)
-class HandleOperation(Operation):
-    """An operation on an open file; EBADF when there is none."""
-
-    slot: int
-
-    def run(self, system: FileSystem) -> object:
-        if self.slot not in system.slots:
-            raise failure(errno.EBADF)
-        return self.use(system, system.slots[self.slot])
-
-    def use(self, system: FileSystem, handle: int) -> object:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class OpenHandle(Operation):
-    """Open a file and keep it; the file in the slot is closed."""
-
-    slot: int
-    path: str
-    flags: int
-    mode: int = 0o644
-
-    def run(self, system: FileSystem) -> object:
-        if self.slot in system.slots:
-            system.close(system.slots.pop(self.slot))
-        system.slots[self.slot] = system.open(self.path, self.flags, self.mode)
-        return OK
-
-
-@dataclass(frozen=True)
-class OpenNameless(Operation):
-    """Make a file without a name, and keep it open; the file in the slot is closed."""
-
-    slot: int
-    directory: str
-    mode: int = 0o644
-
-    def run(self, system: FileSystem) -> object:
-        if self.slot in system.slots:
-            system.close(system.slots.pop(self.slot))
-        system.slots[self.slot] = system.open_nameless(self.directory, self.mode)
-        return OK
-
-
-@dataclass(frozen=True)
-class LinkHandle(HandleOperation):
-    """Give an open file a name."""
-
-    path: str
-
-    def use(self, system: FileSystem, handle: int) -> object:
-        system.link_handle(handle, self.path)
-        return system.fstat(handle)
-
-
-@dataclass(frozen=True)
-class CloseHandle(HandleOperation):
-    def use(self, system: FileSystem, handle: int) -> object:
-        del system.slots[self.slot]
-        system.close(handle)
-        return OK
-
-
-@dataclass(frozen=True)
-class ReadHandle(HandleOperation):
-    at: At
-    length: At
-
-    def use(self, system: FileSystem, handle: int) -> object:
-        return system.pread(handle, self.length.resolve(system.block_size), self.at.resolve(system.block_size))
-
-
-@dataclass(frozen=True)
-class WriteHandle(HandleOperation):
-    at: At
-    length: At
-    fill: int = 0
-
-    def use(self, system: FileSystem, handle: int) -> object:
-        data = pattern(self.fill, self.length.resolve(system.block_size))
-        return system.pwrite(handle, data, self.at.resolve(system.block_size)), system.fstat(handle)
-
-
-@dataclass(frozen=True)
-class TruncateHandle(HandleOperation):
-    size: At
-
-    def use(self, system: FileSystem, handle: int) -> object:
-        system.ftruncate(handle, self.size.resolve(system.block_size))
-        return system.fstat(handle)
-
-
-@dataclass(frozen=True)
-class ChmodHandle(HandleOperation):
-    mode: int
-
-    def use(self, system: FileSystem, handle: int) -> object:
-        system.fchmod(handle, self.mode)
-        return system.fstat(handle)
-
-
-@dataclass(frozen=True)
-class StatHandle(HandleOperation):
-    def use(self, system: FileSystem, handle: int) -> object:
-        return system.fstat(handle)
-
-
-@dataclass(frozen=True)
-class SyncHandle(HandleOperation):
-    def use(self, system: FileSystem, handle: int) -> object:
-        system.fsync(handle)
-        return OK
 
 
 @dataclass(frozen=True)
