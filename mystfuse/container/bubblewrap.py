@@ -132,10 +132,10 @@ def run_bubblewrap(
     Raises:
         MystfuseError: starting it failed, or a server has ended, and the program with it.
     """
-    # In a file, where ps(1) does not show the environment.
     reports, report = os.pipe()
     gate, open_gate = os.pipe()
     words = [*box, "--info-fd", str(report), "--block-fd", str(gate)]
+    # In a file, where ps(1) does not show the environment.
     options = file_in_memory("bwrap-options", b"".join(os.fsencode(word) + b"\0" for word in words))
     inherited = (options, report, gate, *inherited)
     shield_next_child()

@@ -49,8 +49,8 @@ class ResourceLimits:
     def bound_processes(self, pid: int) -> None:
         """Bound a process that is in the user namespace which is to be bounded. Not before it is there: all of the
         user's processes would count, and our own threads."""
-        if self.processes is not None:
-            _lower(pid, resource.RLIMIT_NPROC, self.processes)
+        assert self.processes is not None
+        _lower(pid, resource.RLIMIT_NPROC, self.processes)
 
 
 def _lower(pid: int, limit: int, value: int) -> None:

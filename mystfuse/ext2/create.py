@@ -72,8 +72,6 @@ def create_nameless(change: Change, parent: int, mode: int, umask: int) -> Inode
     """
     directory = changeable_directory(change, parent)
     inode = new_inode(change, directory, stat.S_IFREG | stat.S_IMODE(mode), 0, umask=umask)
-    change.transaction.released.discard(inode.ino)
-    change.transaction.orphaned.add(inode.ino)
     return change.read_back(inode.ino)
 
 
@@ -86,7 +84,11 @@ def new_inode(
     target: bytes = b"",
     umask: int = 0,
 ) -> Inode:
-    """A new inode, written, for a name in ``directory``, with what it inherits from there; see ``create``."""
+    """A new inode, written, for a name in ``directory``, with what it inherits from there; see ``create``.
+
+    Args:
+        links: i_links_count; without any, it is an orphan.
+    """
     filesystem, transaction, superblock, now = change.filesystem, change.transaction, change.superblock, change.now_ns
     is_directory, is_regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
     gid = change.caller.gid
@@ -129,7 +131,7 @@ def new_inode(
         inode = _with_target(change, inode, target)
     inode = _inherit_acl(change, directory, inode, umask)
     filesystem.inode_table.write_new(transaction, inode)
-    transaction.released.add(ino)
+    (transaction.released if links else transaction.orphaned).add(ino)
     transaction.on_commit.append(partial(filesystem.forget, ino))
     return inode
 
@@ -169,7 +171,8 @@ def _inherit_acl(change: Change, directory: Inode, inode: Inode, umask: int) -> 
     if directory.i_file_acl or any(directory.extra):
         stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)
     if stored is None:
-        return inode._replace(i_mode=inode.i_mode & ~(umask & 0o777)) if inode.i_mode & umask & 0o777 else inode
+        lost = inode.i_mode & umask & 0o777
+        return inode._replace(i_mode=inode.i_mode & ~lost) if lost else inode
     try:
         default = Acl.parse(acl_to_xattr(stored, directory.ino))
     except OSError as error:

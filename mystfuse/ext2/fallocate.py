@@ -134,7 +134,7 @@ def zero_within(change: Change, ino: int, start: int, end: int) -> None:
 
 
 def finish(change: Change, ino: int, size: int) -> None:
-    """Note that a file has changed, and let it grow to ``size``.
+    """Set the times of a file that has changed, and let it grow to ``size``, for which it has all blocks.
 
     Raises:
         OSError: EFBIG

@@ -36,12 +36,11 @@ _SETTABLE = (
     | EXT2_NOATIME_FL | EXT2_NOTAIL_FL | EXT2_DIRSYNC_FL | EXT2_TOPDIR_FL | EXT4_DAX_FL | EXT4_PROJINHERIT_FL
 )  # fmt: skip
 """Without EXT2_JOURNAL_DATA_FL, which the kernel does not change where there is no journal."""
-
 _ROOTS = EXT2_IMMUTABLE_FL | EXT2_APPEND_FL | EXT2_JOURNAL_DATA_FL
 
 
-def set_flags(change: Change, ino: int, flags: int) -> None:
-    """Set the flags that users may set; others keep their state.
+def set_flags(change: Change, ino: int, flags: int, among: int = VISIBLE) -> None:
+    """Set those of the flags ``among`` that users may set; others keep their state.
 
     Raises:
         OSError: EOPNOTSUPP, EINVAL, a flag that ext2, or an inode of this type, does not have; EPERM, the inode is and
@@ -50,6 +49,7 @@ def set_flags(change: Change, ino: int, flags: int) -> None:
         BlocksMissing, MystfuseError
     """
     inode, caller = change.inode(ino), change.caller
+    flags |= inode.i_flags & VISIBLE & ~among
     if not caller.is_root and (caller.uid != inode.uid or (flags ^ inode.i_flags) & _ROOTS):
         raise OSError(EPERM, f"inode {ino} is user {inode.uid}'s, or the flags {flags:#x} are for root alone")
     mask = ~0 if inode.is_directory else EXT2_REG_FLMASK if inode.is_regular else EXT2_OTHER_FLMASK

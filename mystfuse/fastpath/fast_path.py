@@ -126,13 +126,14 @@ class FastPath:
         configuration.fuse_fd, configuration.socket_fd = init.device, init.other_end
         configuration.init_clear = 0
         # Without ACLs the kernel takes the umask away, whatever default ACLs say.
-        wanted = _WANTED if options.acl and options.xattr else _WANTED & ~_FUSE_DONT_MASK
+        wanted = _WANTED if options.enforces_acl else _WANTED & ~_FUSE_DONT_MASK
         configuration.init_set = init.offered & wanted
         configuration.max_background = _BACKGROUND
         configuration.python_opcodes = sum(1 << opcode for opcode in Opcode)
-        configuration.listeners = max(min(len(os.sched_getaffinity(0)), _MAX_LISTENERS), 2)
+        processors = len(os.sched_getaffinity(0))
+        configuration.listeners = max(min(processors, _MAX_LISTENERS), 2)
         configuration.spare = _SPARE
-        configuration.may_spin = len(os.sched_getaffinity(0)) > 1
+        configuration.may_spin = processors > 1
         configuration.patience = int(min(_PATIENCE, options.io_timeout / 4) * 1e9)
         configuration.arena_size = ARENA_SIZE
         return cls(configuration, kept)
@@ -194,6 +195,10 @@ class FastPath:
         return bool(
             self._lib.fastpath_reply(self.handle, unique, error, self._ffi.from_buffer("uint8_t[]", data), len(data))
         )
+
+    def drop_attributes(self, nodeid: int) -> None:
+        """Have the kernel drop the attributes that it keeps of an inode."""
+        self._lib.fastpath_drop_attributes(self.handle, nodeid)
 
     def counts(self) -> Counts:
         """As of now."""

@@ -140,6 +140,9 @@ void fastpath_done(fastpath_request *request);
 /* Answer it: `error` is 0 or an errno. 0: the kernel does not want the answer any more. */
 int fastpath_reply(fastpath *self, uint64_t unique, int error, const uint8_t *data, size_t size);
 
+/* The kernel drops the attributes that it keeps of an inode. */
+void fastpath_drop_attributes(fastpath *self, uint64_t nodeid);
+
 /* -- What the status says. */
 typedef struct {
     uint64_t answered[64], forwarded[64]; /* by opcode */

@@ -246,10 +246,14 @@ void tell_end(fastpath *fp);
 int worker_init(worker *w, fastpath *fp);
 void worker_destroy(worker *w);
 
-/* Do nothing, for so many moments. */
-static inline void spin(int count)
+/* -- Waiting for the next request without sleeping, since waking a thread takes as long as most answers. In nanoseconds. */
+static const int64_t LOOKING = 60000; /* how long */
+static const int64_t BURST = 200000;  /* not after a wait of more than that: requests do not come one after the other */
+
+/* A pause between two looks. */
+static inline void spin(void)
 {
-    while (count--)
+    for (int count = 20; count; count--)
 #if defined(__x86_64__) || defined(__i386__)
         __builtin_ia32_pause();
 #elif defined(__aarch64__)

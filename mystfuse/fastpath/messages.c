@@ -12,11 +12,7 @@
 enum {
     RETRIES = 1000,                /* milliseconds that a reply is tried again for want of memory */
     LISTING_OF_LIBFUSE = 64 << 10, /* bytes of a listing: more may not fit its socket */
-    PAUSES = 20,                   /* between two looks */
 };
-
-static const int64_t LOOKING = 60000; /* nanoseconds that Python's thread looks for the next request before it sleeps */
-static const int64_t BURST = 200000;  /* not after a wait of more nanoseconds than that */
 
 static const uint64_t DIRECTORY_HANDLE = (uint64_t)1 << 62; /* with the inode's number, since pyfuse3 shows handles alone */
 
@@ -52,6 +48,15 @@ int fastpath_reply(fastpath *fp, uint64_t unique, int error, const uint8_t *data
     const struct iovec parts[2] = {{&header, sizeof header}, {(void *)(uintptr_t)data, size}};
 
     return write_message(fp, parts, size ? 2 : 1);
+}
+
+void fastpath_drop_attributes(fastpath *fp, uint64_t nodeid)
+{
+    struct fuse_notify_inval_inode_out out = {.ino = nodeid, .off = -1};
+    struct fuse_out_header header = {.len = sizeof header + sizeof out, .error = FUSE_NOTIFY_INVAL_INODE};
+    const struct iovec parts[2] = {{&header, sizeof header}, {&out, sizeof out}};
+
+    write_message(fp, parts, 2);
 }
 
 int send_reply(worker *w, uint64_t unique, int error, size_t size)
@@ -120,7 +125,7 @@ static void look_for_arrival(fastpath *fp, uint64_t arrivals)
     if (!fp->config.may_spin || fp->last_take > BURST)
         return;
     while (atomic_load_explicit(&fp->arrivals, memory_order_relaxed) == arrivals && now() < end)
-        spin(PAUSES);
+        spin();
 }
 
 /* With the queue's lock held, wait for an arrival, at most until a time. */

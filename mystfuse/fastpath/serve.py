@@ -41,7 +41,7 @@ class _Server:
     def __init__(self, fast_path: FastPath, requests: Requests, nursery: trio.Nursery) -> None:
         self._fast_path = fast_path
         self._requests = requests
-        self._direct = DirectRequests(requests, fast_path.reply)
+        self._direct = DirectRequests(requests, fast_path.reply, fast_path.drop_attributes)
         self._nursery = nursery
         self._is_gathering = False
 

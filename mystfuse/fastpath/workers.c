@@ -15,11 +15,8 @@
 enum {
     MAX_WAITS = 256,     /* times that a request waits for storage */
     MUCH_DATA = 8 << 10, /* bytes of a READ that takes longer than waking a thread */
-    PAUSES = 20,         /* between two looks */
 };
 
-static const int64_t LOOKING = 60000;   /* nanoseconds to look for the next request before sleeping */
-static const int64_t BURST = 200000;    /* not after a wait of more nanoseconds than that */
 static const int64_t PARALLEL = 2000000; /* nanoseconds in which several workers read */
 
 /* -- The pool: who reads /dev/fuse. */
@@ -81,8 +78,9 @@ static int leave(worker *w)
         fp->listening--;
         w->is_waiting = 1;
         fp->absent++;
-        for (int place = fp->listening; place < fp->config.listeners && place < fp->listening + 2; place++)
-            pthread_cond_signal(&fp->wanted);
+        /* One for this place, and one more, since several may read now. */
+        pthread_cond_signal(&fp->wanted);
+        pthread_cond_signal(&fp->wanted);
         pthread_cond_signal(&fp->waiting);
     }
     pthread_mutex_unlock(&fp->pool);
@@ -179,7 +177,7 @@ static void look_for_request(fastpath *fp, int64_t start)
         || atomic_load_explicit(&fp->absent, memory_order_relaxed))
         return;
     while (!has_request(fp) && now() - start < LOOKING)
-        spin(PAUSES);
+        spin();
 }
 
 static int is_for_much_data(const worker *w)

@@ -8,7 +8,7 @@ from pyfuse3 import EntryAttributes
 
 from mystfuse.ext2.inode import Inode
 from mystfuse.fuse.mount_options import MountOptions
-from mystfuse.fuse.protocol import pack_attributes, pack_entry, pack_statx
+from mystfuse.fuse.protocol import STATX, STATX_BASIC_STATS, STATX_OUT, pack_attributes, pack_entry, pack_statx
 
 CACHE_SECONDS = 86400
 """How long the kernel may keep names and attributes: the file system changes through the kernel alone."""
@@ -83,6 +83,13 @@ def absent(timeout: float) -> EntryAttributes:
     attributes.st_ino = 0
     attributes.entry_timeout = timeout
     return attributes
+
+
+def packed_plain_statx(attributes: EntryAttributes) -> bytes:
+    """fuse_statx_out of something that is made up, has no times, and is not to be kept."""
+    owner = (attributes.st_uid, attributes.st_gid)
+    head = (STATX_BASIC_STATS, 4096, 0, attributes.st_nlink, *owner, attributes.st_mode, attributes.st_ino)
+    return STATX_OUT.pack(0, 0, 0) + STATX.pack(*head, attributes.st_size, 0, 0, *bytes(8), *bytes(4))
 
 
 def dot(ino: int) -> EntryAttributes:

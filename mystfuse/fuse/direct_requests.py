@@ -18,6 +18,7 @@ from typing import Any
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.privileges import Loses
 from mystfuse.ext2.setattr import AttributeChanges
+from mystfuse.fuse.attributes import packed_plain_statx
 from mystfuse.fuse.errnos import errno_of
 from mystfuse.fuse.file_space_requests import copy_file_range, copy_file_range_64, fallocate, lseek
 from mystfuse.fuse.ioctl import ioctl
@@ -35,11 +36,9 @@ from mystfuse.fuse.protocol import (
     FOPEN_DIRECT_IO,
     FOPEN_KEEP_CACHE,
     IN_HEADER,
-    INVAL_INODE_OUT,
     LINK_IN,
     MKDIR_IN,
     MKNOD_IN,
-    NOTIFY_INVAL_INODE,
     OPEN_IN,
     OPEN_KILL_SUIDGID,
     OPEN_OUT,
@@ -54,14 +53,12 @@ from mystfuse.fuse.protocol import (
     WRITE_KILL_SUIDGID,
     WRITE_OUT,
     Opcode,
-    pack_plain_statx,
 )
 from mystfuse.fuse.requests import Requests, ext2_ino
 from mystfuse.volume.runner import NotNow
 
 Reply = Callable[[int, int, bytes | memoryview], object]
-"""Sends a reply: the request's number, an errno or 0, and what follows the header. For number 0 it is a notice, and its
-code, negative, takes the place of the errno."""
+"""Sends a reply: the request's number, an errno or 0, and what follows the header."""
 _Answer = Callable[[int, Caller, memoryview], Coroutine[Any, Any, bytes | memoryview]]
 """Does what a caller asks of an inode by a request, and returns what follows the reply's header."""
 _BODY = IN_HEADER.size
@@ -78,9 +75,10 @@ class DirectRequests:
     Args:
         requests: shared with ``Operations``.
         reply: sends a reply; it must not raise.
+        drop_attributes: has the kernel drop the attributes that it keeps of an inode, by the kernel's number.
     """
 
-    def __init__(self, requests: Requests, reply: Reply) -> None:
+    def __init__(self, requests: Requests, reply: Reply, drop_attributes: Callable[[int], None]) -> None:
         self._requests = requests
         self._now = requests.volume.now
         self._shown = requests.shown
@@ -107,7 +105,7 @@ class DirectRequests:
             Opcode.FALLOCATE: partial(fallocate, requests),
             Opcode.COPY_FILE_RANGE: partial(copy_file_range, requests),
             Opcode.COPY_FILE_RANGE_64: partial(copy_file_range_64, requests),
-            Opcode.IOCTL: self._ioctl,
+            Opcode.IOCTL: partial(ioctl, requests, drop_attributes),
         }
 
     def handle(self, request: memoryview) -> Callable[[], Awaitable[None]] | None:
@@ -202,16 +200,10 @@ class DirectRequests:
     async def _statx(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
         control = self._requests.control
         if control is not None and control.owns(nodeid):
-            return pack_plain_statx(control.attributes(nodeid))
+            return packed_plain_statx(control.attributes(nodeid))
         volume, ino = self._requests.volume, ext2_ino(nodeid)
         birth_time = await volume.birth_time(ino)
         return self._shown.packed_statx(await volume.inode(ino), birth_time)
-
-    async def _ioctl(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
-        payload, has_changed = await ioctl(self._requests, nodeid, caller, request)
-        if has_changed:
-            self._reply(0, -NOTIFY_INVAL_INODE, INVAL_INODE_OUT.pack(nodeid, -1, 0))
-        return payload
 
     async def _setxattr(self, nodeid: int, caller: Caller, request: memoryview) -> bytes:
         size, flags = SETXATTR_IN.unpack_from(request, _BODY)

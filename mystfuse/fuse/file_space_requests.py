@@ -8,6 +8,7 @@ import os
 
 import trio
 
+from mystfuse.errors import MystfuseError
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.privileges import Loses
 from mystfuse.fuse.protocol import (
@@ -92,7 +93,8 @@ async def _copy(requests: Requests, nodeid: int, caller: Caller, request: memory
             if count < len(data):
                 break
             await trio.lowlevel.checkpoint()
-    except Exception:
+    except (MystfuseError, OSError):
+        # The next call meets it again.
         if not copied:
             raise
     return copied

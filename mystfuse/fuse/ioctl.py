@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Callable
 
 from mystfuse.ext2 import inode_flags
 from mystfuse.ext2.caller import Caller
@@ -39,9 +40,14 @@ _XFLAGS = {
 """FS_XFLAG_IMMUTABLE and so on, and the flags of ext2 that they stand for."""
 
 
-async def ioctl(requests: Requests, nodeid: int, caller: Caller, request: memoryview) -> tuple[bytes, bool]:
-    """Answer IOCTL: ENOTTY for commands that we do not know. Returns the reply, and whether the inode has changed, of
-    which the kernel does not hear by it."""
+async def ioctl(
+    requests: Requests, drop_attributes: Callable[[int], None], nodeid: int, caller: Caller, request: memoryview
+) -> bytes:
+    """Answer IOCTL: ENOTTY for commands that we do not know.
+
+    Args:
+        drop_attributes: called for an inode that has changed, of which the reply does not tell the kernel.
+    """
     _handle, _flags, command, _argument, in_size, out_size = IOCTL_IN.unpack_from(request, IN_HEADER.size)
     data = request[IN_HEADER.size + IOCTL_IN.size :][:in_size]
     if requests.is_control(nodeid):
@@ -50,34 +56,34 @@ async def ioctl(requests: Requests, nodeid: int, caller: Caller, request: memory
     answer = b""
     if command == _GETFLAGS:
         answer = _NUMBER.pack((await volume.inode(ino)).i_flags & inode_flags.VISIBLE)
-    elif command == _SETFLAGS:
-        await volume.change(ino, caller, inode_flags.set_flags, ino, _number(data))
     elif command == _GETVERSION:
         answer = _NUMBER.pack((await volume.inode(ino)).i_generation)
     elif command == _FSGETXATTR:
         flags = (await volume.inode(ino)).i_flags
         answer = _FSXATTR.pack(sum(xflag for xflag, flag in _XFLAGS.items() if flags & flag), 0, 0, 0, 0)
-    elif command == _FSSETXATTR:
-        await _set_fsxattr(requests, ino, caller, data)
+    elif command in _SETTERS:
+        await volume.change(ino, caller, inode_flags.set_flags, ino, *_SETTERS[command](data))
+        drop_attributes(nodeid)
     else:
         raise OSError(errno.ENOTTY, f"ioctl {command:#x}")
-    return IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size], command in (_SETFLAGS, _FSSETXATTR)
+    return IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size]
 
 
-async def _set_fsxattr(requests: Requests, ino: int, caller: Caller, data: memoryview) -> None:
+def _flags_in(data: memoryview) -> tuple[int, int]:
+    if len(data) < _NUMBER.size:
+        raise OSError(errno.EINVAL, f"ioctl FS_IOC_SETFLAGS with {len(data)} bytes")
+    return _NUMBER.unpack_from(data)[0], inode_flags.VISIBLE
+
+
+def _flags_in_fsxattr(data: memoryview) -> tuple[int, int]:
     if len(data) < _FSXATTR.size:
         raise OSError(errno.EINVAL, f"ioctl FS_IOC_FSSETXATTR with {len(data)} bytes")
     # As the kernel's ext2: flags and sizes that it does not have change nothing.
     xflags, _extent_size, _extents, project, _cow_extent_size = _FSXATTR.unpack_from(data)
     if project:
         raise OSError(errno.EOPNOTSUPP, "the file system has no projects")
-    kept = (await requests.volume.inode(ino)).i_flags & inode_flags.VISIBLE & ~sum(_XFLAGS.values())
-    flags = kept | sum(flag for xflag, flag in _XFLAGS.items() if xflags & xflag)
-    await requests.volume.change(ino, caller, inode_flags.set_flags, ino, flags)
+    return sum(flag for xflag, flag in _XFLAGS.items() if xflags & xflag), sum(_XFLAGS.values())
 
 
-def _number(data: memoryview) -> int:
-    if len(data) < _NUMBER.size:
-        raise OSError(errno.EINVAL, f"an ioctl with {len(data)} bytes")
-    number: int = _NUMBER.unpack_from(data)[0]
-    return number
+_SETTERS = {_SETFLAGS: _flags_in, _FSSETXATTR: _flags_in_fsxattr}
+"""By command: what takes from its data the flags to set, and those among which they are."""

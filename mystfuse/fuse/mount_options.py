@@ -59,6 +59,11 @@ class MountOptions:
     """The mounting user and group; the daemon may become others."""
 
     @property
+    def enforces_acl(self) -> bool:
+        """Whether the kernel enforces POSIX ACLs, which are extended attributes."""
+        return self.acl and self.xattr
+
+    @property
     def shown_name(self) -> str:
         """The source in the mount table, with ``?`` for characters that are not printable ASCII."""
         return "".join(char if char.isascii() and char.isprintable() else "?" for char in self.fsname)

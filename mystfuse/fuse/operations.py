@@ -62,7 +62,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self._on_init = on_init
-        self.enable_acl = options.acl and options.xattr
+        self.enable_acl = options.enforces_acl
         self.supports_dot_lookup = options.handles
         self.ready = trio.Event()
         """Set while the kernel's INIT is answered."""

@@ -9,8 +9,6 @@ import os
 import struct
 from enum import IntEnum
 
-from pyfuse3 import EntryAttributes
-
 from mystfuse.ext2.inode import Inode
 
 
@@ -88,8 +86,6 @@ COPY_FILE_RANGE_IN = struct.Struct("=QQQQQQQ")
 """fh_in, off_in, nodeid_out, fh_out, off_out, len, flags"""
 IOCTL_IN = struct.Struct("=QIIQII")
 """fh, flags, cmd, arg, in_size, out_size"""
-STATX_IN = struct.Struct("=I4xQII")
-"""getattr_flags, fh, sx_flags, sx_mask"""
 
 OUT_HEADER = struct.Struct("=IiQ")
 """len, error (an errno, negative), unique"""
@@ -108,8 +104,6 @@ STATX_OUT = struct.Struct("=QII16x")
 STATX = struct.Struct("=IIQIIIHxxQQQQ" + 4 * "qI4x" + "IIII112x")
 """mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks, attributes_mask; tv_sec and tv_nsec of atime,
 btime, ctime and mtime; rdev_major, rdev_minor, dev_major, dev_minor"""
-INVAL_INODE_OUT = struct.Struct("=Qqq")
-"""ino, off, len; with a negative off, of attributes alone"""
 ATTR = struct.Struct("=QQQqqqIIIIIIIIII")
 """ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize,
 flags"""
@@ -126,8 +120,6 @@ WRITE_CACHE, WRITE_KILL_SUIDGID = 1 << 0, 1 << 2
 """fuse_write_in.write_flags: from the page cache, by no one in particular; by a caller without CAP_FSETID."""
 OPEN_KILL_SUIDGID = 1 << 0
 """fuse_open_in.open_flags: truncated by a caller without CAP_FSETID."""
-NOTIFY_INVAL_INODE = 2
-"""enum fuse_notify_code: the kernel drops what it knows of an inode."""
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE = 1 << 0, 1 << 1
 """fuse_open_out.open_flags"""
 
@@ -168,13 +160,6 @@ def pack_statx(inode: Inode, owner: tuple[int, int], block_size: int, seconds: i
     device = (os.major(inode.rdev), os.minor(inode.rdev), 0, 0)
     statx = STATX.pack(mask, block_size, 0, links, *owner, inode.i_mode, *numbers, *times, *device)
     return STATX_OUT.pack(seconds, 0, 0) + statx
-
-
-def pack_plain_statx(attributes: EntryAttributes) -> bytes:
-    """fuse_statx_out of something that is made up, has no times, and is not to be kept."""
-    owner = (attributes.st_uid, attributes.st_gid)
-    head = (STATX_BASIC_STATS, 4096, 0, attributes.st_nlink, *owner, attributes.st_mode, attributes.st_ino)
-    return STATX_OUT.pack(0, 0, 0) + STATX.pack(*head, attributes.st_size, 0, 0, *bytes(8), *bytes(4))
 
 
 def _attr(inode: Inode, owner: tuple[int, int], block_size: int) -> bytes:

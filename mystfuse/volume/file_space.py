@@ -18,6 +18,8 @@ from mystfuse.volume.volume import Volume
 
 _STEP = 4 << 20
 """Bytes that one transaction allocates at most."""
+_MAX_HOLES = 100_000
+"""Holes that ``allocate`` can take back."""
 _STRETCHES_AT_ONCE = 64
 """Stretches after which other tasks run."""
 
@@ -55,9 +57,10 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
     first = -(-offset // block_size)
     last = -(-end // block_size) if end == inode.size else end // block_size
     if offset < end:
-        for start, stop in ((offset, min(first * block_size, end)), (max(last * block_size, offset), end)):
-            if start < stop and (start % block_size or (stop % block_size and stop != inode.size)):
-                await volume.change(ino, caller, fallocate.zero_within, ino, start, stop)
+        if offset < first * block_size:
+            await volume.change(ino, caller, fallocate.zero_within, ino, offset, min(first * block_size, end))
+        if first <= last and last * block_size < end:
+            await volume.change(ino, caller, fallocate.zero_within, ino, last * block_size, end)
         await _punch_blocks(volume, ino, first, last, caller)
     await volume.change(ino, caller, fallocate.finish, ino, 0)
 
@@ -88,7 +91,8 @@ async def allocate(
 
     Raises:
         OSError: EPERM, the file is immutable, or append-only and to be zeroed; ENOSPC; EFBIG; EROFS; EOPNOTSUPP: the
-            size is to be kept, and the part goes on behind the file's last block, where ext2 has no blocks.
+            size is to be kept, and the part goes on behind the file's last block, where ext2 has no blocks; ENOMEM: it
+            has too many holes.
         MystfuseError
     """
     superblock = volume.superblock
@@ -116,18 +120,19 @@ async def allocate(
                 await trio.lowlevel.checkpoint()
             await volume.change(0, caller, fallocate.check_room, count, memory)
     zeroed = range(offset, end) if zeroes else range(0)
-    done: list[tuple[int, int]] = []
+    has_begun = False
     try:
         for start, blocks in _pieces([(first, last - first)] if zeroes else holes, most):
-            if done:
+            if has_begun:
                 volume.check_may_wait()
                 await trio.lowlevel.checkpoint()
             size = None if keeps_size else min((start + blocks) * block_size, end)
             await volume.change(ino, caller, fallocate.allocate, ino, start, blocks, zeroed, size)
-            done.append((start, blocks))
+            has_begun = True
         await volume.change(ino, caller, fallocate.finish, ino, 0 if keeps_size else end)
     except (OSError, MystfuseError):
-        await _undo(volume, inode, holes if done else [])
+        if has_begun:
+            await _undo(volume, inode, holes)
         raise
 
 
@@ -159,6 +164,8 @@ async def _holes(volume: Volume, ino: int, first: int, last: int) -> list[tuple[
         if not stretches.is_data:
             number = stretches.start // block_size
             holes.append((number, min(-(-stretches.end // block_size), last) - number))
+            if len(holes) > _MAX_HOLES:
+                raise OSError(errno.ENOMEM, f"inode {ino} has more than {_MAX_HOLES} holes there")
     reached = -(-stretches.end // block_size)
     if reached < last:
         holes.append((reached, last - reached))

@@ -38,7 +38,7 @@ from tests.support.errno_pairs import (
     rename,
     state,
 )
-from tests.support.mounts import HAS_FAST_PATH, mounted
+from tests.support.mounts import HAS_FAST_PATH, assert_clean, mounted
 
 pytestmark = pytest.mark.skipif(not HAS_FAST_PATH, reason="pyfuse3 has no such requests")
 
@@ -62,11 +62,6 @@ def clean(empty: Pair, tmp_path: Path) -> Iterator[Pair]:
     """The mounts; afterwards e2fsck finds nothing in the present state of ours."""
     yield empty
     assert_clean(empty.ours, tmp_path)
-
-
-def assert_clean(mountpoint: Path, directory: Path) -> None:
-    run("cp", "--sparse=always", mountpoint / ".mystfuse/image", directory / "present")
-    run("e2fsck", "-fn", directory / "present")
 
 
 def link(handle: int, path: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator
-from errno import EBADF, EFBIG, EINVAL, ENOSPC, ENXIO, EOPNOTSUPP, EPERM
+from errno import EBADF, EFBIG, EINVAL, ENOSPC, ENXIO, EOPNOTSUPP
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.commands import run
 from tests.support.errno_pairs import DONE, Case, Pair, cases, check_in, handle_of, libc, opened, outcome, pair_of
-from tests.support.mounts import HAS_FAST_PATH, mounted
+from tests.support.mounts import HAS_FAST_PATH, assert_clean, mounted
 
 pytestmark = pytest.mark.skipif(not HAS_FAST_PATH, reason="pyfuse3 has no such requests")
 
@@ -62,13 +62,6 @@ def boundaries(block_size: int) -> list[int]:
     per_block = block_size // 4
     double, triple = 12 + per_block, 12 + per_block + per_block**2
     return [12, double, double + per_block, double + 5 * per_block, triple, triple + per_block]
-
-
-def assert_clean(mountpoint: Path, directory: Path) -> None:
-    """e2fsck finds nothing in the present state of our mount."""
-    copy = directory / "present"
-    run("cp", "--sparse=always", mountpoint / ".mystfuse/image", copy)
-    run("e2fsck", "-fn", copy)
 
 
 @pytest.fixture(scope="module", params=(1024, 4096))
@@ -175,25 +168,42 @@ def test_answers(pair: Pair, case: Case) -> None:
     check_in("tree", pair, case)
 
 
-def test_flagged_files_have_no_holes_made(pair: Pair) -> None:
-    """The handles were opened before the flags were set."""
-    for name, kernel in {"+i": (EPERM, EPERM), "+a": (EPERM, EPERM)}.items():
-        answers = []
-        for side in pair.sides():
-            path = side / f"flagged{name}"
-            path.write_bytes(b"content")
-            with opened(path, os.O_WRONLY | os.O_APPEND) as handle:
-                run("chattr", name, path)
-                answers.append(
-                    (
-                        outcome(partial(fallocate, handle, PUNCH_HOLE | KEEP_SIZE, 0, 4)),
-                        outcome(partial(fallocate, handle, 0, 0, 1)) if side is pair.ours else "",
-                    )
-                )
-            run("chattr", name.replace("+", "-"), path)
-            path.unlink()
-        assert answers[0][0] == answers[1][0] == "EPERM" and kernel
-        assert answers[1][1] == ("EPERM" if name == "+i" else DONE)
+@pytest.mark.parametrize("flag", ["i", "a"])
+def test_flagged_files_have_no_holes_made(pair: Pair, flag: str) -> None:
+    """The handles were opened before the flags were set. What is allocated changes no content."""
+    for side in pair.sides():
+        path = side / f"flagged-{flag}"
+        path.write_bytes(b"content")
+        with opened(path, os.O_WRONLY | os.O_APPEND) as handle:
+            run("chattr", f"+{flag}", path)
+            assert outcome(partial(fallocate, handle, PUNCH_HOLE | KEEP_SIZE, 0, 4)) == "EPERM"
+            if side is pair.ours:
+                assert outcome(partial(fallocate, handle, ZERO_RANGE, 0, 1)) == "EPERM"
+                assert outcome(partial(fallocate, handle, 0, 0, 1)) == ("EPERM" if flag == "i" else DONE)
+            assert path.read_bytes() == b"content"
+        run("chattr", f"-{flag}", path)
+        path.unlink()
+
+
+def test_what_is_allocated_is_taken_back_without_room_for_all(tmp_path: Path) -> None:
+    """There is as much room as it needs at least, and less than its indirect blocks need. On an append-only file, too,
+    which nobody may cut."""
+    run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024", tmp_path / "image", "24M")
+    with mounted(tmp_path / "image", tmp_path / "mount", "--insecure") as mountpoint:
+        path = mountpoint / "file"
+        with opened(path, os.O_CREAT | os.O_RDWR) as handle:
+            os.ftruncate(handle, 4 << 20)
+            os.pwrite(handle, b"x", 100_000)
+            holes = 20 * 1024 - 1
+            with opened(mountpoint / "filler", os.O_CREAT | os.O_WRONLY) as filler:
+                while (free := os.statvfs(mountpoint).f_bfree) > holes + holes // 256:
+                    os.write(filler, bytes(1024))
+            assert free == holes + holes // 256
+            before = free, stretches(path), os.fstat(handle).st_size
+            run("chattr", "+a", path)
+            assert outcome(partial(fallocate, handle, 0, 0, 20 << 20)) == "ENOSPC"
+            assert (os.statvfs(mountpoint).f_bfree, stretches(path), os.fstat(handle).st_size) == before
+        assert_clean(mountpoint, tmp_path)
 
 
 def test_allocated_ranges_are_zeros_that_take_blocks(empty: Pair, tmp_path: Path) -> None:
@@ -213,6 +223,10 @@ def test_allocated_ranges_are_zeros_that_take_blocks(empty: Pair, tmp_path: Path
         assert os.pread(handle, 10 * size, 5 * size) == expected
         fallocate(handle, ZERO_RANGE, 43 * size - 5, 2 * size)
         assert os.fstat(handle).st_size == 45 * size - 5
+        fallocate(handle, 0, 45 * size - 5, 3)
+        assert os.fstat(handle).st_size == 45 * size - 2
+        fallocate(handle, KEEP_SIZE, 0, 45 * size)
+        assert os.fstat(handle).st_size == 45 * size - 2
     assert_clean(empty.ours, tmp_path)
 
 

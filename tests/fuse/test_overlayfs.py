@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.commands import run
 from tests.support.errno_pairs import RENAME_EXCHANGE, Pair, open_directory, pair_of, rename, state
-from tests.support.mounts import HAS_FAST_PATH, caches_dropped, caches_kept
+from tests.support.mounts import HAS_FAST_PATH, assert_clean, caches_dropped, caches_kept
 
 pytestmark = pytest.mark.skipif(not HAS_FAST_PATH, reason="pyfuse3 has no whiteouts")
 
@@ -132,8 +132,7 @@ def compare(layers: Pair, place: str, options: str, directory: Path, is_dropping
         said.append(kernel_log()[before:])
     assert found[1] == found[0]
     assert said[1] == said[0]
-    run("cp", "--sparse=always", layers.ours / ".mystfuse/image", directory / "present")
-    run("e2fsck", "-fn", directory / "present")
+    assert_clean(layers.ours, directory)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import run
-from tests.support.mounts import HAS_FAST_PATH, mounted
+from tests.support.mounts import HAS_FAST_PATH, assert_clean, mounted
 
 pytestmark = pytest.mark.skipif(not HAS_FAST_PATH, reason="pyfuse3 has no holes")
 
@@ -36,8 +36,7 @@ def place(mountpoint: Path, tmp_path: Path) -> Iterator[Path]:
     directory = mountpoint / tmp_path.name
     directory.mkdir()
     yield directory
-    run("cp", "--sparse=always", mountpoint / ".mystfuse/image", tmp_path / "present")
-    run("e2fsck", "-fn", tmp_path / "present")
+    assert_clean(mountpoint, tmp_path)
     run("rm", "-r", directory)
 
 

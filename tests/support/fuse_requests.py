@@ -136,7 +136,7 @@ class Direct:
         self.replies: list[tuple[int, int, bytes]] = []
         self.changes = 0
         """Of the volume, when the last reply was sent."""
-        self._direct = DirectRequests(self.requests, self._reply)
+        self._direct = DirectRequests(self.requests, self._reply, lambda nodeid: None)
         self.later = lambda request: self._direct.handle(memoryview(bytearray(request)))
 
     def _reply(self, unique: int, error: int, payload: bytes) -> None:

@@ -20,7 +20,7 @@ from mystfuse.mounting.find_daemon import find_daemon
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.mounting.unmount import unmount
-from tests.support.commands import mystfuse, wait_until
+from tests.support.commands import mystfuse, run, wait_until
 from tests.support.logs import fail_if_unannounced
 
 EXTRA_OPTIONS = tuple(os.environ.get("MYSTFUSE_TEST_MOUNT_OPTIONS", "").split())
@@ -60,6 +60,16 @@ def caches_dropped() -> AbstractContextManager[None]:
 def caches_kept() -> AbstractContextManager[None]:
     """No test drops the machine's caches during the block."""
     return _page_cache_lock(fcntl.LOCK_SH)
+
+
+def assert_clean(mountpoint: Path, directory: Path) -> None:
+    """e2fsck finds nothing in the present state of a mount.
+
+    Args:
+        directory: where a copy of it goes.
+    """
+    run("cp", "--sparse=always", mountpoint / ".mystfuse/image", directory / "present")
+    run("e2fsck", "-fn", directory / "present")
 
 
 @contextmanager
