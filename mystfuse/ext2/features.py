@@ -60,10 +60,32 @@ RO_COMPAT = {
     0x10000: "orphan_present",
 }
 
-SUPPORTED = frozenset(
-    {"has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "sparse_super", "large_file"}
+WRITABLE = frozenset(
+    {
+        "has_journal",
+        "ext_attr",
+        "resize_inode",
+        "dir_index",
+        "filetype",
+        "needs_recovery",
+        "sparse_super",
+        "large_file",
+    }
 )
-"""has_journal without needs_recovery: a journal that is clean is a file like any other."""
+"""Those that do not keep a file system from being written to. With needs_recovery a journal is replayed; a clean one is
+a file like any other."""
+
+_OF_EXT4 = frozenset(
+    {
+        "sparse_super2", "fast_commit", "stable_inodes", "orphan_file",
+        "meta_bg", "extent", "64bit", "mmp", "flex_bg", "ea_inode", "metadata_csum_seed", "large_dir", "inline_data",
+        "encrypt", "casefold",
+        "huge_file", "uninit_bg", "dir_nlink", "extra_isize", "quota", "bigalloc", "metadata_csum", "read-only",
+        "project", "shared_blocks", "verity", "orphan_present",
+    }
+)  # fmt: skip
+SUPPORTED = WRITABLE | _OF_EXT4
+"""Those that are read."""
 
 
 def feature_names(compat: int, incompat: int, ro_compat: int) -> frozenset[str]:
@@ -77,9 +99,14 @@ def feature_names(compat: int, incompat: int, ro_compat: int) -> frozenset[str]:
 
 
 def check_supported(names: frozenset[str]) -> None:
-    """Raise UnsupportedFeature, naming them, if there are features that mystfuse does not have."""
+    """Raise UnsupportedFeature, naming them, if there are features that mystfuse cannot read."""
     if unsupported := sorted(names - SUPPORTED):
         raise UnsupportedFeature(
             f"the file system uses {', '.join(unsupported)}, which mystfuse does not have "
             "(mke2fs -t ext2 makes one that it reads)"
         )
+
+
+def only_for_reading(names: frozenset[str]) -> list[str]:
+    """The features of which mystfuse can only read what they make, in order."""
+    return sorted(names - WRITABLE)

@@ -1,0 +1,138 @@
+"""The checksums of metadata that ext4 has with metadata_csum (crc32c), and of group descriptors with uninit_bg (crc16).
+
+Source: Documentation/filesystems/ext4/checksums.rst, and for the bytes that each covers fs/ext4/super.c,
+inode.c, extents.c, namei.c, xattr.c and bitmap.c. Every check raises CorruptFilesystem with the structure's name.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.blocks import Block
+from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE
+from mystfuse.kernels.checksums import crc16, crc32c
+
+_TWO = struct.Struct("<II")
+_NUMBER = struct.Struct("<I")
+_WIDE = struct.Struct("<Q")
+_SHORT = struct.Struct("<H")
+_DESCRIPTOR_CHECKSUM = 30
+"""The offset of bg_checksum."""
+_GENERATION = 100
+_CHECKSUM_LOW, _CHECKSUM_HIGH, _EXTRA_ISIZE = 124, 130, 128
+_TAIL_SIZE = 12
+_TAIL = struct.Struct("<IHBBI")  # det_reserved_zero1 det_rec_len det_reserved_zero2 det_reserved_ft det_checksum
+_TAIL_TYPE = 0xDE
+_ENTRY_SIZE = 8
+_COUNTS = struct.Struct("<HH")  # limit count, in the place of the first dx_entry's hash
+_XATTR_CHECKSUM = 16
+"""The offset of h_checksum."""
+
+
+class MetadataChecksums:
+    """Checks metadata of one file system.
+
+    Args:
+        seed: s_checksum_seed, or the crc32c of the UUID.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def check_descriptor(self, group: int, data: bytes) -> None:
+        """A group descriptor of 32 bytes or more (ext4_group_desc_csum)."""
+        (stored,) = _SHORT.unpack_from(data, _DESCRIPTOR_CHECKSUM)
+        crc = crc32c(_NUMBER.pack(group) + data[:_DESCRIPTOR_CHECKSUM] + b"\0\0" + data[32:], self.seed)
+        if crc & 0xFFFF != stored:
+            raise CorruptFilesystem(f"group {group}: the checksum of its descriptor does not match")
+
+    def check_inode(self, ino: int, data: bytes) -> None:
+        """An inode of s_inode_size bytes (ext4_inode_csum_verify)."""
+        crc = crc32c(_NUMBER.pack(ino) + data[_GENERATION : _GENERATION + 4], self.seed)
+        stored = data[_CHECKSUM_LOW] | data[_CHECKSUM_LOW + 1] << 8
+        head = data[:_CHECKSUM_LOW] + b"\0\0" + data[_CHECKSUM_LOW + 2 : EXT2_GOOD_OLD_INODE_SIZE]
+        is_wide = False
+        if len(data) > EXT2_GOOD_OLD_INODE_SIZE:
+            is_wide = _SHORT.unpack_from(data, _EXTRA_ISIZE)[0] >= 4
+            if is_wide:
+                stored |= _SHORT.unpack_from(data, _CHECKSUM_HIGH)[0] << 16
+                head += data[EXT2_GOOD_OLD_INODE_SIZE:_CHECKSUM_HIGH] + b"\0\0" + data[_CHECKSUM_HIGH + 2 :]
+            else:
+                head += data[EXT2_GOOD_OLD_INODE_SIZE:]
+        crc = crc32c(head, crc)
+        if (crc if is_wide else crc & 0xFFFF) != stored:
+            raise CorruptFilesystem(f"inode {ino}: its checksum does not match")
+
+    def inode_seed(self, ino: int, generation: int) -> int:
+        """What the checksums of an inode's own blocks begin with."""
+        return crc32c(_TWO.pack(ino, generation), self.seed)
+
+    def check_extents(self, ino: int, generation: int, number: int, block: Block) -> None:
+        """A block of an inode's extent tree, whose eh_max fits it (ext4_extent_block_csum)."""
+        (eh_max,) = _SHORT.unpack_from(block, 4)
+        end = 12 + 12 * eh_max
+        (stored,) = _NUMBER.unpack_from(block, end)
+        if crc32c(block[:end], self.inode_seed(ino, generation)) != stored:
+            raise CorruptFilesystem(f"inode {ino}: the checksum of extent block {number} does not match")
+
+    def check_directory(self, ino: int, generation: int, logical: int, block: Block) -> None:
+        """A block of a directory, of names or of its index (ext4_dirblock_csum_verify, ext4_dx_csum_verify)."""
+        seed = self.inode_seed(ino, generation)
+        start = len(block) - _TAIL_SIZE
+        zero_1, rec_len, zero_2, kind, stored = _TAIL.unpack_from(block, start)
+        if (zero_1, rec_len, zero_2, kind) == (0, _TAIL_SIZE, 0, _TAIL_TYPE) and crc32c(block[:start], seed) == stored:
+            return
+        # A block of the index may have been one of names, whose tail is still there.
+        counts = _index_counts(block)
+        if counts:
+            limit, count = _COUNTS.unpack_from(block, counts)
+            tail = counts + limit * _ENTRY_SIZE
+            if count <= limit and tail + _ENTRY_SIZE <= len(block):
+                reserved, stored = _TWO.unpack_from(block, tail)
+                covered = bytes(block[: counts + count * _ENTRY_SIZE]) + _TWO.pack(reserved, 0)
+                if crc32c(covered, seed) == stored:
+                    return
+        raise CorruptFilesystem(f"directory inode {ino}: the checksum of block {logical} does not match")
+
+    def check_xattrs(self, ino: int, number: int, block: Block) -> None:
+        """A block of extended attributes (ext4_xattr_block_csum)."""
+        (stored,) = _NUMBER.unpack_from(block, _XATTR_CHECKSUM)
+        covered = _WIDE.pack(number) + block[:_XATTR_CHECKSUM] + bytes(4) + block[_XATTR_CHECKSUM + 4 :]
+        if crc32c(covered, self.seed) != stored:
+            raise CorruptFilesystem(f"inode {ino}: the checksum of attribute block {number} does not match")
+
+    def check_bitmap(self, what: str, group: int, bits: int, block: Block, stored: int, is_wide: bool) -> None:
+        """A bitmap (ext4_block_bitmap_csum_verify, ext4_inode_bitmap_csum_verify).
+
+        Args:
+            bits: how many of it count.
+            stored: the checksum in the descriptor.
+            is_wide: whether that has 32 bits, not 16.
+        """
+        crc = crc32c(block[: bits // 8], self.seed)
+        if (crc if is_wide else crc & 0xFFFF) != stored:
+            raise CorruptFilesystem(f"group {group}: the checksum of its {what} does not match")
+
+
+def _index_counts(block: Block) -> int:
+    """Where a block of a directory's index has its limit and count; 0 if it is none (fs/ext4/namei.c,
+    get_dx_countlimit)."""
+    size = len(block)
+    (rec_len,) = _SHORT.unpack_from(block, 4)
+    if rec_len == size or (size == 65536 and rec_len in (0, 65535)):
+        return 8
+    if rec_len != 12:
+        return 0
+    (second,) = _SHORT.unpack_from(block, 16)
+    if second != size - 12 and not (size == 65536 and second == 65524):
+        return 0
+    zero, _, info_length = struct.unpack_from("<IBB", block, 24)
+    return 32 if not zero and info_length == 8 else 0
+
+
+def check_descriptor_16(uuid: bytes, group: int, data: bytes) -> None:
+    """A group descriptor with a crc16 (fs/ext4/super.c, ext4_group_desc_csum, without metadata_csum)."""
+    (stored,) = _SHORT.unpack_from(data, _DESCRIPTOR_CHECKSUM)
+    if crc16(uuid + _NUMBER.pack(group) + data[:_DESCRIPTOR_CHECKSUM] + data[32:], 0xFFFF) != stored:
+        raise CorruptFilesystem(f"group {group}: the checksum of its descriptor does not match")
