@@ -6,12 +6,14 @@ rules of chmod and inheritance fs/posix_acl.c and acl(5).
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EINVAL, EOPNOTSUPP
 from typing import NamedTuple
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, FormatError
 
 EXT2_ACL_VERSION = 1
 POSIX_ACL_XATTR_VERSION = 2
@@ -65,6 +67,49 @@ def acl_to_text(value: bytes) -> str:
     return ",".join(parts)
 
 
+def acl_from_text(text: str, user: Callable[[str], int], group: Callable[[str], int]) -> Acl:
+    """An ACL from the long or short text form of acl(5), as archives have it: entries between commas or newlines, with
+    names or numbers, the number perhaps in a fourth field.
+
+    Args:
+        user, group: give the number of a name; KeyError: it has none.
+
+    Raises:
+        FormatError: not a valid ACL, or a name without a number.
+    """
+    tags = {"user": (ACL_USER_OBJ, ACL_USER), "group": (ACL_GROUP_OBJ, ACL_GROUP), "mask": (ACL_MASK, ACL_MASK),
+            "other": (ACL_OTHER, ACL_OTHER)}  # fmt: skip
+    short = {"u": "user", "g": "group", "m": "mask", "o": "other"}
+    entries = []
+    for line in re.split(r"[,\n]", text):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        match = re.fullmatch(r"([a-z]+):([^:]*):([-rwx]{1,3})(?::([0-9]{1,10}))?", line)
+        kind = match and short.get(match[1], match[1])
+        if match is None or kind not in tags:
+            # Solaris separates mask and other from their permissions by one colon.
+            match = re.fullmatch(r"(mask|other|m|o)():([-rwx]{1,3})()", line)
+            kind = match and short.get(match[1], match[1])
+        if match is None or kind not in tags:
+            raise FormatError(f"ACL entry {line!r} is not one of acl(5)")
+        permissions = sum(bit for letter, bit in (("r", 4), ("w", 2), ("x", 1)) if letter in match[3])
+        name, number = match[2], match[4]
+        identifier = ACL_UNDEFINED_ID
+        if name and kind in ("user", "group"):
+            try:
+                identifier = int(number or name) if number or name.isdecimal() else (user, group)[kind == "group"](name)
+            except (KeyError, ValueError):
+                raise FormatError(
+                    f"ACL entry {line!r}: no {kind} of that name here (make the archive with --numeric-owner)"
+                ) from None
+        entries.append(AclEntry(tags[kind][bool(name)], permissions, min(identifier, ACL_UNDEFINED_ID)))
+    try:
+        return Acl.parse(Acl(tuple(sorted(entries, key=lambda entry: (entry.tag, entry.identifier)))).pack())
+    except OSError as error:
+        raise FormatError(f"ACL {text!r:.200}: {error.strerror}") from None
+
+
 class AclEntry(NamedTuple):
     """A user or group (a tag, and an id where it is named) and its three permission bits."""
 
@@ -104,6 +149,12 @@ class Acl:
         ):
             raise OSError(EINVAL, "not a valid ACL")
         return cls(entries)
+
+    def pack(self) -> bytes:
+        """The value of a ``system.posix_acl_*`` attribute."""
+        return struct.pack("<I", POSIX_ACL_XATTR_VERSION) + b"".join(
+            struct.pack("<HHI", *entry) for entry in self.entries
+        )
 
     def stored(self) -> bytes:
         """The ACL as ext2 stores it."""

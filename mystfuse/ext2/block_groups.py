@@ -7,10 +7,17 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
-from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.blocks import Block, Blocks, Transaction
+from mystfuse.ext2.checksum import check_descriptor_16
 from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
 
-_LAYOUT = struct.Struct("<IIIHHH14x")
+_LAYOUT = struct.Struct("<IIIHHHH12x")
+_HIGH = struct.Struct("<IIIHHHHIHH")
+"""The second half, from byte 32 on: the upper halves of the same fields, of bg_itable_unused, and then
+bg_exclude_bitmap_hi, bg_block_bitmap_csum_hi, bg_inode_bitmap_csum_hi."""
+_CHECKSUMS = struct.Struct("<HHH")  # bg_block_bitmap_csum_lo bg_inode_bitmap_csum_lo bg_itable_unused_lo
+_CHECKSUMS_OFFSET = 24
+_BLOCK_UNINIT = 2
 _COUNTS = struct.Struct("<HHH")  # bg_free_blocks_count bg_free_inodes_count bg_used_dirs_count
 _COUNTS_OFFSET = 12
 _COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
@@ -21,7 +28,7 @@ MAX_GROUPS_COUNTED = 1 << 19
 
 
 class GroupDescriptor(NamedTuple):
-    """32 bytes, little-endian: kernel, fs/ext2/ext2.h ``struct ext2_group_desc``."""
+    """32 bytes, or 64 with 64bit, little-endian: kernel, fs/ext4/ext4.h ``struct ext4_group_desc``."""
 
     bg_block_bitmap: int
     bg_inode_bitmap: int
@@ -29,6 +36,17 @@ class GroupDescriptor(NamedTuple):
     bg_free_blocks_count: int
     bg_free_inodes_count: int
     bg_used_dirs_count: int
+    bg_flags: int
+    """Of ext4 with checksums of descriptors; else 0."""
+    bg_itable_unused: int
+    """How many of the last inodes have never been used."""
+    bg_block_bitmap_csum: int
+    bg_inode_bitmap_csum: int
+
+    @property
+    def has_block_bitmap(self) -> bool:
+        """Whether it has been written: else only metadata is in use in this group."""
+        return not self.bg_flags & _BLOCK_UNINIT
 
 
 class GroupCounts(NamedTuple):
@@ -45,6 +63,10 @@ class GroupTable:
     def __init__(self, superblock: Superblock) -> None:
         self.superblock = superblock
         self._last_group = superblock.groups_count - 1
+        self._size = superblock.descriptor_size
+        self._per_block = superblock.descriptors_per_block
+        self._is_extended = superblock.is_extended
+        self._has_checksum_16 = "uninit_bg" in superblock.features and superblock.checksums is None
         self.known_places: dict[int, GroupDescriptor] = {}
         """Descriptors as they were when their places were checked; their counts may be old."""
         self._metadata: dict[int, list[tuple[int, int]]] = {}
@@ -74,10 +96,9 @@ class GroupTable:
         return self.first_block(self.locate_inode(ino)[0])
 
     def _locate(self, group: int) -> tuple[int, int]:
-        """Where the descriptor of a group is: (block number, byte offset in the block). The table follows the
-        superblock's block."""
-        position, offset = divmod(group * GROUP_DESCRIPTOR_SIZE, self.superblock.block_size)
-        number = self.superblock.s_first_data_block + 1 + position
+        """Where the descriptor of a group is: (block number, byte offset in the block)."""
+        position, index = divmod(group, self._per_block)
+        number, offset = self.superblock.descriptor_block(position), index * self._size
         if not number < self.superblock.s_blocks_count:
             raise CorruptFilesystem(
                 f"group {group}: its descriptor would be outside the file system, in block {number}"
@@ -102,10 +123,14 @@ class GroupTable:
 
         Raises:
             BlocksMissing: its block is not in memory.
-            CorruptFilesystem: its bitmaps or its inode table are not inside the group.
+            CorruptFilesystem: its bitmaps or its inode table are not inside the group, or its checksum does not match.
         """
         number, offset = self._locate(group)
-        descriptor = GroupDescriptor._make(_LAYOUT.unpack_from(blocks.block(number), offset))
+        block = blocks.block(number)
+        if self._is_extended:
+            descriptor = self._parse_extended(group, bytes(block[offset : offset + self._size]))
+        else:
+            descriptor = GroupDescriptor._make((*_LAYOUT.unpack_from(block, offset)[:6], 0, 0, 0, 0))
         places = self.known_places.get(group)
         if places is None or descriptor[:3] != places[:3]:
             self._check_places(group, descriptor)
@@ -116,6 +141,48 @@ class GroupTable:
             self._metadata[group] = self._find_metadata(group, descriptor)
             self.known_places[group] = descriptor
         return descriptor
+
+    def _parse_extended(self, group: int, data: bytes) -> GroupDescriptor:
+        """A descriptor of ext4."""
+        checksums = self.superblock.checksums
+        if checksums is not None:
+            checksums.check_descriptor(group, data)
+        elif self._has_checksum_16:
+            check_descriptor_16(self.superblock.s_uuid.bytes, group, data)
+        fields = _LAYOUT.unpack_from(data)
+        *more, unused = _CHECKSUMS.unpack_from(data, _CHECKSUMS_OFFSET)
+        flags = fields[6] if checksums is not None or self._has_checksum_16 else 0
+        if len(data) == GROUP_DESCRIPTOR_SIZE:
+            return GroupDescriptor._make((*fields[:6], flags, unused if flags else 0, *more))
+        high = _HIGH.unpack_from(data, GROUP_DESCRIPTOR_SIZE)
+        numbers = [low | upper << 32 for low, upper in zip(fields[:3], high[:3], strict=True)]
+        counts = [low | upper << 16 for low, upper in zip(fields[3:6], high[3:6], strict=True)]
+        sums = [low | upper << 16 for low, upper in zip(more, high[8:], strict=True)]
+        unused |= high[6] << 16
+        return GroupDescriptor._make((*numbers, *counts, flags, unused if flags else 0, *sums))
+
+    def block_bitmap(self, blocks: Blocks, group: int) -> Block | None:
+        """The bitmap of a group's blocks, or clusters; None where it has never been written.
+
+        Raises:
+            BlocksMissing: it is not in memory.
+            CorruptFilesystem: as ``descriptor``, or its checksum does not match.
+        """
+        descriptor = self.places(blocks, group)
+        if not descriptor.has_block_bitmap:
+            return None
+        block = blocks.block(descriptor.bg_block_bitmap)
+        superblock = self.superblock
+        if superblock.checksums is not None:
+            superblock.checksums.check_bitmap(
+                "block bitmap",
+                group,
+                superblock.s_blocks_per_group // superblock.blocks_per_cluster,
+                block,
+                descriptor.bg_block_bitmap_csum,
+                self._size > GROUP_DESCRIPTOR_SIZE,
+            )
+        return block
 
     def group_counts(self, blocks: Blocks, group: int) -> tuple[int, int, int]:
         """The present free blocks, free inodes and directories of a group, as its descriptor has them.
@@ -134,6 +201,9 @@ class GroupTable:
     def _check_places(self, group: int, descriptor: GroupDescriptor) -> None:
         first = self.first_block(group)
         end = first + self.size(group)
+        if "flex_bg" in self.superblock.features:
+            # Anywhere (Documentation/filesystems/ext4/blockgroup.rst).
+            first, end = self.superblock.s_first_data_block, self.superblock.s_blocks_count
         # Without flex_bg they are in the group itself (fs/ext4/super.c, ext4_check_descriptors).
         for name, number, count in (
             ("bg_block_bitmap", descriptor.bg_block_bitmap, 1),
@@ -157,6 +227,9 @@ class GroupTable:
 
     def _find_metadata(self, group: int, descriptor: GroupDescriptor) -> list[tuple[int, int]]:
         superblock, first = self.superblock, self.first_block(group)
+        if self._is_extended:
+            # What this is for, writing, does not happen.
+            return []
         runs = [
             (descriptor.bg_block_bitmap - first, 1),
             (descriptor.bg_inode_bitmap - first, 1),
@@ -178,10 +251,25 @@ class GroupTable:
             raise UnsupportedFeature(
                 f"the file system has {groups} groups; mystfuse writes to file systems of at most {MAX_GROUPS_COUNTED}"
             )
+        if self._is_extended:
+            return self._extended_counts(blocks)
         first, _ = self._locate(0)
         last, _ = self._locate(groups - 1)
         table = b"".join(blocks.all(range(first, last + 1)))[: groups * GROUP_DESCRIPTOR_SIZE]
         return [GroupCounts(*counts) for counts in _COUNTS_OF_DESCRIPTOR.iter_unpack(table)]
+
+    def _extended_counts(self, blocks: Blocks) -> list[GroupCounts]:
+        superblock, size = self.superblock, self._size
+        found: list[GroupCounts] = []
+        numbers = [superblock.descriptor_block(index) for index in range(superblock.descriptor_blocks)]
+        for block in blocks.all(numbers):
+            for offset in range(0, self._per_block * size, size):
+                low = _COUNTS.unpack_from(block, offset + _COUNTS_OFFSET)
+                if size > GROUP_DESCRIPTOR_SIZE:
+                    high = _HIGH.unpack_from(block, offset + GROUP_DESCRIPTOR_SIZE)[3:6]
+                    low = tuple(one | other << 16 for one, other in zip(low, high, strict=True))
+                found.append(GroupCounts(*low))
+        return found[: superblock.groups_count]
 
     def change_counts(
         self, transaction: Transaction, group: int, blocks: int = 0, inodes: int = 0, directories: int = 0

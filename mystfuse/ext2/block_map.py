@@ -1,6 +1,9 @@
 """The block map of an inode: 12 direct pointers, then single, double and triple indirect blocks.
 
 Source: Documentation/filesystems/ext2.rst and fs/ext2/inode.c (ext2_block_to_path). A pointer of 0 is a hole.
+
+``map_blocks``, ``map_block``, ``map_runs`` and ``map_stretch`` serve inodes with extents too, and those without blocks:
+contents in the inode itself (``inline_data``) look like a hole here, and encrypted ones are refused.
 """
 
 from __future__ import annotations
@@ -13,14 +16,24 @@ from itertools import groupby
 from operator import sub
 from typing import NamedTuple
 
-from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.blocks import Block, Blocks
-from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.errors import CorruptFilesystem, EncryptedContents
+from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing
+from mystfuse.ext2.constants import (
+    EXT2_N_BLOCKS,
+    EXT2_NDIR_BLOCKS,
+    EXT4_ENCRYPT_FL,
+    EXT4_EXTENTS_FL,
+    EXT4_INLINE_DATA_FL,
+)
+from mystfuse.ext2.extents import find_stretch, map_extents
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
 _POINTER = struct.Struct("<I")
+NO_MAP_FLAGS = EXT4_EXTENTS_FL | EXT4_INLINE_DATA_FL | EXT4_ENCRYPT_FL
+"""i_flags of inodes that have no block map, or one to other things than their contents."""
+_OWNER = "indirect block of inode"
 
 
 class Run(NamedTuple):
@@ -39,6 +52,8 @@ def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int,
         BlocksMissing: naming all the indirect blocks of one level that are needed.
         CorruptFilesystem: a pointer outside the file system, or a block past what a map can hold.
     """
+    if inode.i_flags & NO_MAP_FLAGS:
+        return _map_unusual(superblock, blocks, inode, first, count)
     end = first + count
     direct = _ROOTS.unpack(inode.i_block)
     pointers = list(direct[first : min(end, EXT2_NDIR_BLOCKS)])
@@ -66,8 +81,24 @@ def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int,
     return pointers
 
 
+def _map_unusual(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[int]:
+    """The same for an inode without a block map."""
+    if inode.is_inline:
+        return [0] * count
+    check_not_encrypted(inode)
+    return map_extents(superblock, blocks, inode, first, count) if inode.has_extents else [0] * count
+
+
+def check_not_encrypted(inode: Inode) -> None:
+    """Raise EncryptedContents if an inode's contents are encrypted (fs/crypto/hooks.c, fscrypt_file_open)."""
+    if inode.is_encrypted:
+        raise EncryptedContents(f"inode {inode.ino} is encrypted, and mystfuse has no key for it")
+
+
 def map_block(superblock: Superblock, blocks: Blocks, inode: Inode, logical: int) -> int:
     """The pointer of one block; see ``map_blocks``."""
+    if inode.i_flags & NO_MAP_FLAGS:
+        return _map_unusual(superblock, blocks, inode, logical, 1)[0]
     path = block_path(inode, superblock.block_size // 4, logical)
     number: int
     (number,) = _POINTER.unpack_from(inode.i_block, 4 * path[0])
@@ -122,6 +153,11 @@ def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int
         BlocksMissing: naming one indirect block.
         CorruptFilesystem: a pointer outside the file system, or a block past what a map can hold.
     """
+    if inode.i_flags & NO_MAP_FLAGS:
+        if inode.is_inline:
+            return Stretch(True, 1)
+        check_not_encrypted(inode)
+        return Stretch(*find_stretch(superblock, blocks, inode, first))
     table: Sequence[int] = _ROOTS.unpack(inode.i_block)
     per_block = superblock.block_size // 4
     path = block_path(inode, per_block, first)
@@ -134,8 +170,7 @@ def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int
             span = per_block**level
             position = reduce(lambda position, index: position * per_block + index, path[1:])
             return Stretch(False, _count_holes(table, index) * span - position % span)
-        check_pointers(superblock, inode, [table[index]])
-        table = struct.unpack(f"<{per_block}I", blocks.block(table[index]))
+        table = struct.unpack(f"<{per_block}I", indirect_block(superblock, blocks, inode, table[index]))
     return _stretch_in(superblock, inode, table, path[-1])
 
 
@@ -197,7 +232,10 @@ def indirect_block(superblock: Superblock, blocks: Blocks, inode: Inode, number:
     """
     if not superblock.is_data_block(number):
         check_pointers(superblock, inode, [number])
-    return blocks.block(number)
+    try:
+        return blocks.block(number)
+    except BlocksMissing as missing:
+        raise missing.of(_OWNER, inode.ino)  # noqa: B904  # it is the same exception
 
 
 def _map_subtree(
@@ -210,7 +248,11 @@ def _map_subtree(
         span = per_block**level
         first_child, end_child = low // span, (high - 1) // span + 1
         check_pointers(superblock, inode, nodes)
-        tables = dict(zip(present := [node for node in nodes if node], blocks.all(present), strict=True))
+        present = [node for node in nodes if node]
+        try:
+            tables = dict(zip(present, blocks.all(present), strict=True))
+        except BlocksMissing as missing:
+            raise missing.of(_OWNER, inode.ino)  # noqa: B904
         children: list[int] = []
         for index, node in enumerate(nodes, first_node):
             start = max(first_child - index * per_block, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, Self
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 
@@ -35,7 +35,14 @@ class BlocksMissing(Exception):
         self.ahead = frozenset(ahead) - self.numbers
         self.progress = progress
         self.speculative = speculative
+        self.owner: tuple[str, int] | None = None
+        """What the blocks belong to, in words that end in its inode number: ``directory inode``; and that number."""
         super().__init__(f"{len(self.numbers)} blocks")
+
+    def of(self, what: str, ino: int) -> Self:
+        """The same exception, with what the blocks belong to, unless that is known."""
+        self.owner = self.owner or (what, ino)
+        return self
 
 
 class WrittenBlocks(Protocol):

@@ -67,6 +67,8 @@ PATH_MAX = 4096
 """The kernel's limit on a symlink's target, terminating NUL included (include/uapi/linux/limits.h)."""
 
 EXT4_ENCRYPT_FL = 0x00000800
+EXT4_HUGE_FILE_FL = 0x00040000
 EXT4_EXTENTS_FL = 0x00080000
+EXT4_VERITY_FL = 0x00100000
 EXT4_EA_INODE_FL = 0x00200000
 EXT4_INLINE_DATA_FL = 0x10000000

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_map import map_block, map_blocks
-from mystfuse.ext2.blocks import Block, Blocks
+from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
+from mystfuse.ext2.inline_data import inline_directory
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.kernels.directory_names import find_entry
@@ -26,6 +27,8 @@ MAX_DIRECTORY_SIZE = 1 << 29
 """Bytes: a larger directory counts as broken (10 million names need about 400 MB)."""
 DIRECTORY_AHEAD = 32 * 1024
 """Bytes of a directory that a listing fetches together."""
+OWNER = "directory inode"
+"""What a directory's block belongs to, see ``BlocksMissing.owner``."""
 _MIN_REC_LEN = 12
 _HEADER = struct.Struct("<IHBB")
 _REC_LEN = struct.Struct("<4xH")
@@ -50,11 +53,18 @@ def block_count(superblock: Superblock, inode: Inode) -> int:
         CorruptFilesystem: its size is not a sensible multiple of the block size.
     """
     size, block_size = inode.size, superblock.block_size
+    if inode.is_inline:
+        return 1
     if not size or size % block_size or size > MAX_DIRECTORY_SIZE or size > superblock.size:
         raise CorruptFilesystem(
             f"directory inode {inode.ino}: its size {size} is not a sensible multiple of {block_size}"
         )
     return size // block_size
+
+
+def listing_size(superblock: Superblock, inode: Inode) -> int:
+    """The offset at which a listing of a directory ends: its size, or a block's if its entries are in its inode."""
+    return superblock.block_size if inode.is_inline else inode.size
 
 
 def parse_block(superblock: Superblock, inode: Inode, block: Block, logical: int) -> Iterator[Entry]:
@@ -91,6 +101,24 @@ def parse_block(superblock: Superblock, inode: Inode, block: Block, logical: int
                 yield new(Entry, (name, ino, base + offset, base + offset + rec_len))
             elif not (logical == 0 and (offset, name) in ((0, b"."), (12, b".."))):
                 log.warning("directory inode %d, byte %d: skipped impossible name %r", inode.ino, base + offset, name)
+        offset += rec_len
+
+
+def names_in(superblock: Superblock, block: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """All names that can be made out in a directory's block, ``.`` and ``..`` included, whatever else is wrong with it:
+    (name, inode number, file type; 0 if entries have none)."""
+    offset, end, has_filetype = 0, len(block), superblock.has_filetype
+    while offset + _MIN_REC_LEN <= end:
+        ino, rec_len, name_len, file_type = _HEADER.unpack_from(block, offset)
+        if rec_len < _MIN_REC_LEN:
+            # The only entry of a block of 64 KiB, or a broken one.
+            rec_len = end
+        if not has_filetype:
+            name_len, file_type = name_len | file_type << 8, 0
+        start = offset + EXT2_DIR_ENTRY_HEADER
+        name = block[start : min(start + name_len, end)]
+        if ino and name and len(name) <= EXT2_NAME_LEN and b"/" not in name and b"\0" not in name:
+            yield name, ino, file_type
         offset += rec_len
 
 
@@ -192,7 +220,7 @@ def list_entries(
         raise CorruptFilesystem(f"directory inode {inode.ino} has a block twice")
     for logical, number in enumerate(numbers, first):
         try:
-            block = directory_block(inode, blocks, logical, number, numbers)
+            block = directory_block(superblock, inode, blocks, logical, number, numbers)
             for entry in parse_block(superblock, inode, block, logical):
                 if len(entries) == max_entries:
                     return entries, entry.offset
@@ -206,16 +234,34 @@ def list_entries(
     return entries, (first + len(numbers)) * block_size
 
 
-def directory_block(inode: Inode, blocks: Blocks, logical: int, number: int, ahead: Iterable[int] = ()) -> Block:
+def directory_block(
+    superblock: Superblock, inode: Inode, blocks: Blocks, logical: int, number: int, ahead: Iterable[int] = ()
+) -> Block:
     """Block ``logical`` of a directory, which its map has at block ``number``.
 
     Raises:
         BlocksMissing: it is not in memory.
-        CorruptFilesystem: there is a hole.
+        CorruptFilesystem: there is a hole, or its checksum does not match.
     """
     if not number:
+        if inode.is_inline:
+            return inline_directory(superblock, inode)
         raise CorruptFilesystem(f"directory inode {inode.ino}: block {logical} is a hole")
-    return blocks.block(number, (other for other in ahead if other) if ahead else ())
+    try:
+        block = blocks.block(number, (other for other in ahead if other) if ahead else ())
+    except BlocksMissing as missing:
+        raise missing.of(OWNER, inode.ino)  # noqa: B904  # it is the same exception
+    if superblock.checksums is not None:
+        superblock.checksums.check_directory(inode.ino, inode.i_generation, logical, block)
+    return block
+
+
+def want_blocks(inode: Inode, blocks: Blocks, numbers: Iterable[int]) -> None:
+    """Make sure that blocks of a directory are in memory; raises as ``Blocks.want``."""
+    try:
+        blocks.want(numbers)
+    except BlocksMissing as missing:
+        raise missing.of(OWNER, inode.ino)  # noqa: B904  # it is the same exception
 
 
 def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:
@@ -226,7 +272,7 @@ def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:
         CorruptFilesystem: the directory does not begin with ``.`` and ``..``.
     """
     block_count(superblock, inode)
-    block = directory_block(inode, blocks, 0, map_block(superblock, blocks, inode, 0))
+    block = directory_block(superblock, inode, blocks, 0, map_block(superblock, blocks, inode, 0))
     ino, _, name_len, _ = _HEADER.unpack_from(block, 12)
     if not ino or name_len != 2 or block[20:22] != b"..":
         raise _corrupt(inode, 12, "the second entry is not ..")

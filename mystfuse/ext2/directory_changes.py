@@ -123,7 +123,7 @@ def find_place_again(change: Change, directory: Inode, name: bytes, place: Place
 
     The name indexes know committed directories alone, and must not be asked about one that has been changed.
     """
-    block = directory_block(directory, change.transaction, place.logical, place.number)
+    block = directory_block(change.superblock, directory, change.transaction, place.logical, place.number)
     found = find_in_block(change.superblock, directory, block, place.logical, name)
     if found is None:
         raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} is gone from its block")
@@ -155,7 +155,7 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
             _insert_at(change, directory, latest.logical, latest.number, room, name, inode.ino, file_type)
             return _linear(directory)
     for logical, number in indexes.blocks_with_room(transaction, directory, needed):
-        block = directory_block(directory, transaction, logical, number)
+        block = directory_block(change.superblock, directory, transaction, logical, number)
         room = _find_room(superblock, directory, block, logical, needed)
         if room is None:
             # The index has only an upper bound. Not before the commit: when other blocks are fetched, the same ones

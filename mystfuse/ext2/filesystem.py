@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from errno import EINVAL, EISDIR, ENOTDIR
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
 from mystfuse.ext2.allocation import Allocator
 from mystfuse.ext2.block_groups import GroupTable
 from mystfuse.ext2.block_map import Run, Stretch, map_runs, map_stretch
@@ -145,6 +145,11 @@ class FileSystem:
             return self.directory(blocks, self.parent(blocks, directory))
         found = self.name_indexes.find(blocks, directory, name)
         if not found:
+            if directory.is_casefolded:
+                # Another spelling may be there, and which ones are the same is a table of the kernel's.
+                raise UnsupportedFeature(
+                    f"directory inode {parent}: names are looked up by casefold, which mystfuse does not have"
+                )
             return None
         ino = found[0].ino
         if ino == EXT2_ROOT_INO:
@@ -204,17 +209,22 @@ class FileSystem:
 
     def xattrs(self, blocks: Blocks, inode: Inode) -> dict[bytes, bytes]:
         """The extended attributes of an inode by full name."""
-        return read_xattrs(self.superblock, blocks, inode)
+        return read_xattrs(self.superblock, blocks, inode, self.inode_table.parse_reserved)
 
     def statistics(self, blocks: Blocks) -> Statistics:
         """Sizes and present free space, by the rules of the kernel's ext4_statfs (fs/ext4/super.c)."""
         superblock = self.superblock
         free_blocks, free_inodes = read_free_counts(superblock, blocks)
+        reserved = superblock.s_r_blocks_count
+        if "extent" in superblock.features:
+            # ext4_calculate_resv_clusters
+            clusters = superblock.s_blocks_count // superblock.blocks_per_cluster
+            reserved += min(clusters // 50, 4096) * superblock.blocks_per_cluster
         return Statistics(
             superblock.block_size,
             max(superblock.s_blocks_count - self._overhead, 0),
             free_blocks,
-            max(free_blocks - superblock.s_r_blocks_count, 0),
+            max(free_blocks - reserved, 0),
             superblock.s_inodes_count,
             free_inodes,
         )
@@ -222,6 +232,9 @@ class FileSystem:
     def _count_overhead(self) -> int:
         """Blocks that can never hold files (fs/ext4/super.c, ext4_calculate_overhead)."""
         superblock = self.superblock
+        known = superblock.s_overhead_clusters * superblock.blocks_per_cluster
+        if 0 < known <= superblock.s_blocks_count:
+            return known
         overhead = superblock.s_first_data_block + superblock.groups_count * (superblock.table_blocks + 2)
         overhead += superblock.superblock_copies * (1 + superblock.descriptor_blocks + superblock.s_reserved_gdt_blocks)
         return overhead + superblock.journal_size // superblock.block_size

@@ -14,9 +14,11 @@ from mystfuse.ext2.constants import (
     EXT2_APPEND_FL,
     EXT2_GOOD_OLD_INODE_SIZE,
     EXT2_IMMUTABLE_FL,
+    EXT4_CASEFOLD_FL,
     EXT4_EA_INODE_FL,
     EXT4_ENCRYPT_FL,
     EXT4_EXTENTS_FL,
+    EXT4_HUGE_FILE_FL,
     EXT4_INLINE_DATA_FL,
 )
 
@@ -51,11 +53,36 @@ _NEEDED_FLAGS = {
     EXT4_INLINE_DATA_FL: "inline_data",
 }
 _ANY_NEEDED_FLAG = sum(_NEEDED_FLAGS)
+_HIGH_PARTS = struct.Struct("<HH")  # l_i_blocks_high l_i_file_acl_high
+_HIGH_PARTS_OFFSET = 116
+_SIZE_HIGH_OFFSET = 108
 _EXACT_TIMES = range(1_000_000_000, _TIME_MAX * 1_000_000_000)
 """Times that an inode of more than 128 bytes holds as they are, to say the least."""
 _FILE_TYPES = frozenset(
     {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
 )
+
+
+class ExtendedFormat(NamedTuple):
+    """How the inodes of an ext4 file system differ from those of ext2."""
+
+    flags: int
+    """Those that say that an inode's i_block is not a block map, and may be set."""
+    block_size: int
+    has_huge_files: bool
+    has_large_directories: bool
+    is_64bit: bool
+
+    @classmethod
+    def of(cls, features: frozenset[str], block_size: int) -> ExtendedFormat:
+        """That of a file system with these features."""
+        return cls(
+            sum(flag for flag, name in _NEEDED_FLAGS.items() if name in features),
+            block_size,
+            "huge_file" in features,
+            "large_dir" in features,
+            "64bit" in features,
+        )
 
 
 class Inode(NamedTuple):
@@ -118,13 +145,45 @@ class Inode(NamedTuple):
             return os.makedev(old >> 8 & 0xFF, old & 0xFF)
         return os.makedev((new & 0xFFF00) >> 8, (new & 0xFF) | (new >> 12 & 0xFFF00))
 
+    @property
+    def has_extents(self) -> bool:
+        return bool(self.i_flags & EXT4_EXTENTS_FL)
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether its contents are in the inode itself, in i_block and an attribute."""
+        return bool(self.i_flags & EXT4_INLINE_DATA_FL)
+
+    @property
+    def st_blocks(self) -> int:
+        """What programs are told of its blocks: of contents in the inode, as many as they would take
+        (fs/ext4/inode.c, ext4_file_getattr)."""
+        if self.i_flags & EXT4_INLINE_DATA_FL and self.is_regular:
+            return self.i_blocks + -(-self.size // 512)
+        return self.i_blocks
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether its contents, and the names in a directory, are encrypted with fscrypt."""
+        return bool(self.i_flags & EXT4_ENCRYPT_FL)
+
+    @property
+    def is_casefolded(self) -> bool:
+        """Whether names in the directory are found in upper and lower case."""
+        return bool(self.i_flags & EXT4_CASEFOLD_FL)
+
     @classmethod
-    def parse(cls, data: Block | memoryview, ino: int, offset: int = 0, size: int | None = None) -> Inode:
+    def parse(
+        cls, data: Block | memoryview, ino: int, offset: int = 0, size: int | None = None, flags: int = 0
+    ) -> Inode:
         """Parse the ``s_inode_size`` bytes of inode ``ino``: ``size`` bytes of ``data`` from ``offset`` on, or all.
+
+        Args:
+            flags: those that say that its i_block is not a block map, and may be set.
 
         Raises:
             CorruptFilesystem: its size or its type is invalid.
-            UnsupportedFeature: a flag says that its i_block is not a block map.
+            UnsupportedFeature: another flag says that its i_block is not a block map.
         """
         if size is None:
             size = len(data)
@@ -155,8 +214,8 @@ class Inode(NamedTuple):
         file_type = i_mode & 0o170000
         if file_type not in _FILE_TYPES:
             raise CorruptFilesystem(f"inode {ino}: i_mode {i_mode:#o} has no known file type")
-        if i_flags & _ANY_NEEDED_FLAG:
-            name = next(name for flag, name in _NEEDED_FLAGS.items() if i_flags & flag)
+        if i_flags & _ANY_NEEDED_FLAG & ~flags:
+            name = next(name for flag, name in _NEEDED_FLAGS.items() if i_flags & flag & ~flags)
             raise UnsupportedFeature(f"inode {ino} uses {name}, which mystfuse does not have")
         # For directories the upper half is i_dir_acl, which nothing uses (fs/ext2/inode.c).
         length = i_size | i_size_high << 32 if file_type == stat.S_IFREG else i_size
@@ -198,6 +257,26 @@ class Inode(NamedTuple):
                 i_dtime,
             ),
         )
+
+    def with_high_parts(self, data: Block, offset: int, format: ExtendedFormat) -> Inode:
+        """The inode with those parts of its fields that only ext4 has (fs/ext4/inode.c, ext4_inode_blocks and
+        ext4_isize; fs/ext4/ext4.h, ext4_iget's i_file_acl).
+
+        Raises:
+            CorruptFilesystem: its size is invalid.
+        """
+        blocks_high, acl_high = _HIGH_PARTS.unpack_from(data, offset + _HIGH_PARTS_OFFSET)
+        i_blocks, size = self.i_blocks, self.size
+        if format.has_huge_files:
+            i_blocks |= blocks_high << 32
+            if self.i_flags & EXT4_HUGE_FILE_FL:
+                i_blocks *= format.block_size // 512
+        if format.has_large_directories and self.is_directory:
+            size |= int.from_bytes(data[offset + _SIZE_HIGH_OFFSET : offset + _SIZE_HIGH_OFFSET + 4], "little") << 32
+            if size >= 1 << 63:
+                raise CorruptFilesystem(f"inode {self.ino}: its size {size} is invalid")
+        i_file_acl = self.i_file_acl | (acl_high << 32 if format.is_64bit else 0)
+        return self._replace(i_blocks=i_blocks, size=size, i_file_acl=i_file_acl)
 
     @property
     def is_exact(self) -> bool:

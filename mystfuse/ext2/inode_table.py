@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_groups import GroupTable
-from mystfuse.ext2.blocks import Block, Blocks, Transaction
+from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.ext2.inode import Inode, birth_time
+from mystfuse.ext2.inode import ExtendedFormat, Inode, birth_time
 
 READ_AHEAD = 32 * 1024
 """Bytes of inode table to fetch together: inodes made together are used together."""
@@ -37,6 +37,11 @@ class InodeTable:
         self._inode_size = groups.superblock.s_inode_size
         self._parsed: dict[int, tuple[Block, Inode]] = {}
         """Inodes as they were in the inode table, and parsed."""
+        superblock = groups.superblock
+        self._checksums = superblock.checksums
+        self._extended = (
+            ExtendedFormat.of(superblock.features, superblock.block_size) if superblock.is_extended else None
+        )
         self._most_parsed = min(_MAX_PARSED, _PARSED_BYTES // groups.superblock.s_inode_size)
 
     def forget_all(self) -> None:
@@ -118,18 +123,47 @@ class InodeTable:
             BlocksMissing, MystfuseError: the inode's block is not in memory, or damaged.
         """
         number, offset = self.locate(blocks, ino)
-        block = blocks.find(number) or blocks.block(number, self._ahead(number))
+        block = blocks.find(number) or self._block(blocks, ino, number)
         return block[offset + _LINKS_COUNT_OFFSET : offset + _LINKS_COUNT_OFFSET + 2] != b"\0\0"
 
     def _parse(self, blocks: Blocks, ino: int, number: int, offset: int) -> Inode:
         """The inode that is at byte ``offset`` of block ``number``; raises as ``read``."""
         if ino != EXT2_ROOT_INO and ino < self._superblock.s_first_ino:
             raise CorruptFilesystem(f"inode {ino} is reserved, no entry may refer to it")
-        block = blocks.find(number) or blocks.block(number, self._ahead(number))
-        inode = Inode.parse(block, ino, offset, self._superblock.s_inode_size)
+        block = blocks.find(number) or self._block(blocks, ino, number)
+        if self._extended is None:
+            inode = Inode.parse(block, ino, offset, self._inode_size)
+        else:
+            inode = self._parse_extended(block, ino, offset, self._extended)
         if not inode.i_links_count and ino not in self._orphans:
             raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
         return inode
+
+    def parse_reserved(self, blocks: Blocks, ino: int) -> Inode:
+        """An inode that no name may refer to: the journal's, or one that holds the value of an attribute.
+
+        Raises:
+            BlocksMissing, MystfuseError: as ``read``.
+        """
+        number, offset = self.locate(blocks, ino)
+        block = blocks.find(number) or self._block(blocks, ino, number)
+        if self._extended is None:
+            return Inode.parse(block, ino, offset, self._inode_size)
+        return self._parse_extended(block, ino, offset, self._extended)
+
+    def _parse_extended(self, block: Block, ino: int, offset: int, extended: ExtendedFormat) -> Inode:
+        """An inode of ext4."""
+        content = bytes(block[offset : offset + self._inode_size])
+        if self._checksums is not None:
+            self._checksums.check_inode(ino, content)
+        return Inode.parse(content, ino, flags=extended.flags).with_high_parts(content, 0, extended)
+
+    def _block(self, blocks: Blocks, ino: int, number: int) -> Block:
+        """The block that inode ``ino`` is in."""
+        try:
+            return blocks.block(number, self._ahead(number))
+        except BlocksMissing as missing:
+            raise missing.of("inode", ino)  # noqa: B904  # it is the same exception
 
     def _ahead(self, number: int) -> range:
         """The aligned run of blocks around an inode-table block that is worth fetching with it."""

@@ -22,7 +22,15 @@ from typing import NamedTuple
 from mystfuse.errors import CorruptFilesystem, ImageReadError, MystfuseError
 from mystfuse.ext2.block_map import map_block, map_blocks
 from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing, Transaction
-from mystfuse.ext2.directory import Found, block_count, directory_block, find_in_block, parse_block
+from mystfuse.ext2.directory import (
+    OWNER,
+    Found,
+    block_count,
+    directory_block,
+    find_in_block,
+    parse_block,
+    want_blocks,
+)
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.kernels.directory_names import block_keys, name_key
@@ -238,7 +246,9 @@ class NameIndexes:
         count = block_count(self._superblock, inode)
         if count == 1:
             number = map_block(self._superblock, blocks, inode, 0)
-            found = find_in_block(self._superblock, inode, directory_block(inode, blocks, 0, number), 0, name)
+            found = find_in_block(
+                self._superblock, inode, directory_block(self._superblock, inode, blocks, 0, number), 0, name
+            )
             return (found, 0, number) if found else None
         index = self._complete_index(blocks, inode, count)
         found_in = self._find_indexed(blocks, inode, index, name)
@@ -259,13 +269,13 @@ class NameIndexes:
             # As below, in fewer steps.
             (logical,) = logicals
             number = map_block(self._superblock, blocks, inode, logical)
-            block = directory_block(inode, blocks, logical, number)
+            block = directory_block(self._superblock, inode, blocks, logical, number)
             only = find_in_block(self._superblock, inode, block, logical, name)
             return (only, logical, number) if only else None
         candidates = iter(logicals)
         while some := self._next_blocks(blocks, inode, candidates):
             for logical, number in some:
-                block = directory_block(inode, blocks, logical, number)
+                block = directory_block(self._superblock, inode, blocks, logical, number)
                 if found := find_in_block(self._superblock, inode, block, logical, name):
                     return found, logical, number
         return None
@@ -277,7 +287,7 @@ class NameIndexes:
             (logical, map_block(self._superblock, blocks, inode, logical))
             for logical in islice(logicals, _MAX_PROBED_TOGETHER)
         ]
-        blocks.want([number for _, number in some if number])
+        want_blocks(inode, blocks, [number for _, number in some if number])
         return some
 
     def _read_again(self, blocks: Blocks, inode: Inode, index: NameIndex) -> MystfuseError | None:
@@ -295,12 +305,12 @@ class NameIndexes:
             self._drop(inode.ino)
             return ImageReadError(f"directory inode {inode.ino}: {len(index.unread)} blocks could not be read")
         numbers = {logical: map_block(self._superblock, blocks, inode, logical) for logical in sorted(index.unread)}
-        blocks.want(numbers.values())
+        want_blocks(inode, blocks, numbers.values())
         failure: MystfuseError | None = None
         names_before = len(index)
         for logical, number in numbers.items():
             try:
-                block = directory_block(inode, blocks, logical, number)
+                block = directory_block(self._superblock, inode, blocks, logical, number)
             except MystfuseError as error:
                 failure = error
             else:
@@ -328,7 +338,7 @@ class NameIndexes:
             logicals = index.blocks_with_names()
         while some := self._next_blocks(blocks, inode, logicals):
             for logical, number in some:
-                block = directory_block(inode, blocks, logical, number)
+                block = directory_block(self._superblock, inode, blocks, logical, number)
                 if any(True for _ in parse_block(self._superblock, inode, block, logical)):
                     return False
         return True
@@ -354,7 +364,7 @@ class NameIndexes:
         yield first, map_block(self._superblock, blocks, inode, first)
         if others:
             chosen = [(logical, map_block(self._superblock, blocks, inode, logical)) for logical in others]
-            blocks.want([number for _, number in chosen])
+            want_blocks(inode, blocks, [number for _, number in chosen])
             yield from chosen
 
     def set_room(self, ino: int, logical: int, length: int) -> None:
@@ -447,15 +457,15 @@ class NameIndexes:
             )
             index.check_blocks(inode, numbers)
             try:
-                blocks.want(number for number in numbers if number)
+                blocks.want([number for number in numbers if number])
             except BlocksMissing as missing:
-                raise BlocksMissing(missing.numbers, progress=first > 0) from None
+                raise BlocksMissing(missing.numbers, progress=first > 0).of(OWNER, inode.ino) from None
             index.remember_blocks(numbers)
             names_before = len(index)
             found: list[Block] = []
             for logical, number in enumerate(numbers, first):
                 try:
-                    found.append(directory_block(inode, blocks, logical, number))
+                    found.append(directory_block(self._superblock, inode, blocks, logical, number))
                 except MystfuseError as error:
                     found.append(b"")
                     if isinstance(error, CorruptFilesystem):

@@ -9,10 +9,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.blocks import Blocks, Transaction
+from mystfuse.ext2.checksum import MetadataChecksums
 from mystfuse.ext2.constants import (
     EXT2_DYNAMIC_REV,
     EXT2_ERROR_FS,
@@ -27,9 +29,14 @@ from mystfuse.ext2.constants import (
     SUPERBLOCK_OFFSET,
     SUPERBLOCK_SIZE,
 )
-from mystfuse.ext2.features import check_supported, feature_names
+from mystfuse.ext2.features import check_supported, feature_names, only_for_reading
+from mystfuse.kernels.checksums import crc32c
 
 GROUP_DESCRIPTOR_SIZE = 32
+"""Bytes without 64bit."""
+_LONG_DESCRIPTOR_SIZE = 64
+_CRC32C = 1
+"""The one s_checksum_type."""
 
 _LAYOUT = struct.Struct(
     "<IIIII"  # s_inodes_count s_blocks_count s_r_blocks_count s_free_blocks_count s_free_inodes_count
@@ -42,6 +49,22 @@ _LAYOUT = struct.Struct(
     "70xH"  # s_reserved_gdt_blocks
     "124xI"  # (what only ext3 and ext4 use) s_jnl_blocks[16]
 )
+_EXTENDED = struct.Struct(
+    "<I4xI"  # s_log_cluster_size s_clusters_per_group
+    "214xH4xI"  # s_desc_size s_first_meta_bg
+    "72xII"  # s_blocks_count_hi s_r_blocks_count_hi
+    "14xH"  # s_mmp_update_interval
+    "Q5xB"  # s_mmp_block s_checksum_type
+    "210xIII"  # s_overhead_clusters s_backup_bgs[2]
+    "28xI"  # s_checksum_seed
+)
+_EXTENDED_OFFSET = 28
+_MAX_CLUSTER_LOG_SIZE = 20
+"""Of 1024 bytes (fs/ext4/ext4.h, EXT4_MAX_CLUSTER_LOG_SIZE: 30, of single bytes)."""
+_UUID_OFFSET = 104
+_CHECKSUM = struct.Struct("<I")
+_CHECKSUM_OFFSET = 1020
+_FREE_COUNTS_HIGH_OFFSET = 344
 _FREE_COUNTS = struct.Struct("<II")  # s_free_blocks_count s_free_inodes_count
 _FREE_COUNTS_OFFSET = 12
 _REV_LEVEL_OFFSET = 76
@@ -79,6 +102,23 @@ class Superblock:
     block_size: int
     """Bytes: 1024 << s_log_block_size."""
     features: frozenset[str]
+    descriptor_size: int = GROUP_DESCRIPTOR_SIZE
+    """Bytes of a group descriptor."""
+    s_first_meta_bg: int = 0
+    """With meta_bg, the first block of descriptors that is in its own groups, not behind the superblock."""
+    blocks_per_cluster: int = 1
+    """What a bit of a block bitmap stands for: more than one block with bigalloc."""
+    s_overhead_clusters: int = 0
+    s_backup_bgs: tuple[int, int] = (0, 0)
+    """With sparse_super2, the groups that have copies; 0 for none."""
+    s_mmp_block: int = 0
+    checksums: MetadataChecksums | None = None
+    """What checks metadata that have a crc32c; None without metadata_csum."""
+
+    @cached_property
+    def is_extended(self) -> bool:
+        """Whether it has any feature that only ext4 has."""
+        return bool(only_for_reading(self.features))
 
     @cached_property
     def location(self) -> tuple[int, int]:
@@ -100,18 +140,41 @@ class Superblock:
         return bool(self.s_state & EXT2_ERROR_FS)
 
     @cached_property
+    def needs_recovery(self) -> bool:
+        """Whether the journal has to be replayed."""
+        return "needs_recovery" in self.features
+
+    @cached_property
     def has_filetype(self) -> bool:
         return "filetype" in self.features
 
     @cached_property
     def descriptor_blocks(self) -> int:
         """Blocks of the group descriptor table."""
-        return -(-self.groups_count * GROUP_DESCRIPTOR_SIZE // self.block_size)
+        return -(-self.groups_count * self.descriptor_size // self.block_size)
+
+    @cached_property
+    def descriptors_per_block(self) -> int:
+        return self.block_size // self.descriptor_size
+
+    def descriptor_block(self, index: int) -> int:
+        """Where a block of the group descriptor table is: behind the superblock, or with meta_bg in the first of the
+        groups that it describes (fs/ext4/super.c, descriptor_loc)."""
+        if "meta_bg" not in self.features or index < self.s_first_meta_bg:
+            return self.location[0] + 1 + index
+        group = index * self.descriptors_per_block
+        number = self.s_first_data_block + group * self.s_blocks_per_group + self.group_has_superblock(group)
+        # Then block 0 is in front of the superblock.
+        return number + (not index and self.block_size == 1024 and not self.s_first_data_block)
 
     @cached_property
     def table_blocks(self) -> int:
         """Blocks of a group's inode table."""
         return -(-self.s_inodes_per_group * self.s_inode_size // self.block_size)
+
+    @cached_property
+    def inodes_per_block(self) -> int:
+        return self.block_size // self.s_inode_size
 
     @cached_property
     def max_file_size(self) -> int:
@@ -134,7 +197,10 @@ class Superblock:
         return (countable - indirect) * self.block_size
 
     def group_has_superblock(self, group: int) -> bool:
-        """Whether a group holds a copy of superblock and descriptors: with sparse_super 0, 1, and powers of 3, 5, 7."""
+        """Whether a group holds a copy of superblock and descriptors: with sparse_super 0, 1, and powers of 3, 5, 7;
+        with sparse_super2 0 and two others (fs/ext4/balloc.c, ext4_bg_has_super)."""
+        if "sparse_super2" in self.features:
+            return not group or group in self.s_backup_bgs
         if group <= 1 or "sparse_super" not in self.features:
             return True
         return any(_is_power(group, base) for base in (3, 5, 7))
@@ -142,6 +208,8 @@ class Superblock:
     @cached_property
     def superblock_copies(self) -> int:
         """How many groups hold such a copy; not by a loop over the groups, which can be 800 million."""
+        if "sparse_super2" in self.features:
+            return 1 + len({group for group in self.s_backup_bgs if 0 < group < self.groups_count})
         if "sparse_super" not in self.features:
             return self.groups_count
         powers: Iterator[int] = (base**exponent for base in (3, 5, 7) for exponent in range(1, 32))
@@ -204,6 +272,12 @@ class Superblock:
         if log_block_size > EXT2_MAX_BLOCK_LOG_SIZE - EXT2_MIN_BLOCK_LOG_SIZE:
             raise CorruptFilesystem(f"EXT2 superblock: s_log_block_size {log_block_size} means blocks over 64 KiB")
         block_size = 1 << EXT2_MIN_BLOCK_LOG_SIZE + log_block_size
+        extended = _Extended._make(_EXTENDED.unpack_from(data, _EXTENDED_OFFSET))
+        if "64bit" in features:
+            (free_blocks_high,) = struct.unpack_from("<I", data, _FREE_COUNTS_HIGH_OFFSET)
+            blocks_count |= extended.s_blocks_count_hi << 32
+            r_blocks_count |= extended.s_r_blocks_count_hi << 32
+            free_blocks_count |= free_blocks_high << 32
         superblock = cls(
             inodes_count,
             blocks_count,
@@ -225,18 +299,22 @@ class Superblock:
             jnl_blocks_16 if "has_journal" in features else 0,
             block_size,
             features,
+            **_check_extended(data, extended, features, log_block_size, blocks_per_group),
         )
         superblock._check()
         return superblock
 
     def _check(self) -> None:
-        bits_per_block = 8 * self.block_size
+        bits_per_block = 8 * self.block_size * self.blocks_per_cluster
+        first_data_blocks = (
+            {0, 1} if self.block_size == 1024 and "bigalloc" in self.features else {self.block_size == 1024}
+        )
         rules = (
             ("s_inode_size", self.s_inode_size, _is_inode_size(self.s_inode_size, self.block_size)),
-            ("s_first_data_block", self.s_first_data_block, self.s_first_data_block == (self.block_size == 1024)),
+            ("s_first_data_block", self.s_first_data_block, self.s_first_data_block in first_data_blocks),
             ("s_blocks_count", self.s_blocks_count, self.s_blocks_count > self.s_first_data_block + 1),
             ("s_blocks_per_group", self.s_blocks_per_group, 0 < self.s_blocks_per_group <= bits_per_block),
-            ("s_inodes_per_group", self.s_inodes_per_group, 0 < self.s_inodes_per_group <= bits_per_block),
+            ("s_inodes_per_group", self.s_inodes_per_group, 0 < self.s_inodes_per_group <= 8 * self.block_size),
             ("s_first_ino", self.s_first_ino, self.s_first_ino >= EXT2_GOOD_OLD_FIRST_INO),
             ("s_inodes_count", self.s_inodes_count, self.s_inodes_count >= self.s_first_ino),
         )
@@ -248,11 +326,81 @@ class Superblock:
                 f"EXT2 superblock: s_inodes_count {self.s_inodes_count} is not {self.groups_count} groups "
                 f"of {self.s_inodes_per_group}"
             )
-        # Or a small image would have more groups than can be searched (fs/ext2/super.c, ext2_fill_super).
-        if self.s_blocks_per_group <= self.table_blocks + 3:
+        # Or a small image would have more groups than can be searched (fs/ext2/super.c, ext2_fill_super). With
+        # flex_bg, a group's metadata may be in another one.
+        if "flex_bg" in self.features:
+            table = -(-self.s_inodes_per_group // self.inodes_per_block) + 2
+            if self.groups_count * table > self.s_blocks_count:
+                raise CorruptFilesystem(
+                    f"EXT2 superblock: {self.groups_count} groups of {self.s_blocks_per_group} blocks have no room for "
+                    "their own metadata"
+                )
+        elif self.s_blocks_per_group <= self.table_blocks + 3:
             raise CorruptFilesystem(
                 f"EXT2 superblock: groups of {self.s_blocks_per_group} blocks have no room for their own metadata"
             )
+
+
+class _Extended(NamedTuple):
+    """Fields that only ext4 uses."""
+
+    s_log_cluster_size: int
+    s_clusters_per_group: int
+    s_desc_size: int
+    s_first_meta_bg: int
+    s_blocks_count_hi: int
+    s_r_blocks_count_hi: int
+    s_mmp_update_interval: int
+    s_mmp_block: int
+    s_checksum_type: int
+    s_overhead_clusters: int
+    s_backup_bg_0: int
+    s_backup_bg_1: int
+    s_checksum_seed: int
+
+
+def _check_extended(
+    data: bytes | memoryview, fields: _Extended, features: frozenset[str], log_block_size: int, blocks_per_group: int
+) -> dict[str, Any]:
+    """The fields of ``Superblock`` that only ext4 has, checked (fs/ext4/super.c, ext4_handle_clustersize,
+    ext4_verify_csum_type, ext4_superblock_csum and ext4_block_group_meta_init).
+
+    Raises:
+        CorruptFilesystem: they contradict each other, or the superblock's checksum does not match.
+    """
+    if not only_for_reading(features):
+        return {}
+    found: dict[str, Any] = {
+        "s_first_meta_bg": fields.s_first_meta_bg,
+        "s_overhead_clusters": fields.s_overhead_clusters,
+        "s_backup_bgs": (fields.s_backup_bg_0, fields.s_backup_bg_1),
+        "s_mmp_block": fields.s_mmp_block if "mmp" in features else 0,
+    }
+    if "metadata_csum" in features:
+        if fields.s_checksum_type != _CRC32C:
+            raise CorruptFilesystem(f"EXT2 superblock: s_checksum_type {fields.s_checksum_type} is unknown")
+        (checksum,) = _CHECKSUM.unpack_from(data, _CHECKSUM_OFFSET)
+        if crc32c(bytes(data[:_CHECKSUM_OFFSET]), 0xFFFFFFFF) != checksum:
+            raise CorruptFilesystem("EXT2 superblock: its checksum does not match")
+        if "metadata_csum_seed" in features:
+            seed = fields.s_checksum_seed
+        else:
+            seed = crc32c(bytes(data[_UUID_OFFSET : _UUID_OFFSET + 16]), 0xFFFFFFFF)
+        found["checksums"] = MetadataChecksums(seed)
+    if "64bit" in features:
+        size = fields.s_desc_size
+        if not _LONG_DESCRIPTOR_SIZE <= size <= 1024 or size & (size - 1):
+            raise CorruptFilesystem(f"EXT2 superblock: s_desc_size {size} is invalid")
+        found["descriptor_size"] = size
+    if "bigalloc" in features:
+        shift = fields.s_log_cluster_size - log_block_size
+        if not 0 <= shift <= _MAX_CLUSTER_LOG_SIZE or fields.s_clusters_per_group << shift != blocks_per_group:
+            raise CorruptFilesystem(
+                f"EXT2 superblock: clusters of s_log_cluster_size {fields.s_log_cluster_size}, "
+                f"{fields.s_clusters_per_group} in a group of {blocks_per_group} blocks, are invalid"
+            )
+        found["blocks_per_cluster"] = 1 << shift
+    return found
 
 
 def _is_power(number: int, base: int) -> bool:
@@ -268,7 +416,13 @@ def read_free_counts(superblock: Superblock, blocks: Blocks) -> tuple[int, int]:
         BlocksMissing: the superblock's block is not in memory.
     """
     number, offset = superblock.location
-    free_blocks, free_inodes = _FREE_COUNTS.unpack_from(blocks.block(number), offset + _FREE_COUNTS_OFFSET)
+    block = blocks.block(number)
+    free_blocks, free_inodes = _FREE_COUNTS.unpack_from(block, offset + _FREE_COUNTS_OFFSET)
+    if "64bit" in superblock.features:
+        free_blocks |= (
+            int.from_bytes(block[offset + _FREE_COUNTS_HIGH_OFFSET : offset + _FREE_COUNTS_HIGH_OFFSET + 4], "little")
+            << 32
+        )
     return free_blocks, free_inodes
 
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Callable, Sequence
 from errno import EINVAL, EOPNOTSUPP
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import acl_to_xattr
-from mystfuse.ext2.blocks import Blocks
-from mystfuse.ext2.constants import EXT2_XATTR_MAGIC
+from mystfuse.ext2.block_map import map_blocks
+from mystfuse.ext2.blocks import Blocks, BlocksMissing
+from mystfuse.ext2.constants import EXT2_XATTR_MAGIC, EXT4_EA_INODE_FL
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.kernels.checksums import crc32c
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,9 @@ _NAME_INDEX = {
     6: b"security.",
     INDEX_SYSTEM: b"system.",
 }
+_INDEX_ENCRYPTION = 9
+_MAX_VALUE, _MAX_VALUES = 64 << 10, 8 << 20
+"""Bytes of values in inodes of their own: of one (include/uapi/linux/limits.h, XATTR_SIZE_MAX), of all of a file."""
 ENTRY = struct.Struct("<BBHIII")  # e_name_len e_name_index e_value_offs e_value_inum e_value_size e_hash
 BLOCK_HEADER = struct.Struct("<IIIII12x")  # h_magic h_refcount h_blocks h_hash h_checksum
 
@@ -42,18 +48,31 @@ class Attribute(NamedTuple):
     suffix: bytes
     """The name without the index's prefix."""
     value: bytes
+    inode: int = 0
+    """With ea_inode, the inode that the value is in, if it is in one."""
+    size: int = 0
+    """The value's bytes there."""
 
 
-def read_xattrs(superblock: Superblock, blocks: Blocks, inode: Inode) -> dict[bytes, bytes]:
+def read_xattrs(
+    superblock: Superblock, blocks: Blocks, inode: Inode, read_inode: Callable[[Blocks, int], Inode]
+) -> dict[bytes, bytes]:
     """All extended attributes of an inode by full name (``user.comment``), ACLs in their attribute form.
+
+    Args:
+        read_inode: reads one that no name refers to.
 
     Raises:
         BlocksMissing: the attributes' block is not in memory.
         CorruptFilesystem: entries that lie outside their place.
     """
     found: dict[bytes, bytes] = {}
-    for attribute in (*read_body(inode), *read_block(superblock, blocks, inode)):
+    attributes = (*read_body(inode, "ea_inode" in superblock.features), *read_block(superblock, blocks, inode))
+    for attribute in _with_values(superblock, blocks, inode, attributes, read_inode):
         name = full_name(attribute)
+        if attribute.name_index == _INDEX_ENCRYPTION or (inode.is_inline and is_inline_data(attribute)):
+            # Of the file system's own.
+            continue
         if name is None:
             log.warning(
                 "inode %d: skipped impossible extended attribute %d %r",
@@ -66,6 +85,57 @@ def read_xattrs(superblock: Superblock, blocks: Blocks, inode: Inode) -> dict[by
         else:
             found.setdefault(name, attribute.value)
     return found
+
+
+def _with_values(
+    superblock: Superblock,
+    blocks: Blocks,
+    inode: Inode,
+    attributes: Sequence[Attribute],
+    read_inode: Callable[[Blocks, int], Inode],
+) -> Sequence[Attribute]:
+    """The attributes, all with their values: those that are in inodes of their own are read."""
+    if not any(attribute.inode for attribute in attributes):
+        return attributes
+    if sum(attribute.size for attribute in attributes) > _MAX_VALUES:
+        raise CorruptFilesystem(f"inode {inode.ino}: its extended attributes have over {_MAX_VALUES} bytes")
+    return [
+        attribute._replace(value=_read_value(superblock, blocks, inode, attribute, read_inode))
+        if attribute.inode
+        else attribute
+        for attribute in attributes
+    ]
+
+
+def _read_value(
+    superblock: Superblock,
+    blocks: Blocks,
+    owner: Inode,
+    attribute: Attribute,
+    read_inode: Callable[[Blocks, int], Inode],
+) -> bytes:
+    """The value of an attribute in an inode of its own (fs/ext4/xattr.c, ext4_xattr_inode_get)."""
+    inode, size = read_inode(blocks, attribute.inode), superblock.block_size
+    if not inode.i_flags & EXT4_EA_INODE_FL or inode.size != attribute.size or not inode.is_regular:
+        raise CorruptFilesystem(f"inode {owner.ino}: inode {attribute.inode} does not hold an extended attribute")
+    numbers = map_blocks(superblock, blocks, inode, 0, -(-inode.size // size))
+    if 0 in numbers:
+        raise CorruptFilesystem(f"inode {inode.ino}: the value of an extended attribute has a hole")
+    try:
+        value = b"".join(blocks.all(numbers))[: inode.size]
+    except BlocksMissing as missing:
+        raise missing.of("extended attributes of inode", owner.ino)  # noqa: B904  # it is the same exception
+    # The value's checksum is in i_atime; Lustre had its owner in i_mtime and i_generation instead.
+    seed = superblock.checksums.seed if superblock.checksums is not None else None
+    is_of_lustre = (inode.mtime_ns // 1_000_000_000, inode.i_generation) == (owner.ino, owner.i_generation)
+    if seed is not None and not is_of_lustre and crc32c(value, seed) != inode.atime_ns // 1_000_000_000 & 0xFFFFFFFF:
+        raise CorruptFilesystem(f"inode {inode.ino}: the checksum of the extended attribute in it does not match")
+    return value
+
+
+def is_inline_data(attribute: Attribute) -> bool:
+    """Whether it is no attribute, but the rest of a file's contents; see ``inline_data``."""
+    return attribute.name_index == INDEX_SYSTEM and attribute.suffix == b"data"
 
 
 def find_attribute(superblock: Superblock, blocks: Blocks, inode: Inode, name_index: int) -> bytes | None:
@@ -107,23 +177,32 @@ def split_name(name: bytes) -> tuple[int, bytes]:
     raise OSError(EOPNOTSUPP, f"no extended attribute can be called {name!r}")
 
 
-def read_body(inode: Inode) -> list[Attribute]:
-    """The attributes in the inode's own body."""
+def read_body(inode: Inode, may_refer: bool = False) -> list[Attribute]:
+    """The attributes in the inode's own body.
+
+    Args:
+        may_refer: whether values may be in inodes of their own.
+    """
     if len(inode.extra) <= 4 or int.from_bytes(inode.extra[:4], "little") != EXT2_XATTR_MAGIC:
         return []
     # Value offsets in the body count from behind the magic number.
-    return _parse_entries(inode, inode.extra[4:], 0)
+    return _parse_entries(inode, inode.extra[4:], 0, may_refer)
 
 
 def read_block(superblock: Superblock, blocks: Blocks, inode: Inode) -> list[Attribute]:
     """The attributes in the inode's attribute block; none if it has no such block."""
     if not inode.i_file_acl:
         return []
-    block = bytes(blocks.block(check_xattr_block(superblock, inode)))
+    try:
+        block = bytes(blocks.block(check_xattr_block(superblock, inode)))
+    except BlocksMissing as missing:
+        raise missing.of("extended attributes of inode", inode.ino)  # noqa: B904  # it is the same exception
     h_magic, _, h_blocks, _, _ = BLOCK_HEADER.unpack_from(block)
     if h_magic != EXT2_XATTR_MAGIC or h_blocks != 1:
         raise CorruptFilesystem(f"inode {inode.ino}: block {inode.i_file_acl} does not hold extended attributes")
-    return _parse_entries(inode, block, BLOCK_HEADER.size)
+    if superblock.checksums is not None:
+        superblock.checksums.check_xattrs(inode.ino, inode.i_file_acl, block)
+    return _parse_entries(inode, block, BLOCK_HEADER.size, "ea_inode" in superblock.features)
 
 
 def check_xattr_block(superblock: Superblock, inode: Inode) -> int:
@@ -133,7 +212,7 @@ def check_xattr_block(superblock: Superblock, inode: Inode) -> int:
     return inode.i_file_acl
 
 
-def _parse_entries(inode: Inode, area: bytes, position: int) -> list[Attribute]:
+def _parse_entries(inode: Inode, area: bytes, position: int, may_refer: bool) -> list[Attribute]:
     """The entries that start at ``position`` of ``area``; values are at offsets into ``area``."""
     found: list[Attribute] = []
     values_size, lowest = 0, len(area)
@@ -142,6 +221,13 @@ def _parse_entries(inode: Inode, area: bytes, position: int) -> list[Attribute]:
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute is cut short")
         name_len, name_index, value_offs, value_inum, value_size, _ = ENTRY.unpack_from(area, position)
         name_start = position + ENTRY.size
+        if value_inum and may_refer:
+            name = area[name_start : name_start + name_len]
+            if len(name) != name_len or value_size > _MAX_VALUE:
+                raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute in an inode of its own is invalid")
+            found.append(Attribute(name_index, name, b"", value_inum, value_size))
+            position = name_start + (name_len + 3 & ~3)
+            continue
         if name_start + name_len > len(area) or value_inum or value_offs + value_size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute lies outside its place")
         if value_size:

@@ -214,7 +214,7 @@ def _pack_entries(attributes: Sequence[Attribute], size: int, position: int, has
     area = bytearray(size)
     end = size
     for attribute in attributes:
-        name_index, suffix, value = attribute
+        name_index, suffix, value, _, _ = attribute
         length = ENTRY.size + len(suffix) + 3 & ~3
         end -= len(value) + 3 & ~3
         # Four zero bytes end the list.
