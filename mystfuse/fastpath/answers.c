@@ -10,7 +10,10 @@
 
 static const uint64_t HANDLE = (uint64_t)1 << 63; /* of a file opened for reading; the other bits are 0 */
 
-enum { LONGEST_TARGET = 4096 };
+enum {
+    LONGEST_TARGET = 4096,
+    UNUSUAL_CONTENTS = 0x00000800 | 0x10000000, /* encrypted, in the inode */
+};
 
 /* -- Attributes. */
 
@@ -180,7 +183,9 @@ static enum outcome answer_readlink(worker *w, const call *it)
     enum outcome outcome = read_inode(w, it->ino, &found);
     if (outcome != DONE)
         return outcome;
-    const int is_fast = found.i_blocks <= (found.file_acl ? block_size / 512 : 0);
+    if (found.flags & UNUSUAL_CONTENTS)
+        return FORWARD;
+    const int is_fast = found.i_blocks <= (found.file_acl ? w->fp->config.attribute_sectors : 0);
     const uint64_t longest = (is_fast ? sizeof found.bytes : at_most(block_size, LONGEST_TARGET)) - 1;
     if (!S_ISLNK(found.mode) || !found.size || found.size > longest)
         return FORWARD;

@@ -49,6 +49,8 @@ static enum outcome fetch_part(worker *w, int index, uint64_t offset, size_t siz
     const fastpath_part *part = &fp->config.parts[index];
     const struct iovec vector = {out, size};
 
+    if (part->map_fd >= 0 && !elsewhere_is_stored(part, part->offset + offset - part->start, size, 0))
+        return want(w, offset, size);
     if (!part->is_in_memory && !atomic_load_explicit(&fp->part_has_nowait[index], memory_order_relaxed))
         return want(w, offset, size);
     const ssize_t count = preadv2(part->fd, &vector, 1, (off_t)(part->offset + offset - part->start),
@@ -113,6 +115,9 @@ enum outcome device_wait(worker *w)
     const fastpath_part *part = &w->fp->config.parts[index];
     /* No more than fits, and than the part has: the rest is wanted again. */
     const size_t size = at_most(at_most(w->wanted.size, MAX_DATA), part->end - w->wanted.offset);
+    const uint64_t place = part->offset + w->wanted.offset - part->start;
+    if (part->map_fd >= 0 && !elsewhere_is_stored(part, place, size, 1) && !elsewhere_wait(w->fp, part, place, size))
+        return FORWARD;
     const ssize_t count = wait_for_part(part, w->wanted.offset, size, w->fetched);
     if (count <= 0)
         return FORWARD;
@@ -121,21 +126,48 @@ enum outcome device_wait(worker *w)
     return DONE;
 }
 
-/* Have the kernel fetch bytes of the image into the page cache, without waiting for them. */
+/* Have the kernel, or the fetcher, fetch bytes of the image, without waiting for them. */
 static void expect(worker *w, uint64_t offset, size_t size)
 {
     const int index = part_of(w->fp, offset);
 
-    if (index < 0 || w->fp->config.parts[index].is_in_memory)
+    if (index < 0)
         return;
     const fastpath_part *part = &w->fp->config.parts[index];
+    if (part->map_fd >= 0) {
+        const uint64_t place = part->offset + offset - part->start;
+        size = at_most(size, part->end - offset);
+        if (!elsewhere_is_stored(part, place, size, 0)) {
+            elsewhere_ask(part, place, size);
+            return;
+        }
+    }
+    if (part->is_in_memory)
+        return;
     posix_fadvise(part->fd, (off_t)(part->offset + offset - part->start), (off_t)at_most(size, part->end - offset),
                   POSIX_FADV_WILLNEED);
 }
 
 void device_expect(worker *w, uint64_t offset, size_t size)
 {
-    expect(w, offset + (w->fp->config.cipher ? w->fp->config.payload_offset : 0), size);
+    const uint64_t place = offset + (w->fp->config.cipher ? w->fp->config.payload_offset : 0);
+    const int index = part_of(w->fp, place);
+
+    if (index >= 0 && w->fp->config.parts[index].map_fd < 0) {
+        expect(w, place, size);
+        return;
+    }
+    /* Of an image elsewhere, what is stored: a fetcher reads ahead by itself, as far as it is worth the network. */
+    for (size_t done = 0; index >= 0 && done < size;) {
+        const fastpath_part *part = &w->fp->config.parts[index];
+        if (place + done >= part->end)
+            return;
+        const size_t piece = at_most(at_most(size - done, MAX_DATA), part->end - place - done);
+        if (!elsewhere_is_stored(part, part->offset + place + done - part->start, piece, 0))
+            return;
+        expect(w, place + done, piece);
+        done += piece;
+    }
 }
 
 /* -- Verified bytes. */
@@ -143,6 +175,9 @@ void device_expect(worker *w, uint64_t offset, size_t size)
 /* Metadata comes in small pieces, neighbours soon after each other. */
 static enum outcome want_around(worker *w)
 {
+    const int index = part_of(w->fp, w->wanted.offset);
+    if (index >= 0 && w->fp->config.parts[index].map_fd >= 0)
+        return WAIT;
     const uint64_t start = round_down(w->wanted.offset, AROUND), end = round_up(w->wanted.offset + w->wanted.size, AROUND);
     if (w->wanted.size < AROUND && part_of(w->fp, start) == part_of(w->fp, w->wanted.offset) && end - start <= MAX_DATA)
         want(w, start, end - start);
@@ -198,7 +233,8 @@ static enum outcome read_slice(worker *w, uint64_t offset, size_t size, uint8_t 
         outcome = fetch(w, offset, size, out);
     if (outcome != DONE)
         return outcome;
-    if (!hash_tree_first_mismatch(w->fp->config.tree, out, blocks, w->digests, &mismatch) || mismatch != blocks)
+    if (!hash_tree_first_mismatch(w->fp->config.tree, offset / shape->data_block_size, out, blocks, w->digests, &mismatch)
+        || mismatch != blocks)
         return FORWARD;
     return DONE;
 }

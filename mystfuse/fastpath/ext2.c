@@ -15,8 +15,15 @@ enum {
     ENTRY_HEADER = 8,
     LEAST_ENTRY = 12,
     XATTR_MAGIC = (int)0xea020000,
-    /* i_flags whose inodes are not made of a block map: encrypt, extents, ea_inode, inline_data. */
-    UNUSUAL_FLAGS = 0x00000800 | 0x00080000 | 0x00200000 | 0x10000000,
+    ENCRYPTED = 0x00000800,
+    HUGE_FILE = 0x00040000,
+    EXTENTS = 0x00080000,
+    EA_INODE = 0x00200000,
+    INLINE_DATA = 0x10000000,
+    CASEFOLD = 0x40000000,
+    /* i_flags whose inodes are not made of a block map. */
+    UNUSUAL_FLAGS = ENCRYPTED | EXTENTS | EA_INODE | INLINE_DATA,
+    MAX_CHECKED_INODE = 1024, /* bytes of an inode with a checksum */
     MAX_DIRECTORY_BLOCKS = 1024, /* of which a name is looked for; larger ones have an index in Python */
 };
 
@@ -83,6 +90,14 @@ static enum outcome find_table(worker *w, uint64_t group, uint64_t *table)
         *table = w->latest_table;
         return DONE;
     }
+    if (config->is_extended) {
+        const enum outcome found = find_extended_table(w, group, table);
+        if (found == DONE) {
+            w->latest_group = group + 1;
+            w->latest_table = *table;
+        }
+        return found;
+    }
     const enum outcome outcome = read_block(w, config->descriptors + position / config->block_size,
                                             position % config->block_size, sizeof descriptor, descriptor);
 
@@ -138,23 +153,45 @@ static int parse_extra(worker *w, const uint8_t *bytes, inode *to)
     return 1;
 }
 
+/* Those parts of fields that only ext4 has. */
+static void parse_high_parts(const fastpath_config *config, const uint8_t *bytes, inode *to)
+{
+    if (config->has_huge_files) {
+        to->i_blocks |= (uint64_t)load_16(bytes + 116) << 32;
+        if (to->flags & HUGE_FILE)
+            to->i_blocks *= config->block_size / 512;
+    }
+    if (config->has_large_directories && S_ISDIR(to->mode))
+        to->size |= (uint64_t)load_32(bytes + 108) << 32;
+    if (config->is_64bit)
+        to->file_acl |= (uint64_t)load_16(bytes + 118) << 32;
+    /* As many blocks as the contents would take (ext4_file_getattr). */
+    if (to->flags & INLINE_DATA && S_ISREG(to->mode))
+        to->i_blocks += (to->size + 511) / 512;
+}
+
 static int parse_inode(worker *w, const uint8_t *bytes, inode *to)
 {
+    const uint32_t unusual = UNUSUAL_FLAGS & ~w->fp->config.usual_flags;
+
     to->mode = load_16(bytes);
     to->uid = load_16(bytes + 2) | load_16(bytes + 120) << 16;
     to->size = load_32(bytes + 4);
     to->gid = load_16(bytes + 24) | load_16(bytes + 122) << 16;
     to->links = load_16(bytes + 26);
     to->i_blocks = load_32(bytes + 28);
+    to->flags = load_32(bytes + 32);
     to->generation = load_32(bytes + 100);
     to->file_acl = load_32(bytes + 104);
     if (S_ISREG(to->mode))
         to->size |= (uint64_t)load_32(bytes + 108) << 32;
+    if (w->fp->config.is_extended)
+        parse_high_parts(&w->fp->config, bytes, to);
     memcpy(to->bytes, bytes + 40, sizeof to->bytes);
     for (int index = 0; index < 15; index++)
         to->block[index] = load_32(bytes + 40 + 4 * index);
     to->rdev = S_ISCHR(to->mode) || S_ISBLK(to->mode) ? load_device(to->bytes) : 0;
-    return is_known_type(to->mode) && !(load_32(bytes + 32) & UNUSUAL_FLAGS) && to->links && to->size < (uint64_t)1 << 63
+    return is_known_type(to->mode) && !(to->flags & unusual) && to->links && to->size < (uint64_t)1 << 63
            && parse_extra(w, bytes, to);
 }
 
@@ -178,14 +215,15 @@ static enum outcome look_for_body_xattrs(worker *w, uint64_t number, size_t offs
 enum outcome read_inode(worker *w, uint64_t ino, inode *to)
 {
     const fastpath_config *config = &w->fp->config;
-    uint8_t head[MAX_INODE_HEAD] = {0};
+    uint8_t head[MAX_CHECKED_INODE] = {0};
     uint64_t table;
+    const size_t head_size = config->has_checksums ? config->inode_size : at_most(config->inode_size, MAX_INODE_HEAD);
 
     if (w->latest.ino == ino && ino && w->latest_state == w->fp->written.states) {
         *to = w->latest;
         return DONE;
     }
-    if (ino == 0 || ino > config->inodes_count || (ino != ROOT_INO && ino < config->first_ino))
+    if (head_size > sizeof head || ino == 0 || ino > config->inodes_count || (ino != ROOT_INO && ino < config->first_ino))
         return FORWARD;
     enum outcome outcome = find_table(w, (ino - 1) / config->inodes_per_group, &table);
     if (outcome != DONE)
@@ -193,9 +231,11 @@ enum outcome read_inode(worker *w, uint64_t ino, inode *to)
     const uint64_t position = (ino - 1) % config->inodes_per_group * config->inode_size;
     const uint64_t number = table + position / config->block_size;
     const size_t offset = position % config->block_size;
-    outcome = read_block(w, number, offset, at_most(config->inode_size, sizeof head), head);
+    outcome = read_block(w, number, offset, head_size, head);
     if (outcome != DONE)
         return outcome;
+    if (config->has_checksums && !is_checked_inode(w->fp, ino, head))
+        return FORWARD;
     to->ino = ino;
     if (!parse_inode(w, head, to))
         return FORWARD;
@@ -209,7 +249,7 @@ enum outcome read_inode(worker *w, uint64_t ino, inode *to)
 
 /* -- Block maps. */
 
-static int are_usual(const fastpath *fp, const uint32_t *pointers, size_t count)
+static int are_usual(const fastpath *fp, const uint64_t *pointers, size_t count)
 {
     for (size_t index = 0; index < count; index++)
         if (pointers[index] && !is_data_block(fp, pointers[index]))
@@ -218,9 +258,10 @@ static int are_usual(const fastpath *fp, const uint32_t *pointers, size_t count)
 }
 
 /* `count` pointers of one indirect block. */
-static enum outcome read_pointers(worker *w, uint32_t number, size_t first, size_t count, uint32_t *pointers)
+static enum outcome read_pointers(worker *w, uint64_t number, size_t first, size_t count, uint64_t *pointers)
 {
-    uint8_t *bytes = (uint8_t *)pointers;
+    /* In the second half, from where each goes to a place that is not behind its own. */
+    uint8_t *bytes = (uint8_t *)pointers + count * 4;
 
     if (!number) {
         memset(pointers, 0, count * sizeof *pointers);
@@ -236,7 +277,7 @@ static enum outcome read_pointers(worker *w, uint32_t number, size_t first, size
 }
 
 /* The indirect block that has the pointer of a block, and how many blocks from there on have theirs in it too. */
-static enum outcome find_leaf(worker *w, const inode *it, uint64_t logical, uint32_t *leaf, size_t *index, size_t *left)
+static enum outcome find_leaf(worker *w, const inode *it, uint64_t logical, uint64_t *leaf, size_t *index, size_t *left)
 {
     const uint64_t per_block = w->fp->config.block_size / 4;
     uint64_t position = logical - DIRECT, span = per_block;
@@ -262,16 +303,18 @@ static enum outcome find_leaf(worker *w, const inode *it, uint64_t logical, uint
     return DONE;
 }
 
-enum outcome map_blocks(worker *w, const inode *it, uint64_t first, size_t count, uint32_t *pointers)
+enum outcome map_blocks(worker *w, const inode *it, uint64_t first, size_t count, uint64_t *pointers)
 {
     size_t done = 0;
 
-    if (count > MAX_POINTERS)
+    if (count > MAX_POINTERS || it->flags & (ENCRYPTED | INLINE_DATA))
         return FORWARD;
+    if (it->flags & EXTENTS)
+        return map_extents(w, it, first, count, pointers);
     for (; done < count && first + done < DIRECT; done++)
         pointers[done] = it->block[first + done];
     while (done < count) {
-        uint32_t leaf;
+        uint64_t leaf;
         size_t index, left;
         enum outcome outcome = find_leaf(w, it, first + done, &leaf, &index, &left);
         if (outcome != DONE)
@@ -289,12 +332,12 @@ enum outcome map_blocks(worker *w, const inode *it, uint64_t first, size_t count
 
 int is_usual_directory(const fastpath *fp, const inode *it)
 {
-    return S_ISDIR(it->mode) && it->size && it->size % fp->config.block_size == 0
+    return S_ISDIR(it->mode) && !(it->flags & (ENCRYPTED | INLINE_DATA | CASEFOLD)) && it->size && it->size % fp->config.block_size == 0
            && it->size <= at_most(MAX_DIRECTORY_SIZE, fp->config.size);
 }
 
 /* Whether no block comes twice: a small image could claim to hold a huge directory. */
-static int are_distinct(const uint32_t *pointers, size_t count)
+static int are_distinct(const uint64_t *pointers, size_t count)
 {
     int rise = 1;
 
@@ -307,7 +350,7 @@ static int are_distinct(const uint32_t *pointers, size_t count)
     return 1;
 }
 
-enum outcome map_directory(worker *w, const inode *it, uint64_t first, size_t count, uint32_t *pointers)
+enum outcome map_directory(worker *w, const inode *it, uint64_t first, size_t count, uint64_t *pointers)
 {
     const enum outcome outcome = map_blocks(w, it, first, count, pointers);
     return outcome == DONE && !are_distinct(pointers, count) ? FORWARD : outcome;
@@ -356,7 +399,7 @@ enum outcome find_name(worker *w, const inode *directory, const uint8_t *name, s
         const uint8_t *block;
         if (!w->pointers[index])
             return FORWARD;
-        outcome = look_at_block(w, w->pointers[index], &block);
+        outcome = look_at_directory(w, directory, w->pointers[index], &block);
         if (outcome == DONE)
             outcome = find_in_block(w, block, name, size, ino);
     }

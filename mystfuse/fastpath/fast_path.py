@@ -12,7 +12,9 @@ import trio
 
 from mystfuse import kernels
 from mystfuse.devices.source import SourcePart
-from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
+from mystfuse.ext2.constants import EXT4_EA_INODE_FL
+from mystfuse.ext2.inode import ExtendedFormat
+from mystfuse.ext2.superblock import Superblock
 from mystfuse.fuse.attributes import CACHE_SECONDS
 from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME
 from mystfuse.fuse.init_request import InitRequest
@@ -41,6 +43,10 @@ _LOOK = 0.0005
 """Seconds between two looks whether INIT has been answered."""
 _PATIENCE = 1.0
 """Seconds that a thread waits for storage at most. Then Python does, for the mount's whole time-out."""
+
+
+_MAX_DESCRIPTOR_BLOCKS = 1 << 16
+"""Blocks of group descriptors that the threads know the places of, with meta_bg; Python sees to further ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,7 @@ class FastPath:
             configuration.payload_offset, configuration.payload_size = device.payload_offset, device.size
             configuration.sector_size = device.sector_size
         _describe_file_system(configuration, superblock)
+        _describe_extensions(configuration, superblock, kept)
         _describe_view(configuration, options, kept)
         configuration.fuse_fd, configuration.socket_fd = init.device, init.other_end
         configuration.init_clear = 0
@@ -155,6 +162,10 @@ class FastPath:
             self._lib.fastpath_free(self.handle)
         else:
             log.info("threads still wait for the image's storage")
+
+    def give_up(self) -> None:
+        """Hand all requests over to Python from now on."""
+        self._lib.fastpath_give_up(self.handle)
 
     async def begun(self) -> None:
         """Until the kernel has the answer to INIT, which goes through a thread of ours, or the mount has ended."""
@@ -231,13 +242,38 @@ def _describe_file_system(configuration: Any, superblock: Superblock) -> None:
     configuration.first_data_block = superblock.s_first_data_block
     configuration.blocks_per_group = superblock.s_blocks_per_group
     configuration.groups_count = superblock.groups_count
-    configuration.descriptors = superblock.s_first_data_block + 1
+    configuration.descriptors = superblock.location[0] + 1
     configuration.table_blocks = superblock.table_blocks
     configuration.inodes_count = superblock.s_inodes_count
     configuration.inodes_per_group = superblock.s_inodes_per_group
     configuration.first_ino = superblock.s_first_ino
     configuration.has_filetype = superblock.has_filetype
-    assert GROUP_DESCRIPTOR_SIZE == 32
+    configuration.attribute_sectors = superblock.block_size * superblock.blocks_per_cluster // 512
+    configuration.descriptor_size = superblock.descriptor_size
+
+
+def _describe_extensions(configuration: Any, superblock: Superblock, kept: list[Any]) -> None:
+    """What ext4 adds."""
+    from mystfuse.kernels.native import ffi
+
+    configuration.is_extended = superblock.is_extended
+    if not superblock.is_extended:
+        return
+    features, extended = superblock.features, ExtendedFormat.of(superblock.features, superblock.block_size)
+    configuration.usual_flags = extended.flags & ~EXT4_EA_INODE_FL
+    configuration.has_huge_files = extended.has_huge_files
+    configuration.has_large_directories = extended.has_large_directories
+    configuration.is_64bit = extended.is_64bit
+    configuration.has_flexible_groups = "flex_bg" in features
+    if "meta_bg" in features:
+        count = min(superblock.descriptor_blocks, _MAX_DESCRIPTOR_BLOCKS)
+        numbers = ffi.new("uint64_t[]", [superblock.descriptor_block(index) for index in range(count)])
+        kept.append(numbers)
+        configuration.descriptor_blocks, configuration.descriptor_block_count = numbers, count
+    configuration.uuid = superblock.s_uuid.bytes
+    configuration.has_descriptor_checksums = "uninit_bg" in features
+    if superblock.checksums is not None:
+        configuration.has_checksums, configuration.checksum_seed = True, superblock.checksums.seed
 
 
 def _describe_view(configuration: Any, options: MountOptions, kept: list[Any]) -> None:

@@ -21,6 +21,7 @@ static int is_usual_file_system(const fastpath_config *config)
 {
     return is_power(config->block_size, 1024, MAX_BLOCK) && is_power(config->inode_size, 128, config->block_size)
            && config->blocks_per_group && config->inodes_per_group && config->blocks_count > config->first_data_block
+           && config->descriptor_size >= 32 && config->descriptor_size <= config->block_size
            && config->inodes_count < (uint64_t)1 << 32 && config->patience > 0 && config->arena_size >= config->block_size;
 }
 
@@ -57,6 +58,8 @@ static int init_memory(fastpath *self)
         self->counts = NULL;
         return 0;
     }
+    if (!init_checked(self))
+        return 0;
     self->blocks = cache_new(config->block_size, METADATA);
     self->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return self->blocks != NULL && self->event_fd >= 0;
@@ -115,6 +118,7 @@ void fastpath_free(fastpath *self)
     if (self->counts != NULL)
         munmap((void *)(uintptr_t)self->counts, self->counts_size * sizeof *self->counts);
     cache_free(self->blocks);
+    free((void *)(uintptr_t)self->checked);
     written_destroy(&self->written);
     free(self);
 }

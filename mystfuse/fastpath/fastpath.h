@@ -51,6 +51,7 @@ typedef struct {
     int fd;
     int is_in_memory; /* on a file system that knows no RWF_NOWAIT, and needs none */
     uint64_t start, end, offset;
+    int map_fd, fetcher_fd; /* of an image elsewhere: which chunks are there, and a socket to ask for others; -1: all are there */
 } fastpath_part;
 
 typedef struct {
@@ -72,6 +73,19 @@ typedef struct {
     uint64_t blocks_count, first_data_block, blocks_per_group, groups_count, descriptors, table_blocks;
     uint64_t inodes_count, inodes_per_group, first_ino;
     int has_filetype;
+    uint64_t attribute_sectors; /* that a block of extended attributes adds to i_blocks */
+
+    /* What ext4 adds; zeros for ext2. */
+    int is_extended;
+    uint32_t usual_flags; /* of i_flags, those that mean no block map, and may be set */
+    int has_huge_files, has_large_directories, is_64bit, has_flexible_groups;
+    size_t descriptor_size;
+    const uint64_t *descriptor_blocks; /* where the descriptors are, with meta_bg; else NULL: one behind the other */
+    uint64_t descriptor_block_count;
+    int has_checksums;            /* crc32c of all metadata */
+    int has_descriptor_checksums; /* crc16 of group descriptors alone */
+    uint32_t checksum_seed;
+    uint8_t uuid[16];
 
     /* How it is shown. Of owners: whether uid or gid replace all, or (maps_root) those that are 0. */
     int maps_root, replaces_uid, replaces_gid;

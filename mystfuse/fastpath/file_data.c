@@ -9,7 +9,7 @@ enum {
     AHEAD = 4 << 20,       /* bytes that storage is asked for then */
 };
 
-static const uint32_t FILLED = UINT32_MAX; /* in place of a pointer: these bytes are in the reply */
+static const uint64_t FILLED = UINT64_MAX; /* in place of a pointer: these bytes are in the reply */
 
 typedef struct {
     uint64_t start, end; /* bytes of the file */
@@ -33,7 +33,7 @@ static enum outcome copy_written(worker *w, const range *in)
     for (size_t index = 0; index < in->blocks; index++) {
         const uint8_t *written = NULL;
         size_t in_block, in_reply;
-        const uint32_t pointer = w->pointers[index];
+        const uint64_t pointer = w->pointers[index];
         if (pointer && written_find(w->fp, pointer, &written) != DONE)
             return FORWARD;
         if (pointer && written == NULL)

@@ -58,13 +58,21 @@ enum outcome written_find(const fastpath *fp, uint64_t number, const uint8_t **a
 
 typedef struct {
     uint64_t ino, size;
-    uint32_t mode, uid, gid, links, i_blocks, generation, file_acl, rdev;
+    uint64_t i_blocks, file_acl;
+    uint32_t mode, uid, gid, links, flags, generation, rdev;
     int64_t seconds[3]; /* of access, modification, change */
     uint32_t nanoseconds[3];
     uint32_t block[15];
     uint8_t bytes[60]; /* the same, as they are */
     int has_body_xattrs;
 } inode;
+
+/* A block of an extent tree, checked. */
+typedef struct {
+    uint64_t number, ino, low, high, state; /* number 0: none */
+    uint32_t generation, depth;
+    uint8_t *bytes;
+} extent_node;
 
 /* -- The workers. */
 typedef struct {
@@ -90,7 +98,8 @@ typedef struct worker {
     uint8_t *hash_block;
     uint8_t *metadata;  /* a block of the file system on its way into the cache */
     uint8_t *directory; /* a block of a directory that is being looked at */
-    uint32_t pointers[MAX_POINTERS];
+    uint64_t pointers[MAX_POINTERS];
+    extent_node nodes[2]; /* the latest leaf, and the latest index block */
     uint8_t digests[SLICE / 512 * MAX_DIGEST_SIZE];
 
     /* What was found last, which most requests ask for again. */
@@ -124,8 +133,10 @@ struct fastpath {
     const hash_tree_shape *shape; /* of config.tree, or NULL */
     written_blocks written;
     _Atomic uint64_t *counts;
+    _Atomic uint64_t *checked; /* blocks of directories whose checksums match (ext4.c); NULL without checksums */
     size_t counts_size;
     _Atomic int part_has_nowait[FASTPATH_MAX_PARTS];
+    _Atomic int64_t given_up_until; /* until when nobody waits for a fetcher */
 
     worker *workers;
     int worker_count;
@@ -161,10 +172,18 @@ enum outcome device_wait(worker *w);
 /* Tell the kernel to fetch bytes of the device before long. */
 void device_expect(worker *w, uint64_t offset, size_t size);
 
+/* -- elsewhere.c: images elsewhere. `offset` is a place in the part's file. */
+/* Whether a range is there, by the map; without waiting for storage unless it may. */
+int elsewhere_is_stored(const fastpath_part *part, uint64_t offset, size_t size, int may_wait);
+/* Ask the fetcher for a range, without waiting. */
+void elsewhere_ask(const fastpath_part *part, uint64_t offset, size_t size);
+/* The same, and wait until it is there; 0: it has not come in time. */
+int elsewhere_wait(fastpath *fp, const fastpath_part *part, uint64_t offset, size_t size);
+
 /* -- ext2.c: the file system's structures, with `state` held. */
 enum outcome read_inode(worker *w, uint64_t ino, inode *to);
 /* Pointers to blocks of a file; 0 for a hole. At most MAX_POINTERS. */
-enum outcome map_blocks(worker *w, const inode *it, uint64_t first, size_t count, uint32_t *pointers);
+enum outcome map_blocks(worker *w, const inode *it, uint64_t first, size_t count, uint64_t *pointers);
 /* Any part of a block of the file system that is metadata. */
 enum outcome read_block(worker *w, uint64_t number, size_t offset, size_t size, uint8_t *out);
 /* The block's bytes, in memory that lasts until the next call, or until `state` is given back. */
@@ -179,11 +198,22 @@ typedef struct {
 } directory_entry;
 
 /* The same for blocks of a directory, among which none may come twice. */
-enum outcome map_directory(worker *w, const inode *it, uint64_t first, size_t count, uint32_t *pointers);
+enum outcome map_directory(worker *w, const inode *it, uint64_t first, size_t count, uint64_t *pointers);
 /* Whether it is a directory of a usual size. */
 int is_usual_directory(const fastpath *fp, const inode *it);
 /* The entry at an offset of a block of a directory; 0: something is not as usual. */
 int read_entry(const fastpath *fp, const uint8_t *block, size_t offset, directory_entry *to);
+
+/* -- ext4.c, with `state` held. */
+int init_checked(fastpath *fp);
+/* Whether the checksum of an inode, all of whose bytes are given, matches. */
+int is_checked_inode(const fastpath *fp, uint64_t ino, const uint8_t *bytes);
+/* As look_at_block, for a block of a directory: its checksum, if it has one, matches. */
+enum outcome look_at_directory(worker *w, const inode *directory, uint64_t number, const uint8_t **at);
+/* Where the inode table of a group begins. */
+enum outcome find_extended_table(worker *w, uint64_t group, uint64_t *table);
+/* As map_blocks, for an inode with extents. */
+enum outcome map_extents(worker *w, const inode *it, uint64_t first, size_t count, uint64_t *pointers);
 
 /* -- answers.c, listings.c, file_data.c */
 typedef struct {

@@ -62,7 +62,7 @@ static enum outcome find_parent(worker *w, const inode *directory, uint64_t *par
         return DONE;
     enum outcome outcome = map_blocks(w, directory, 0, 1, w->pointers);
     if (outcome == DONE)
-        outcome = w->pointers[0] ? look_at_block(w, w->pointers[0], &block) : FORWARD;
+        outcome = w->pointers[0] ? look_at_directory(w, directory, w->pointers[0], &block) : FORWARD;
     if (outcome != DONE)
         return outcome;
     if (!read_entry(w->fp, block, 12, &entry) || !entry.ino || entry.name_size != 2 || memcmp(entry.name, "..", 2) != 0)
@@ -123,7 +123,7 @@ static enum outcome list_block(worker *w, const inode *directory, uint64_t logic
 
     enum outcome outcome = map_directory(w, directory, logical, at_most(left, size < TOGETHER ? TOGETHER / size : 1), w->pointers);
     if (outcome == DONE)
-        outcome = w->pointers[0] ? look_at_block(w, w->pointers[0], &block) : FORWARD;
+        outcome = w->pointers[0] ? look_at_directory(w, directory, w->pointers[0], &block) : FORWARD;
     for (size_t offset = 0; outcome == DONE && !to->is_full && offset < size; offset += entry.rec_len) {
         if (!read_entry(w->fp, block, offset, &entry))
             return FORWARD;

@@ -41,7 +41,10 @@ int worker_init(worker *w, fastpath *fp)
     w->hash_block = malloc(fp->shape ? fp->shape->hash_block_size : 1);
     w->metadata = malloc(fp->config.block_size);
     w->directory = malloc(fp->config.block_size);
-    return w->request && w->reply && w->fetched && w->verified && w->decrypted && w->hash_block && w->metadata && w->directory;
+    for (int index = 0; index < 2; index++)
+        w->nodes[index].bytes = malloc(fp->config.is_extended ? fp->config.block_size : 1);
+    return w->request && w->reply && w->fetched && w->verified && w->decrypted && w->hash_block && w->metadata && w->directory
+           && w->nodes[0].bytes && w->nodes[1].bytes;
 }
 
 void worker_destroy(worker *w)
@@ -54,6 +57,8 @@ void worker_destroy(worker *w)
     free(w->hash_block);
     free(w->metadata);
     free(w->directory);
+    for (int index = 0; index < 2; index++)
+        free(w->nodes[index].bytes);
 }
 
 static void wake_up(int number)

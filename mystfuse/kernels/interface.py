@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 Bytes = bytes | bytearray | memoryview
@@ -35,6 +35,14 @@ class TreeShape(NamedTuple):
     digests_per_block: int
     levels: Sequence[tuple[int, int]]
     """Each one's offset in bytes, and its number of hash blocks, the lowest first."""
+
+
+TOUCHED_UNIT = 16 << 10
+"""Bytes of the parts of an image of which is noted when they were touched; more if there would be more parts than
+``MAX_UNITS``."""
+MAX_UNITS = 1 << 26
+MAX_TOUCHED = 1 << 16
+"""Parts that are noted."""
 
 
 class SectorCipher(Protocol):
@@ -101,6 +109,22 @@ def check_runs(runs: Sequence[tuple[int, int]], shape: TreeShape) -> None:
         if offset < least or length <= 0 or offset % unit or length % unit or end > shape.data_blocks * unit:
             raise ValueError(f"{length} bytes at {offset} are not the next whole blocks of {unit}")
         least = end
+
+
+def ranges_of(units: Iterable[int], unit: int) -> list[tuple[int, int]]:
+    """The offsets and lengths in bytes of parts of an image, in this order, neighbours merged.
+
+    Args:
+        units: their numbers.
+        unit: bytes of each.
+    """
+    ranges: list[tuple[int, int]] = []
+    for number in units:
+        if ranges and sum(ranges[-1]) == number * unit:
+            ranges[-1] = ranges[-1][0], ranges[-1][1] + unit
+        else:
+            ranges.append((number * unit, unit))
+    return ranges
 
 
 def check_sectors(data: memoryview, sector_size: int) -> None:

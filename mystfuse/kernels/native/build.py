@@ -14,7 +14,9 @@ from cffi import FFI
 
 HERE = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
 FASTPATH = os.path.join(os.path.dirname(os.path.dirname(HERE)), "fastpath")
-_NAMES = ("cache.c", "directory_names.c", "hash_tree.c", "hashing.c", "sectors.c", "tree_paths.c")
+_NAMES = (
+    "cache.c", "checksums.c", "directory_names.c", "hash_tree.c", "hashing.c", "sectors.c", "touched.c", "tree_paths.c",
+)  # fmt: skip
 SOURCES = [
     *(os.path.join(HERE, name) for name in _NAMES),
     *sorted(glob.glob(os.path.join(FASTPATH, "*.c"))),
@@ -91,7 +93,12 @@ ffi.set_source(
     '#include "kernel.h"\n#include "fastpath.h"',
     sources=SOURCES,
     include_dirs=[HERE, FASTPATH],
-    depends=[*HEADERS, os.path.join(HERE, "cache.h"), os.path.join(FASTPATH, "internal.h")],
+    depends=[
+        *HEADERS,
+        os.path.join(HERE, "cache.h"),
+        os.path.join(HERE, "touched.h"),
+        os.path.join(FASTPATH, "internal.h"),
+    ],
     libraries=["crypto"],
     extra_compile_args=[*COMPILE_ARGS, *hardening],
     extra_link_args=supported(HARDENING_LINK_ARGS),

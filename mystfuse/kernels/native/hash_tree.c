@@ -1,6 +1,7 @@
 /* The hash tree of dm-verity: its shape, its root hash, and the hash blocks that have been verified. */
 #include "cache.h"
 #include "kernel.h"
+#include "touched.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@ struct hash_tree {
     const hasher *hasher;
     hash_tree_shape shape;
     cache *kept;
+    touched *touched; /* NULL: without memory for it, nothing is noted */
     _Atomic uint64_t blocks_verified, hash_blocks_verified;
 };
 
@@ -52,6 +54,17 @@ static size_t room(const hash_tree_shape *shape, size_t cache_size)
     return cache_size > least * shape->hash_block_size ? cache_size : least * shape->hash_block_size;
 }
 
+/* Where the image ends, with data and tree. */
+static uint64_t end_of(const hash_tree_shape *shape)
+{
+    uint64_t end = shape->data_blocks * shape->data_block_size;
+    for (size_t level = 0; level < shape->level_count; level++) {
+        const uint64_t level_end = shape->level_offset[level] + shape->level_blocks[level] * shape->hash_block_size;
+        end = level_end > end ? level_end : end;
+    }
+    return end;
+}
+
 hash_tree *hash_tree_new(const hasher *hasher, const hash_tree_shape *shape, size_t cache_size)
 {
     if (!is_usual(shape) || shape->digest_size != hasher_digest_size(hasher))
@@ -66,13 +79,16 @@ hash_tree *hash_tree_new(const hasher *hasher, const hash_tree_shape *shape, siz
         free(self);
         return NULL;
     }
+    self->touched = touched_new(end_of(shape));
     return self;
 }
 
 void hash_tree_free(hash_tree *self)
 {
-    if (self != NULL)
+    if (self != NULL) {
         cache_free(self->kept);
+        touched_free(self->touched);
+    }
     free(self);
 }
 
@@ -115,14 +131,18 @@ int hash_tree_keep(hash_tree *self, size_t level, uint64_t index, const uint8_t 
         return TREE_REFUSED;
     cache_put(self->kept, number_of(level, index), block);
     atomic_fetch_add_explicit(&self->hash_blocks_verified, 1, memory_order_relaxed);
+    touched_note(self->touched, self->shape.level_offset[level] + index * self->shape.hash_block_size,
+                 self->shape.hash_block_size);
     return TREE_KEPT;
 }
 
-int hash_tree_first_mismatch(hash_tree *self, const uint8_t *data, size_t count, const uint8_t *expected, size_t *index)
+int hash_tree_first_mismatch(hash_tree *self, uint64_t first, const uint8_t *data, size_t count, const uint8_t *expected,
+                             size_t *index)
 {
     if (!hasher_first_mismatch(self->hasher, data, self->shape.data_block_size, count, expected, index))
         return 0;
     atomic_fetch_add_explicit(&self->blocks_verified, *index, memory_order_relaxed);
+    touched_note(self->touched, first * self->shape.data_block_size, *index * self->shape.data_block_size);
     return 1;
 }
 
@@ -134,4 +154,19 @@ uint64_t hash_tree_blocks_verified(const hash_tree *self)
 uint64_t hash_tree_hash_blocks_verified(const hash_tree *self)
 {
     return atomic_load_explicit(&self->hash_blocks_verified, memory_order_relaxed);
+}
+
+uint64_t hash_tree_touched_unit(const hash_tree *self)
+{
+    return touched_unit(self->touched);
+}
+
+size_t hash_tree_touched_count(const hash_tree *self)
+{
+    return touched_count(self->touched);
+}
+
+size_t hash_tree_touched_units(const hash_tree *self, uint32_t *units, size_t room)
+{
+    return touched_units(self->touched, units, room);
 }

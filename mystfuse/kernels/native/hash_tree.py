@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from mystfuse.kernels.interface import Bytes, HashBlockKey, TreeShape, check_runs, check_size
+from mystfuse.kernels.interface import Bytes, HashBlockKey, TreeShape, check_runs, check_size, ranges_of
 from mystfuse.kernels.native._kernel import ffi, lib
 from mystfuse.kernels.native.hashing import BlockHasher
 
@@ -30,6 +30,8 @@ class TreeVerifier:
         self.native: Any = ffi.gc(tree, lib.hash_tree_free)
         """``hash_tree *``, valid as long as this object."""
         self.shape = shape
+        self.digest_size = hasher.digest_size
+        """Bytes."""
         self._hasher = hasher
 
     @property
@@ -41,6 +43,14 @@ class TreeVerifier:
     def hash_blocks_verified(self) -> int:
         """Hash blocks that had theirs."""
         return int(lib.hash_tree_hash_blocks_verified(self.native))
+
+    @property
+    def touched(self) -> list[tuple[int, int]]:
+        """See ``pure.hash_tree.TreeVerifier.touched``."""
+        room = lib.hash_tree_touched_count(self.native)
+        units = ffi.new("uint32_t[]", max(room, 1))
+        count = lib.hash_tree_touched_units(self.native, units, room)
+        return ranges_of(units[0:count], lib.hash_tree_touched_unit(self.native))
 
     def paths(self, runs: Sequence[tuple[int, int]]) -> TreePaths:
         """See ``pure.hash_tree.TreeVerifier.paths``."""
@@ -88,6 +98,17 @@ class TreePaths:
                 bad.append(found)
                 start = found + 1
         return bad
+
+    def digests(self) -> list[bytes]:
+        """See ``pure.hash_tree.TreePaths.digests``."""
+        shape, size = self._tree.shape, self._tree.digest_size
+        found: list[bytes] = []
+        for number, (_, length) in enumerate(self._runs):
+            joined = lib.tree_paths_digests(self._paths, number)
+            if not joined:
+                raise ValueError("a hash block is missing")
+            found.append(bytes(ffi.buffer(joined, length // shape.data_block_size * size)))
+        return found
 
 
 def _check(result: int) -> None:

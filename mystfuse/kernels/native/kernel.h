@@ -1,7 +1,8 @@
-/* The native kernels: digests of many blocks, the hash tree, AES over many sectors, names in directories; one call for many.
+/* The native kernels: digests of many blocks, the hash tree, AES over many sectors, names in directories, checksums; one call for
+ * many.
  *
- * Who calls (hashing.py, hash_tree.py, sectors.py, directory_names.py, fastpath/device.c) has checked all lengths. Nothing here keeps
- * a pointer to the caller's memory, and every object but tree_paths may be used from several threads at once. Functions that can
+ * Who calls (hashing.py, hash_tree.py, sectors.py, directory_names.py, checksums.py, fastpath/) has checked all lengths. Nothing here
+ * keeps a pointer to the caller's memory, and every object but tree_paths may be used from several threads at once. Functions that can
  * fail return 0 then: there was no memory, or OpenSSL has not the algorithm. */
 #ifndef MYSTFUSE_KERNEL_H
 #define MYSTFUSE_KERNEL_H
@@ -68,13 +69,20 @@ void hash_tree_digests_in(const hash_tree *self, const uint8_t *block, uint64_t 
 enum { TREE_KEPT = 1, TREE_REFUSED = 0, TREE_NO_MEMORY = -1, TREE_NOT_ASKED = -2 };
 int hash_tree_keep(hash_tree *self, size_t level, uint64_t index, const uint8_t *block, const uint8_t *expected);
 
-/* Compare data blocks with their joined digests, which hash_tree_digests gave; *index is that of the first that differs, `count` if
- * there is none. 0: no memory. */
-int hash_tree_first_mismatch(hash_tree *self, const uint8_t *data, size_t count, const uint8_t *expected, size_t *index);
+/* Compare data blocks, the first of which has the number `first`, with their joined digests, which hash_tree_digests gave; *index is
+ * that of the first that differs, `count` if there is none. 0: no memory. */
+int hash_tree_first_mismatch(hash_tree *self, uint64_t first, const uint8_t *data, size_t count, const uint8_t *expected,
+                             size_t *index);
 
 /* How many blocks passed. */
 uint64_t hash_tree_blocks_verified(const hash_tree *self);
 uint64_t hash_tree_hash_blocks_verified(const hash_tree *self);
+
+/* Units of the image in which a block has passed, by the first time, as many as are noted: their size in bytes, how many, and the
+ * numbers of at most `room` of them, of which it returns how many. */
+uint64_t hash_tree_touched_unit(const hash_tree *self);
+size_t hash_tree_touched_count(const hash_tree *self);
+size_t hash_tree_touched_units(const hash_tree *self, uint32_t *units, size_t room);
 
 /* -- tree_paths.c: what one request needs of the hash tree: the digests of its data blocks, and the hash blocks on the way to them
  * that are missing. It keeps the digests that it has found, so that it gets on however small the cache is. One thread at a time. */
@@ -103,6 +111,9 @@ int tree_paths_give(tree_paths *self, size_t level, uint64_t index, const uint8_
  * threads at a time. */
 enum { TREE_NO_MISMATCH = -3 };
 int64_t tree_paths_mismatch(const tree_paths *self, size_t run, const uint8_t *data, size_t size, uint64_t from);
+
+/* The joined digests of a run, as long as this lives; NULL while a hash block is missing. */
+const uint8_t *tree_paths_digests(const tree_paths *self, size_t run);
 
 /* -- sectors.c */
 
@@ -143,5 +154,12 @@ int64_t directory_keys(const uint8_t *secret, const uint8_t *block, size_t size,
 /* Put keys in the order of their first `bits` bits (at most 16): `out` has room for all, `ends` for 1 << bits numbers, where
  * each part ends. */
 void directory_divide(const uint64_t *keys, size_t count, int bits, uint64_t *out, uint32_t *ends);
+
+/* -- checksums.c: ext4's, without the inversion at the beginning and the end that other users of CRCs make. */
+
+uint32_t crc32c_update(uint32_t crc, const uint8_t *data, size_t size);
+/* The same without the processor's instruction; for comparing. */
+uint32_t crc32c_update_by_tables(uint32_t crc, const uint8_t *data, size_t size);
+uint32_t crc16_update(uint32_t crc, const uint8_t *data, size_t size);
 
 #endif

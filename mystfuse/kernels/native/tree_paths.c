@@ -370,8 +370,13 @@ int64_t tree_paths_mismatch(const tree_paths *self, size_t run_index, const uint
         || !is_known(self, of))
         return TREE_NOT_ASKED;
     const size_t count = (size_t)(of->count - skipped);
-    if (!hash_tree_first_mismatch(self->tree, data + skipped * self->shape->data_block_size, count,
+    if (!hash_tree_first_mismatch(self->tree, of->first + skipped, data + skipped * self->shape->data_block_size, count,
                                   of->digests + skipped * self->shape->digest_size, &index))
         return TREE_NO_MEMORY;
     return index == count ? TREE_NO_MISMATCH : (int64_t)(of->first + skipped + index);
+}
+
+const uint8_t *tree_paths_digests(const tree_paths *self, size_t run_index)
+{
+    return run_index < self->run_count && is_known(self, &self->runs[run_index]) ? self->runs[run_index].digests : NULL;
 }

@@ -7,7 +7,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
 
-from mystfuse.kernels.interface import Bytes, HashBlockKey, TreeShape, check_runs, check_size
+from mystfuse.kernels.interface import (
+    MAX_TOUCHED,
+    MAX_UNITS,
+    TOUCHED_UNIT,
+    Bytes,
+    HashBlockKey,
+    TreeShape,
+    check_runs,
+    check_size,
+    ranges_of,
+)
 from mystfuse.kernels.pure.hashing import BlockHasher
 
 
@@ -29,6 +39,8 @@ class TreeVerifier:
         check_size(root_hash, hasher.digest_size)
         self.shape = shape
         self.hasher = hasher
+        self.digest_size = hasher.digest_size
+        """Bytes."""
         self.root_hash = root_hash
         self.blocks_verified = 0
         """Data blocks that had their digest."""
@@ -37,6 +49,24 @@ class TreeVerifier:
         self._kept: OrderedDict[HashBlockKey, bytes] = OrderedDict()
         self._max_kept = max(cache_bytes // shape.hash_block_size, 2 * len(shape.levels) + 4)
         self._lock = Lock()
+        self._touched: dict[int, None] = {}
+        """Units of the image, by the first touch."""
+        end = max(
+            [
+                shape.data_blocks * shape.data_block_size,
+                *(offset + blocks * shape.hash_block_size for offset, blocks in shape.levels),
+            ]
+        )
+        self._unit = TOUCHED_UNIT
+        while end // self._unit >= MAX_UNITS:
+            self._unit *= 2
+
+    @property
+    def touched(self) -> list[tuple[int, int]]:
+        """The parts of the image in which a block had its digest, by the first time: offsets and lengths in bytes. At
+        most ``MAX_TOUCHED`` units are noted."""
+        with self._lock:
+            return ranges_of(self._touched, self._unit)
 
     def paths(self, runs: Sequence[tuple[int, int]]) -> TreePaths:
         """What a request for data needs.
@@ -61,14 +91,28 @@ class TreeVerifier:
         """Keep a hash block that has been checked; the ones that were not used for longest go."""
         with self._lock:
             self.hash_blocks_verified += 1
+            self._note(self.shape.levels[key[0]][0] + key[1] * len(block), len(block))
             self._kept[key] = block
             while len(self._kept) > self._max_kept:
                 self._kept.popitem(last=False)
 
-    def _count(self, blocks: int) -> None:
-        """So many data blocks had their digests."""
+    def _count(self, first: int, count: int, bad: Sequence[int]) -> None:
+        """Of ``count`` data blocks from ``first`` on, all but some had their digests."""
+        size = self.shape.data_block_size
         with self._lock:
-            self.blocks_verified += blocks
+            self.blocks_verified += count - len(bad)
+            start = 0
+            for index in (*bad, count):
+                if index > start:
+                    self._note((first + start) * size, (index - start) * size)
+                start = index + 1
+
+    def _note(self, offset: int, length: int) -> None:
+        """Under the lock: these bytes were touched."""
+        for unit in range(offset // self._unit, (offset + length - 1) // self._unit + 1):
+            if len(self._touched) >= MAX_TOUCHED:
+                return
+            self._touched.setdefault(unit)
 
 
 class TreePaths:
@@ -146,9 +190,18 @@ class TreePaths:
             check_size(data, length)
             expected = self._digests(offset // size, length // size)
             found = self._tree.hasher.mismatches(data, size, expected)
-            self._tree._count(length // size - len(found))
+            self._tree._count(offset // size, length // size, found)
             bad += [offset // size + index for index in found]
         return bad
+
+    def digests(self) -> list[bytes]:
+        """The joined digests of the data blocks of each run.
+
+        Raises:
+            ValueError: a hash block is missing.
+        """
+        size = self._tree.shape.data_block_size
+        return [self._digests(offset // size, length // size) for offset, length in self._runs]
 
     def _parents(self) -> set[int]:
         """The hash blocks of level 0 with the digests of the data."""
