@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
+from mystfuse.build.filesystem_uuid import with_uuid
 from mystfuse.build.hash_tree import write_all
+from mystfuse.build.kept_identity import KeptIdentity
 from mystfuse.build.luks_format import make_luks_header
+from mystfuse.build.made_image import MadeImage
 from mystfuse.build.seal import VERITY_BLOCK_SIZE, seal, truncate
 from mystfuse.crypto.sector_ciphers import SECTOR_SIZE, XtsCipher
 from mystfuse.devices.patience import wait_for_storage
 from mystfuse.errors import MystfuseError
-from mystfuse.formats.fssig import Fssig
+from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
+from mystfuse.ext2.superblock import Superblock
 from mystfuse.image.keys import Encryption
 from mystfuse.image.progress import Progress
 from mystfuse.system.atomic_file import AtomicFile
@@ -26,52 +33,77 @@ _HOLE = 64 << 10
 """Bytes: runs of zeros that are this long and aligned become holes."""
 
 
-def commit(
-    merged: Path,
-    target: Path,
-    signing_key: SigningKey | None,
-    encryption: Encryption | None,
-    force: bool,
-    progress: Progress,
-    io_timeout: float,
-    is_secret: bool = False,
-) -> Fssig:
+@dataclass(frozen=True, slots=True)
+class CommitOptions:
+    """How to make an image of a mount's present state."""
+
+    signing_key: SigningKey | None = None
+    encryption: Encryption | None = None
+    kept: KeptIdentity = KeptIdentity()  # noqa: RUF009  # it is frozen
+    uuid: UUID | None = None
+    """The file system's new UUID; None: the one that it has."""
+    io_timeout: float = math.inf
+    """Seconds that the mount gets for each of its answers; ^C ends the wait for one at once."""
+    is_secret: bool = False
+    """Only its owner may open the new image, as with ``encryption``; not if it replaces another."""
+
+
+def commit(merged: Path, target: Path, options: CommitOptions, force: bool, progress: Progress) -> MadeImage:
     """Make image ``target`` of the file system that ``merged`` shows; it appears only when it is complete.
 
     It does not contain later writes to the mount.
 
-    Args:
-        io_timeout: seconds that the mount gets for each of its answers; ^C ends the wait for one at once.
-        is_secret: only its owner may open the new image, as with ``encryption``; not if it replaces another.
-
     Raises:
         MystfuseError: reading the mount's state or writing the image failed; nothing is left behind.
     """
-    patiently = partial(wait_for_storage, name=str(merged), io_timeout=io_timeout)
-    is_secret = is_secret or encryption is not None
-    with AtomicFile(target, force, mode=0o600 if is_secret else 0o666) as file:
-        try:
-            source = patiently(partial(os.open, merged, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as error:
-            raise MystfuseError(f"{merged}: {_explain(error)}") from error
-        try:
-            header, cipher = _start_encryption(encryption, progress) if encryption is not None else (b"", None)
-            write_all(file.fd, header, 0)
-            size = patiently(partial(os.fstat, source)).st_size
-            with progress("copying the file system", size) as advance:
+    with new_image_file(target, force, options.is_secret or options.encryption is not None) as file:
+        return commit_to(merged, file, options, progress)
 
-                def read(position: int, length: int) -> bytes:
-                    return patiently(partial(_read, source, merged, position, length))
 
-                _copy(read, file, len(header), cipher, size, advance)
-        finally:
-            # Without a request to the mount, which has no ``flush``.
-            os.close(source)
-        hash_offset = len(header) + _whole_blocks(size)
-        truncate(file, hash_offset)
-        fssig = seal(file, hash_offset, signing_key, progress)
-        file.commit()
-    return fssig
+def new_image_file(target: Path, force: bool, is_secret: bool) -> AtomicFile:
+    """The file for a new image; raises MystfuseError as ``AtomicFile``.
+
+    Args:
+        is_secret: only its owner may open it, unless it replaces another.
+    """
+    return AtomicFile(target, force, mode=0o600 if is_secret else 0o666)
+
+
+def commit_to(merged: Path, file: AtomicFile, options: CommitOptions, progress: Progress) -> MadeImage:
+    """As ``commit``, into a file that is open already."""
+    patiently = partial(wait_for_storage, name=str(merged), io_timeout=options.io_timeout)
+    encryption = options.encryption
+    try:
+        source = patiently(partial(os.open, merged, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise MystfuseError(f"{merged}: {_explain(error)}") from error
+    try:
+        header, cipher = _start_encryption(encryption, progress) if encryption is not None else (b"", None)
+        write_all(file.fd, header, 0)
+        size = patiently(partial(os.fstat, source)).st_size
+        with progress("copying the file system", size) as advance:
+
+            def read(position: int, length: int) -> bytes:
+                return patiently(partial(_read, source, merged, position, length))
+
+            superblock = Superblock.parse(read(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE))
+            if options.uuid is not None:
+                superblock = replace(superblock, s_uuid=options.uuid)
+            pieces = read if options.uuid is None else with_uuid(read, superblock, options.uuid)
+            _copy(pieces, file, len(header), cipher, size, advance)
+    finally:
+        # Without a request to the mount, which has no ``flush``.
+        os.close(source)
+    kept = options.kept
+    hash_offset = len(header) + _whole_blocks(size)
+    if 0 < kept.data_size - hash_offset < superblock.s_blocks_per_group * superblock.block_size:
+        # mke2fs has left out a last group that was too small.
+        hash_offset = _whole_blocks(kept.data_size)
+    truncate(file, hash_offset)
+    sealed = seal(file, hash_offset, options.signing_key, progress, kept.salt, kept.uuid)
+    file.commit()
+    version = encryption.luks_version if encryption is not None else None
+    return MadeImage(file.target, sealed.size, sealed.fssig, sealed.tree, superblock, version)
 
 
 def _start_encryption(encryption: Encryption, progress: Progress) -> tuple[bytes, XtsCipher]:

@@ -1,13 +1,13 @@
-"""Changes to the inodes of a new file system that mke2fs does not make: the root directory's own attributes, and times
-that do not depend on when the image was made."""
+"""Changes to the inodes of a new file system that mke2fs does not make: the root directory's own attributes, times that
+do not depend on when the image was made, and one owner for all files."""
 
 from __future__ import annotations
 
 import os
 import stat
 import struct
-from pathlib import Path
 
+from mystfuse.archives.file_tree import Entry
 from mystfuse.build.hash_tree import write_all
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.blocks import Blocks
@@ -23,15 +23,26 @@ _I_CRTIME, _I_CRTIME_EXTRA = 144, 148
 
 
 def stamp_inodes(
-    fd: int, superblock: Superblock, directory: Path, late_times: dict[bytes, int], epoch: int | None
+    fd: int,
+    superblock: Superblock,
+    source: str,
+    top: Entry,
+    late_times: dict[bytes, int],
+    epoch: int | None,
+    owner: tuple[int, int] | None = None,
 ) -> None:
     """Give the root directory the source's mode, owner and time, and every inode the time that mke2fs cuts to 32 bits.
-    With ``epoch``, replace the times that change from run to run (access, change) in every inode."""
+    With ``epoch``, replace the times that change from run to run (access, change) in every inode. With ``owner``, make
+    all files this user's and group's.
+
+    Args:
+        source: its name, for messages.
+        top: its root directory.
+    """
     block_size, inode_size = superblock.block_size, superblock.s_inode_size
     blocks = Blocks(lambda number: os.pread(fd, block_size, number * block_size))
     filesystem = FileSystem(superblock)
-    status = directory.stat()
-    times = {b"": status.st_mtime_ns // 1_000_000_000, **late_times}
+    times = {b"": top.mtime_ns // 1_000_000_000, **late_times}
     for path, mtime in times.items():
         ino = EXT2_ROOT_INO
         for name in path.split(b"/") if path else ():
@@ -43,20 +54,18 @@ def stamp_inodes(
         position = number * block_size + offset
         inode = bytearray(os.pread(fd, inode_size, position))
         if ino == EXT2_ROOT_INO:
-            struct.pack_into("<H", inode, _I_MODE, stat.S_IFDIR | stat.S_IMODE(status.st_mode))
-            struct.pack_into("<H", inode, _I_UID, status.st_uid & 0xFFFF)
-            struct.pack_into("<H", inode, _I_GID, status.st_gid & 0xFFFF)
-            struct.pack_into("<HH", inode, _L_I_UID_HIGH, status.st_uid >> 16, status.st_gid >> 16)
+            struct.pack_into("<H", inode, _I_MODE, stat.S_IFDIR | stat.S_IMODE(top.mode))
+            _set_owner(inode, 0, top.uid, top.gid)
         # Before it loses its upper bits, by which it may be later.
         low, high = _encode_time(mtime if epoch is None else min(mtime, epoch))
         struct.pack_into("<I", inode, _I_MTIME, low)
         if _has_extra_times(inode, 0, inode_size):
             struct.pack_into("<I", inode, _I_MTIME_EXTRA, high)
         elif high:
-            shown = os.fsdecode(os.path.join(os.fsencode(directory), path))
+            shown = os.path.join(source, os.fsdecode(path))
             raise MystfuseError(f"{shown}: its time is after 2038, which inodes of {inode_size} bytes cannot hold")
         write_all(fd, bytes(inode), position)
-    if epoch is None:
+    if epoch is None and owner is None:
         return
     for group in range(superblock.groups_count):
         start = filesystem.groups.places(blocks, group).bg_inode_table * block_size
@@ -66,10 +75,22 @@ def stamp_inodes(
         if table.count(0) == len(table):
             # Unused, and probably a hole that should stay one.
             continue
-        for offset in range(0, len(table), inode_size):
-            if any(table[offset : offset + 2]):
+        for index in range(superblock.s_inodes_per_group):
+            offset = index * inode_size
+            ino = group * superblock.s_inodes_per_group + index + 1
+            if not any(table[offset : offset + 2]):
+                continue
+            if epoch is not None:
                 _stamp_inode(table, offset, inode_size, epoch)
+            if owner is not None and (ino == EXT2_ROOT_INO or ino >= superblock.s_first_ino):
+                _set_owner(table, offset, *owner)
         write_all(fd, bytes(table), start)
+
+
+def _set_owner(table: bytearray, offset: int, uid: int, gid: int) -> None:
+    struct.pack_into("<H", table, offset + _I_UID, uid & 0xFFFF)
+    struct.pack_into("<H", table, offset + _I_GID, gid & 0xFFFF)
+    struct.pack_into("<HH", table, offset + _L_I_UID_HIGH, uid >> 16, gid >> 16)
 
 
 def _stamp_inode(table: bytearray, offset: int, inode_size: int, epoch: int) -> None:

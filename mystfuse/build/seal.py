@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from mystfuse.build.hash_tree import write_all, write_tree
@@ -16,6 +17,15 @@ from mystfuse.trust.signature import SigningKey
 VERITY_BLOCK_SIZE = 4096
 
 
+class Sealed(NamedTuple):
+    """A file system that has become an image."""
+
+    fssig: Fssig
+    tree: VeritySuperblock
+    size: int
+    """Bytes of the whole file."""
+
+
 def seal(
     file: AtomicFile,
     hash_offset: int,
@@ -23,7 +33,7 @@ def seal(
     progress: Progress,
     salt: bytes | None = None,
     tree_uuid: UUID | None = None,
-) -> Fssig:
+) -> Sealed:
     """Write hash tree and fssig behind the first ``hash_offset`` bytes (a multiple of 4096) of the file.
 
     Args:
@@ -50,7 +60,7 @@ def seal(
     end = TreeGeometry.of(superblock, hash_offset).end
     write_all(file.fd, fssig.pack(), end)
     truncate(file, end + FSSIG_SIZE)
-    return fssig
+    return Sealed(fssig, superblock, end + FSSIG_SIZE)
 
 
 def truncate(file: WritableFile, size: int) -> None:

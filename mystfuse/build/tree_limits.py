@@ -10,6 +10,7 @@ import os
 import stat
 from dataclasses import dataclass
 
+from mystfuse.archives.file_tree import Attributes
 from mystfuse.errors import MystfuseError
 
 MAX_NAME = 255
@@ -26,7 +27,7 @@ _NAME_PREFIXES = (b"user.", b"trusted.", b"security.")
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _ATTRIBUTES_OVERHEAD = 32 + 4
 """The overhead of a block of attributes in bytes: header and end mark."""
-_IN_INODE = 256 - 128 - 32 - 4 - 4
+IN_INODE = 256 - 128 - 32 - 4 - 4
 """Bytes of attributes that an inode of 256 bytes stores, which then need no block."""
 
 
@@ -45,23 +46,25 @@ class Piece:
 NO_PIECE = Piece(0, 0, b"", "")
 
 
-def check_fields(path: bytes, status: os.stat_result, epoch: int | None) -> None:
-    """Raise MystfuseError if a file of this name and status has no place in any ext2 file system.
+def check_fields(path: bytes, mtime: int, allocated: int, epoch: int | None) -> None:
+    """Raise MystfuseError if a file of this name and time (seconds) has no place in any ext2 file system.
 
     Args:
+        allocated: bytes that its data take.
         epoch: the latest time; later ones are set back to it.
     """
     name = os.path.basename(path)
     if len(name) > MAX_NAME:
         raise _unfit(path, f"its name has {len(name)} bytes, and ext2 has room for {MAX_NAME}")
-    mtime = status.st_mtime_ns // 1_000_000_000
     if mtime < MIN_TIME or (mtime > MAX_TIME and epoch is None):
         raise _unfit(path, f"its time, {mtime} seconds since 1970, is not between the years 1901 and 2446 (touch it)")
-    if status.st_blocks * 512 > MAX_ALLOCATED:
-        raise _unfit(
-            path, f"{status.st_blocks * 512} bytes of data; a file in ext2 has at most {MAX_ALLOCATED} (2 TiB)"
-        )
-    if not stat.S_ISREG(status.st_mode):
+    if allocated > MAX_ALLOCATED:
+        raise _unfit(path, f"{allocated} bytes of data; a file in ext2 has at most {MAX_ALLOCATED} (2 TiB)")
+
+
+def check_readable(path: bytes, mode: int) -> None:
+    """Raise MystfuseError for a regular file that we may not read."""
+    if not stat.S_ISREG(mode):
         return
     if os.geteuid() and not os.access(path, os.R_OK, effective_ids=True):
         raise MystfuseError(f"{os.fsdecode(path)}: cannot be read: Permission denied")
@@ -73,27 +76,34 @@ def check_links(path: bytes, count: int, what: str) -> None:
         raise _unfit(path, f"{what}; ext2 counts at most {MAX_LINKS} links of one inode")
 
 
-def piece_of(path: bytes, target: bytes) -> Piece:
-    """The largest part of a file that has to fit one block: the target of a symbolic link, or all attributes.
+def read_attributes(path: bytes) -> Attributes:
+    """The extended attributes of a file, not of the target of a symbolic link.
 
     Raises:
-        OSError: reading the attributes failed.
+        OSError: reading a value failed.
     """
-    # The library needs room for a NUL (ext2fs_symlink).
-    link = Piece(len(target) + 1, len(target) + 1, path, f"a link target of {len(target)} bytes")
     try:
-        names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
+        names = os.listxattr(path, follow_symlinks=False)
     except OSError:
         # The file system has no attributes; mke2fs reads no further either.
-        names = []
-    if not names:
+        return ()
+    return tuple((os.fsencode(name), os.getxattr(path, os.fsencode(name), follow_symlinks=False)) for name in names)
+
+
+def piece_of(path: bytes, target: bytes, attributes: Attributes) -> Piece:
+    """The largest part of a file that has to fit one block: the target of a symbolic link, or all attributes."""
+    # The library needs room for a NUL (ext2fs_symlink).
+    link = Piece(len(target) + 1, len(target) + 1, path, f"a link target of {len(target)} bytes")
+    if not attributes:
         return link
-    size = _ATTRIBUTES_OVERHEAD
-    for name in names:
-        value = os.getxattr(path, name, follow_symlinks=False)
-        size += 16 + _round_up(_stored_name(name)) + _round_up(_stored_value(name, value))
-    attributes = Piece(size, size - _IN_INODE, path, f"extended attributes of {size} bytes")
-    return max(link, attributes, key=lambda piece: piece.size)
+    size = _ATTRIBUTES_OVERHEAD + sum(stored_attribute(name, value) for name, value in attributes)
+    stored = Piece(size, size - IN_INODE, path, f"extended attributes of {size} bytes")
+    return max(link, stored, key=lambda piece: piece.size)
+
+
+def stored_attribute(name: bytes, value: bytes) -> int:
+    """Bytes that an extended attribute takes, in an inode or in a block."""
+    return 16 + _round_up(_stored_name(name)) + _round_up(_stored_value(name, value))
 
 
 def choose_block_size(
