@@ -316,7 +316,7 @@ async def _in_thread(action: Callable[[int], None], descriptor: int) -> None:
 
 def _check_absent(target: Path) -> None:
     if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, "already exists", os.fspath(target))
+        raise FileExistsError(errno.EEXIST, "already exists: name one that does not", os.fspath(target))
 
 
 def _remove(parent: int, name: bytes) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from errno import EISDIR, ELOOP, ENAMETOOLONG, ENODATA, ENOENT, ENOTDIR
-from typing import AnyStr, Generic, NamedTuple
+from typing import TYPE_CHECKING, AnyStr, Generic, NamedTuple
 from uuid import UUID
 
 import trio
@@ -25,6 +26,9 @@ from mystfuse.ext2.xattr import split_name
 from mystfuse.tree.image_file import ImageFile
 from mystfuse.trust.policy import Trust
 from mystfuse.volume.volume import Volume
+
+if TYPE_CHECKING:
+    from mystfuse.image.pipeline import Pipeline
 
 MAX_SYMLINKS = 40
 """Symbolic links that one path may lead through (kernel, include/linux/namei.h, MAXSYMLINKS)."""
@@ -60,7 +64,7 @@ class Stat:
             inode.rdev,
             inode.size,
             block_size,
-            inode.i_blocks,
+            inode.st_blocks,
             inode.atime_ns,
             inode.mtime_ns,
             inode.ctime_ns,
@@ -139,11 +143,13 @@ class ImageTree:
 
     Args:
         trust: why the image is trusted.
+        pipeline: the devices below ``volume``; None if they are no image's.
     """
 
-    def __init__(self, volume: Volume, trust: Trust) -> None:
+    def __init__(self, volume: Volume, trust: Trust, pipeline: Pipeline | None = None) -> None:
         self.volume = volume
         self.trust = trust
+        self.pipeline = pipeline
 
     @property
     def trust_explanation(self) -> str:
@@ -154,6 +160,11 @@ class ImageTree:
     def root_hash(self) -> bytes | None:
         """The root hash that verifies every block; None without a hash tree (``insecure`` alone)."""
         return self.trust.root_hash
+
+    @property
+    def signer(self) -> bytes | None:
+        """SHA-256 of the modulus of the key whose signature is why it is trusted; None for another reason."""
+        return self.trust.signer
 
     @property
     def uuid(self) -> UUID:
@@ -193,9 +204,10 @@ class ImageTree:
             CorruptFilesystem, IntegrityError, ImageReadError: reading the directory failed.
         """
         directory = await self._directory(path)
-        async for child in self.children(directory.ino):
-            name = _like(path, child.name)
-            yield DirEntry(self, _join(path, name), name, child)
+        async with aclosing(self.children(directory.ino)) as children:
+            async for child in children:
+                name = _like(path, child.name)
+                yield DirEntry(self, _join(path, name), name, child)
 
     async def walk(self, top: AnyStr) -> AsyncIterator[tuple[AnyStr, list[AnyStr], list[AnyStr]]]:
         """A directory and all below it, each before its contents: (path, names of directories, other names).
@@ -340,22 +352,14 @@ class ImageTree:
             NotADirectoryError, CorruptFilesystem, IntegrityError, ImageReadError
         """
         await trio.lowlevel.checkpoint()
-        size = (await self.volume.inode(ino)).size
+        size = await self.volume.listing_size(ino)
         offset = 0
         while offset < size:
             if offset:
                 await trio.lowlevel.checkpoint()
             entries, offset = await self.volume.entries(ino, offset, _ENTRIES_AT_ONCE)
             for entry, inode in entries:
-                yield Child(entry.name, entry.ino, inode or await self._error_of(entry.ino))
-
-    async def _error_of(self, ino: int) -> MystfuseError:
-        """Why a listing came without an inode."""
-        try:
-            await self.volume.inode(ino)
-        except MystfuseError as error:
-            return error
-        return CorruptFilesystem(f"an entry refers to inode {ino}, the root directory")
+                yield Child(entry.name, entry.ino, inode or await self.volume.missing_inode(entry.ino))
 
     def stat_of(self, inode: Inode) -> Stat:
         """The result of stat(2) for an inode."""

@@ -1,0 +1,1 @@
+"""What differs between two trees: of images, mounts, directories, tar archives."""
