@@ -26,9 +26,8 @@ from mystfuse.formats.luks import (
     check_hash,
     text_field,
 )
-from mystfuse.formats.luks_magic import LUKS_MAGIC
+from mystfuse.formats.luks_magic import LUKS2_SECOND_MAGIC, LUKS_MAGIC
 
-LUKS2_SECOND_MAGIC = b"SKUL\xba\xbe"
 BINARY_HEADER_SIZE = 4096
 HEADER_SIZES = tuple(0x4000 << shift for shift in range(9))
 """16 KiB to 4 MiB: what a copy of the header, binary and JSON, may take up; so also where the second one can be."""

@@ -4,3 +4,4 @@ none."""
 from __future__ import annotations
 
 LUKS_MAGIC = b"LUKS\xba\xbe"
+LUKS2_SECOND_MAGIC = b"SKUL\xba\xbe"

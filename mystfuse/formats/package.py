@@ -57,7 +57,7 @@ class PackageFile:
             FormatError: not a package, or one with a wrong byte.
         """
         if len(data) > MAX_PACKAGE_SIZE:
-            raise FormatError(f"not a package: larger than {MAX_PACKAGE_SIZE} bytes")
+            raise FormatError(f"not a package: larger than {MAX_PACKAGE_SIZE} bytes (exec runs a program of an image)")
         if not data.startswith(PACKAGE_HEADER):
             raise FormatError("not a package of version 1, or its first lines were changed")
         lines = data[len(PACKAGE_HEADER) :].split(b"\n")
