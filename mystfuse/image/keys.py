@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mystfuse.crypto.derivation_process import Deriver
 from mystfuse.crypto.kdf_limit import KdfLimit
 from mystfuse.crypto.secret import Secret
 from mystfuse.errors import MystfuseError, WrongKey
 from mystfuse.system.memory import available_memory
 
 if TYPE_CHECKING:
+    from mystfuse.crypto.derivation_process import Deriver
     from mystfuse.formats.luks import Argon2, Pbkdf2
 
 MASTER_KEY_SIZE = 64
@@ -37,6 +37,9 @@ class Keys:
     def start_deriver(self) -> Deriver:
         """Start the deriver, if there is none: early, before there are threads and confinement."""
         if self.deriver is None:
+            # Only here: trio takes long to import.
+            from mystfuse.crypto.derivation_process import Deriver
+
             self.deriver = Deriver(self.limit)
         return self.deriver
 
@@ -45,6 +48,12 @@ class Keys:
         deriver, self.deriver = self.deriver, None
         if deriver is not None:
             await deriver.close()
+
+    def kill_deriver(self) -> None:
+        """The same without an event loop, for one that has not been asked for anything."""
+        deriver, self.deriver = self.deriver, None
+        if deriver is not None:
+            deriver.kill()
 
     def __bool__(self) -> bool:
         return self.master_key is not None or self.passphrase is not None
@@ -89,10 +98,15 @@ class Encryption:
         if key[: MASTER_KEY_SIZE // 2] == key[MASTER_KEY_SIZE // 2 :]:
             raise WrongKey(f"{key_name}: its two halves are the same, which XTS must not have")
         if self.passphrase is not None:
-            # Characters, not bytes: UTF-8's continuation bytes do not count.
-            characters = sum(byte & 0xC0 != 0x80 for byte in self.passphrase.view)
-            if characters < MIN_PASSPHRASE:
-                raise WrongKey(f"the passphrase has {characters} characters; {MIN_PASSPHRASE} are needed")
+            check_passphrase(self.passphrase)
+
+
+def check_passphrase(passphrase: Secret) -> None:
+    """Raise WrongKey if a passphrase is too short for a new image."""
+    # Characters, not bytes: UTF-8's continuation bytes do not count.
+    characters = sum(byte & 0xC0 != 0x80 for byte in passphrase.view)
+    if characters < MIN_PASSPHRASE:
+        raise WrongKey(f"the passphrase has {characters} characters; {MIN_PASSPHRASE} are needed")
 
 
 def derive_key(kdf: Pbkdf2 | Argon2, passphrase: Secret, length: int) -> Secret:

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mystfuse.devices.source import Source
-from mystfuse.errors import FormatError, UnsupportedFeature, UsageError
+from mystfuse.devices.source import Remoteness, Source, attempts_of, remoteness
+from mystfuse.errors import FormatError, ImageReadError, NotAnImage, NotTrusted, UnsupportedFeature, UsageError
 from mystfuse.formats.fssig import FSSIG_SIZE, Fssig, has_fssig_magic
 from mystfuse.formats.verity import VERITY_SUPERBLOCK_SIZE, TreeGeometry, VeritySuperblock
-from mystfuse.image.first_bytes import FIRST_BYTES, is_ext2, is_luks
 from mystfuse.trust.policy import Trust, TrustPolicy, decide, trust_root_hash, trust_without_tree
 
 log = logging.getLogger(__name__)
@@ -43,34 +42,57 @@ def read_fssig(source: Source) -> Fssig:
         FormatError: there is none, or a broken one.
         ImageReadError: reading it failed.
     """
-    if source.size < FSSIG_SIZE:
-        raise FormatError(f"{source.name}: {source.size} bytes are too few for an image")
-    data = source.read(source.size - FSSIG_SIZE, FSSIG_SIZE)
+    data = source.read(source.size - FSSIG_SIZE, FSSIG_SIZE) if source.size >= FSSIG_SIZE else b""
     if not has_fssig_magic(data):
-        raise FormatError(
-            f"{source.name}: no fssig at its end, so not a mystikos image, or a truncated one{_describe_start(source)}"
-        )
+        raise _not_an_image(source)
     try:
         return Fssig.parse(data)
     except FormatError as error:
         raise error.at(source.name) from error
 
 
-def _describe_start(source: Source) -> str:
-    """The explanation for a file without an fssig that begins like an image. No signer covers it."""
-    first = source.read(0, min(source.size, FIRST_BYTES))
-    if not (is_luks(first) or is_ext2(first)):
+def _not_an_image(source: Source) -> FormatError:
+    """The error about a file without an fssig: what it is, and what to do with it; for people, by unverified bytes."""
+    try:
+        # Only here: most images need none of it.
+        from mystfuse.image.identify import identify
+    except ImportError:
+        # This daemon was confined before the image became another file.
+        return FormatError(f"{source.name}: no signature block (fssig) at its end: not an image, or a truncated one")
+    kind = identify(source)
+    return NotAnImage.of(kind.title, kind.explain(source.name))
+
+
+def _or_other_kind(source: Source, error: FormatError) -> FormatError:
+    """The error about an image without a hash tree; or one that says what the file is, if it is none, though it ends
+    with an fssig as what it packs does."""
+    try:
+        # Only here: most images need none of it.
+        from mystfuse.image.identify import identify
+
+        kind = identify(source)
+    except (ImportError, ImageReadError):
+        return error
+    return error if kind.is_image else NotAnImage.of(kind.title, kind.explain(source.name))
+
+
+def _where_else(source: Source, hash_offset: int) -> str:
+    """Where a hash tree seems to be instead, if anywhere."""
+    try:
+        # Only here: most images need none of it.
+        from mystfuse.image.identify import identify
+
+        found = identify(source).facts.get("hash_offset")
+    except (ImportError, ImageReadError):
         return ""
-    kind = "a LUKS header" if is_luks(first) else "an EXT2 file system"
-    return (
-        f"; it begins with {kind}: --hash-offset and --roothash check it by a hash tree, --insecure loads it unchecked"
-    )
+    return f"there is one at byte {found}" if found not in (None, hash_offset) else ""
 
 
 def open_image(
     source: Source, policy: TrustPolicy, hash_offset: int | None = None, root_hash: bytes | None = None
 ) -> TrustedImage:
-    """Decide whether and how to use an image.
+    """Decide whether and how to use an image. Where a cache may have changed the bytes that no digest covers, they are
+    read again past it before it is refused.
 
     Args:
         hash_offset, root_hash: for a verity image without an fssig: where its superblock is, and its root hash
@@ -81,6 +103,42 @@ def open_image(
         FormatError: not an image, or its tree is impossible.
         ImageReadError: reading it failed.
     """
+    if remoteness(source) is Remoteness.HERE:
+        return _open_image(source, policy, hash_offset, root_hash)
+    # Only here: a local image needs none of it.
+    from mystfuse.image.unverified_bytes import is_borne_out, reread
+
+    refusal: FormatError | NotTrusted | None = None
+    image: TrustedImage | None = None
+    try:
+        image = _open_image(source, policy, hash_offset, root_hash)
+        if image.tree is None or is_borne_out(
+            source, image.tree.superblock, image.tree.geometry, image.trust.root_hash
+        ):
+            return image
+    except (FormatError, NotTrusted) as error:
+        refusal = error
+    for _ in range(attempts_of(source)):
+        other = reread(source, hash_offset)
+        if other is None:
+            continue
+        try:
+            image = _open_image(other, policy, hash_offset, root_hash)
+        except (FormatError, NotTrusted) as error:
+            refusal, image = error, None
+            continue
+        if image.tree is None or is_borne_out(other, image.tree.superblock, image.tree.geometry, image.trust.root_hash):
+            break
+    if image is None:
+        assert refusal is not None
+        raise refusal
+    return replace(image, source=source)
+
+
+def _open_image(
+    source: Source, policy: TrustPolicy, hash_offset: int | None = None, root_hash: bytes | None = None
+) -> TrustedImage:
+    """The same, by the bytes that come."""
     if hash_offset is not None:
         if root_hash is None:
             raise UsageError("--hash-offset needs the root hash of that tree: give one --roothash")
@@ -94,8 +152,14 @@ def open_image(
     trust = None
     try:
         fssig = read_fssig(source)
-        trust = decide(fssig, policy)
-        tree = _read_tree(source, fssig.hash_offset, source.size - FSSIG_SIZE, exact=True)
+        try:
+            trust = decide(fssig, policy)
+        except NotTrusted as error:
+            raise error.at(source.name) from None
+        try:
+            tree = _read_tree(source, fssig.hash_offset, source.size - FSSIG_SIZE, exact=True)
+        except FormatError as error:
+            raise _or_other_kind(source, error) from error
         if tree.superblock.hash_type != 1:
             # Where the digests of both agree, a carrier could choose.
             raise UnsupportedFeature(
@@ -108,7 +172,8 @@ def open_image(
     except FormatError as error:
         if not policy.insecure or (trust and trust.is_vouched_for):
             raise
-        log.warning("%s; loaded without any check because of --insecure", error)
+        fault = f"{source.name}: {error.title}" if isinstance(error, NotAnImage) else error
+        log.warning("%s; loaded without any check because of --insecure", fault)
         return TrustedImage(source, trust_without_tree(), None)
     return TrustedImage(source, trust, tree)
 
@@ -116,9 +181,10 @@ def open_image(
 def _read_tree(source: Source, hash_offset: int, limit: int, exact: bool) -> HashTree:
     """Read the verity superblock at ``hash_offset`` of a tree that must end by byte ``limit``."""
     if hash_offset <= 0 or hash_offset + VERITY_SUPERBLOCK_SIZE > limit:
+        hint = "" if exact else _where_else(source, hash_offset)
         raise FormatError(
             f"{source.name}: the verity superblock would be at byte {hash_offset}, outside the image (truncated?)"
-        )
+        ).advised(hint)
     try:
         superblock = VeritySuperblock.parse(source.read(hash_offset, VERITY_SUPERBLOCK_SIZE))
         if superblock.data_size != hash_offset if exact else superblock.data_size > hash_offset:
@@ -128,5 +194,6 @@ def _read_tree(source: Source, hash_offset: int, limit: int, exact: bool) -> Has
         geometry = TreeGeometry.of(superblock, hash_offset)
         geometry.check_fits(limit)
     except FormatError as error:
-        raise error.at(f"{source.name}, byte {hash_offset}") from error
+        hint = "the image is damaged: get it again" if exact else _where_else(source, hash_offset)
+        raise error.at(f"{source.name}, byte {hash_offset}").advised(hint) from error
     return HashTree(superblock, geometry)

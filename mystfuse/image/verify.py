@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mystfuse.crypto.hashing import BlockHasher
-from mystfuse.devices.source import Source
+from mystfuse.devices.source import Source, attempts_of, read_again
 from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
 from mystfuse.image.open import HashTree
 from mystfuse.system.pool import ReadBuffer, run_in_order
@@ -161,7 +161,25 @@ class _Checker:
                     offset + index * size, unverified[index * size : (index + 1) * size], expected, index
                 )
             ]
-        return unverified, self._hasher.mismatches(unverified, size, expected)
+        bad = self._hasher.mismatches(unverified, size, expected)
+        return unverified, [
+            index
+            for index in bad
+            if not self._is_mended(
+                offset + index * size, unverified[index * size : (index + 1) * size], expected, index
+            )
+        ]
+
+    def _is_mended(self, offset: int, unverified: memoryview, expected: bytes, index: int) -> bool:
+        """Read a block again that is not the right one, from elsewhere if there is another place."""
+        for _ in range(attempts_of(self._source)):
+            again = read_again(self._source, offset, len(unverified))
+            if again is None:
+                return False
+            unverified[:] = again
+            if self._has_digest(unverified, expected, index):
+                return True
+        return False
 
     def _is_good(self, offset: int, unverified: memoryview, expected: bytes, index: int) -> bool:
         """Read a single block."""
@@ -171,6 +189,9 @@ class _Checker:
             raise
         except ImageReadError:
             return False
+        return self._has_digest(unverified, expected, index)
+
+    def _has_digest(self, unverified: memoryview, expected: bytes, index: int) -> bool:
         digest_size = self._superblock.digest_size
         return self._hasher.digest(unverified) == expected[index * digest_size : (index + 1) * digest_size]
 
