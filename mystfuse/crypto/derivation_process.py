@@ -24,7 +24,6 @@ from mystfuse.crypto.secret import Secret, harden_process
 from mystfuse.errors import MystfuseError
 from mystfuse.system import libc
 
-_PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
 _MAX_REQUEST = 4096
 """Bytes: salts have 256 at most."""
@@ -96,19 +95,33 @@ class Deriver:
 
     async def close(self) -> None:
         """End the process in any state; not cancellable."""
-        if not self._pid:
+        pid = self._end()
+        if not pid:
             return
-        pid, self._pid = self._pid, 0
-        self._socket.close()
-        # A confined daemon may not send it: there, closing the socket ends the process. Elsewhere a process that was
-        # forked meanwhile may hold ours open.
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
             for delay in (0, 0.001, 0.01, 0.1, 0.5, 1):
                 await trio.sleep(delay)
                 if _has_ended(pid):
                     return
+
+    def kill(self) -> None:
+        """The same without an event loop, for a process that has not been asked for anything."""
+        pid = self._end()
+        for delay in (0, 0.001, 0.01, 0.1, 0.5, 1):
+            time.sleep(delay)
+            if not pid or _has_ended(pid):
+                return
+
+    def _end(self) -> int:
+        """Have the process end; returns its number, or 0 if that has been done."""
+        pid, self._pid = self._pid, 0
+        if pid:
+            self._socket.close()
+            # A confined daemon may not send it: there, closing the socket ends the process. Elsewhere a process that
+            # was forked meanwhile may hold ours open.
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return pid
 
 
 def _has_ended(pid: int) -> bool:
@@ -127,8 +140,7 @@ def _run(connection: socket.socket, limit: KdfLimit, parent: int) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGIO):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        libc.call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
+        if not libc.end_with_parent(signal.SIGKILL, parent):
             os._exit(1)
         harden_process()
         _close_all_but(connection.fileno())

@@ -6,14 +6,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
-from mystfuse.errors import FormatError, UsageError
+from mystfuse.errors import FormatError, MystfuseError, UsageError, WrongKey
 from mystfuse.trust.pem import PemBlock, check_not_pss, public_key_blocks
 
 MIN_KEY_BITS = 2048
@@ -29,6 +31,10 @@ _OPENSSL_MAX_EXPONENT_BITS = 64
 """OpenSSL's OPENSSL_RSA_MAX_PUBEXP_BITS: it refuses larger public exponents for moduli over 3072 bits."""
 _SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 """DER prefix of a SHA-256 DigestInfo: RFC 8017, section 9.2, note 1."""
+
+
+class KeyIsEncrypted(WrongKey):
+    """A private key whose passphrase has not been given."""
 
 
 def modulus_hash(key: rsa.RSAPublicKey) -> bytes:
@@ -77,7 +83,7 @@ class PublicKey:
             raise UsageError(f"{name}: not a PEM public key (openssl rsa -in PRIVATE -pubout makes one)") from error
         if not isinstance(key, rsa.RSAPublicKey):
             raise UsageError(f"{name}: not an RSA key")
-        fault = _fault(key)
+        fault = fault_of(key)
         if fault is not None:
             raise UsageError(f"{name}: {fault}")
         return cls(key, modulus_hash(key), name)
@@ -95,7 +101,7 @@ class PublicKey:
             raise FormatError(f"{name}: not a public key") from error
         if not isinstance(key, rsa.RSAPublicKey) or _der(key) != der:
             raise FormatError(f"{name}: not an RSA key in canonical DER")
-        fault = _fault(key)
+        fault = fault_of(key)
         if fault is not None:
             raise FormatError(f"{name}: {fault}")
         return cls(key, modulus_hash(key), name)
@@ -134,63 +140,108 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A private key and the signer hash that goes into the fssig beside its signatures."""
+    """A private key, wherever it is, and its public key."""
 
-    key: rsa.RSAPrivateKey
-    signer: bytes
+    public: PublicKey
+    _make: Callable[[bytes], bytes]
+    """Makes the signature of a 32-byte digest."""
 
     @classmethod
-    def from_pem_pair(cls, public_pem: bytes, private_pem: bytes, public_name: str, private_name: str) -> SigningKey:
+    def from_pem_pair(
+        cls,
+        public_pem: bytes,
+        private_pem: bytes | memoryview,
+        public_name: str,
+        private_name: str,
+        passphrase: memoryview | None = None,
+    ) -> SigningKey:
         """Parse the two halves of ``--sign PUBLIC:PRIVATE`` and check that they belong together.
 
         Raises:
             UsageError: one of them is not the PEM RSA key it should be, or they are of two pairs.
+            KeyIsEncrypted, WrongKey: as ``from_pem``.
         """
         public = PublicKey.from_pem(public_pem, public_name)
-        pair = cls.from_pem(private_pem, private_name)
-        if pair.key.public_key().public_numbers() != public.key.public_numbers():
+        pair = cls.from_pem(private_pem, private_name, passphrase)
+        if not pair.public.is_same_as(public):
             raise UsageError(f"{public_name} is not the public key of {private_name}")
         return pair
 
     @classmethod
-    def from_pem(cls, private_pem: bytes, private_name: str) -> SigningKey:
+    def from_pem(
+        cls, private_pem: bytes | memoryview, private_name: str, passphrase: memoryview | None = None
+    ) -> SigningKey:
         """Parse a PEM private key.
 
+        Args:
+            passphrase: of an encrypted one, PKCS #8 or traditional.
+
         Raises:
-            UsageError: not one, encrypted, not RSA, or one whose public key ``PublicKey`` refuses.
+            KeyIsEncrypted: it is encrypted, and there is no passphrase.
+            WrongKey: the passphrase does not decrypt it.
+            UsageError: not one, not RSA, or one whose public key ``PublicKey`` refuses; or there is a passphrase, and
+                it is not encrypted.
         """
         check_not_pss(private_pem, private_name)
         try:
-            private = serialization.load_pem_private_key(private_pem, password=None)
+            # Any buffer will do, whatever its stubs say.
+            private = serialization.load_pem_private_key(private_pem, passphrase)  # type: ignore[arg-type]
         except TypeError as error:
-            raise UsageError(
-                f"{private_name}: the private key is encrypted; decrypt it first (openssl rsa -in KEY -out KEY)"
+            if passphrase is not None:
+                raise UsageError(
+                    f"{private_name}: a passphrase is given, but the private key is not encrypted"
+                ) from error
+            raise KeyIsEncrypted(
+                f"{private_name}: the private key is encrypted: its passphrase is needed (--sign-passphrase-file)"
             ) from error
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except UnsupportedAlgorithm as error:
+            raise UsageError(f"{private_name}: not a PEM private key that can be read: {error}") from error
+        except ValueError as error:
+            if passphrase is not None:
+                raise WrongKey(f"{private_name}: the passphrase does not decrypt the private key") from error
             raise UsageError(f"{private_name}: not a PEM private key") from error
         if not isinstance(private, rsa.RSAPrivateKey):
             raise UsageError(f"{private_name}: not an RSA key")
-        fault = _fault(private.public_key())
+        public = private.public_key()
+        fault = fault_of(public)
         if fault is not None:
             raise UsageError(f"{private_name}: {fault}")
-        return cls(private, modulus_hash(private.public_key()))
+        return cls(PublicKey(public, modulus_hash(public), private_name), partial(_sign, private))
+
+    @property
+    def signer(self) -> bytes:
+        """What goes into the fssig beside its signatures."""
+        return self.public.signer
 
     def public_der(self) -> bytes:
         """DER SubjectPublicKeyInfo of the public key."""
-        return _der(self.key.public_key())
+        return _der(self.public.key)
 
     def sign(self, root_hash: bytes) -> bytes:
-        """Sign a 32-byte digest: ``openssl pkeyutl -sign -pkeyopt digest:sha256 -in ROOT_HASH``."""
-        return self.key.sign(root_hash, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
+        """Sign a 32-byte digest: ``openssl pkeyutl -sign -pkeyopt digest:sha256 -in ROOT_HASH``.
+
+        Raises:
+            WrongKey, MystfuseError: as the key's token does; or what it made is no signature of this digest.
+        """
+        signature = self._make(root_hash)
+        if not self.public.verifies(root_hash, signature):
+            raise MystfuseError(
+                f"{self.public.name}: what it signed is not verified by its public key: nothing is written"
+            )
+        return signature
+
+
+def _sign(key: rsa.RSAPrivateKey, digest: bytes) -> bytes:
+    return key.sign(digest, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
 
 
 def _der(key: rsa.RSAPublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def _fault(key: rsa.RSAPublicKey) -> str | None:
-    """Why a key is refused; None if it is not. The factors of a modulus that is not a product of two large primes are
-    easy to find, and then anyone can sign."""
+def fault_of(key: rsa.RSAPublicKey) -> str | None:
+    """Why a key may sign no images; None if it may. The factors of a modulus that is not a product of two large primes
+    are easy to find, and then anyone can sign."""
     numbers = key.public_numbers()
     bits = numbers.n.bit_length()
     if not MIN_KEY_BITS <= bits <= MAX_KEY_BITS:
