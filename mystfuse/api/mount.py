@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from fcntl import F_DUPFD_CLOEXEC, fcntl
+from math import isinf
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Unpack
 from weakref import finalize
 
-from mystfuse.api.arguments import HashOrKey, StrPath, check_arguments
+from mystfuse.api.arguments import (
+    MOUNT_DEFAULTS,
+    HashOrKey,
+    MountArguments,
+    OpenArguments,
+    StrPath,
+    check_arguments,
+    takes,
+)
+from mystfuse.devices.open_source import local_path
 from mystfuse.errors import MountError, UsageError
 from mystfuse.mounting.mount_table import Mount, find_mount, is_covered
 from mystfuse.mounting.mountpoint import resolve_mountpoint
@@ -26,6 +36,7 @@ _UNMOUNT_TIMEOUT = 30.0
 """Seconds for the daemon to end."""
 
 
+@takes(MOUNT_DEFAULTS, OpenArguments, MountArguments)
 class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as m
     """Mount an image for the time of a ``with`` or ``async with`` block (trio or asyncio).
 
@@ -37,19 +48,9 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
     then the daemon is left to end by itself, and MountError says so.
 
     Args:
-        image: path of the image.
+        image: path of the image, or its address (https, s3, oci; needs the extra ``remote``).
         mountpoint: an existing, empty directory.
-        roothashes: trusted root hashes: hex digits, the 32 (sha512: 64) bytes, or the path of a file with hex digits.
-        pubkeys: trusted public keys: PEM, or the path of a PEM file. What is in /etc/mystfuse/trust.d counts as well.
-        trust: "self" trusts the image by itself when nothing else is trusted: damage is found, a replaced image is not.
-        insecure: mount anything, even a bare EXT2 file system.
-        hash_offset: where the verity superblock is, in an image that has no signature block; goes with one root hash.
-        key: master key of an encrypted image: the bytes, or hex digits.
-        passphrase: passphrase of an encrypted image; of the two, give one.
-        read_only: refuse writes.
-        overlay_limit: bytes of memory for written data; None: half of the available memory.
-        overlay_store: a directory for written data beyond that, which go there encrypted, into a file without a name.
-        options: further mount options, as ``mystfuse mount -o`` takes them.
+        {arguments}
 
     Raises, when the block begins:
         NotTrusted: the image is not trusted by any root hash or key.
@@ -60,49 +61,21 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         MystfuseError: reading it failed, or something else.
     """
 
-    def __init__(
-        self,
-        image: StrPath,
-        mountpoint: StrPath,
-        *,
-        roothashes: Iterable[HashOrKey] = (),
-        pubkeys: Iterable[HashOrKey] = (),
-        trust: Literal["self"] | None = None,
-        insecure: bool = False,
-        hash_offset: int | None = None,
-        key: bytes | str | None = None,
-        passphrase: str | bytes | None = None,
-        read_only: bool = False,
-        overlay_limit: int | None = None,
-        overlay_store: StrPath | None = None,
-        options: Sequence[str] = (),
-    ) -> None:
-        check_arguments(trust, key, passphrase, roothashes=roothashes, pubkeys=pubkeys, options=options)
-        self.image = Path(image)
+    def __init__(self, image: StrPath, mountpoint: StrPath, **arguments: Unpack[MountArguments]) -> None:
+        given: MountArguments = {**MOUNT_DEFAULTS, **arguments}
+        check_arguments(given, options=given["options"])
+        self.image: str | Path = os.fspath(image) if local_path(image) is None else Path(image)
         self.mountpoint = Path(mountpoint)
-        self._arguments = ["-o", "trust_self" if trust == "self" else "no_trust_self"]
-        self._arguments += [f"--roothash={_text(value)}" for value in roothashes]
-        self._pubkeys = list(pubkeys)
+        self._arguments = _options(given)
+        self._pubkeys = list(given["pubkeys"])
         self._secrets = [
             (option, os.fsencode(value))
-            for option, value in (("--key-file", key), ("--passphrase-file", passphrase))
+            for option, value in (("--key-file", given["key"]), ("--passphrase-file", given["passphrase"]))
             if value is not None
         ]
         for option, secret in self._secrets:
             if not 0 < len(secret) <= _MAX_SECRET:
                 raise UsageError(f"a {option[2:-5]} of {len(secret)} bytes; it must have 1 to {_MAX_SECRET}")
-        if insecure:
-            self._arguments.append("--insecure")
-        if hash_offset is not None:
-            self._arguments.append(f"--hash-offset={hash_offset}")
-        if read_only:
-            self._arguments.append("--read-only")
-        if overlay_limit is not None:
-            self._arguments.append(f"--overlay-limit={overlay_limit}")
-        if overlay_store is not None:
-            self._arguments.append(f"--overlay-store={os.fspath(overlay_store)}")
-        for option in options:
-            self._arguments += ["-o", option]
         self._path = os.fspath(self.mountpoint)
         self._own: Mount | None = None
         # For a block without an end (^C just before it): at garbage collection, or at exit.
@@ -120,13 +93,16 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         document: dict[str, Any] = json.loads(_run(["status", "--json", self._path]))
         return document
 
-    def commit(self, image: StrPath, *, force: bool = False, options: Sequence[str] = ()) -> None:
+    def commit(self, image: StrPath, *, force: bool = False, options: Sequence[str] = ()) -> dict[str, Any]:
         """Make a new image of the present state; ``options`` as ``mystfuse commit`` takes them.
+
+        Returns:
+            What was made, as ``mystfuse commit --json`` prints it: size, root hash, and so on (docs/json.md).
 
         Raises:
             MystfuseError: making it failed; nothing is left then.
         """
-        _run(["commit", *(["--force"] if force else []), *options, self._path, image])
+        return _make(["commit", *(["--force"] if force else []), *options], self._path, image)
 
     def __enter__(self) -> mount:
         command = OwnCommand()
@@ -230,13 +206,48 @@ class mount:  # noqa: N801  # used like a function: with mystfuse.mount(...) as 
         self._finalizer.detach()
 
 
-def make_image(directory: StrPath, image: StrPath, *, options: Sequence[str] = ()) -> None:
+def make_image(directory: StrPath, image: StrPath, *, options: Sequence[str] = ()) -> dict[str, Any]:
     """Make an image of a directory; ``options`` as ``mystfuse mkext2`` takes them.
+
+    Returns:
+        What was made, as ``mystfuse mkext2 --json`` prints it: size, root hash, and so on (docs/json.md).
 
     Raises:
         MystfuseError: making it failed; nothing is left then.
     """
-    _run(["mkext2", *options, "--", directory, image])
+    return _make(["mkext2", *options], directory, image)
+
+
+def _options(given: MountArguments) -> list[str]:
+    """The options of the command line that need no pipe."""
+    options = ["-o", "trust_self" if given["trust"] == "self" else "no_trust_self"]
+    options += [f"--roothash={_text(value)}" for value in given["roothashes"]]
+    if given["insecure"]:
+        options.append("--insecure")
+    if given["hash_offset"] is not None:
+        options.append(f"--hash-offset={given['hash_offset']}")
+    if given["kdf_limit"] is not None:
+        seconds, memory = given["kdf_limit"]
+        # 0 would be no limit.
+        text = "0" if isinf(seconds) else f"{max(seconds, 1e-9):.9f}"
+        options.append(f"--kdf-limit={text}:{memory}")
+    options.append(f"--io-timeout={0 if isinf(given['io_timeout']) else given['io_timeout']}")
+    paths = {name: given[name] for name in ("cache", "prefetch", "ca_certificates", "client_certificate")}
+    for name, path in paths.items():
+        if path is not None:
+            options.append(f"--{name.replace('_', '-')}={os.fspath(path)}")
+    if given["cache_size"] is not None:
+        options.append(f"--cache-size={given['cache_size']}")
+    options += [f"--mirror={address}" for address in given["mirrors"]]
+    if given["read_only"]:
+        options.append("--read-only")
+    if given["overlay_limit"] is not None:
+        options.append(f"--overlay-limit={given['overlay_limit']}")
+    if given["overlay_store"] is not None:
+        options.append(f"--overlay-store={os.fspath(given['overlay_store'])}")
+    for option in given["options"]:
+        options += ["-o", option]
+    return options
 
 
 def _text(value: HashOrKey) -> str:
@@ -260,6 +271,12 @@ def _refuse_covered(own: Mount) -> None:
             f"{own.mountpoint}: {own.source} is still mounted there, under another mount: unmount that, then this one "
             f"(mystfuse umount {own.mountpoint})"
         )
+
+
+def _make(command: Sequence[str], source: StrPath, image: StrPath) -> dict[str, Any]:
+    """Run a command that makes an image; returns the document that it prints."""
+    document: dict[str, Any] = json.loads(_run([*command, "--json", "--", source, image]))
+    return document
 
 
 def _run(arguments: Sequence[str | os.PathLike[str]]) -> str:

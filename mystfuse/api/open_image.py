@@ -1,135 +1,66 @@
-"""The Python interface to images."""
+"""``mystfuse.open_image``: an image for coroutines, under trio and asyncio."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from typing import Literal
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Unpack
 
-import trio
+import sniffio
 
-from mystfuse.api.arguments import HashOrKey, StrPath, check_arguments
-from mystfuse.crypto.kdf_limit import KdfLimit
-from mystfuse.crypto.secret import Secret
-from mystfuse.devices.patience import IO_TIMEOUT, Opening, timed_out
-from mystfuse.devices.source import FileSource
+from mystfuse.api.arguments import OPEN_DEFAULTS, OpenArguments, StrPath, takes
+from mystfuse.api.async_image import AsyncImage
+from mystfuse.api.opening import ImageToOpen
 from mystfuse.errors import UsageError
-from mystfuse.image.keys import Keys
-from mystfuse.system.threads import call_in_thread
-from mystfuse.tree.extract import extract
-from mystfuse.tree.image_tree import ImageTree
-from mystfuse.tree.open import open_tree
-from mystfuse.trust.signature import PublicKey
-from mystfuse.trust.sources import collect_trust, parse_root_hash, read_public_keys
 
 
-class Image(ImageTree):
-    """An image that is open for reading. Use ``mystfuse.open_image``."""
+@takes(OPEN_DEFAULTS, OpenArguments)
+def open_image(image: StrPath, **arguments: Unpack[OpenArguments]) -> AbstractAsyncContextManager[AsyncImage]:
+    """Open an image for reading, without a mount and without FUSE, for the time of the block, under trio or asyncio.
 
-    async def extract(self, path: str | bytes, destination: str | os.PathLike[str]) -> dict[str, int]:
-        """Copy a file, or a directory and all below it, out of the image, as ``cp -a`` would.
-
-        Args:
-            path: a symbolic link is copied itself.
-            destination: must not exist. It appears when it is complete, or not at all.
-
-        Returns:
-            Attributes lost for want of permission, and how many times: names of extended attributes, ``owner``,
-            ``device``.
-
-        Raises:
-            OSError: as ``stat``, or writing ``destination`` failed; EEXIST if it exists.
-            CorruptFilesystem: also when names or blocks are used twice, as in no sound file system.
-            IntegrityError, ImageReadError
-        """
-        return await extract(self, path, destination)
-
-
-@asynccontextmanager
-async def open_image(
-    image: StrPath,
-    *,
-    roothashes: Iterable[HashOrKey] = (),
-    pubkeys: Iterable[HashOrKey] = (),
-    trust: Literal["self"] | None = None,
-    insecure: bool = False,
-    hash_offset: int | None = None,
-    key: bytes | str | None = None,
-    passphrase: str | bytes | None = None,
-    kdf_limit: tuple[float, int] | None = None,
-    io_timeout: float = IO_TIMEOUT,
-) -> AsyncIterator[Image]:
-    """Open an image for reading, without a mount and without FUSE, for the time of the block. Needs trio.
-
-    Every block is verified before it is returned, as on a mount.
+    Every block is verified before it is returned, as on a mount. Under trio everything runs in the caller's event loop;
+    under asyncio, a trio loop in a thread of its own reads the image. A cancelled call ends at once, also while storage
+    hangs, but for ``extract``, which removes what it has made first. The end of the block waits until nothing of it
+    runs any more.
 
     Args:
-        image: path of the image.
-        roothashes: trusted root hashes: hex digits, the 32 (sha512: 64) bytes, or the path of a file with hex digits.
-        pubkeys: trusted public keys: PEM, or the path of a PEM file. What is in /etc/mystfuse/trust.d counts as well.
-        trust: "self" trusts the image by itself when nothing else is trusted: damage is found, a replaced image is not.
-        insecure: open anything, even a bare EXT2 file system; where there is a hash tree it is still checked.
-        hash_offset: where the verity superblock is, in an image that has no signature block; goes with one root hash.
-        key: master key of an encrypted image: the bytes, or hex digits.
-        passphrase: passphrase of an encrypted image; of the two, give one.
-        kdf_limit: what deriving keys may cost for all of the header: seconds, and bytes of memory; (60, 1 << 30) if
-            None. It happens in a process of its own.
-        io_timeout: seconds after which opening or reading what storage does not answer fails.
+        image: path of the image, or its address (https, s3, oci; needs the extra ``remote``).
+        {arguments}
 
-    Raises:
+    Raises, when the block begins:
         NotTrusted: the image is not trusted by any root hash or key.
         UsageError: a wrong argument.
         WrongKey: the image is encrypted and the key does not open it, or a key is given and it is not.
         FormatError, IntegrityError, ImageReadError: not an image, or reading it failed.
     """
-    check_arguments(trust, key, passphrase, roothashes=roothashes, pubkeys=pubkeys)
-    hashes = [_load_root_hash(value) for value in roothashes]
-    public_keys = [public_key for value in pubkeys for public_key in _load_public_keys(value)]
-    options = collect_trust(hashes, public_keys, insecure, hash_offset, trust_self=trust == "self")
-    keys = Keys(
-        _secret(key, "key") if key is not None else None,
-        _secret(passphrase, "passphrase") if passphrase is not None else None,
-    )
-    if kdf_limit is not None:
-        keys.limit = KdfLimit(*kdf_limit)
-    try:
-        source = await _open_source(os.fspath(image), io_timeout)
-        try:
-            async with open_tree(source, options, keys, io_timeout) as tree:
-                yield Image(tree.volume, tree.trust)
-        finally:
-            source.close()
-    finally:
-        keys.wipe()
-        await keys.end_deriver()
+    return _Block(image, arguments)
 
 
-async def _open_source(path: str, io_timeout: float) -> FileSource:
-    opening = Opening(path)
-    try:
-        with trio.fail_after(io_timeout):
-            return await call_in_thread(opening.run)
-    except BaseException as error:
-        opening.abandon()
-        if isinstance(error, trio.TooSlowError):
-            raise timed_out(path, io_timeout) from None
-        raise
+class _Block(AbstractAsyncContextManager[AsyncImage]):
+    """A block of either library."""
 
+    # No generators here: one that is collected with a closed event loop does not come to its end.
 
-def _load_root_hash(value: HashOrKey) -> bytes:
-    if not isinstance(value, bytes):
-        return parse_root_hash(os.fspath(value))
-    if len(value) not in (32, 64):
-        raise UsageError(f"a root hash of {len(value)} bytes: sha256 has 32, sha512 64")
-    return value
+    def __init__(self, image: StrPath, arguments: OpenArguments) -> None:
+        self._image = image
+        self._arguments = arguments
+        self._manager: AbstractAsyncContextManager[AsyncImage]
 
+    async def __aenter__(self) -> AsyncImage:
+        library = sniffio.current_async_library()
+        if library not in ("trio", "asyncio"):
+            raise UsageError(f"open_image runs under trio and asyncio, not under {library}")
+        to_open = ImageToOpen(self._image, self._arguments)
+        if library == "trio":
+            self._manager = to_open.opened()
+        else:
+            # Only here: a program under trio may not have imported asyncio, which takes long.
+            from mystfuse.api.asyncio_image import AsyncioBlock
 
-def _load_public_keys(value: HashOrKey) -> list[PublicKey]:
-    return PublicKey.all_from_pem(value, "pubkeys") if isinstance(value, bytes) else read_public_keys(os.fspath(value))
+            self._manager = AsyncioBlock(to_open)
+        return await self._manager.__aenter__()
 
-
-def _secret(value: str | bytes, name: str) -> Secret:
-    if not value:
-        raise UsageError(f"{name}: empty")
-    return Secret.copy_of(os.fsencode(value))
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._manager.__aexit__(kind, error, traceback)
