@@ -58,15 +58,19 @@ def bubblewrap_options(
     hostname: str | None,
     is_confined: bool,
     system_calls: int | None,
+    user: tuple[int, int] | None = None,
 ) -> list[str]:
     """The options of bwrap(1) for a program that sees ``root``, in namespaces of its own.
 
     Args:
         is_confined: otherwise it may do what we may.
         system_calls: a descriptor of a file with the filter of its system calls; None for no filter.
+        user: who runs it, if not this process's user: a user and a group.
     """
     options = ["--bind", root, "/", "--proc", "/proc", "--dev", "/dev", "--die-with-parent"]
     options += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    if user is not None:
+        options += ["--unshare-user", "--uid", str(user[0]), "--gid", str(user[1])]
     if hostname is not None:
         options += ["--hostname", hostname]
     if not has_network:
@@ -75,7 +79,7 @@ def bubblewrap_options(
         options += ["--seccomp", str(system_calls)]
     if is_confined:
         options += _proc_options(MASKED, READ_ONLY)
-        if os.geteuid() == 0:
+        if os.geteuid() == 0 and user is None:
             # As root, bubblewrap leaves a program everything by default.
             options += ["--cap-drop", "ALL"]
             options += [word for name in _CAPABILITIES for word in ("--cap-add", name)]

@@ -11,6 +11,7 @@ from mystfuse.system import libc
 # <sys/mount.h>, <linux/mount.h>, <fcntl.h>
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 2, 4, 0x1000, 0x4000, 1 << 19
 _MOUNT_ATTR_RDONLY = 1
+_MNT_DETACH = 2
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _SYS_MOUNT_SETATTR = 442
 
@@ -22,6 +23,12 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
         libc.call("mount", encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
     except OSError as error:
         raise MountError(f"{target}: cannot be mounted on: {error.strerror}") from error
+
+
+def unmount(target: str) -> None:
+    """umount2(2) of the topmost mount at ``target``, in use or not, through links such as ``/proc/self/fd/N``; raises
+    OSError if it fails."""
+    libc.call("umount2", os.fsencode(target), _MNT_DETACH)
 
 
 class _MountAttributes(ctypes.Structure):

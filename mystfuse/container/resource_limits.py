@@ -27,6 +27,9 @@ _PIDS_ROOT = Path("/sys/fs/cgroup/pids")
 _PREFIX = "mystfuse-"
 _USER_NAMESPACES_COUNT = (5, 14)
 """Since this version of Linux, RLIMIT_NPROC counts processes of a user namespace, not all of the user's."""
+_OTHERS = 256
+"""More than the processes and threads that serve a program's images, which count as well where a user namespace is
+bounded."""
 
 
 @dataclass
@@ -59,9 +62,20 @@ def _lower(pid: int, limit: int, value: int) -> None:
     resource.prlimit(pid, limit, (lower, lower))
 
 
+def bound_user_namespace(processes: int) -> None:
+    """Bound the number of processes in the user namespace that this process is about to make, whichever of its users
+    they belong to: RLIMIT_NPROC counts each user's by themselves, and a program that is root has many users.
+
+    The namespace gets the limit of the process that makes it (the kernel's ucounts). Before Linux 5.14, all
+    processes of the user count, wherever they are: nothing is bounded there.
+    """
+    if _limits_count_by_namespace():
+        _lower(0, resource.RLIMIT_NPROC, processes + _OTHERS)
+
+
 @contextmanager
 def limited_resources(
-    memory: int | None, processes: int | None = None, must_bound_processes: bool = False
+    memory: int | None, processes: int | None = None, must_bound_processes: bool = False, is_root: bool | None = None
 ) -> Iterator[ResourceLimits]:
     """Bound the memory, and the number of processes and threads, of a program.
 
@@ -69,6 +83,7 @@ def limited_resources(
         memory: bytes; None for no bound.
         processes: how many; None for no bound. Root's are bounded only by a control group.
         must_bound_processes: fail if that is impossible.
+        is_root: whether we are root outside of all user namespaces of ours; None: as our user number says.
 
     Yields:
         What bounds them. The program, and all that it has started, must have ended when the block ends.
@@ -92,7 +107,7 @@ def limited_resources(
         if processes is not None and "pids" not in bounded:
             if (group := make_pids_group(processes)) is not None:
                 limits.groups.append(group)
-            elif _limit_counts_the_program_alone():
+            elif _limit_counts_the_program_alone(os.geteuid() == 0 if is_root is None else is_root):
                 limits.processes = processes
             elif must_bound_processes:
                 raise MystfuseError("the number of processes cannot be bounded: there is no control group for them")
@@ -103,10 +118,14 @@ def limited_resources(
             _remove(group)
 
 
-def _limit_counts_the_program_alone() -> bool:
+def _limit_counts_the_program_alone(is_root: bool) -> bool:
     """Whether RLIMIT_NPROC binds us, and counts no processes but those of the program's user namespace."""
+    return not is_root and _limits_count_by_namespace()
+
+
+def _limits_count_by_namespace() -> bool:
     version = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return os.geteuid() != 0 and version is not None and (int(version[1]), int(version[2])) >= _USER_NAMESPACES_COUNT
+    return version is not None and (int(version[1]), int(version[2])) >= _USER_NAMESPACES_COUNT
 
 
 def make_group(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import PurePosixPath
 
+from mystfuse.container.made_for_mounts import MadeForMounts
 from mystfuse.container.mounts import MS_BIND, MS_NODEV, MS_NOSUID, MS_REC, make_read_only, mount
 from mystfuse.errors import MountError, MystfuseError
 from mystfuse.system.openat2 import RESOLVE_IN_ROOT, openat2
@@ -30,6 +32,7 @@ class Root:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.made = MadeForMounts()
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open(self, path: str, flags: int) -> int:
@@ -59,11 +62,19 @@ class Root:
                 try:
                     fd = self.open(str(part), os.O_PATH | os.O_DIRECTORY)
                 except FileNotFoundError:
-                    os.mkdir(part.name, 0o755, dir_fd=parent)
+                    with self.made.recording(parent, part.name):
+                        os.mkdir(part.name, 0o755, dir_fd=parent)
                     fd = self.open(str(part), os.O_PATH | os.O_DIRECTORY)
             finally:
                 os.close(parent)
         return fd
+
+    def make_own(self) -> None:
+        """Make the directories that bubblewrap mounts on, where they are missing: it would make them itself, and nobody
+        would know that they are not the program's. What prevents that, it says itself."""
+        for name in _OWN:
+            with suppress(OSError):
+                os.close(self._make_directories(PurePosixPath("/", name)))
 
     def make_file(self, path: str) -> str:
         """The host's name of file ``path``, made empty, with its parents, if missing.
@@ -80,7 +91,8 @@ class Root:
                 try:
                     # A dangling link is not followed: its target may be anywhere.
                     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                    fd = os.open(pure.name, flags, 0o644, dir_fd=parent)
+                    with self.made.recording(parent, pure.name):
+                        fd = os.open(pure.name, flags, 0o644, dir_fd=parent)
                 finally:
                     os.close(parent)
             is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
@@ -114,7 +126,8 @@ class Root:
             return
         try:
             if stat.S_ISLNK(os.lstat(pure.name, dir_fd=parent).st_mode):
-                os.unlink(pure.name, dir_fd=parent)
+                with self.made.recording(parent, pure.name):
+                    os.unlink(pure.name, dir_fd=parent)
         except FileNotFoundError:
             return
         finally:
@@ -125,6 +138,7 @@ class Root:
         is_directory = stat.S_ISDIR(os.fstat(source_fd).st_mode)
         target = self.make_directory(path) if is_directory else self.make_file(path)
         mount(f"/proc/self/fd/{source_fd}", target, None, MS_BIND | MS_REC)
+        self.made.mounted(target)
         if read_only:
             make_read_only(target)
 
@@ -133,6 +147,7 @@ class Root:
         limit = "" if size is None else f",size={size}"
         target = self.make_directory(path)
         mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777{limit}")
+        self.made.mounted(target)
         if read_only:
             make_read_only(target)
 
