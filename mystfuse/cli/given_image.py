@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mystfuse.cli.key_options import key_options, load_keys
 from mystfuse.cli.options import option_group
+from mystfuse.cli.remote_options import remote_options
 from mystfuse.cli.trust_options import load_trust, trust_options
-from mystfuse.cli.verity_options import open_source, verity_options
+from mystfuse.cli.verity_options import open_image_source, verity_options
 from mystfuse.devices.patience import IO_TIMEOUT, PatientSource
 from mystfuse.image.keys import Keys
 from mystfuse.trust.sources import TrustOptions
 
-image_options = option_group(trust_options, verity_options, key_options)
+image_options = option_group(trust_options, verity_options, key_options, remote_options)
 
 
 class GivenImage:
@@ -25,13 +27,13 @@ class GivenImage:
             defaults. A ``policy`` among them replaces all trust options, and this machine's trust directory.
 
     Raises:
-        UsageError, FormatError, ImageReadError, StorageTimeout: as ``open_source``.
+        UsageError, FormatError, ImageReadError, StorageTimeout: as ``open_image_source``.
     """
 
     def __init__(self, path: str, given: Mapping[str, Any]) -> None:
         self.given = given
         self.io_timeout: float = given.get("io_timeout", IO_TIMEOUT)
-        self.source, self.hash_offset = open_source(path, given)
+        self.source, self.hash_offset = open_image_source(path, given)
 
     @property
     def patient_source(self) -> PatientSource:
@@ -48,6 +50,19 @@ class GivenImage:
             self.given, self.hash_offset, self.given.get("trust_self") if trust_self is None else trust_self
         )
 
-    def load_keys(self, may_ask: bool = True) -> Keys:
-        """The keys that open it; hardens the process, and raises UsageError, as ``key_options.load_keys``."""
-        return load_keys(self.given, self.patient_source, may_ask)
+    def load_keys(self, trust: TrustOptions, may_ask: bool = True) -> Keys:
+        """The keys that open it; hardens the process, and raises UsageError, as ``key_options.load_keys``.
+
+        Args:
+            trust: an image that it does not cover is refused before anybody is asked for a passphrase.
+
+        Raises:
+            NotTrusted, FormatError, IntegrityError, ImageReadError, WrongKey: as ``check_before_asking``.
+        """
+        return load_keys(self.given, self.patient_source, may_ask, partial(self._check_before_asking, trust))
+
+    def _check_before_asking(self, trust: TrustOptions) -> None:
+        # Only here: what it imports is needed by those alone who type a passphrase.
+        from mystfuse.cli.check_before_asking import check_before_asking
+
+        check_before_asking(self.source, trust, self.io_timeout)

@@ -15,7 +15,7 @@ from typing import Any
 from mystfuse.cli.given_image import GivenImage
 from mystfuse.cli.progress import prepare_progress, progress
 from mystfuse.crypto.secret import harden_process
-from mystfuse.errors import MountError, MystfuseError, UsageError
+from mystfuse.errors import FormatError, MountError, MystfuseError, UsageError
 from mystfuse.fuse.mount_options import MountOptions, OnCorruption
 from mystfuse.fuse.requirements import require_fuse
 from mystfuse.mounting.mount_job import MountJob
@@ -51,7 +51,12 @@ def prepare(
     descriptor = _passed_descriptor(mountpoint, flags)
     if {"suid", "dev"} & flags and os.geteuid() and descriptor is None:
         raise UsageError("-o suid and -o dev are for root alone")
-    image = GivenImage(path, given)
+    try:
+        image = GivenImage(path, given)
+    except FormatError as error:
+        if os.path.isdir(path) and os.path.isfile(mountpoint):
+            raise FormatError(f"{error} (the image comes first: mystfuse {mountpoint} {path})") from None
+        raise
     directory: int | None = None
     if descriptor is not None:
         mount = find_mount_of(descriptor)
@@ -106,7 +111,7 @@ def make_job(image: GivenImage, flags: frozenset[str], mountpoint: str) -> Mount
         idle_timeout=given.get("idle_timeout", math.inf),
         on_corruption=OnCorruption(given.get("on_corruption", OnCorruption.EIO)),
     )
-    return MountJob(image.source, trust, image.load_keys(), options, progress, prepare_progress)
+    return MountJob(image.source, trust, image.load_keys(trust), options, progress, prepare_progress)
 
 
 def _open_log_file(path: Path | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,34 +13,51 @@ import click
 import trio
 
 from mystfuse.cli.given_image import GivenImage, image_options
-from mystfuse.cli.options import GivenPath, io_timeout_option, option_group
+from mystfuse.cli.options import ImagePath, io_timeout_option, option_group
 from mystfuse.cli.progress import progress
 from mystfuse.cli.text import warn
-from mystfuse.errors import MystfuseError, innermost
+from mystfuse.devices.patience import open_file
+from mystfuse.errors import ImageReadError, MystfuseError, innermost
+from mystfuse.fuse.control_directory_names import CONTROL_NAME, IMAGE_NAME
 from mystfuse.mounting.daemon_logs import log_to_stderr
+from mystfuse.mounting.mountpoint import resolve_mountpoint
 from mystfuse.system.threads import call_in_thread
 from mystfuse.tree.image_tree import ImageTree
-from mystfuse.tree.open import open_tree
+from mystfuse.tree.open import open_present_tree, open_tree
 
 T = TypeVar("T")
 
+_HELP = {
+    errno.ENOENT: "mystfuse ls {image} lists what there is",
+    errno.ENOTDIR: "mystfuse ls {image} lists what there is",
+    errno.EISDIR: "ls lists it, extract copies it",
+}
+"""What helps where a path in an image is not what it should be."""
 MAX_SHOWN = 10
 """Kinds of things that a warning names."""
 
-reading_options = option_group(image_options, io_timeout_option, click.argument("image", type=GivenPath()))
+reading_options = option_group(image_options, io_timeout_option, click.argument("image", type=ImagePath()))
 
 
-def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable[T]]) -> T:
+def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable[T]], *paths: str) -> T:
     """Open the image that ``reading_options`` name, and run an action on its tree.
 
     ^C, SIGTERM and SIGHUP cancel the action.
 
+    Args:
+        paths: those in the image that the user has named.
+
     Raises:
-        MystfuseError: opening or reading the image failed.
+        MystfuseError: opening or reading the image failed, or it has no such path.
         OSError: as the action does.
         KeyboardInterrupt: after such a signal, when the action has cleaned up.
     """
-    image = GivenImage(given["image"], given)
+    try:
+        image = GivenImage(given["image"], given)
+    except ImageReadError as error:
+        if not os.path.lexists(given["image"]) and any(os.path.isfile(path) for path in paths):
+            raise ImageReadError(f"{error} (the image comes first, then the path in it)") from None
+        raise
     trust = image.load_trust()
 
     async def read() -> T:
@@ -49,18 +67,49 @@ def read_image(given: Mapping[str, Any], action: Callable[[ImageTree], Awaitable
             return await action(tree)
 
     try:
-        keys = image.load_keys()
+        keys = image.load_keys(trust)
         if keys:
             keys.start_deriver()
         log_to_stderr()
-        return trio.run(_run_until_signal, read)
+        return trio.run(run_until_signal, read)
     except MystfuseError as error:
         raise error.about(image.source.name) from error
+    except OSError as error:
+        if error.filename in paths and error.errno in _HELP:
+            what = _HELP[error.errno].format(image=given["image"])
+            raise MystfuseError(f"{given['image']}: {error.filename}: {error.strerror} ({what})") from error
+        raise
     finally:
         image.source.close()
 
 
-async def _run_until_signal(action: Callable[[], Awaitable[T]]) -> T:
+def read_mount(mountpoint: str, io_timeout: float, action: Callable[[ImageTree], Awaitable[T]]) -> T:
+    """Run an action on the tree of a mount as it is now; later writes do not show. Signals end it as ``read_image``.
+
+    Args:
+        mountpoint: of a mount of ours, which answers.
+
+    Raises:
+        MystfuseError: reading the mount's state failed.
+        KeyboardInterrupt: after such a signal, when the action has cleaned up.
+    """
+    merged = os.path.join(resolve_mountpoint(mountpoint), os.fsdecode(CONTROL_NAME), os.fsdecode(IMAGE_NAME))
+    source = open_file(merged, io_timeout)
+
+    async def read() -> T:
+        async with open_present_tree(source, io_timeout) as tree:
+            return await action(tree)
+
+    try:
+        log_to_stderr()
+        return trio.run(run_until_signal, read)
+    except MystfuseError as error:
+        raise error.about(mountpoint) from error
+    finally:
+        source.close()
+
+
+async def run_until_signal(action: Callable[[], Awaitable[T]]) -> T:
     """Run ``action``; a signal that ends a process cancels it, so that it can clean up."""
     numbers = [
         number

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
 from mystfuse.errors import ExitStatus, one_line
+
+_FILE_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def file_type(mode: int) -> str:
+    """The kind of a file in words, as every ``--json`` has it."""
+    return _FILE_TYPES.get(stat.S_IFMT(mode), "unknown")
 
 
 def complain(message: str, status: ExitStatus) -> ExitStatus:
@@ -20,6 +36,11 @@ def complain(message: str, status: ExitStatus) -> ExitStatus:
 def warn(message: str) -> None:
     """Write one line of warning to stderr."""
     complain(f"warning: {message}", ExitStatus.DONE)
+
+
+def remark(message: str) -> None:
+    """Write one line to stderr that is neither an error nor a warning: where stdout is another program's."""
+    complain(message, ExitStatus.DONE)
 
 
 def say(message: str) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mystfuse.cli.options import option_group
+from mystfuse.cli.options import PEM, FileOrText, option_group
+from mystfuse.cli.wrong_files import naming_wrong_file
 from mystfuse.errors import UsageError
 from mystfuse.trust.policy import TrustPolicy
 from mystfuse.trust.sources import TrustOptions, collect_trust, parse_root_hash, read_public_keys
+
+if TYPE_CHECKING:
+    from mystfuse.trust.signature import PublicKey
 
 TRUST_SELF_VARIABLE = "MYSTFUSE_TRUST_SELF"
 """``no``, or ``yes``, which is the default: applies without ``--trust-self`` and ``--no-trust-self``."""
@@ -25,10 +29,20 @@ trust_self_option = click.option(
 
 trust_options = option_group(
     click.option(
-        "--roothash", "roothashes", multiple=True, metavar="FILE|HEX", help="Trust this root hash (repeatable)."
+        "--roothash",
+        "roothashes",
+        type=FileOrText(),
+        multiple=True,
+        metavar="FILE|HEX",
+        help="Trust this root hash (repeatable).",
     ),
     click.option(
-        "--pubkey", "pubkeys", multiple=True, metavar="PEM", help="Trust images signed by this key (repeatable)."
+        "--pubkey",
+        "pubkeys",
+        type=FileOrText(PEM),
+        multiple=True,
+        metavar="PEM",
+        help="Trust images signed by this key (repeatable).",
     ),
     click.option("--insecure", is_flag=True, help="Load anything, even a bare EXT2 file system."),
     trust_self_option,
@@ -52,6 +66,18 @@ def may_trust_self(given: bool | None) -> bool:
     return word == "yes"
 
 
+def read_root_hash(value: str, option: str = "--roothash") -> bytes:
+    """The root hash that an option gives, in hex digits or in a file; raises as ``parse_root_hash``."""
+    with naming_wrong_file(value, option, "the hex digits of a root hash"):
+        return parse_root_hash(value, option)
+
+
+def read_keys(path: str, option: str = "--pubkey") -> list[PublicKey]:
+    """The public keys in the file that an option names; raises as ``read_public_keys``."""
+    with naming_wrong_file(path, option, "a PEM public key"):
+        return read_public_keys(path, option)
+
+
 def load_trust(given: Mapping[str, Any], hash_offset: int | None, trust_self: bool | None) -> TrustOptions:
     """Read what the trust options and ``/etc/mystfuse/trust.d`` name.
 
@@ -68,6 +94,6 @@ def load_trust(given: Mapping[str, Any], hash_offset: int | None, trust_self: bo
     policy: TrustPolicy | None = given.get("policy")
     if policy is not None:
         return TrustOptions(policy, None, None)
-    hashes = [parse_root_hash(value) for value in given.get("roothashes", ())]
-    keys = [key for path in given.get("pubkeys", ()) for key in read_public_keys(path)]
+    hashes = [read_root_hash(value) for value in given.get("roothashes", ())]
+    keys = [key for path in given.get("pubkeys", ()) for key in read_keys(path)]
     return collect_trust(hashes, keys, given.get("insecure", False), hash_offset, may_trust_self(trust_self))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from mystfuse.cli.options import GivenPath, option_group, parse_size
+from mystfuse.cli.remote_options import open_given, remote_options_of
 from mystfuse.devices.joined_source import JoinedSource
-from mystfuse.devices.patience import IO_TIMEOUT, open_file
-from mystfuse.devices.source import FileSource
+from mystfuse.devices.patience import IO_TIMEOUT
+from mystfuse.devices.source import StoredSource
 from mystfuse.errors import FormatError, UsageError
 from mystfuse.formats.verity import DIGEST_SIZES, MAX_SALT_SIZE, VeritySuperblock
 
@@ -41,8 +43,8 @@ verity_options = option_group(
 )
 
 
-def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | JoinedSource, int | None]:
-    """Open an image, and the file with its hash tree if that is another.
+def open_image_source(image: str, given: Mapping[str, Any]) -> tuple[StoredSource, int | None]:
+    """Open an image, and what has its hash tree if that is another: files, or addresses of images elsewhere.
 
     Returns:
         The image, and the byte in it where the verity superblock is, if the options say that.
@@ -51,6 +53,7 @@ def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | Join
         UsageError: options that contradict each other, or an invalid one.
         FormatError, ImageReadError: a file is neither regular nor a block device, or cannot be opened;
             StorageTimeout when that takes longer than the ``io_timeout`` given.
+        MystfuseError: as ``devices.open_source``.
     """
     hash_offset: int | None = given.get("hash_offset")
     hash_device: str | None = given.get("hash_device")
@@ -61,11 +64,14 @@ def open_source(image: str, given: Mapping[str, Any]) -> tuple[FileSource | Join
     if not has_superblock and hash_offset is None and hash_device is None:
         raise UsageError("--no-superblock needs --hash-offset or --hash-device: where is the tree?")
     io_timeout: float = given.get("io_timeout", IO_TIMEOUT)
-    data = open_file(image, io_timeout)
+    options = remote_options_of(given)
+    data = open_given(image, io_timeout, options)
     if has_superblock and hash_device is None:
         return data, hash_offset
     try:
-        tree = open_file(image if hash_device is None else hash_device, io_timeout)
+        tree = open_given(
+            image if hash_device is None else hash_device, io_timeout, replace(options, mirrors=(), prefetch=None)
+        )
         try:
             block = b""
             if not has_superblock:

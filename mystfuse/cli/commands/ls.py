@@ -5,28 +5,20 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import click
 import trio
 
-from mystfuse.cli.options import given_text
+from mystfuse.cli.path_in_image import PathInImage
 from mystfuse.cli.reading import read_image, reading_options
-from mystfuse.cli.text import complain
+from mystfuse.cli.text import complain, file_type
 from mystfuse.errors import ExitStatus, MystfuseError, one_line
 from mystfuse.ext2.inode import Inode
+from mystfuse.system.units import ls_size
 from mystfuse.tree.image_tree import Child, ImageTree, check_first_visit
-
-_TYPES = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-}
 
 
 class _Item(NamedTuple):
@@ -39,33 +31,40 @@ class _Item(NamedTuple):
     target: str | None
 
 
-@click.command("ls", short_help="List what is in an image.")
+@click.command(
+    "ls",
+    short_help="List what is in an image.",
+    # As for ls(1), -h is not help.
+    context_settings={"help_option_names": ["--help"]},
+)
 @click.option("-l", "is_long", is_flag=True, help="Type, mode, links, ids, size, time (UTC), and where links point.")
+@click.option("-h", "--human-readable", "is_human", is_flag=True, help="With -l: sizes as 1.5K, 234M, 2G, rounded up.")
 @click.option("-R", "is_recursive", is_flag=True, help="Directories below as well.")
 @click.option("-a", "shows_hidden", is_flag=True, help="Names that begin with a dot as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, one object a name, with all there is.")
 @reading_options
-@click.argument("path", metavar="[PATH]", type=given_text, default="/")
+@click.argument("path", metavar="[PATH]", type=PathInImage(), default="/")
 def command(
-    path: str, is_long: bool, is_recursive: bool, shows_hidden: bool, as_json: bool, **given: Any
+    path: str, is_long: bool, is_human: bool, is_recursive: bool, shows_hidden: bool, as_json: bool, **given: Any
 ) -> ExitStatus:
     """List PATH in IMAGE (default: its root), sorted by name.
 
     A name whose inode cannot be read is listed with question marks and an error on stderr.
     """
-    listing = _Listing(is_long, is_recursive, shows_hidden, as_json)
+    listing = _Listing(is_long, is_human, is_recursive, shows_hidden, as_json)
 
     async def run(tree: ImageTree) -> None:
         await listing.run(tree, path)
 
-    read_image(given, run)
+    read_image(given, run, path)
     return listing.status
 
 
 class _Listing:
-    def __init__(self, is_long: bool, is_recursive: bool, shows_hidden: bool, as_json: bool) -> None:
+    def __init__(self, is_long: bool, is_human: bool, is_recursive: bool, shows_hidden: bool, as_json: bool) -> None:
         self.status = ExitStatus.DONE
         self._is_long = is_long
+        self._size = ls_size if is_human else str
         self._is_recursive = is_recursive
         self._shows_hidden = shows_hidden
         self._as_json = as_json
@@ -121,17 +120,17 @@ class _Listing:
                 click.echo(f"{self._separator}\n  {json.dumps(_document(item))}", nl=False)
                 self._separator = ","
         elif self._is_long:
-            _print_columns([_columns(item) for item in items])
+            _print_columns([_columns(item, self._size) for item in items])
         else:
             for item in items:
                 click.echo(one_line(item.name))
 
 
-def _columns(item: _Item) -> list[str]:
+def _columns(item: _Item, show_size: Callable[[int], str]) -> list[str]:
     inode = item.inode
     if inode is None:
         return ["??????????", "?", "?", "?", "?", "?", one_line(item.name)]
-    size = f"{os.major(inode.rdev)}, {os.minor(inode.rdev)}" if _is_device(inode) else str(inode.size)
+    size = f"{os.major(inode.rdev)}, {os.minor(inode.rdev)}" if _is_device(inode) else show_size(inode.size)
     arrow = "" if item.target is None else f" -> {item.target}"
     return [
         stat.filemode(inode.i_mode),
@@ -158,7 +157,7 @@ def _document(item: _Item) -> dict[str, Any]:
     if inode is None:
         return document | {"type": None}
     document |= {
-        "type": _TYPES[stat.S_IFMT(inode.i_mode)],
+        "type": file_type(inode.i_mode),
         "mode": f"{stat.S_IMODE(inode.i_mode):04o}",
         "links": inode.i_links_count,
         "uid": inode.uid,

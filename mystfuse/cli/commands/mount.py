@@ -10,8 +10,16 @@ import click
 
 from mystfuse.cli.given_image import image_options
 from mystfuse.cli.mount_jobs import prepare
-from mystfuse.cli.mount_options import parse_mount_options
-from mystfuse.cli.options import GivenPath, io_timeout_option, overlay_options, parse_id, parse_seconds
+from mystfuse.cli.mount_options import MountOptions, parse_mount_options
+from mystfuse.cli.options import (
+    DirectoryPath,
+    GivenPath,
+    ImagePath,
+    io_timeout_option,
+    overlay_options,
+    parse_id,
+    parse_seconds,
+)
 from mystfuse.cli.text import complain, say
 from mystfuse.errors import ExitStatus, MystfuseError, one_line
 from mystfuse.fuse.mount_options import OnCorruption
@@ -23,7 +31,9 @@ from mystfuse.mounting.systemd_notify import Notifier
 @click.command("mount", short_help="Mount an image, every block verified.")
 @image_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option("-o", "mount_options", multiple=True, metavar="OPT[,OPT]", help="Mount options, see above.")
+@click.option(
+    "-o", "mount_options", type=MountOptions(), multiple=True, metavar="OPT[,OPT]", help="Mount options, see above."
+)
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes, rather than forget them.")
 @overlay_options
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
@@ -52,8 +62,8 @@ from mystfuse.mounting.systemd_notify import Notifier
     help="Log here (default: stderr with -f, else syslog).",
 )
 @click.option("--ready-fd", type=int, metavar="N", help="Write a line to descriptor N when mounted.")
-@click.argument("image", type=GivenPath())
-@click.argument("mountpoint", type=GivenPath())
+@click.argument("image", type=ImagePath())
+@click.argument("mountpoint", type=DirectoryPath())
 def command(mount_options: tuple[str, ...], image: str, mountpoint: str, **given: Any) -> ExitStatus:
     """Mount IMAGE on MOUNTPOINT; every block is verified before anyone sees it.
 

@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NoReturn
@@ -16,8 +17,10 @@ from typing import Any, NoReturn
 from mystfuse import __version__
 from mystfuse.cli.mount_jobs import prepare
 from mystfuse.cli.mount_options import OPTION_NAMES, parse_mount_options
+from mystfuse.cli.remote_options import remote_options_of
 from mystfuse.cli.text import complain, leave, say, warn
-from mystfuse.devices.patience import IO_TIMEOUT, open_file
+from mystfuse.devices.open_source import open_source
+from mystfuse.devices.patience import IO_TIMEOUT
 from mystfuse.errors import ExitStatus, MystfuseError, UsageError, explain
 from mystfuse.mounting.daemon import serve_mount
 from mystfuse.mounting.daemonize import Report, run_in_background
@@ -136,7 +139,10 @@ def _mount(call: _Call) -> MountExit:
     given: dict[str, Any] = {"roothashes": (), "pubkeys": (), "trust_self": False}
     flags = parse_mount_options(",".join(_options_for_us(call)), given)
     if call.has("-f"):
-        open_file(call.image, given.get("io_timeout", IO_TIMEOUT)).close()
+        source = open_source(call.image, given.get("io_timeout", IO_TIMEOUT), remote_options_of(given))
+        with closing(source):
+            # An image elsewhere is open when its size is known.
+            _ = source.size
         return MountExit.DONE
     namespace = MountNamespace(call.namespace) if call.namespace is not None else None
     job = prepare(given, flags, call.image, call.mountpoint, namespace)

@@ -10,8 +10,11 @@ from typing import Any
 import click
 
 from mystfuse.cli.ending import end_like_interrupt
-from mystfuse.cli.options import GivenPath
+from mystfuse.cli.options import PEM, FileOrText, GivenPath, PemPath
+from mystfuse.cli.signing_options import load_private_key, passphrase_options
 from mystfuse.cli.text import say
+from mystfuse.cli.trust_options import read_keys, read_root_hash
+from mystfuse.cli.wrong_files import naming_wrong_file
 from mystfuse.errors import MystfuseError, UsageError
 from mystfuse.formats.configuration import WITHOUT_MEANING, Configuration, parse_json_object
 from mystfuse.formats.package import ROOT_HASH_SIZE, PackageContents
@@ -19,8 +22,8 @@ from mystfuse.system.atomic_file import AtomicFile
 from mystfuse.system.configured_file import read_configured_file
 from mystfuse.system.output_paths import make_directories
 from mystfuse.trust.package import sign_package
-from mystfuse.trust.signature import PublicKey, SigningKey
-from mystfuse.trust.sources import parse_root_hash, read_public_keys, read_small_file
+from mystfuse.trust.signature import PublicKey
+from mystfuse.trust.sources import read_small_file
 
 DEFAULT_DIRECTORY = Path("myst/bin")
 _OF_ENCLAVES = frozenset({"ProductID", "SecurityVersion", *WITHOUT_MEANING})
@@ -32,12 +35,18 @@ _MAX_CONFIGURATION = 1 << 20
 @click.option(
     "--roothash",
     "roothashes",
+    type=FileOrText(),
     multiple=True,
     metavar="FILE|HEX",
     help="The package trusts this root hash (repeatable).",
 )
 @click.option(
-    "--pubkey", "pubkeys", multiple=True, metavar="PEM", help="It trusts images signed by this key (repeatable)."
+    "--pubkey",
+    "pubkeys",
+    type=FileOrText(PEM),
+    multiple=True,
+    metavar="PEM",
+    help="It trusts images signed by this key (repeatable).",
 )
 @click.option(
     "-o",
@@ -47,9 +56,10 @@ _MAX_CONFIGURATION = 1 << 20
     metavar="OUT",
     help="Where to write it (default: myst/bin/NAME, after ApplicationPath).",
 )
+@passphrase_options
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--verbose", is_flag=True, help="Say what the package is, and which settings have no meaning here.")
-@click.argument("private", metavar="PRIVATE.pem", type=GivenPath())
+@click.argument("private", metavar="PRIVATE.pem", type=PemPath())
 @click.argument("config", metavar="CONFIG.json", type=GivenPath(path_type=Path))
 def command(
     roothashes: tuple[str, ...],
@@ -59,8 +69,10 @@ def command(
     verbose: bool,
     private: str,
     config: Path,
+    **given: Any,
 ) -> None:
-    """Make an executable file from the settings in CONFIG.json and whom it trusts, signed with PRIVATE.pem.
+    """Make an executable file from the settings in CONFIG.json and whom it trusts, signed with PRIVATE.pem,
+    or with the key in a token or TPM that a URI in its place names (as for mkext2 --sign).
 
     Executed, it runs its program from the image that MYST_ROOTFS or --rootfs names, if that is one it trusts.
     """
@@ -73,13 +85,13 @@ def command(
     contents = PackageContents(
         configuration,
         tuple(_root_hash(value, "--roothash") for value in roothashes),
-        tuple(key.pem() for path in pubkeys for key in read_public_keys(path)),
+        tuple(key.pem() for path in pubkeys for key in read_keys(path)),
     )
     if not (roothashes or pubkeys or configuration.is_debug):
         raise UsageError(
             "the package would trust no image: give --roothash or --pubkey (or set Debug, which loads anything)"
         )
-    key = SigningKey.from_pem(read_small_file(private, "signing key"), private)
+    key = load_private_key(private, "signing key", given)
     packed = sign_package(contents, key)
     if out is None:
         out = DEFAULT_DIRECTORY / PurePosixPath(configuration.application_path).name
@@ -100,11 +112,12 @@ def command(
 
 
 def _read_settings(config: Path) -> dict[str, Any]:
-    data = read_configured_file(str(config), "configuration", _MAX_CONFIGURATION)
-    try:
-        return parse_json_object(data)
-    except ValueError as error:
-        raise UsageError(f"{config}: not JSON as it should be: {error}") from error
+    with naming_wrong_file(str(config), "configuration", "settings in JSON"):
+        data = read_configured_file(str(config), "configuration", _MAX_CONFIGURATION)
+        try:
+            return parse_json_object(data)
+        except ValueError as error:
+            raise UsageError(f"{config}: not JSON as it should be: {error}") from error
 
 
 def _with_contents(settings: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -142,11 +155,12 @@ def _can_be_named(value: object) -> bool:
 
 
 def _root_hash(value: str, what: str) -> str:
-    root_hash = parse_root_hash(value, what)
+    root_hash = read_root_hash(value, what)
     if len(root_hash) != ROOT_HASH_SIZE:
         raise UsageError(f"{what} {value}: a sha512 root hash, which no image with a signature block can have")
     return root_hash.hex()
 
 
 def _public_key(path: str, what: str) -> str:
-    return PublicKey.from_pem(read_small_file(path, what), path).pem()
+    with naming_wrong_file(path, what, "a PEM public key"):
+        return PublicKey.from_pem(read_small_file(path, what), path).pem()

@@ -12,15 +12,16 @@ import click
 
 from mystfuse.cli.container import Container, ContainerMount, run_container
 from mystfuse.cli.key_options import key_options
-from mystfuse.cli.options import GivenPath, confinement_options
+from mystfuse.cli.options import PEM, FileOrText, GivenPath, MountSource, confinement_options
+from mystfuse.cli.remote_options import remote_options
 from mystfuse.cli.text import warn
-from mystfuse.cli.trust_options import may_trust_self, trust_self_option
-from mystfuse.errors import MystfuseError, NotTrusted, UsageError
+from mystfuse.cli.trust_options import may_trust_self, read_keys, trust_self_option
+from mystfuse.cli.wrong_files import other_kind
+from mystfuse.errors import FormatError, MystfuseError, NotTrusted, UsageError
 from mystfuse.formats.configuration import Configuration, MountType
 from mystfuse.formats.package import MAX_PACKAGE_SIZE
 from mystfuse.system.configured_file import open_configured_file
 from mystfuse.trust.package import Package, open_package
-from mystfuse.trust.sources import read_public_keys
 from mystfuse.trust.trust_directory import read_trust_directory
 
 SIGNERS_DIRECTORY = Path("/etc/mystfuse/signers.d")
@@ -51,7 +52,7 @@ class _PackageFirst(click.Command):
             if word == "--":
                 return args[:index], args[index + 1 :]
             index += 2 if word in with_value else 1
-            if index > len(args):
+            if index > len(args) and not ctx.resilient_parsing:
                 raise click.BadOptionUsage(word, f"Option {word!r} requires an argument.", ctx)
         return args[:index], args[index:]
 
@@ -62,10 +63,13 @@ class _PackageFirst(click.Command):
     short_help="Run a package.",
     context_settings={"allow_interspersed_args": False},
 )
-@click.option("--rootfs", metavar="IMAGE", help="The root file system (default: what MYST_ROOTFS names).")
+@click.option(
+    "--rootfs", type=FileOrText(), metavar="IMAGE", help="The root file system (default: what MYST_ROOTFS names)."
+)
 @click.option(
     "--mount",
     "mounts",
+    type=MountSource(),
     multiple=True,
     metavar="SOURCE=TARGET",
     help="The file, directory or image (...,keyfile=...) for a mount that the package declares (repeatable).",
@@ -73,12 +77,14 @@ class _PackageFirst(click.Command):
 @click.option(
     "--signer",
     "signers",
+    type=FileOrText(PEM),
     multiple=True,
     metavar="PEM",
     help="Run it only if signed by this key (repeatable; default: those in /etc/mystfuse/signers.d).",
 )
 @trust_self_option
 @key_options
+@remote_options
 @confinement_options
 @click.argument("package", type=GivenPath())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -87,11 +93,12 @@ def command(
     mounts: tuple[str, ...],
     signers: tuple[str, ...],
     trust_self: bool | None,
+    as_root: bool,
     privileged: bool,
     pids_limit: int | None,
     package: str,
     arguments: tuple[str, ...],
-    **keys: Any,
+    **given: Any,
 ) -> int:
     """Run what PACKAGE says, from an image that it trusts. Executing the package does the same.
 
@@ -123,7 +130,7 @@ def command(
     return run_container(
         Container(
             image=image,
-            options={**keys, "policy": opened.policy(), "overlay_limit": configuration.memory_size},
+            options={**given, "policy": opened.policy(), "overlay_limit": configuration.memory_size},
             program=configuration.application_path,
             arguments=arguments if configuration.takes_host_parameters else configuration.application_parameters,
             environment=_environment(configuration, os.environ),
@@ -133,6 +140,7 @@ def command(
             memory_limit=configuration.memory_size,
             process_limit=pids_limit,
             is_privileged=privileged,
+            as_root=as_root,
         )
     )
 
@@ -140,16 +148,23 @@ def command(
 def _open(path: str, signers: Sequence[str]) -> Package:
     """Read a package, once, and check that it may be run."""
     if signers:
-        pinned = [key for name in signers for key in read_public_keys(name, "--signer")]
+        pinned = [key for name in signers for key in read_keys(name, "--signer")]
     else:
         _, pinned = read_trust_directory(SIGNERS_DIRECTORY, takes_root_hashes=False)
-    with BufferedReader(open_configured_file(path, "package")) as file:
-        # A file that is too large is no package: its parser says so.
-        data = file.read(MAX_PACKAGE_SIZE + 1)
     try:
-        return open_package(data, pinned)
-    except MystfuseError as error:
-        raise error.at(str(path)) from error
+        with BufferedReader(open_configured_file(path, "package")) as file:
+            # A file that is too large is no package: its parser says so.
+            data = file.read(MAX_PACKAGE_SIZE + 1)
+        try:
+            return open_package(data, pinned)
+        except MystfuseError as error:
+            raise error.at(str(path)) from error
+    except (UsageError, FormatError) as error:
+        kind = other_kind(path, frozenset({"package", "unknown"}))
+        if kind is None:
+            raise
+        runs = f": mystfuse exec {path} PROGRAM runs a program from it" if kind.name == "image" else ""
+        raise FormatError(f"{path}: {kind.title}, not a package{runs}") from error
 
 
 def _environment(configuration: Configuration, host: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mystfuse.cli.options import given_text
+from mystfuse.cli.path_in_image import PathInImage
 from mystfuse.cli.progress import progress
 from mystfuse.cli.reading import (
     count_bytes,
@@ -22,7 +22,7 @@ from mystfuse.tree.tar import write_tar
 
 @click.command("tar", short_help="Write a tree of an image to stdout as a tar archive.")
 @reading_options
-@click.argument("path", metavar="[PATH]", type=given_text, default="/")
+@click.argument("path", metavar="[PATH]", type=PathInImage(), default="/")
 def command(path: str, **given: Any) -> None:
     """Write PATH in IMAGE (default: all of it) to stdout as a tar archive (pax), sorted by name.
 
@@ -35,4 +35,4 @@ def command(path: str, **given: Any) -> None:
         with progress("archiving", await count_bytes(tree, path)) as advance:
             return await write_tar(tree, path, write_stdout, advance)
 
-    warn_of_omissions("not in the archive", read_image(given, write))
+    warn_of_omissions("not in the archive", read_image(given, write, path))
