@@ -36,8 +36,7 @@ class Arenas:
         self._per_arena = ARENA_SIZE // block_size
         self._per_page = max(mmap.PAGESIZE // block_size, 1)
         self._arenas: dict[int, mmap.mmap] = {}
-        self.mirror: Mirror | None = None
-        """Told of arenas that come and go."""
+        self._mirror: Mirror | None = None
 
     @property
     def used(self) -> int:
@@ -47,6 +46,12 @@ class Arenas:
     def most(self, count: int) -> int:
         """The number of arenas there may be once ``count`` more slots have been taken."""
         return -(-(max(self.slots.size, self.slots.used + count)) // self._per_arena) + 1
+
+    def set_mirror(self, mirror: Mirror) -> None:
+        """Tell ``mirror`` of the arenas, and of all that come and go from now on."""
+        for number, memory in self._arenas.items():
+            mirror.arena(number, memory)
+        self._mirror = mirror
 
     def take(self, count: int) -> list[int]:
         """Take ``count`` slots (at least one), to be filled: all of them or none.
@@ -65,8 +70,8 @@ class Arenas:
                 if arena not in self._arenas:
                     memory = mmap.mmap(-1, ARENA_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                     self._arenas[arena] = memory
-                    if self.mirror is not None:
-                        self.mirror.arena(arena, memory)
+                    if self._mirror is not None:
+                        self._mirror.arena(arena, memory)
         except OSError as error:
             self.free(slots)
             raise OSError(ENOSPC, "no memory left for the overlay") from error
@@ -143,8 +148,8 @@ class Arenas:
         arena, is_free = part.start // self._per_arena, self.slots.is_free
         if is_free(arena * self._per_arena, (arena + 1) * self._per_arena):
             if arena in self._arenas:
-                if self.mirror is not None:
-                    self.mirror.arena(arena, None)
+                if self._mirror is not None:
+                    self._mirror.arena(arena, None)
                 self._arenas.pop(arena).close()
             return
         start, end = part.start // self._per_page * self._per_page, -(-part.stop // self._per_page) * self._per_page

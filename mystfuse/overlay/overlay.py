@@ -31,9 +31,17 @@ class Overlay(Space):
         self._mirror: Mirror | None = None
 
     def set_mirror(self, mirror: Mirror) -> None:
-        """Have ``mirror`` follow all changes from now on, while nothing has been written yet."""
-        assert not self._slots
-        self._mirror = self._arenas.mirror = mirror
+        """Tell ``mirror`` what has been written, and have it follow all changes from now on.
+
+        Raises:
+            MemoryError: it has no memory for that, and must not be used.
+        """
+        token = mirror.begin(list(self._slots), self._arenas.most(0))
+        try:
+            self._arenas.set_mirror(mirror)
+        finally:
+            mirror.end(token, self._slots)
+        self._mirror = mirror
 
     def tables(self) -> list[Table]:
         return [self._slots, *(table for snapshot in self._snapshots for table in (snapshot.kept, snapshot.own))]
@@ -111,7 +119,7 @@ class Overlay(Space):
         self._forget_closed()
         if len(self._snapshots) >= MAX_SNAPSHOTS:
             raise OSError(EBUSY, f"{MAX_SNAPSHOTS} snapshots are open already")
-        snapshot = Snapshot(self, lambda number: self._slots.get(number), self._forget_closed)
+        snapshot = Snapshot(self, lambda: self._slots, self._forget_closed)
         self._snapshots.append(snapshot)
         return snapshot
 

@@ -16,11 +16,11 @@ class Snapshot:
     Made by ``Overlay.snapshot``; its blocks count against the overlay's limit until ``close``.
 
     Args:
-        present: returns where the present state has a block.
+        present: returns where the present state has its blocks.
         on_close: called when it has been closed.
     """
 
-    def __init__(self, space: Space, present: Callable[[int], int | None], on_close: Callable[[], None]) -> None:
+    def __init__(self, space: Space, present: Callable[[], Mapping[int, int]], on_close: Callable[[], None]) -> None:
         self.kept: dict[int, int | None] = {}
         """Blocks that have changed since: the slot of the old version, None for a block that was not written then."""
         self.own: dict[int, int | None] = {}
@@ -35,7 +35,22 @@ class Snapshot:
         for table in (self.own, self.kept):
             if number in table:
                 return self._space.load(table[number])
-        return self._space.load(self._present(number))
+        return self._space.load(self._present().get(number))
+
+    def has(self, number: int) -> bool:
+        """Whether the block had been written."""
+        for table in (self.own, self.kept):
+            if number in table:
+                return table[number] is not None
+        return number in self._present()
+
+    def candidates(self) -> list[int]:
+        """Numbers of blocks, each once, among which all are that it ``has``, now and later."""
+        present = self._present()
+        candidates = list(present)
+        candidates += [number for number in self.kept if number not in present]
+        candidates += [number for number in self.own if number not in present and number not in self.kept]
+        return candidates
 
     def holds(self, number: int) -> bool:
         """See ``Overlay.holds``."""

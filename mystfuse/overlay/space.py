@@ -90,6 +90,11 @@ class Space(ABC):
         return self._table_bytes(0) + self._arenas.used * self.block_size
 
     @property
+    def written(self) -> int:
+        """Bytes of all blocks, wherever they are; those that only a snapshot still has count too."""
+        return self._arenas.used * self.block_size + self.store_used
+
+    @property
     def store_used(self) -> int:
         """Bytes in the store."""
         return 0 if self._spill is None else self._spill.slots.used * self.block_size

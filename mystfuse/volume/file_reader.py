@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mystfuse.devices.damaged_blocks import DamagedBlocks
 from mystfuse.devices.device import Device
 from mystfuse.errors import CorruptFilesystem, IntegrityError, MystfuseError
+from mystfuse.ext2.block_map import Run
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.inline_data import read_inline
 from mystfuse.overlay.overlay import Overlay
 from mystfuse.system.workers import Workers
 from mystfuse.volume.file_maps import FileMaps
@@ -48,6 +51,11 @@ class FileReader:
         self._overlay = overlay
         self._workers = workers
 
+    def runs(self, blocks: Blocks, ino: int, first: int, count: int) -> list[Run]:
+        """See ``Volume.file_runs``."""
+        maps = self._maps.as_of(self._runner.commits)
+        return maps.runs(blocks, maps.inode(blocks, ino), first, count)
+
     async def read(self, ino: int, offset: int, length: int, reader: Reader | None, is_ahead: bool) -> Part:
         """See ``Volume.read``."""
         quietly = is_ahead and reader is not None and not reader.has_failed(offset, length)
@@ -78,7 +86,12 @@ class FileReader:
         """
         plan = await self._runner.run(self._locate, ino, offset, length, quietly)
         commits, extents = self._runner.commits, plan.extents
-        fetched = parts = await fetch(self._device, self._workers, extents, quietly)
+        try:
+            fetched = parts = await fetch(self._device, self._workers, extents, quietly=True)
+        except DamagedBlocks as damage:
+            if not quietly:
+                self._runner.names.report_file(damage, ino, offset, plan)
+            raise
         await self._recall(plan.versions, recalled)
         while commits != self._runner.commits:
             plan = await self._runner.run(self._locate, ino, offset, length, quietly)
@@ -109,6 +122,8 @@ class FileReader:
         block_size, end = self._block_size, min(offset + length, inode.size)
         if end <= offset:
             return ReadPlan([], None, block_size, offset, offset)
+        if inode.is_inline:
+            return ReadPlan.holding(read_inline(inode)[offset:end].ljust(end - offset, b"\0"))
         first, last = offset // block_size, (end - 1) // block_size
         overlay = self._overlay
         written = overlay.get if overlay is not None and overlay.blocks else None

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import trio
 
 from mystfuse.devices.cache import BlockCache
+from mystfuse.devices.damaged_blocks import DamagedBlocks
 from mystfuse.devices.device import Device
 from mystfuse.errors import MystfuseError, StorageTimeout
 from mystfuse.ext2 import orphans
@@ -38,7 +39,8 @@ class MergedImage:
         self.size = filesystem.superblock.size
         """Bytes."""
         self._filesystem = filesystem
-        self._snapshot = snapshot
+        self.snapshot = snapshot
+        """The written blocks."""
         self._device = device
         self._workers = workers
         self._runner = Runner(filesystem, cache, snapshot, lambda: 0)
@@ -65,7 +67,7 @@ class MergedImage:
 
     def close(self) -> None:
         """Give back everything that only this snapshot holds."""
-        self._snapshot.close()
+        self.snapshot.close()
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         """Up to ``length`` bytes from byte ``offset`` on; fewer only at the end.
@@ -80,16 +82,20 @@ class MergedImage:
         written: dict[int, bytes | int] = {}
         first, last = offset // block_size, (end - 1) // block_size
         for number in range(first, last + 1):
-            block = self._snapshot.get(number)
+            block = self.snapshot.get(number)
             if block is not None:
                 written[number] = block
             elif not await self._is_in_use(number):
                 written[number] = bytes(block_size)
         run = Run(first, last + 1 - first)
         plan = ReadPlan([run], written.get if written else None, block_size, offset, end, hole=-1)
-        fetched = await fetch(self._device, self._workers, plan.extents)
+        try:
+            fetched = await fetch(self._device, self._workers, plan.extents, quietly=True)
+        except DamagedBlocks as damage:
+            self._runner.names.report_image(damage)
+            raise
         # A snapshot's blocks in the store stay there.
-        recalled = await self._snapshot.recall(plan.versions) if plan.versions else {}
+        recalled = await self.snapshot.recall(plan.versions) if plan.versions else {}
         return join(plan.parts(fetched, recalled))
 
     async def _is_in_use(self, number: int) -> bool:
@@ -97,6 +103,7 @@ class MergedImage:
         if number < superblock.s_first_data_block:
             return True
         group, bit = divmod(number - superblock.s_first_data_block, superblock.s_blocks_per_group)
+        bit //= superblock.blocks_per_cluster
         bitmap = self._bitmaps.get(group)
         if bitmap is None:
             bitmap = self._bitmaps[group] = await self._runner.run(self._read_bitmap, group)
@@ -105,7 +112,9 @@ class MergedImage:
         return bool(bitmap[bit // 8] >> bit % 8 & 1)
 
     def _read_bitmap(self, blocks: Blocks, group: int) -> bytes:
-        return bytes(blocks.block(self._filesystem.groups.places(blocks, group).bg_block_bitmap))
+        bitmap = self._filesystem.groups.block_bitmap(blocks, group)
+        # Without one, metadata may be anywhere in the group.
+        return b"\xff" * self._filesystem.superblock.block_size if bitmap is None else bytes(bitmap)
 
     async def _release_orphans(self) -> None:
         for ino in sorted(self._filesystem.orphans):

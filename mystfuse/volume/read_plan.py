@@ -69,6 +69,14 @@ class ReadPlan:
                     self.pieces.append(Stored(content, low - begin, high - low))
                     self.versions += content
 
+    @classmethod
+    def holding(cls, content: bytes) -> ReadPlan:
+        """The plan of a range whose bytes are known."""
+        plan = cls([], None, 1, 0, 0)
+        plan.length = len(content)
+        plan.pieces.append(content)
+        return plan
+
     def _add_extent(self, offset: int, length: int) -> None:
         last = self.pieces[-1] if self.pieces else None
         if isinstance(last, Extent) and last.end == offset:

@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import trio
 
 from mystfuse.devices.cache import BlockCache
+from mystfuse.devices.damaged_blocks import DamagedBlocks
 from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.caller import Caller
@@ -19,6 +20,7 @@ from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.overlay.overlay import Overlay
 from mystfuse.overlay.snapshot import Snapshot
 from mystfuse.overlay.space import OverlayBusy, OverlayFull
+from mystfuse.volume.damage_names import DamageNames
 
 MAX_RUNS = 40
 """How often an operation may miss blocks and be run again. A rename can meet five inodes, each with its descriptor and
@@ -54,6 +56,8 @@ class Runner:
         room: Callable[[], int],
         io_timeout: float = math.inf,
     ) -> None:
+        self.names = DamageNames(filesystem)
+        """Reports damage with what it belongs to."""
         self.commits = 0
         """Transactions that changed something."""
         self._filesystem = filesystem
@@ -263,7 +267,7 @@ class _Misses:
             if versions and self._written is not None:
                 blocks.recalled.update(await self._written.recall(versions))
             if wanted:
-                await self._fetch(wanted & missing.numbers, wanted, missing.speculative)
+                await self._fetch(wanted & missing.numbers, wanted, missing)
         elif missing.progress:
             # Long work: let other tasks run.
             self._runner.check_may_wait()
@@ -315,10 +319,10 @@ class _Misses:
         if count * self._cache.block_size > MAX_PINNED_BYTES:
             raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
 
-    async def _fetch(self, needed: frozenset[int], wanted: frozenset[int], quietly: bool) -> None:
+    async def _fetch(self, needed: frozenset[int], wanted: frozenset[int], missing: BlocksMissing) -> None:
         """Fetch ``needed`` blocks, and if possible all ``wanted`` ones. A damaged block must not fail those fetched
         with it: then each needed one is fetched by itself, and its error is kept."""
-        blocks = self._blocks
+        blocks, quietly = self._blocks, missing.speculative
         if quietly or len(wanted) > 1:
             try:
                 blocks.pinned.update(await self._cache.fetch(wanted, quietly=True))
@@ -331,8 +335,10 @@ class _Misses:
                     return
         for number in sorted(needed):
             try:
-                blocks.pinned.update(await self._cache.fetch([number], quietly))
+                blocks.pinned.update(await self._cache.fetch([number], quietly=True))
             except StorageTimeout:
                 raise
             except (IntegrityError, ImageReadError) as error:
+                if not quietly and isinstance(error, DamagedBlocks):
+                    self._runner.names.report_block(error, number, missing.owner)
                 (blocks.suspect if quietly else blocks.damaged)[number] = error

@@ -9,22 +9,25 @@ import logging
 import math
 import os
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from errno import ENOSPC, EPERM, EROFS
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
-from mystfuse.errors import FormatError, MystfuseError
+from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2 import link_and_unlink, write, xattr_changes
-from mystfuse.ext2.block_map import Stretch
+from mystfuse.ext2.block_map import Run, Stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT, Caller
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.create import create, create_nameless
-from mystfuse.ext2.directory import Entry
+from mystfuse.ext2.directory import Entry, listing_size
+from mystfuse.ext2.features import only_for_reading
 from mystfuse.ext2.filesystem import FileSystem, Statistics
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.privileges import Loses
@@ -34,15 +37,22 @@ from mystfuse.ext2.superblock import Superblock
 from mystfuse.overlay.encrypted_store import OverlayStore
 from mystfuse.overlay.overlay import Overlay
 from mystfuse.system.workers import Workers
+from mystfuse.volume.base_image import BaseImage
+from mystfuse.volume.damaged_paths import CACHE_BYTES, DamagedPaths
 from mystfuse.volume.file_reader import FileReader, Reader
 from mystfuse.volume.merged_image import MergedImage
+from mystfuse.volume.orphan_list import free_orphans
+from mystfuse.volume.recovery import recover
 from mystfuse.volume.releases import Releases
 from mystfuse.volume.runner import Runner
+from mystfuse.volume.written_file import WrittenFile
 
 log = logging.getLogger(__name__)
 
 _LISTING_ATTEMPTS = 2
 """How often a listing during which something was committed is tried in two steps, before it is made in one."""
+RECOVERY_BYTES = 1 << 30
+"""What a journal may take for a read-only volume: mke2fs makes none that is longer, unless it is told to."""
 _ANCESTORS_AT_ONCE = 100
 """Levels of directories after which other tasks run."""
 
@@ -63,24 +73,32 @@ class Volume:
         overlay: Overlay | None,
         workers: Workers | None = None,
         io_timeout: float = math.inf,
+        is_read_only: bool = False,
     ) -> None:
         self.superblock = superblock
         self.cache = BlockCache(device, superblock.block_size)
-        self.overlay = overlay
-        """None for a read-only volume."""
+        self.written = overlay
+        """What lies over the image: what has been written, or came from its journal. None if there is nothing."""
+        self.overlay = None if is_read_only else overlay
+        """The same; None for a read-only volume."""
+        self.recovered_bytes = 0 if overlay is None else overlay.written
+        """What recovery has written, in whole blocks."""
         self._device = device
         self._filesystem = FileSystem(superblock)
         self._runner = Runner(
             self._filesystem,
             self.cache,
-            self.overlay,
+            self.written,
             lambda: 0 if self.overlay is None else self.overlay.room,
             io_timeout,
         )
+        self._io_timeout = io_timeout
         self._workers = workers or Workers(0)
-        self._files = FileReader(self._filesystem, self._runner, device, overlay, self._workers)
+        self._files = FileReader(self._filesystem, self._runner, device, self.written, self._workers)
         self._nameless: set[int] = set()
         """Orphans that have never had a name, and may get one."""
+        self.changes_made = 0
+        """Operations for callers until now that may have changed something; releases of removed files do not count."""
         self._moves = 0
         """Renames across directories until now."""
         self._releases = Releases(self._runner, self._filesystem.orphans)
@@ -94,10 +112,12 @@ class Volume:
         store_file: int | None = None,
         io_timeout: float = math.inf,
     ) -> Volume:
-        """Read the superblock.
+        """Read the superblock, and replay the journal if it needs it: into the overlay, or up to 1 GiB of memory for a
+        read-only volume.
 
         Args:
-            overlay_limit: bytes of memory for written blocks; None for a read-only volume.
+            overlay_limit: bytes of memory for written blocks; None for a read-only volume, which one with features that
+                mystfuse can only read is in any case.
             workers: threads for long ranges; None for none.
             store_file: descriptor of a file for written blocks beyond that (``encrypted_store.open_store_file``);
                 the volume's own from now on.
@@ -106,19 +126,31 @@ class Volume:
         Raises:
             FormatError: not an EXT2 file system, one with unsupported features, or a corrupt one.
             IntegrityError, ImageReadError: as the device does.
+            MystfuseError: there is no room for what the journal has.
         """
         if device.size < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
             raise FormatError(f"{device.size} bytes are too few for an EXT2 file system")
         (data,) = await device.read([Extent(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE)])
         superblock = Superblock.parse(data)
         superblock.check_fits(device.size)
-        if superblock.has_errors:
-            log.warning("the file system is marked as having errors: run e2fsck on the image it was made from")
         overlay = None
-        if overlay_limit is not None:
+        if overlay_limit is not None and superblock.is_extended:
+            features = ", ".join(only_for_reading(superblock.features))
+            log.warning("the mount is read-only: mystfuse does not write to a file system that uses %s", features)
+        elif overlay_limit is not None:
             store = None if store_file is None else OverlayStore(store_file, superblock.block_size)
             overlay = Overlay(superblock.block_size, overlay_limit, store, io_timeout)
-        return cls(superblock, device, overlay, workers, io_timeout)
+        if superblock.needs_recovery:
+            overlay = overlay or Overlay(superblock.block_size, RECOVERY_BYTES)
+            superblock = await recover(device, superblock, overlay, io_timeout)
+        if superblock.has_errors:
+            log.warning("the file system is marked as having errors: run e2fsck on the image it was made from")
+        is_read_only = overlay_limit is None or superblock.is_extended
+        volume = cls(superblock, device, overlay, workers, io_timeout, is_read_only)
+        if volume.overlay is not None:
+            await free_orphans(volume._filesystem, volume._runner)
+            volume.recovered_bytes = volume.overlay.written
+        return volume
 
     @property
     def orphans(self) -> set[int]:
@@ -129,6 +161,16 @@ class Volume:
     def changes(self) -> int:
         """A number that changes whenever something has changed."""
         return self._runner.commits
+
+    async def run(
+        self, operation: Callable[Concatenate[FileSystem, Blocks, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an operation of the core that changes nothing, for which there is no method here.
+
+        Raises:
+            OSError, MystfuseError: as the operation does.
+        """
+        return await self._runner.run(partial(operation, self._filesystem), *args, **kwargs)
 
     async def inode(self, ino: int) -> Inode:
         """The inode with number ``ino``; raises CorruptFilesystem, IntegrityError or ImageReadError."""
@@ -147,11 +189,11 @@ class Volume:
         return await self._runner.run(self._filesystem.find_parent, ino)
 
     async def dots(self, ino: int) -> tuple[int, int]:
-        """Of a directory: (the inode number of the directory above, its size in bytes)."""
+        """Of a directory: (the inode number of the directory above, the offset at which its listing ends)."""
 
         def dots(blocks: Blocks) -> tuple[int, int]:
             directory = self._filesystem.inode(blocks, ino)
-            return self._filesystem.parent(blocks, directory), directory.size
+            return self._filesystem.parent(blocks, directory), listing_size(self.superblock, directory)
 
         return await self._runner.run(dots)
 
@@ -159,7 +201,7 @@ class Volume:
         """Entries of a directory from byte ``offset`` on, each with its inode, or None where reading it failed.
 
         Returns:
-            The entries, and the offset to go on from: the directory's size when there are no more.
+            The entries, and the offset to go on from: ``listing_size`` when there are no more.
         """
         for _ in range(_LISTING_ATTEMPTS):
             changes = self.changes
@@ -169,6 +211,18 @@ class Volume:
             if changes == self.changes:
                 return list(zip(entries, inodes, strict=True)), next_offset
         return await self._runner.run(self._filesystem.listing, ino, offset, max_entries)
+
+    async def listing_size(self, ino: int) -> int:
+        """The offset at which the listing of a directory ends."""
+        return listing_size(self.superblock, await self.inode(ino))
+
+    async def missing_inode(self, ino: int) -> MystfuseError:
+        """The error for which ``entries`` gave an entry without its inode."""
+        try:
+            await self.inode(ino)
+        except MystfuseError as error:
+            return error
+        return CorruptFilesystem(f"an entry refers to inode {ino}, the root directory")
 
     async def target(self, ino: int) -> bytes:
         """The target of a symbolic link."""
@@ -215,6 +269,11 @@ class Volume:
         """
         return await self._runner.run(self._stretch, ino, offset)
 
+    async def file_runs(self, ino: int, first: int, count: int) -> list[Run]:
+        """Where ``count`` blocks of a regular file are, from its block ``first`` on, none of them past its end; raises
+        as ``stretch``."""
+        return await self._runner.run(self._files.runs, ino, first, count)
+
     async def birth_time(self, ino: int) -> int | None:
         """When an inode was made, in nanoseconds since the epoch; None if it has no room to say so."""
         return await self._runner.run(self._filesystem.inode_table.birth_time, ino)
@@ -254,7 +313,9 @@ class Volume:
 
     async def remove(self, parent: int, name: bytes, is_rmdir: bool) -> Inode:
         """Remove a name; see ``ext2.link_and_unlink``. The inode may be in ``orphans`` then."""
-        return await self.change(0, ROOT, link_and_unlink.remove, parent, name, is_rmdir)
+        inode = await self.change(0, ROOT, link_and_unlink.remove, parent, name, is_rmdir)
+        self._runner.names.forget_paths()
+        return inode
 
     async def rename(
         self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
@@ -262,7 +323,9 @@ class Volume:
         """Rename; see ``ext2.rename``. The inode that was replaced may be in ``orphans`` then."""
         old, new = DirectoryName(old_parent, old_name), DirectoryName(new_parent, new_name)
         if old_parent == new_parent:
-            return await self.change(0, caller, rename, old, new, flags)
+            replaced = await self.change(0, caller, rename, old, new, flags)
+            self._runner.names.forget_paths()
+            return replaced
         while True:
             moves = self._moves
             old = old._replace(ancestors=await self._ancestors(old_parent))
@@ -273,6 +336,7 @@ class Volume:
                 continue
             # Nothing has been awaited since the commit.
             self._moves += 1
+            self._runner.names.forget_paths()
             return replaced
 
     def _move(self, change: Change, moves: int, old: DirectoryName, new: DirectoryName, flags: int) -> Inode | None:
@@ -363,11 +427,25 @@ class Volume:
         self._nameless.difference_update(inos)
         await self._releases.release(*inos)
 
+    async def name_damaged(self) -> None:
+        """Look for the paths of inodes that turn out to be damaged, and log them, until cancelled."""
+        cache = BlockCache(self._device, self.superblock.block_size, CACHE_BYTES)
+        runner = Runner(self._filesystem, cache, self.written, lambda: 0, self._io_timeout)
+        await DamagedPaths(self._filesystem, runner, self._runner.names).run()
+
     async def open_image(self) -> MergedImage:
         """The whole file system in its present state, to be read as one file; see ``MergedImage``."""
         self._runner.check_may_wait()
-        overlay = Overlay(self.superblock.block_size, 0) if self.overlay is None else self.overlay
+        overlay = Overlay(self.superblock.block_size, 0) if self.written is None else self.written
         return await MergedImage.open(self._filesystem, overlay, self.cache, self._device, self._workers)
+
+    async def open_written(self) -> WrittenFile:
+        """What has been written until now, to be read as one file; see ``WrittenFile``. Raises as ``open_image``."""
+        return await WrittenFile.of(await self.open_image(), self.superblock.block_size)
+
+    def open_base(self) -> BaseImage:
+        """The file system without what has been written, to be read as one file."""
+        return BaseImage(self._device, self.superblock.size, self._workers, self._runner.names)
 
     async def change(
         self,
@@ -387,7 +465,11 @@ class Volume:
         began: float | None = None
         while True:
             try:
-                return await self._runner.change(ino, caller, operation, *args, **kwargs)
+                result = await self._runner.change(ino, caller, operation, *args, **kwargs)
+                # It has happened: for want of memory it may go uncounted, but not fail.
+                with suppress(MemoryError):
+                    self.changes_made += 1
+                return result
             except OSError as error:
                 if error.errno != ENOSPC or not self._releases.may_free_more:
                     raise
