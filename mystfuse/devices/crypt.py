@@ -10,6 +10,7 @@ import trio
 
 from mystfuse.crypto.sector_ciphers import SECTOR_SIZE, SectorCipher
 from mystfuse.devices.buffers import Buffers
+from mystfuse.devices.damaged_blocks import DamagedBlocks
 from mystfuse.devices.device import Device, Extent, PendingRead
 from mystfuse.errors import ImageReadError
 from mystfuse.system.threads import call_in_thread
@@ -50,7 +51,10 @@ class CryptDevice:
             ImageReadError: reading failed, or the bytes lie outside the payload.
         """
         sectors = self._sectors(extents)
-        verified = await self._verified.read(sectors, quietly)
+        try:
+            verified = await self._verified.read(sectors, quietly)
+        except DamagedBlocks as damage:
+            raise damage.moved(self.payload_offset) from damage
         decrypt = partial(self._decrypt, extents, sectors, verified, self._take_buffers(sectors))
         if sum(extent.length for extent in sectors) <= INLINE_BYTES:
             return decrypt()

@@ -33,11 +33,13 @@ class Device(Protocol):
         """Return exactly the bytes of each extent, in the order asked for.
 
         Args:
-            quietly: these bytes are read-ahead, and will be read again if they are needed: damage is an error, but
-                is not counted or logged, and ends no mount.
+            quietly: damage is an error, but is not counted or logged, and ends no mount, unless the caller calls the
+                error's ``report``: these bytes are read-ahead, and will be read again if they are needed, or the caller
+                knows what they are for.
 
         Raises:
-            IntegrityError: a data block is corrupted, or a hash block above it.
+            IntegrityError: a data block is corrupted, or a hash block above it; a ``DamagedBlocks`` if it can be
+                reported.
             ImageReadError: reading failed.
         """
         ...

@@ -6,10 +6,19 @@ lie as in its own file. A missing superblock is made from the user's options.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mystfuse.devices.source import FileSource, SourcePart
+from mystfuse.devices.source import (
+    Remoteness,
+    SourcePart,
+    StoredSource,
+    attempts_of,
+    bypass_cache,
+    counters_of,
+    read_again,
+    remoteness,
+)
 from mystfuse.errors import ImageReadError
 from mystfuse.formats.verity import MAX_BLOCK_SIZE
 
@@ -20,7 +29,7 @@ class _Part:
 
     start: int
     end: int
-    file: FileSource | None
+    file: StoredSource | None
     """None for ``contents``."""
     offset: int
     """In the file."""
@@ -38,7 +47,7 @@ class JoinedSource:
             its length then.
     """
 
-    def __init__(self, data: FileSource, tree: FileSource, hash_offset: int, superblock: bytes = b"") -> None:
+    def __init__(self, data: StoredSource, tree: StoredSource, hash_offset: int, superblock: bytes = b"") -> None:
         self.name = data.name
         base = -(-(data.size + 1) // MAX_BLOCK_SIZE) * MAX_BLOCK_SIZE
         parts = [_Part(0, data.size, data, 0)]
@@ -51,6 +60,7 @@ class JoinedSource:
             parts.append(_Part(base, base + tree.size, tree, 0))
             self.hash_offset = base + hash_offset
         self.size = parts[-1].end
+        self.attempts = max(attempts_of(data), attempts_of(tree))
         self._data, self._tree, self._parts = data, tree, parts
 
     def read_cached(self, offset: int, buffer: memoryview) -> bool:
@@ -79,6 +89,37 @@ class JoinedSource:
             else:
                 part.file.read_into(part.offset + start, piece)
 
+    @property
+    def remoteness(self) -> Remoteness:
+        """Of the one that is less at hand."""
+        return max(remoteness(self._data), remoteness(self._tree), key=lambda place: place.value)
+
+    def read_again(self, offset: int, length: int) -> bytes | None:
+        """See ``source.read_again``."""
+        data = bytearray(length)
+        has_other_place = False
+        for part, start, piece in self._pieces(offset, memoryview(data)):
+            file = part.file if part is not None else None
+            again = read_again(file, part.offset + start, len(piece)) if part is not None and file is not None else None
+            if again is not None:
+                has_other_place = True
+                piece[:] = again
+            elif part is not None:
+                self.read_into(part.start + start, piece)
+            else:
+                self.read_into(offset, memoryview(data))
+        return bytes(data) if has_other_place else None
+
+    @property
+    def counters(self) -> Callable[[], dict[str, int]] | None:
+        """See ``source.counters_of``."""
+        return counters_of(self._data) or counters_of(self._tree)
+
+    def bypass_cache(self) -> None:
+        """See ``source.bypass_cache``."""
+        bypass_cache(self._data)
+        bypass_cache(self._tree)
+
     def _pieces(self, offset: int, buffer: memoryview) -> Iterator[tuple[_Part | None, int, memoryview]]:
         """The parts of a range: the part, the offset in it, and its memory; None for a gap."""
         done = 0
@@ -96,11 +137,24 @@ class JoinedSource:
     def parts(self) -> list[SourcePart]:
         """What it is made of, but for a superblock from options."""
         return [
-            SourcePart(file.descriptor, file.is_in_memory, part.start, part.end, part.offset + file.offset)
+            file._replace(start=part.start, end=part.end, offset=part.offset + file.offset)
             for part in self._parts
             if part.file is not None
             for file in part.file.parts
         ]
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of the file with the data."""
+        return self._data.size
+
+    def place(self, offset: int) -> tuple[str, int] | None:
+        """The name of the file that byte ``offset`` of the image is in, and its place there; None for a superblock from
+        options, and for the gap."""
+        for part in self._parts:
+            if part.file is not None and part.start <= offset < part.end:
+                return part.file.name, part.offset + offset - part.start
+        return None
 
     @property
     def descriptors(self) -> frozenset[int]:

@@ -16,7 +16,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from mystfuse.devices.source import FileSource, Source
+from mystfuse.devices.source import FileSource, Remoteness, Source, attempts_of, bypass_cache, read_again, remoteness
 from mystfuse.errors import StorageTimeout
 
 T = TypeVar("T")
@@ -117,11 +117,27 @@ class PatientSource:
 
     def __init__(self, source: Source, io_timeout: float) -> None:
         self.name = source.name
-        self.size = source.size
         self.read_cached = source.read_cached
         self.close = source.close
-        self._source = source
+        self.source = source
+        self.attempts = attempts_of(source)
         self._io_timeout = io_timeout
+
+    @property
+    def size(self) -> int:
+        return self.source.size
+
+    @property
+    def remoteness(self) -> Remoteness:
+        return remoteness(self.source)
+
+    def read_again(self, offset: int, length: int) -> bytes | None:
+        """See ``source.read_again``; StorageTimeout when it does not answer."""
+        return wait_for_storage(partial(read_again, self.source, offset, length), self.name, self._io_timeout)
+
+    def bypass_cache(self) -> None:
+        """See ``source.bypass_cache``."""
+        bypass_cache(self.source)
 
     def read(self, offset: int, length: int) -> bytes:
         """As of any source; StorageTimeout when storage does not answer."""
@@ -133,4 +149,4 @@ class PatientSource:
         """As of any source; StorageTimeout when storage does not answer."""
         if not self.read_cached(offset, buffer):
             # Not into the buffer itself, which an abandoned thread would go on to change.
-            buffer[:] = wait_for_storage(partial(self._source.read, offset, len(buffer)), self.name, self._io_timeout)
+            buffer[:] = wait_for_storage(partial(self.source.read, offset, len(buffer)), self.name, self._io_timeout)

@@ -21,7 +21,8 @@ import trio
 
 from mystfuse.devices.buffers import Buffers
 from mystfuse.devices.device import Extent, PendingRead, coalesce
-from mystfuse.devices.source import Source
+from mystfuse.devices.patience import timed_out
+from mystfuse.devices.source import Source, attempts_of, read_again
 from mystfuse.errors import ImageReadError, StorageTimeout
 from mystfuse.system.threads import call_in_thread
 
@@ -92,6 +93,7 @@ class ImageReader:
         self.bytes_read = 0
         self.failures = 0
         self.source = source
+        self.attempts = attempts_of(source)
         self._buffers = Buffers()
         self._counting = Lock()
         """Pending reads are counted in their threads."""
@@ -104,6 +106,8 @@ class ImageReader:
         """Tasks that take reads from there."""
         self._answered = -math.inf
         """When storage last answered."""
+        self._again = trio.Semaphore(COLD_READS)
+        """For reads of what was wrong, which are on threads as well."""
         self._threads = 0
         """The number of threads that read, abandoned ones included."""
 
@@ -147,6 +151,59 @@ class ImageReader:
             for request in sent:
                 # If the sender was cancelled, read nothing more for it.
                 request.done.set()
+
+    async def read_again(self, extents: Sequence[Extent], since: float) -> list[memoryview] | None:
+        """The *unverified* bytes of each extent from elsewhere than last time, when they were wrong; None if there is
+        no other place (``source.read_again``).
+
+        Args:
+            since: when the request began that needs them: its time-out is theirs, but for PATIENCE.
+
+        Raises:
+            ImageReadError: reading failed, or a time-out.
+        """
+        if not extents:
+            return []
+        parts: list[memoryview | None] = [None] * len(extents)
+        errors: list[ImageReadError] = []
+
+        async def read(number: int) -> None:
+            try:
+                async with self._again:
+                    parts[number] = await self._read_once_more(extents[number])
+            except ImageReadError as error:
+                errors.append(error)
+                scope.cancel()
+
+        # The time is for all together, however many they are.
+        soonest = trio.current_time() + min(self._io_timeout, PATIENCE)
+        with trio.move_on_at(max(since + self._io_timeout, soonest)) as scope:
+            await read(0)
+            if parts[0] is not None:
+                async with trio.open_nursery() as nursery:
+                    for number in range(1, len(extents)):
+                        nursery.start_soon(read, number)
+        if errors:
+            raise errors[0]
+        if scope.cancelled_caught:
+            raise timed_out(self.source.name, self._io_timeout)
+        found = [part for part in parts if part is not None]
+        return found if len(found) == len(parts) else None
+
+    async def _read_once_more(self, extent: Extent) -> memoryview | None:
+        if self._threads >= COLD_READS + MAX_ABANDONED:
+            raise timed_out(self.source.name, self._io_timeout)
+        self._threads += 1
+        work = partial(read_again, self.source, extent.offset, extent.length)
+        try:
+            part = await call_in_thread(work, self._note_end)
+        except (MemoryError, RuntimeError) as failure:
+            why = str(failure) or "no memory left"
+            raise ImageReadError(f"{self.source.name}: reading it again: {why}") from failure
+        if part is None:
+            return None
+        self._count(len(part))
+        return memoryview(part)
 
     def begin(self, extents: Sequence[Extent]) -> PendingRead:
         """The *unverified* bytes of each extent, if they are in the page cache when the pending read is called."""
@@ -242,7 +299,8 @@ class ImageReader:
             )
         except ImageReadError as read_error:
             self._answered = trio.current_time()
-            may_retry = len(read.parts) > 1
+            # One that was not answered in time would take as long again.
+            may_retry = len(read.parts) > 1 and not isinstance(read_error, StorageTimeout)
             error = read_error
         except (MemoryError, RuntimeError) as failure:
             # RuntimeError: no thread starts, for want of memory or because of a limit on processes.
