@@ -40,7 +40,7 @@ class ShownAttributes:
             attributes.st_rdev = rdev
         attributes.st_size = inode.size
         attributes.st_blksize = self._block_size
-        attributes.st_blocks = inode.i_blocks
+        attributes.st_blocks = inode.st_blocks
         attributes.st_atime_ns = inode.atime_ns
         attributes.st_mtime_ns = inode.mtime_ns
         attributes.st_ctime_ns = inode.ctime_ns

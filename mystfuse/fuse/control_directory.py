@@ -1,6 +1,8 @@
 """The control directory ``.mystfuse`` at the root of the mount: hidden from listings, for the mounting user and root.
 
-``status.json`` is the mount's status; ``image`` is the whole file system as one file, as of when it was opened.
+``status.json`` is the mount's status, ``metrics`` the same for Prometheus; ``image`` is the whole file system as one
+file, as of when it was opened. ``base`` is the same as it was mounted, ``written`` what has been written to it.
+``touched`` has the parts of the image that have been read since, by the first time.
 
 Its inode numbers begin at 2^32: EXT2 has smaller ones alone.
 """
@@ -9,14 +11,48 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pyfuse3 import EntryAttributes
 
-from mystfuse.fuse.control_directory_names import CONTROL_INO, IMAGE_INO, IMAGE_NAME, STATUS_INO, STATUS_NAME
+from mystfuse.fuse.control_directory_names import (
+    BASE_INO,
+    BASE_NAME,
+    CONTROL_INO,
+    IMAGE_INO,
+    IMAGE_NAME,
+    METRICS_INO,
+    METRICS_NAME,
+    STATUS_INO,
+    STATUS_NAME,
+    TOUCHED_INO,
+    TOUCHED_NAME,
+    WRITTEN_INO,
+    WRITTEN_NAME,
+)
+from mystfuse.fuse.metrics import MountState, metrics
 
-_FILES = {STATUS_NAME: STATUS_INO, IMAGE_NAME: IMAGE_INO}
+_FILES = {
+    STATUS_NAME: STATUS_INO,
+    METRICS_NAME: METRICS_INO,
+    IMAGE_NAME: IMAGE_INO,
+    BASE_NAME: BASE_INO,
+    WRITTEN_NAME: WRITTEN_INO,
+    TOUCHED_NAME: TOUCHED_INO,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSources:
+    """Where contents come from, besides the status."""
+
+    refresh_status: Callable[[], Awaitable[None]] | None = None
+    """Brings what the status has of other processes up to date; may take a moment, and never fails. None: there is
+    nothing of that kind."""
+    touched: Callable[[], list[tuple[int, int]]] = list
+    """The parts of the image that have been read, by the first time: offsets and lengths in bytes."""
 
 
 class ControlDirectory:
@@ -26,10 +62,14 @@ class ControlDirectory:
         status: gives the present status, to be shown as JSON.
         image_size: bytes of the file system.
         owner: the mounting user and group.
+        sources: of what is shown besides.
     """
 
-    def __init__(self, status: Callable[[], dict[str, Any]], image_size: int, owner: tuple[int, int]) -> None:
+    def __init__(
+        self, status: Callable[[], dict[str, Any]], image_size: int, owner: tuple[int, int], sources: ControlSources
+    ) -> None:
         self._status = status
+        self._sources = sources
         self._image_size = image_size
         self._uid, self._gid = owner
 
@@ -57,8 +97,8 @@ class ControlDirectory:
         attributes.st_mode = stat.S_IFDIR | 0o500 if ino == CONTROL_INO else stat.S_IFREG | 0o400
         attributes.st_nlink = 2 if ino == CONTROL_INO else 1
         attributes.st_uid, attributes.st_gid = self._uid, self._gid
-        # Opening it makes the status, so its size is unknown before: programs read to its end.
-        attributes.st_size = self._image_size if ino == IMAGE_INO else 0
+        # Opening makes the others, so their sizes are unknown before: programs read to their ends.
+        attributes.st_size = self._image_size if ino in (IMAGE_INO, BASE_INO) else 0
         attributes.entry_timeout = attributes.attr_timeout = 0
         return attributes
 
@@ -66,6 +106,15 @@ class ControlDirectory:
         """The entries of the control directory, without ``.`` and ``..``."""
         return [(name, self.attributes(ino)) for name, ino in _FILES.items()]
 
-    def status(self) -> bytes:
-        """The contents of ``status.json``, as of now."""
-        return (json.dumps(self._status(), indent=2) + "\n").encode()
+    def refresher(self, ino: int) -> Callable[[], Awaitable[None]] | None:
+        """What is to be awaited before ``contents``, if anything."""
+        return None if ino == TOUCHED_INO else self._sources.refresh_status
+
+    def contents(self, ino: int) -> bytes:
+        """The contents of ``status.json``, ``metrics`` or ``touched``, as of now."""
+        if ino == TOUCHED_INO:
+            return "".join(f"{offset} {length}\n" for offset, length in self._sources.touched()).encode()
+        status = self._status()
+        if ino == METRICS_INO:
+            return metrics([MountState(status["mountpoint"], status["image"], status)])
+        return (json.dumps(status, indent=2) + "\n").encode()

@@ -38,6 +38,8 @@ class MountOptions:
     suid: bool = False
     dev: bool = False
     noexec: bool = False
+    default_permissions: bool = True
+    """Have the kernel check permissions by owner and mode; without, whoever may use the mount may do everything."""
     uid: int | None = None
     """Show everything as owned by this user."""
     gid: int | None = None
@@ -73,12 +75,13 @@ class MountOptions:
         options = {
             "ro" if self.read_only else "rw",
             "noatime",
-            "default_permissions",
             "subtype=mystfuse",
             f"fsname={_escape(self.shown_name)}",
             "suid" if self.suid else "nosuid",
             "dev" if self.dev else "nodev",
         }
+        if self.default_permissions:
+            options.add("default_permissions")
         if self.allow_other:
             options.add("allow_other")
         if self.noexec:

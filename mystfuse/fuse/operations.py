@@ -25,6 +25,7 @@ from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.ext2.xattr import split_name
 from mystfuse.fuse.attributes import CACHE_SECONDS, absent
+from mystfuse.fuse.control_directory import ControlSources
 from mystfuse.fuse.control_directory_names import CONTROL_INO, CONTROL_NAME
 from mystfuse.fuse.errnos import answers_errnos
 from mystfuse.fuse.lookup_counts import LookupCounts
@@ -47,6 +48,7 @@ class Operations(pyfuse3.Operations):
         status: gives the contents of ``.mystfuse/status.json``.
         on_init: called before INIT is answered.
         lookup_counts: shared with others who answer; its own if None.
+        sources: of the control directory, besides the status.
     """
 
     enable_writeback_cache = False
@@ -59,6 +61,7 @@ class Operations(pyfuse3.Operations):
         groups_of: Callable[[int], frozenset[int]],
         on_init: Callable[[], None] = lambda: None,
         lookup_counts: LookupCounts | None = None,
+        sources: ControlSources = ControlSources(),  # noqa: B008  # it has no state
     ) -> None:
         super().__init__()
         self._on_init = on_init
@@ -66,7 +69,7 @@ class Operations(pyfuse3.Operations):
         self.supports_dot_lookup = options.handles
         self.ready = trio.Event()
         """Set while the kernel's INIT is answered."""
-        self.requests = requests = Requests(volume, options, status, groups_of, lookup_counts)
+        self.requests = requests = Requests(volume, options, status, groups_of, lookup_counts, sources)
         """What it shares with ``DirectRequests``."""
         self._volume = volume
         self._options = options

@@ -25,19 +25,24 @@ from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.privileges import CAPABILITY, Loses
 from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.fuse.attributes import ShownAttributes
-from mystfuse.fuse.control_directory import ControlDirectory
-from mystfuse.fuse.control_directory_names import CONTROL_NAME, IMAGE_INO
+from mystfuse.fuse.control_directory import ControlDirectory, ControlSources
+from mystfuse.fuse.control_directory_names import BASE_INO, CONTROL_NAME, IMAGE_INO, WRITTEN_INO
 from mystfuse.fuse.lookup_counts import LookupCounts, OwnLookupCounts
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.fuse.readdir import OpenDirectory
+from mystfuse.volume.base_image import BaseImage
 from mystfuse.volume.file_reader import Reader
 from mystfuse.volume.merged_image import MergedImage
 from mystfuse.volume.volume import Volume
+from mystfuse.volume.written_file import WrittenFile
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _MAX_READERS = 64
 
 log = logging.getLogger(__name__)
+
+_State = MergedImage | BaseImage | WrittenFile
+"""A state of the file system, or a part of it, as one file."""
 
 
 @dataclass(slots=True)
@@ -60,6 +65,7 @@ class Requests:
         status: gives the contents of ``.mystfuse/status.json``.
         groups_of: returns the supplementary groups of a process.
         lookup_counts: shared with others who answer; its own if None.
+        sources: of the control directory, besides the status.
     """
 
     def __init__(
@@ -69,16 +75,19 @@ class Requests:
         status: Callable[[], dict[str, Any]],
         groups_of: Callable[[int], frozenset[int]],
         lookup_counts: LookupCounts | None = None,
+        sources: ControlSources = ControlSources(),  # noqa: B008  # it has no state
     ) -> None:
         self.last_request = time.monotonic()
         """When the latest request came, by the monotonic clock."""
         self.volume = volume
-        self.control = ControlDirectory(status, volume.superblock.size, options.owner) if options.control else None
+        self.control: ControlDirectory | None = None
+        if options.control:
+            self.control = ControlDirectory(status, volume.superblock.size, options.owner, sources)
         self.shown = ShownAttributes(options, volume.superblock.block_size)
         self._has_xattr = options.xattr
         self.lookup_counts: LookupCounts = lookup_counts or OwnLookupCounts()
-        self.files: dict[int, OpenFile | MergedImage | bytes] = {}
-        """Open files by handle: of the file system, its merged image, or the contents of a control file."""
+        self.files: dict[int, OpenFile | _State | bytes] = {}
+        """Open files by handle: of the file system, one of its states, or the contents of a control file."""
         self.directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         self._groups_of = groups_of
@@ -102,7 +111,7 @@ class Requests:
     def control_file_size(self, handle: int) -> int | None:
         """Bytes of an open file of the control directory; None if the handle is of something else."""
         file = self.files.get(handle)
-        return len(file) if isinstance(file, bytes) else file.size if isinstance(file, MergedImage) else None
+        return len(file) if isinstance(file, bytes) else file.size if isinstance(file, _State) else None
 
     def check_ours(self, ino: int) -> None:
         """Raise EPERM in the control directory, which is read-only."""
@@ -233,11 +242,25 @@ class Requests:
             self.check_control(caller.uid)
             if is_changing:
                 self.check_ours(ino)
-            return self.add(self.files, await self.volume.open_image() if ino == IMAGE_INO else self.control.status())
+            return self.add(self.files, await self._open_control_file(ino))
         ino = ext2_ino(ino)
         if is_changing:
             await self.volume.open_for_writing(ino, flags, caller, loses)
         return self._open_file(ino, caller, flags, names_writers)
+
+    async def _open_control_file(self, ino: int) -> _State | bytes:
+        assert self.control is not None
+        if ino == IMAGE_INO:
+            return await self.volume.open_image()
+        if ino == WRITTEN_INO:
+            return await self.volume.open_written()
+        if ino == BASE_INO:
+            return self.volume.open_base()
+        refresh = self.control.refresher(ino)
+        if refresh is not None:
+            self.volume.check_may_wait()
+            await refresh()
+        return self.control.contents(ino)
 
     def _open_file(self, ino: int, caller: Caller, flags: int, names_writers: bool) -> int:
         if not caller.is_root:
@@ -253,7 +276,7 @@ class Requests:
         file = self.files[handle]
         if isinstance(file, bytes):
             return file[offset : offset + size]
-        if isinstance(file, MergedImage):
+        if isinstance(file, _State):
             return await file.read(offset, size)
         return await self._read(file.ino, offset, size, file.reader, file.is_direct)
 
@@ -295,7 +318,7 @@ class Requests:
     def close(self, handle: int) -> None:
         """The kernel has no use for a file's handle any more."""
         file = self.files.pop(handle)
-        if isinstance(file, MergedImage):
+        if isinstance(file, _State):
             file.close()
 
     def add(self, handles: dict[int, Any], value: Any) -> int:

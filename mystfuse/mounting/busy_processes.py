@@ -4,29 +4,39 @@ touched."""
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mystfuse.mounting.mount_table import Mount, mount_ids, mountpoints
+from mystfuse.mounting.mount_table import Mount, mount_id, mount_ids, mountpoints
 
 _MAX_NAMED = 5
 
 
 def describe_users(mount: Mount) -> str:
-    """One line about a busy mount: which processes use it, or what is mounted below it."""
-    below = [path for path in mountpoints() if _is_inside(path, mount.mountpoint) and path != mount.mountpoint]
+    """One line about a busy mount: which processes use it, or what is mounted below it, and what helps."""
+    below = mounts_below(mount)
     if below:
         return f"{below[-1]} is mounted below it: unmount that first"
+    users = name_users(mount)
+    if not users:
+        others = "" if os.geteuid() == 0 else "processes of other users, or "
+        users = f"{others}something that no process shows: a loop device, a swap file, an export"
+    return f"in use by {users}; --lazy takes it out of the tree now, --force from them too"
+
+
+def mounts_below(mount: Mount) -> list[str]:
+    """What is mounted inside a mount, from the bottom up."""
+    return [path for path in mountpoints() if _is_inside(path, mount.mountpoint) and path != mount.mountpoint]
+
+
+def name_users(mount: Mount) -> str:
+    """The processes that use a mount, as far as /proc shows them, and how; the first few by name. Empty: none."""
     users = list(_find_users(mount))
     named = [f"process {pid} ({name}: {what})" for pid, name, what in users[:_MAX_NAMED]]
     if len(users) > _MAX_NAMED:
         named.append(f"{len(users) - _MAX_NAMED} more")
-    if not named:
-        others = "" if os.geteuid() == 0 else "processes of other users, or "
-        named = [f"{others}something that no process shows: a loop device, a swap file, an export"]
-    return f"in use by {', '.join(named)}; --lazy takes it out of the tree now"
+    return ", ".join(named)
 
 
 def _find_users(mount: Mount) -> Iterator[tuple[int, str, str]]:
@@ -54,7 +64,7 @@ def _use_of(process: Path, mount: Mount, ids: frozenset[str]) -> str | None:
             with suppress(OSError):
                 path = os.readlink(descriptor)
                 # The same path may lie in the directory under the mount: our keeper has the mountpoint open.
-                if _is_inside(path, mount.mountpoint) and _mount_id(process, descriptor.name) in ids:
+                if _is_inside(path, mount.mountpoint) and mount_id(descriptor.name, process.name) in ids:
                     return f"{path} is open"
     major, minor = (int(part) for part in mount.device.split(":"))
     with suppress(OSError):
@@ -64,11 +74,6 @@ def _use_of(process: Path, mount: Mount, ids: frozenset[str]) -> str | None:
             if fields[3] == b"%02x:%02x" % (major, minor):
                 return f"{os.fsdecode(fields[5]) if len(fields) > 5 else 'a file'} is mapped"
     return None
-
-
-def _mount_id(process: Path, descriptor: str) -> str | None:
-    found = re.search(r"^mnt_id:\s*(\d+)$", (process / "fdinfo" / descriptor).read_text(), re.MULTILINE)
-    return found[1] if found else None
 
 
 def _is_inside(path: str, mountpoint: str) -> bool:

@@ -10,8 +10,11 @@ import logging
 import os
 from contextlib import ExitStack, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
+from mystfuse.devices.source import Remoteness, remoteness
 from mystfuse.errors import ExitStatus, MountError, MystfuseError, explain, innermost, one_line
+from mystfuse.formats.fssig import FSSIG_SIZE, has_fssig_magic
 from mystfuse.mounting.daemon_logs import DaemonLogs
 from mystfuse.mounting.daemonize import Report
 from mystfuse.mounting.keeper_client import Keeper
@@ -21,6 +24,9 @@ from mystfuse.overlay.encrypted_store import prepare_store
 from mystfuse.system.confinement import Confinement, confine
 from mystfuse.system.imports import importing
 from mystfuse.system.memory import note_available_memory
+
+if TYPE_CHECKING:
+    from mystfuse.mounting.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +53,14 @@ class _Daemon:
             job.keys.start_deriver()
         self._logs: DaemonLogs | None = None
         self._is_ready = False
+        self._session: Session | None = None
         self._trust_explanation = ""
 
     def run(self) -> int:
-        self._import_all()
         with ExitStack() as stack:
+            stack.callback(self._keeper.close)
             try:
-                stack.callback(self._keeper.close)
+                self._import_all()
                 self._logs = logs = DaemonLogs(self._job.foreground, self._job.log_file)
                 stack.callback(logs.catch_up)
                 confinement = self._confine()
@@ -84,8 +91,14 @@ class _Daemon:
                 importlib.import_module("mystfuse.image.unlock")
                 job.prepare_progress()
                 note_available_memory()
+            if not _ends_like_image(job) or not (is_luks(first) or is_ext2(first)):
+                from mystfuse.image.identify import import_recognizers
+
+                import_recognizers()
             if job.options.overlay_store is not None:
                 prepare_store()
+            if remoteness(job.source) is not Remoteness.HERE:
+                importlib.import_module("mystfuse.image.unverified_bytes")
 
     def _confine(self) -> Confinement:
         """Close everything but the descriptors that this process needs."""
@@ -104,7 +117,9 @@ class _Daemon:
         if not image.trust.is_vouched_for:
             log.warning("%s is %s", job.source.name, image.trust.explanation)
         on_ending = partial(self._notifier.send, "STOPPING=1", "STATUS=unmounting")
-        session = Session(image, job.keys, job.options, self._keeper, confinement, self._ready, job.progress, on_ending)
+        self._session = session = Session(
+            image, job.keys, job.options, self._keeper, confinement, self._ready, job.progress, on_ending
+        )
         return await session.run()
 
     def _ready(self) -> None:
@@ -113,7 +128,8 @@ class _Daemon:
         assert self._logs is not None
         self._logs.catch_up_stderr()
         self._logs.start_up_is_over()
-        description = self._job.describe(self._trust_explanation)
+        features = self._session.only_for_reading if self._session is not None else ()
+        description = self._job.describe(self._trust_explanation, features)
         self._report(ExitStatus.DONE, description)
         self._notifier.send("READY=1", f"STATUS={one_line(description)}")
         if self._job.ready_fd is not None:
@@ -152,6 +168,16 @@ class _Daemon:
             return ExitStatus.FAILED, message if has_name else f"{image}: {message}"
         log.error("internal error", exc_info=error)
         return ExitStatus.FAILED, f"internal error: {type(error).__name__}: {error}"
+
+
+def _ends_like_image(job: MountJob) -> bool:
+    """Whether an fssig is where it must be, as far as that can be said without waiting for storage: if it cannot, we
+    import in vain what says what else the file is."""
+    if job.trust.hash_offset is not None:
+        return True
+    start = memoryview(bytearray(min(8, job.source.size)))
+    is_known = job.source.read_cached(max(0, job.source.size - FSSIG_SIZE), start)
+    return is_known and has_fssig_magic(bytes(start))
 
 
 def _is_for_want_of_memory(error: BaseException) -> bool:

@@ -42,8 +42,8 @@ class _OneLine(logging.Formatter):
 
 
 class _StartUp(logging.Filter):
-    """Keeps messages of the devices off stderr until the mount is ready: until then each of their errors ends the
-    start, whose one line contains it."""
+    """Keeps messages of devices off stderr until the mount is ready: until then each of their errors ends the start,
+    whose one line contains it. What a fetcher says meanwhile is why it takes long, or that its cache is not used."""
 
     is_over = False
 
@@ -130,6 +130,9 @@ def _log_to(handlers: list[logging.Handler]) -> None:
     logger = logging.getLogger("mystfuse")
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Those of ``log_to_stderr``, where a daemon has been started since.
+    for earlier in logger.handlers[:]:
+        logger.removeHandler(earlier)
     for each in handlers:
         # Not on the logger, whose filters do not see lines of its children; and each handler counts by itself.
         each.addFilter(RateLimit())

@@ -5,7 +5,6 @@ The parent waits until the child reports that the mount answers, or why there is
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -14,9 +13,10 @@ from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from mystfuse.errors import ExitStatus, explain
+from mystfuse.system import libc
+from mystfuse.system.interrupts import ended_like_interrupt
 from mystfuse.system.wait_readable import wait_readable
 
-_PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -56,30 +56,20 @@ def run_in_background(serve: Callable[[Report], int], keep: frozenset[int], dies
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         raise
     if child == 0:
-        if dies_with_parent:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(ExitStatus.FAILED)
+        if dies_with_parent and not libc.end_with_parent(signal.SIGTERM, parent):
+            os._exit(ExitStatus.FAILED)
         _run_child(serve, sender, keep, blocked)
     os.close(sender)
 
-    def interrupt(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        said = _read_report(receiver, child)
-    except KeyboardInterrupt:
-        end_child(child, _PATIENCE, signal.SIGTERM)
-        raise
-    finally:
-        os.close(receiver)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with ended_like_interrupt():
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            said = _read_report(receiver, child)
+        except KeyboardInterrupt:
+            end_child(child, _PATIENCE, signal.SIGTERM)
+            raise
+        finally:
+            os.close(receiver)
     if said:
         status, message = json.loads(said)
         if status != ExitStatus.DONE:

@@ -1,6 +1,6 @@
 """The keeper: a process that mounts and unmounts for a daemon, so that the daemon itself needs no privileges.
 
-The daemon forks it before it is confined, and before either reads the image. It serves four requests, none with an
+The daemon forks it before it is confined, and before either reads the image. It serves five requests, none with an
 argument, and never reads the image or has a key. It unmounts only the mount that it was made for. When the daemon has
 ended in any way, it ends too, and leaves the mount as it is. Why: docs/adr/0011.
 """
@@ -52,15 +52,16 @@ class Keeper:
             run_server(KeeperServer(options), other, at_the_end, extra_calls)
         other.close()
 
-    def mount(self) -> tuple[int | None, Mount | None]:
-        """Mount, unless the caller has. Returns the descriptor of /dev/fuse, if it is a new one, and the mount as the
+    def mount(self, read_only: bool = False) -> tuple[int | None, Mount | None]:
+        """Mount, unless the caller has, and read-only even if the options do not say so. Returns the descriptor of
+        /dev/fuse, if it is a new one, and the mount as the
         mount table has it.
 
         Raises:
             MountError: mounting failed.
         """
         check_descriptors(self._socket.fileno())
-        answer, descriptor = self._request(Request.MOUNT)
+        answer, descriptor = self._request(Request.MOUNT_READ_ONLY if read_only else Request.MOUNT)
         return descriptor, Mount(**answer["mount"]) if answer["mount"] else None
 
     def raise_read_ahead(self) -> None:

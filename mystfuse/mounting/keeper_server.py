@@ -1,4 +1,4 @@
-"""The keeper's side: a server of four requests, in a process with the privileges that mounting takes and no others."""
+"""The keeper's side: a server of five requests, in a process with the privileges that mounting takes and no others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from typing import Any, NoReturn
 
@@ -38,6 +38,7 @@ class Request(Enum):
     and what reaches the socket by mistake, is no request."""
 
     MOUNT = b"\0mount\xff"
+    MOUNT_READ_ONLY = b"\0mount read-only\xff"
     RAISE_READ_AHEAD = b"\0raise read-ahead\xff"
     UNMOUNT = b"\0unmount\xff"
     UNMOUNT_LAZILY = b"\0unmount lazily\xff"
@@ -59,11 +60,13 @@ class KeeperServer:
     def answer(self, request: Request) -> tuple[dict[str, Any], list[int]]:
         """Returns the answer, and descriptors to send with it; raises MountError if the request fails."""
         match request:
-            case Request.MOUNT:
+            case Request.MOUNT | Request.MOUNT_READ_ONLY:
                 if self.options.descriptor is not None:
                     # Mounted by the caller, perhaps where we cannot see it.
                     self._own = find_mount(self.options.mountpoint)
                     return {"mount": self._own and asdict(self._own)}, []
+                if request is Request.MOUNT_READ_ONLY:
+                    self.options = replace(self.options, read_only=True)
                 descriptor = mount(self.options, may_run_programs=not self.is_confined)
                 self._own = self._find_own(descriptor)
                 return {"mount": asdict(self._own)}, [descriptor]
@@ -99,7 +102,7 @@ class KeeperServer:
                 # A mount on top of it was made by another mystfuse, which runs this check as well and unmounts it.
                 return own
             _take_back(own)
-            raise MountError(f"{path}: {ours[0].source} is mounted there already")
+            raise MountError(f"{path}: {ours[0].source} is already mounted there")
         if found is not None and elsewhere is None:
             return found
         if elsewhere is not None:

@@ -39,7 +39,9 @@ def mount(options: MountOptions, may_run_programs: bool) -> int:
     except OSError as error:
         raise MountError(f"/dev/fuse: {error.strerror}") from error
     user, group = options.owner
-    data = f"fd={descriptor},rootmode={_kind_of(options):o},user_id={user},group_id={group},default_permissions"
+    data = f"fd={descriptor},rootmode={_kind_of(options):o},user_id={user},group_id={group}"
+    if options.default_permissions:
+        data += ",default_permissions"
     if options.allow_other:
         data += ",allow_other"
     if options.fastpath:
@@ -83,7 +85,7 @@ def _refuse_second(options: MountOptions) -> None:
     """Raise MountError if another process has mounted an image there since the mountpoint was opened: the kernel would
     stack them, and we could not unmount the lower one."""
     if not options.nonempty and (mount := find_mount(options.mountpoint)) is not None:
-        raise MountError(f"{options.mountpoint}: {mount.source} is mounted there already")
+        raise MountError(f"{options.mountpoint}: {mount.source} is already mounted there")
 
 
 def _kind_of(options: MountOptions) -> int:

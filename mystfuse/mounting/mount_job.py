@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mystfuse.devices.joined_source import JoinedSource
-from mystfuse.devices.source import FileSource
+from mystfuse.devices.source import StoredSource
 from mystfuse.fuse.mount_options import MountOptions
 from mystfuse.image.keys import Keys
 from mystfuse.image.progress import Progress
@@ -18,7 +17,7 @@ from mystfuse.trust.sources import TrustOptions
 class MountJob:
     """The image, its trust, its keys, and the options."""
 
-    source: FileSource | JoinedSource
+    source: StoredSource
     trust: TrustOptions
     keys: Keys
     options: MountOptions
@@ -45,8 +44,14 @@ class MountJob:
         if self.options.overlay_store is not None:
             os.close(self.options.overlay_store)
 
-    def describe(self, trust_explanation: str) -> str:
-        """One line for the user: image, mountpoint, fate of writes, and why the image is trusted."""
+    def describe(self, trust_explanation: str, only_for_reading: Sequence[str] = ()) -> str:
+        """One line for the user: image, mountpoint, fate of writes, and why the image is trusted.
+
+        Args:
+            only_for_reading: the file system's features because of which nothing can be written.
+        """
         where = "memory" if self.options.overlay_store is None else "memory and, encrypted, in the overlay store"
         how = "read-only" if self.options.read_only else f"writes are kept in {where} and forgotten at unmount"
+        if only_for_reading and not self.options.read_only:
+            how = f"read-only because of {', '.join(only_for_reading)}"
         return f"{self.source.name} mounted on {self.options.mountpoint}, {how}; {trust_explanation}"

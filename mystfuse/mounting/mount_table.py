@@ -1,4 +1,4 @@
-"""The kernel's mount table, /proc/self/mountinfo. Nothing here touches a mount itself, which might hang."""
+"""The kernel's mount table, /proc/self/mountinfo. Nothing here touches a mount of ours, which might hang."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 FSTYPE = "fuse.mystfuse"
+_PATIENCE = 5.0
+"""Seconds that storage may take to say what a file is, when it is only for a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +47,36 @@ def is_covered(mount: Mount) -> bool:
     return mount in there and there[-1] != mount
 
 
+def own_mounts() -> list[Mount]:
+    """Our mounts, from the bottom up; of one that is in several places (bind mounts, shared ones) the first."""
+    found: dict[str, Mount] = {}
+    for line in _read_mountinfo():
+        if line.mount is not None:
+            found.setdefault(line.mount.device, line.mount)
+    return list(found.values())
+
+
 def own_mountpoints() -> list[str]:
     """The mountpoints of our mounts, the latest first."""
     return [line.mountpoint for line in _read_mountinfo() if line.mount is not None][::-1]
 
 
 def describe_absence(path: str) -> str:
-    """One line about a path (absolute, without links) at which ``find_mount`` has found no mount."""
+    """One line about a path (absolute, without links) at which ``find_mount`` has found no mount. It looks at a file
+    that is there, but not for long."""
     said = "nothing of mystfuse's is mounted there"
     for mount in [line.mount for line in _read_mountinfo() if line.mount is not None][::-1]:
         if path.startswith(mount.mountpoint + "/"):
             return f"{said}: it lies in what is mounted on {mount.mountpoint}"
         if path == mount.source:
             return f"{said}: it is the image that is mounted on {mount.mountpoint}"
-    return said
+    # Only here: when something is wrong already.
+    from mystfuse.image.identify import identify_path
+
+    kind = identify_path(path, _PATIENCE)
+    if kind is None or kind.name == "directory":
+        return f"{said} (mystfuse status lists what is)"
+    return f"{said}: it is {kind.title}, not a mountpoint"
 
 
 def mountpoints() -> list[str]:
@@ -69,6 +87,12 @@ def mountpoints() -> list[str]:
 def mount_ids(mount: Mount) -> frozenset[str]:
     """The kernel's mount IDs of a mount, as in /proc/PID/fdinfo: one, or more where it is mounted on itself."""
     return frozenset(line.mount_id for line in _read_mountinfo() if line.mount == mount)
+
+
+def mount_id(descriptor: int | str, process: str = "self") -> str | None:
+    """The ID of the mount in which a process has a file open; None if the kernel does not say. Asks no daemon."""
+    found = re.search(r"^mnt_id:\s*(\d+)$", Path(f"/proc/{process}/fdinfo/{descriptor}").read_text(), re.MULTILINE)
+    return found[1] if found else None
 
 
 def find_mount_of(descriptor: int) -> Mount | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 
 from mystfuse.errors import MountError
 from mystfuse.mounting.find_daemon import find_daemon
@@ -56,7 +57,7 @@ def refuse_second_mount(path: str, name: str) -> None:
     daemon = find_daemon(mount)
     if daemon is not None:
         os.close(daemon)
-        raise MountError(f"{name}: {mount.source} is mounted there already (mystfuse umount {name} takes it away)")
+        raise MountError(f"{name}: {mount.source} is already mounted there (mystfuse status {shlex.quote(name)})")
 
 
 def open_mountpoint(path: str, name: str, may_be_filled: bool) -> int:

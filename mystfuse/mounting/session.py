@@ -7,8 +7,9 @@ import logging
 import math
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,13 +17,14 @@ import pyfuse3
 import trio
 
 from mystfuse.crypto.secret import lock_memory
-from mystfuse.devices.joined_source import JoinedSource
-from mystfuse.devices.source import FileSource
-from mystfuse.errors import CorruptFilesystem, ExitStatus, IntegrityError, MountError
+from mystfuse.devices.source import counters_of, parts_of
+from mystfuse.errors import CorruptFilesystem, ExitStatus, ImageReadError, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.ext2.features import only_for_reading
 from mystfuse.fastpath.fast_path import FastPath, is_possible
 from mystfuse.fastpath.serve import serve
 from mystfuse.fastpath.written_blocks import SharedLookupCounts, WrittenBlocks
+from mystfuse.fuse.control_directory import ControlSources
 from mystfuse.fuse.init_request import InitRequest
 from mystfuse.fuse.libfuse_session import open_session
 from mystfuse.fuse.mount_options import MountOptions, OnCorruption
@@ -53,6 +55,8 @@ _KEEPER_PATIENCE = PATIENCE + 2.0
 """Seconds for the thread that waits for the keeper, whose requests have a time-out of their own."""
 _THREAD_START = 2.0
 """Seconds for that thread to begin, which without memory may never happen."""
+_FETCHER_PATIENCE = 1.0
+"""Seconds that the fetcher has to say what it has counted."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -87,6 +91,8 @@ class Session:
         self._confinement = confinement
         self._on_ready = on_ready
         self._on_ending = on_ending
+        self.only_for_reading: Sequence[str] = ()
+        """The file system's features because of which nothing can be written; known once it is mounted."""
         self._started = time.monotonic()
         self._exit_status = ExitStatus.DONE
         self._stop = trio.Event()
@@ -96,6 +102,7 @@ class Session:
         self._serving = trio.CancelScope()
         self._status: Callable[[], dict[str, Any]] = dict
         self._fast_path: FastPath | None = None
+        self._fetcher_counters: dict[str, int] | None = {} if counters_of(image.source) is not None else None
 
     async def run(self) -> ExitStatus:
         """Mount, serve until the mount is gone, and clean up.
@@ -126,6 +133,9 @@ class Session:
             volume = await Volume.open(
                 pipeline.device, limit, pipeline.workers, options.overlay_store, options.io_timeout
             )
+            self.only_for_reading = only_for_reading(volume.superblock.features)
+            if volume.overlay is None:
+                self._options = options = replace(options, read_only=True)
             # Here, with all keys in memory: the process is the daemon's own, not a program's that uses the API.
             if (pipeline.unlocked or options.overlay_store is not None) and not lock_memory():
                 log.info("keys and plaintext may be swapped out: the limit of locked memory is too low (ulimit -l)")
@@ -138,10 +148,13 @@ class Session:
                 self._confinement,
                 self._started,
                 lambda: None if self._fast_path is None else self._fast_path.counts(),
+                lambda: self._fetcher_counters,
             )
             if pipeline.verity:
                 pipeline.verity.on_damage = self._corruption
-            descriptor, self._own_mount = await self._ask_keeper(self._keeper.mount, "mount")
+            descriptor, self._own_mount = await self._ask_keeper(
+                partial(self._keeper.mount, options.read_only), "mount"
+            )
             try:
                 if descriptor is None:
                     descriptor = self._options.descriptor
@@ -155,6 +168,10 @@ class Session:
                     self._confinement.groups_of,
                     init.finish if fast_path is None else lambda: None,
                     None if fast_path is None else SharedLookupCounts(fast_path),
+                    ControlSources(
+                        self._refresh_status if self._fetcher_counters is not None else None,
+                        lambda: pipeline.verity.tree.touched if pipeline.verity else [],
+                    ),
                 )
                 open_session(operations, f"/dev/fd/{init.descriptor}", self._options.fuse_options())
             except BaseException:
@@ -171,6 +188,7 @@ class Session:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._watch_idleness, operations)
                         nursery.start_soon(self._announce_ready, operations)
+                        nursery.start_soon(volume.name_damaged)
                         if fast_path is not None:
                             nursery.start_soon(serve, fast_path, operations.requests, self._end_serving)
                         await pyfuse3.main(max_tasks=MAX_TASKS)
@@ -189,19 +207,30 @@ class Session:
 
     def _start_fast_path(self, pipeline: Pipeline, volume: Volume, init: InitRequest) -> FastPath | None:
         """The fast path, if there can be one. It may answer requests from now on."""
-        source = self._image.source
-        if not is_possible(self._options) or not isinstance(source, FileSource | JoinedSource):
+        parts = parts_of(self._image.source)
+        if not is_possible(self._options) or not parts:
             return None
         try:
-            fast_path = FastPath.make(pipeline, source.parts, volume.superblock, self._options, init)
+            fast_path = FastPath.make(pipeline, parts, volume.superblock, self._options, init)
             fast_path.start()
         except (MemoryError, RuntimeError) as error:
             log.warning("%s: Python answers all requests", error)
             return None
-        if volume.overlay is not None:
-            # Nothing has been written, and no request has come, before INIT is answered.
-            volume.overlay.set_mirror(WrittenBlocks(fast_path))
+        if volume.written is not None:
+            # Nothing but the journal has been written, and no request has come, before INIT is answered.
+            try:
+                volume.written.set_mirror(WrittenBlocks(fast_path))
+            except MemoryError as error:
+                log.warning("%s: Python answers all requests", error)
+                fast_path.give_up()
         return fast_path
+
+    async def _refresh_status(self) -> None:
+        """Ask the fetcher what it has counted."""
+        ask = counters_of(self._image.source)
+        assert ask is not None
+        with trio.move_on_after(_FETCHER_PATIENCE), suppress(ImageReadError, RuntimeError, MemoryError):
+            self._fetcher_counters = await call_in_thread(ask)
 
     def _end_serving(self) -> None:
         if not self._has_ended:
@@ -217,7 +246,8 @@ class Session:
         # init() runs while INIT is handled, without an await; as we run again, libfuse has answered INIT.
         if self._fast_path is not None:
             await self._fast_path.begun()
-        if self._own_mount is not None:
+        # From elsewhere, what the kernel reads around each page of a program would cost more time than requests do.
+        if self._own_mount is not None and counters_of(self._image.source) is None:
             with suppress(MountError):
                 await self._ask_keeper(self._keeper.raise_read_ahead, "read ahead")
         self._on_ready()

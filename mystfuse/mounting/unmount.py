@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from functools import partial
 
 from mystfuse.devices.patience import wait_for_storage
 from mystfuse.errors import MountError, StorageTimeout
-from mystfuse.mounting.busy_processes import describe_users
+from mystfuse.mounting.busy_processes import describe_users, mounts_below, name_users
 from mystfuse.mounting.find_daemon import find_daemon, find_other_server
 from mystfuse.mounting.fusermount import run_fusermount
 from mystfuse.mounting.mount_table import Mount, describe_absence, find_mount
@@ -22,6 +23,8 @@ from mystfuse.system.wait_readable import wait_readable
 
 BUSY_PATIENCE = 2.0
 """Seconds for retries of a busy unmount: programs that look into new mounts leave them soon."""
+_KILL_PATIENCE = 5.0
+"""Seconds from SIGKILL to the end."""
 _ANSWERING = 5
 """Seconds that a mount with a hidden daemon may take to answer."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
@@ -47,7 +50,7 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
 
     Raises:
         BusyError: it is in use.
-        GoneError: the topmost mount is not the ``expected`` one.
+        GoneError: the topmost mount is not the ``expected`` one, or there is none.
         MountError: unmounting failed for another reason.
     """
     with _expecting(mountpoint, expected) as path:
@@ -56,6 +59,8 @@ def unmount(mountpoint: str, lazy: bool = False, expected: Mount | None = None) 
             return
         except OSError as error:
             # Not by asking whether we are root: in a namespace of their own, other users may unmount too.
+            if error.errno in (errno.EINVAL, errno.ENOENT):
+                raise GoneError(f"{mountpoint}: nothing is mounted there any more") from error
             if error.errno != errno.EPERM:
                 is_busy = error.errno == errno.EBUSY
                 raise (BusyError if is_busy else MountError)(f"{mountpoint}: {error.strerror}") from error
@@ -106,12 +111,7 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
         BusyError: it is in use.
         MountError: it is not one of ours, unmounting failed, or its daemon does not end within ``timeout`` seconds.
     """
-    mount = find_mount(mountpoint)
-    if mount is None:
-        raise MountError(f"{mountpoint}: {describe_absence(mountpoint)}")
-    daemon = find_daemon(mount)
-    if daemon is None and (server := find_other_server(mount)) is not None:
-        raise MountError(f"{mountpoint}: not mystfuse's: {server} serves it (umount takes it away)")
+    mount, daemon = _find_ours(mountpoint)
     try:
         _unmount_patiently(mountpoint, lazy, mount, min(timeout, BUSY_PATIENCE))
         if daemon is not None and not wait_readable([daemon], timeout):
@@ -123,12 +123,65 @@ def unmount_and_wait(mountpoint: str, lazy: bool, timeout: float) -> None:
             os.close(daemon)
 
 
+def unmount_by_force(mountpoint: str, timeout: float) -> str:
+    """Unmount one of our mounts whoever uses it, and end its daemon: their next access is ENOTCONN.
+
+    Args:
+        timeout: seconds for the daemon to end by itself, before it is killed.
+
+    Returns:
+        Which processes used it, and what was mounted below it, in words; empty if nobody did.
+
+    Raises:
+        MountError: it is not one of ours, unmounting failed, or its daemon cannot be ended.
+    """
+    mount, daemon = _find_ours(mountpoint)
+    try:
+        users = ", ".join(filter(None, [name_users(mount), *(f"{path} below it" for path in mounts_below(mount))]))
+        _unmount_or_gone(mountpoint, True, mount)
+        if daemon is not None:
+            # Users keep it alive; with it the kernel ends the connection, and answers them by itself.
+            _end_daemon(mountpoint, daemon, timeout)
+        return users
+    finally:
+        if daemon is not None:
+            os.close(daemon)
+
+
+def _end_daemon(mountpoint: str, daemon: int, timeout: float) -> None:
+    for number, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, _KILL_PATIENCE)):
+        try:
+            signal.pidfd_send_signal(daemon, number)
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            raise MountError(f"{mountpoint}: unmounted, but its daemon cannot be ended: {error.strerror}") from error
+        if wait_readable([daemon], patience):
+            return
+    raise MountError(f"{mountpoint}: unmounted, but its daemon hangs in the kernel (for want of storage?)")
+
+
+def _find_ours(mountpoint: str) -> tuple[Mount, int | None]:
+    """Our mount at a mountpoint, and a pidfd of its daemon; None if that is gone.
+
+    Raises:
+        MountError: there is none, or it is not ours.
+    """
+    mount = find_mount(mountpoint)
+    if mount is None:
+        raise MountError(f"{mountpoint}: {describe_absence(mountpoint)}")
+    daemon = find_daemon(mount)
+    if daemon is None and (server := find_other_server(mount)) is not None:
+        raise MountError(f"{mountpoint}: not mystfuse's: {server} serves it (umount takes it away)")
+    return mount, daemon
+
+
 def _unmount_patiently(mountpoint: str, lazy: bool, expected: Mount, patience: float) -> None:
     """``unmount``, tried again for ``patience`` seconds while the mount is busy."""
     deadline, pause = time.monotonic() + patience, _SHORTEST_PAUSE
     while True:
         try:
-            return unmount(mountpoint, lazy, expected)
+            return _unmount_or_gone(mountpoint, lazy, expected)
         except BusyError:
             if time.monotonic() + pause > deadline:
                 raise
@@ -149,7 +202,16 @@ def unmount_stale(mountpoint: str) -> None:
     if daemon is not None:
         os.close(daemon)
     elif find_other_server(mount) is None and not _is_answered(mount):
-        unmount(mountpoint, lazy=True, expected=mount)
+        _unmount_or_gone(mountpoint, True, mount)
+
+
+def _unmount_or_gone(mountpoint: str, lazy: bool, expected: Mount) -> None:
+    """``unmount``, if the mount does not go by itself meanwhile, as one does that ends by damage."""
+    try:
+        unmount(mountpoint, lazy, expected)
+    except GoneError:
+        if find_mount(mountpoint) is not None:
+            raise
 
 
 def _is_answered(mount: Mount) -> bool:
