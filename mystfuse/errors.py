@@ -17,7 +17,8 @@ class ExitStatus(IntEnum):
 
     DONE = 0
     FAILED = 1
-    """Something outside went wrong: no space, no permission, a tool is missing."""
+    """Something outside went wrong: no space, no permission, a tool is missing. Of ``diff`` 1 means that the trees
+    differ, as of diff(1), and what is FAILED elsewhere is 2."""
     USAGE = 2
     """The command line makes no sense."""
     NOT_TRUSTED = 3
@@ -47,10 +48,17 @@ class MystfuseError(Exception):
 
     def at(self, where: str) -> Self:
         """The same error, its message with ``where`` in front."""
+        return self._saying(f"{where}: {self}")
+
+    def _saying(self, message: str) -> Self:
         # Not by calling the class: what subclasses want besides the message, only who raised it knows.
-        error = type(self).__new__(type(self), f"{where}: {self}")
+        error = type(self).__new__(type(self), message)
         error.__dict__.update(self.__dict__)
         return error
+
+    def advised(self, advice: str) -> Self:
+        """The same error, with ``advice``, if any, behind its message."""
+        return self._saying(f"{self}; {advice}") if advice else self
 
     def about(self, name: str) -> Self:
         """The same error, with ``name`` in front where its message does not say what it is about."""
@@ -88,8 +96,28 @@ class FormatError(MystfuseError):
     exit_status = ExitStatus.FORMAT
 
 
+class NotAnImage(FormatError):
+    """The file is something else than an image; the message says what, and what to do."""
+
+    title: str = ""
+    """What it is, without what to do."""
+
+    @classmethod
+    def of(cls, title: str, message: str) -> NotAnImage:
+        """The error about a file that is what ``title`` says."""
+        error = cls(message)
+        error.title = title
+        return error
+
+
 class UnsupportedFeature(FormatError):
     """A well-formed image that uses something mystfuse does not have; the message names it."""
+
+
+class EncryptedContents(UnsupportedFeature):
+    """A file or directory that is encrypted with fscrypt, for which there is no key."""
+
+    errno = errno.ENOKEY
 
 
 class CorruptFilesystem(FormatError):

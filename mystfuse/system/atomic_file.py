@@ -28,13 +28,28 @@ class WritableFile(Protocol):
     fd: int
     target: Path
     """Its name in messages."""
-    server: int | None
-    """pidfd of the process that serves it, without which writing fails; None if there is none."""
+
+    @property
+    def server(self) -> int | None:
+        """pidfd of the process that serves it, without which writing fails; None if there is none."""
+        ...
 
     @property
     def path(self) -> str:
         """A path that names the file for a child process that inherits ``fd``."""
         ...
+
+
+def check_target(target: Path, replace: bool) -> None:
+    """Raise MystfuseError if a new file cannot take this name, as ``AtomicFile`` does: for callers that ask for a
+    passphrase before they make the file."""
+    if not replace and os.path.lexists(target):
+        raise MystfuseError(f"{target}: already exists (--force overwrites it)")
+    if target.is_dir():
+        raise MystfuseError(f"{target}: is a directory")
+    if target.exists() and not target.is_file():
+        # We would replace it: /dev/stdout, and with it every user's.
+        raise MystfuseError(f"{target}: neither a regular file nor absent: it is not replaced")
 
 
 class AtomicFile:
@@ -63,13 +78,7 @@ class AtomicFile:
         self.fd = self._directory = -1
         self._replace = replace
         self._temporary: str | None = None
-        if not replace and os.path.lexists(target):
-            raise MystfuseError(f"{target}: already exists (--force overwrites it)")
-        if target.is_dir():
-            raise MystfuseError(f"{target}: is a directory")
-        if target.exists() and not target.is_file():
-            # We would replace it: /dev/stdout, and with it every user's.
-            raise MystfuseError(f"{target}: neither a regular file nor absent: it is not replaced")
+        check_target(target, replace)
         try:
             self._directory = open_directory(target.parent)
             replaced = self._find_replaced() if replace else None
@@ -167,7 +176,7 @@ class AtomicFile:
         """A path that names the file for a child process that inherits ``fd``."""
         return f"/proc/self/fd/{self.fd}"
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Append all of ``data``.
 
         Raises:
@@ -180,12 +189,17 @@ class AtomicFile:
         except OSError as error:
             raise MystfuseError(f"{self.target}: cannot be written: {error.strerror}") from error
 
-    def commit(self) -> None:
+    def commit(self, name: str | None = None) -> None:
         """Give the file its name, and write everything to disk: the content before the name, and the name itself.
+
+        Args:
+            name: another one than the target's, in the same directory: for a file that is named after its contents.
 
         Raises:
             MystfuseError: the name is taken, or the disk is full.
         """
+        if name is not None:
+            self.target = self.target.with_name(name)
         try:
             replaced = self._find_replaced() if self._replace else None
             if replaced is not None:

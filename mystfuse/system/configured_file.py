@@ -43,7 +43,7 @@ def open_configured_file(path: str, what: str) -> FileIO:
         raise UsageError(f"{what} {path}: {error.strerror if isinstance(error, OSError) else error}") from error
     try:
         mode = os.fstat(fd).st_mode
-        if stat.S_ISFIFO(mode) and _DESCRIPTOR.fullmatch(path):
+        if stat.S_ISFIFO(mode) and names_descriptor(path):
             os.set_blocking(fd, True)
         elif not stat.S_ISREG(mode):
             raise UsageError(f"{what} {path}: {kind_of(mode)}, not a regular file")
@@ -72,6 +72,12 @@ def read_at_most(file: FileIO, name: str, limit: int) -> bytes:
     if len(data) > limit:
         raise UsageError(f"{name}: too large (over {limit} bytes)")
     return data
+
+
+def names_descriptor(path: str) -> bool:
+    """Whether a path names a descriptor that is open already, as a shell's <(...) does: then a pipe is as good as a
+    file."""
+    return _DESCRIPTOR.fullmatch(path) is not None
 
 
 def kind_of(mode: int) -> str:

@@ -35,7 +35,7 @@ _NOROOT_NO_SETUID_FIXUP_NO_RAISE_LOCKED = 0xEF
 """SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE, and the locks of all four bits."""
 _MAX_CAPABILITIES = 64
 _CAPABILITY_VERSION_3 = 0x20080522
-_CAP_DAC_READ_SEARCH, _CAP_SYS_ADMIN = 2, 21
+CAP_DAC_READ_SEARCH, _CAP_SYS_ADMIN = 2, 21
 
 _SYS_OPEN_TREE, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 430, 431, 432
 """The same on all machines."""
@@ -117,7 +117,7 @@ def confine_keeper(extra_calls: Iterable[str] = ()) -> bool:
     """
     if not effective_capabilities() >> _CAP_SYS_ADMIN & 1:
         return False
-    drop_privileges(keep=1 << _CAP_SYS_ADMIN | 1 << _CAP_DAC_READ_SEARCH)
+    drop_privileges(keep=1 << _CAP_SYS_ADMIN | 1 << CAP_DAC_READ_SEARCH)
     _filter_calls(lambda: keeper_filter(extra_calls))
     return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
+_PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -19,6 +20,23 @@ def call(function: str, *arguments: object) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
+
+
+def end_with_parent(number: int, parent: int) -> bool:
+    """Have the kernel send this process a signal when the thread that has started it ends.
+
+    Args:
+        number: the signal.
+        parent: the process ID of who has started it.
+
+    Returns:
+        False where no signal will come: ``parent`` has ended before, or the kernel refuses.
+    """
+    try:
+        call("prctl", _PR_SET_PDEATHSIG, number, 0, 0, 0)
+    except OSError:
+        return False
+    return os.getppid() == parent
 
 
 def system_call(number: int, *arguments: object) -> int:

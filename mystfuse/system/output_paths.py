@@ -125,6 +125,37 @@ def open_for_appending(path: str | os.PathLike[str]) -> int:
         os.close(directory)
 
 
+def open_for_changing(path: str | os.PathLike[str]) -> int:
+    """A descriptor to read and overwrite the regular file or block device at ``path`` with, which must exist.
+
+    Links are followed, by the rule of this module. It does not wait for the reader of a FIFO.
+
+    Raises:
+        LinkOfAnother: the path goes through a link that root does not follow.
+        OSError: it is neither, or could be a file that another user has chosen; or as open(2).
+    """
+    current = os.fspath(path)
+    for _ in range(MAX_LINKS + 1):
+        above, name = os.path.split(current)
+        directory = open_directory(above or ".")
+        try:
+            target = read_trusted_link(name, directory)
+            if target is not None:
+                current = os.path.join(above, target)
+                continue
+            found = os.open(name, _ITSELF, dir_fd=directory)
+            try:
+                status = os.fstat(found)
+                if not stat.S_ISBLK(status.st_mode):
+                    _check_file(status, directory)
+                return os.open(f"/proc/self/fd/{found}", os.O_RDWR | os.O_CLOEXEC)
+            finally:
+                os.close(found)
+        finally:
+            os.close(directory)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
 def _check_file(found: os.stat_result, directory: int) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise OSError(errno.ELOOP, "a symbolic link, which is not followed: name the file itself")
@@ -148,7 +179,8 @@ def is_put_there_by_another(found: os.stat_result, directory: int) -> bool:
     """
     above = os.stat(f"/proc/self/fd/{directory}")
     is_shared = above.st_mode & stat.S_ISVTX and above.st_mode & 0o022
-    return bool(is_shared) and found.st_uid not in (os.geteuid(), above.st_uid)
+    is_known = found.st_uid in (os.geteuid(), above.st_uid) and not _may_be_roots(found.st_uid)
+    return bool(is_shared) and not is_known
 
 
 def make_directories(path: Path) -> None:
