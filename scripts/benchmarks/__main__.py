@@ -21,6 +21,7 @@ from benchmarks.data import FULL, QUICK, TINY, Store, clean, recipes
 from benchmarks.job import Job
 from benchmarks.jobs import JOBS, choose
 from benchmarks.plots import save_bars, save_scaling
+from benchmarks.remote_jobs import write_traces
 from benchmarks.results import SUBJECT, Outcome, number, print_table
 from benchmarks.scaling import Plot, Scaling
 from benchmarks.tools import BenchmarkError, LeftOut, WrongResult
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the table here")
     parser.add_argument("--scaling", action="store_true", help="instead: how it scales, up to files of 8 GiB")
     parser.add_argument("--scaling-svg", type=Path, metavar="FILE", help="draw that here")
+    parser.add_argument("--remote-traces", type=Path, metavar="FILE", help="instead: for scripts/simulate-origin")
     parser.add_argument("--work", type=Path, metavar="DIR", default=DEFAULT_WORK, help=f"data (default {DEFAULT_WORK})")
     parser.add_argument("--clean", action="store_true", help="remove the data, and end")
     return parser
@@ -96,6 +98,9 @@ def _run(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
         if options.scaling or options.scaling_svg:
             plots = Scaling(options.work, sizes, scratch, say, divisor=256 if options.tiny else 1).measure()
             return _report_scaling(options, facts, console, plots)
+        if options.remote_traces:
+            write_traces(bench, options.remote_traces)
+            return 0
         outcomes = [_measure(bench, job, progress) for job in jobs]
     console.print()
     print_table(console, outcomes)

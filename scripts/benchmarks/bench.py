@@ -33,6 +33,9 @@ TOOLS = {
     "mke2fs+verity": ("mke2fs", "veritysetup"),
     "nbdkit": ("nbdkit", "nbdcopy", "nbdinfo"),
     "openssl": ("openssl",),
+    "nbdkit+fuse2fs": ("nbdkit", "nbdfuse", "fuse2fs"),
+    "traced": (),
+    "local": (),
 }
 """Contenders that mount nothing, and their programs."""
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from removal import remove_tree
 
 from benchmarks.programs import IMPORTS, copy_library, make_repository
 from benchmarks.reader import MIB, Result, checksum
-from benchmarks.tools import drop_caches, mystfuse_command, run
+from benchmarks.tools import check_installed, drop_caches, mystfuse_command, run
 
 GIB = 1 << 30
 SEED = 2026
@@ -36,7 +37,7 @@ MEAN_SIZE = 6000
 """The mean size of a tree's files in bytes; sizes are exponentially distributed."""
 MAX_SIZE = 256 << 10
 Say = Callable[[str], None]
-_NAMES = ("big", "secret", "tree", "repository", "python", "empty", "sparse", "flat", "scratch")
+_NAMES = ("big", "secret", "tree", "repository", "python", "root", "empty", "sparse", "flat", "scratch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,10 @@ class Sizes:
     small_writes: int = 5000
     random_reads: int = 2000
     mounts: int = 10
+    root: int = 1 << 30
+    """The image of a Debian system, about."""
+    hosts: int = 64
+    """Mounts at once of one image elsewhere."""
     large_image: int = 64 << 30
     rounds: int = 3
     memory_passes: int = 4
@@ -76,6 +81,7 @@ QUICK = Sizes(
     small_writes=2000,
     random_reads=500,
     mounts=3,
+    hosts=16,
     rounds=1,
     memory_passes=2,
 )
@@ -90,6 +96,8 @@ TINY = Sizes(
     small_writes=50,
     random_reads=50,
     mounts=2,
+    root=300 << 20,
+    hosts=4,
     large_image=1 << 30,
     rounds=1,
     memory_passes=1,
@@ -161,6 +169,10 @@ class Store:
     def python(self) -> Item:
         """An image with the library of the Python that runs us below ``python``; modules of it in ``imports.list``."""
         return self._make("python", {"python": sys.version, "imports": " ".join(IMPORTS)}, self._make_python)
+
+    def root(self) -> Item:
+        """An image of a small Debian system with Python, filled up with a file of noise."""
+        return self._make("root", {"root": self.sizes.root}, self._make_root)
 
     def empty(self) -> Item:
         """An empty image with room to write."""
@@ -257,6 +269,19 @@ class Store:
         (directory / "imports.list").write_text("\n".join(IMPORTS))
         facts["imports"] = len(IMPORTS)
         facts["image"] = make_image(source, directory / "image.img")
+        remove_tree(source)
+
+    def _make_root(self, directory: Path, facts: dict[str, Any]) -> None:
+        check_installed("mmdebstrap")
+        source = directory / "source"
+        suite = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.M)
+        run("mmdebstrap", "--variant=minbase", "--include=python3", suite[1] if suite else "stable", source)
+        used = int(run("du", "-s", "--block-size=1", "--exclude=./dev/*", source).split()[0])
+        (source / "srv").mkdir(exist_ok=True)
+        # The rest is for inodes, block maps and the hash tree.
+        write_random(source / "srv/noise", max(MIB, int(self.sizes.root * 0.97) - used), "root")
+        _describe(directory, {})
+        facts["image"] = make_image(source, directory / "image.img", "--size", "min")
         remove_tree(source)
 
     def _make_flat(self, count: int, directory: Path, facts: dict[str, Any]) -> None:

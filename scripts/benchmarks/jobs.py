@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from benchmarks import read_jobs, tool_jobs, write_jobs
+from benchmarks import read_jobs, remote_jobs, tool_jobs, write_jobs
 from benchmarks.job import Job, Mark, on
 
 ALL = "mystfuse fuse2fs kernel floor"
@@ -198,6 +198,74 @@ JOBS: tuple[Job, ...] = (
         "ms",
         on("mystfuse fuse2fs floor", read_jobs.lookup_latency),
         (Mark(1, "fuse2fs", at_most=True),),
+    ),
+    Job(
+        "remote-mount",
+        "until mounted, 20 ms and 100 Mbit/s away",
+        "s",
+        on("mystfuse nbdkit+fuse2fs", remote_jobs.mount_seconds),
+        # Four round trips, and 0.3 s.
+        (Mark(0.38, at_most=True),),
+        needs_root=True,
+    ),
+    Job(
+        "remote-trips",
+        "round trips until mounted",
+        "",
+        on("mystfuse nbdkit+fuse2fs", remote_jobs.mount_round_trips),
+        (Mark(4, at_most=True),),
+        needs_root=True,
+    ),
+    Job(
+        "remote-python",
+        "mount and start of Python, 20 ms and 100 Mbit/s away",
+        "s",
+        on("mystfuse traced nbdkit+fuse2fs", remote_jobs.start_python),
+        (Mark(0.25, "nbdkit+fuse2fs", at_most=True), Mark(2, "traced")),
+        needs_root=True,
+    ),
+    Job(
+        "remote-bytes",
+        "bytes fetched for that, to bytes needed",
+        "",
+        on("mystfuse", remote_jobs.fetched_to_needed),
+        (Mark(2, at_most=True),),
+        once=True,
+        needs_root=True,
+    ),
+    Job(
+        "remote-read",
+        "sequential read through nginx here, from storage",
+        "MB/s",
+        on("mystfuse local", remote_jobs.read_through_server),
+        (Mark(0.7, "local"),),
+        needs_root=True,
+    ),
+    Job(
+        "remote-reread",
+        "the same again, from the cache",
+        "MB/s",
+        on("mystfuse local", functools.partial(remote_jobs.read_through_server, again=True)),
+        (Mark(0.9, "local"),),
+        needs_root=True,
+    ),
+    Job(
+        "remote-hosts",
+        "bytes that many mounts with one cache fetch, to different ones",
+        "",
+        on("mystfuse", remote_jobs.bytes_of_many),
+        (Mark(1.05, at_most=True),),
+        once=True,
+        needs_root=True,
+    ),
+    Job(
+        "remote-memory",
+        "resident memory of each of many mounts",
+        "MiB",
+        on("mystfuse", remote_jobs.memory_of_many),
+        (Mark(40, at_most=True),),
+        once=True,
+        needs_root=True,
     ),
 )
 

@@ -44,10 +44,10 @@ class Mystfuse(Peer):
             start = time.perf_counter()
             run(*self.command(image, mountpoint), ordinary=ordinary)
             self.seconds_to_mount = time.perf_counter() - start
-            pid = _daemon_of(mountpoint)
+            pid = daemon_of(mountpoint)
             yield pid
         finally:
-            _end_mystfuse(mountpoint)
+            end_mystfuse(mountpoint)
             if pid is not None:
                 # As the first process of a namespace we are its parent.
                 with suppress(ChildProcessError):
@@ -134,7 +134,7 @@ def _own_copy(image: Image, scratch: Path, is_wanted: bool) -> Iterator[Path]:
         remove_tree(directory)
 
 
-def _daemon_of(mountpoint: Path) -> int | None:
+def daemon_of(mountpoint: Path) -> int | None:
     mount = find_mount(str(mountpoint))
     descriptor = find_daemon(mount) if mount else None
     if descriptor is None:
@@ -148,7 +148,7 @@ def _daemon_of(mountpoint: Path) -> int | None:
     return None
 
 
-def _end_mystfuse(mountpoint: Path) -> None:
+def end_mystfuse(mountpoint: Path) -> None:
     if find_mount(str(mountpoint)) is None:
         return
     try:
