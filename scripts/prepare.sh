@@ -53,6 +53,14 @@ missing_packages() {
     done
 }
 
+# lists_are_new: whether apt-get update has run within the hour, as it has for who has just installed git. The lists themselves
+# have the dates that the server gave them.
+lists_are_new() {
+    local lists=/var/lib/apt/lists
+    [ -n "$(find $lists/partial -maxdepth 0 -mmin -60 2>/dev/null)" ] &&
+        [ -n "$(find $lists -maxdepth 1 -name '*_Packages*' -print -quit)" ]
+}
+
 install_packages() {
     command -v dpkg-query >/dev/null || { say "not a Debian system: taking $1 for installed"; return; }
     local missing
@@ -60,7 +68,7 @@ install_packages() {
     [ -n "$missing" ] || return 0
     [ "$(id -u)" = 0 ] || fail "these packages are missing, install them first: sudo apt-get install $missing"
     say "installing $missing"
-    apt-get -qq update
+    lists_are_new || apt-get -qq update
     # shellcheck disable=SC2086  # a list of words
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >/dev/null </dev/null
 }
@@ -77,20 +85,64 @@ find_python() {
     fail "Python 3.11 or later with venv is needed"
 }
 
-# install_locked VENV NAME SOURCE [PIP-ARGUMENT...]: mystfuse from SOURCE, with the very files that scripts/requirements/NAME.txt
-# has the digests of. So has build.txt: pip does not check what it fetches for an isolated build.
+# install_locked VENV NAME SOURCE [-e]: mystfuse from SOURCE, with the very files that scripts/requirements/NAME.txt has the
+# digests of. So has build.txt: pip does not check what it fetches for an isolated build.
 install_locked() {
-    local pip=("$1/bin/pip" -q --disable-pip-version-check install) locks=$project/scripts/requirements
+    local pip=("$1/bin/pip" -q --disable-pip-version-check) locks=$project/scripts/requirements wheels result=0
+    local ours=("${pip[@]}" install --no-compile --no-deps --no-build-isolation "${@:4}" "$3")
+    wheels=$(mktemp -d)
     {
-        "${pip[@]}" --require-hashes --only-binary :all: -r "$locks/build.txt" &&
-            "${pip[@]}" --require-hashes --no-build-isolation -r "$locks/$2.txt" &&
-            "${pip[@]}" --no-deps --no-build-isolation "${@:4}" "$3"
-    } 2>&1 | { grep -v '^WARNING' || true; } >&2
+        "${pip[@]}" install --no-compile --require-hashes --only-binary :all: -r "$locks/build.txt" && {
+            # pyfuse3 has no wheel. While it compiles, so does the C code of a checkout.
+            "${pip[@]}" wheel --require-hashes --no-build-isolation -r "$locks/$2.txt" -w "$wheels" &
+            if [ $# -gt 3 ]; then "${ours[@]}"; fi && wait "$!" && install_wheels "$1" "$wheels" &&
+                # A package has completions, which click writes while it is built.
+                if [ $# = 3 ]; then "${ours[@]}"; fi
+        }
+    } 2>&1 | { grep -v '^WARNING' || true; } >&2 || result=$?
+    rm -rf "$wheels"
+    return "$result"
 }
 
-# isolate_commands VENV: the commands that pip has put there start its Python at once, isolated, rather than by sh.
+# install_wheels VENV DIRECTORY: all that are there. By name and version: of a path, pip would note that it came from there.
+install_wheels() {
+    local file name version wanted=()
+    for file in "$2"/*.whl; do
+        IFS=- read -r name version _ <<< "${file##*/}"
+        wanted+=("$name==$version")
+    done
+    "$1/bin/pip" -q --disable-pip-version-check install --no-compile --no-index --no-deps --find-links "$2" "${wanted[@]}"
+}
+
+# install_with_wheels VENV NAME DIRECTORY: what scripts/requirements/NAME.txt lists, but for the packages of which DIRECTORY has
+# wheels. It installs these, too, and compiles nothing.
+install_with_wheels() {
+    local file names='' listed
+    for file in "$3"/*.whl; do
+        file=${file##*/}
+        names+="|${file%%-*}"
+    done
+    listed=$(mktemp)
+    # A requirement begins in the first column; its digests and comments are indented.
+    awk -v names="^(${names#|})==" '/^[^ #]/ { left_out = $0 ~ names } !left_out' "$project/scripts/requirements/$2.txt" > "$listed"
+    "$1/bin/pip" -q --disable-pip-version-check install --no-compile --require-hashes --only-binary :all: -r "$listed" 2>&1 |
+        { grep -v '^WARNING' || true; } >&2
+    rm "$listed"
+    install_wheels "$1" "$3"
+}
+
+# compile_python VENV: makes bytecode of what is installed there, on all processors (pip takes one), but not of what only
+# building needs, which is most of it.
+compile_python() {
+    "$1/bin/python3" -m compileall -q -j 0 \
+        -x '/(Cython|pyximport|setuptools|setuptools_scm|vcs_versioning|_distutils_hack|pkg_resources|pip)/' \
+        "$1"/lib/python3*/site-packages || true
+}
+
+# isolate_commands VENV [PLACE]: the commands that pip has put there start its Python at once, isolated, rather than by sh.
+# PLACE: where the environment will be.
 isolate_commands() {
-    local line="#!$1/bin/python3 -I"
+    local line="#!${2:-$1}/bin/python3 -I"
     # The longest first line of a script that the kernel accepts.
     [[ ${#line} -lt 127 && $1 != *[[:space:]\|\&\\]* ]] || return 0
     sed -i "1s|.*|$line|" "$1/bin/mystfuse" "$1/bin/mount.mystfuse"
@@ -107,6 +159,7 @@ make_venv() {
     install_locked "$venv" "$1" "$project" -e
     [ -x "$venv/bin/mystfuse" ] || fail "pip could not install mystfuse"
     isolate_commands "$venv"
+    compile_python "$venv"
     # pip does not for a checkout, and an environment may forbid Python to: each start would compile everything.
     "$venv/bin/python" -m compileall -q "$project/mystfuse" || true
     touch "$stamp"

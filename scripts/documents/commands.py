@@ -23,12 +23,24 @@ def reference() -> str:
     """The page, in Markdown."""
     root = click.Context(cli, info_name="mystfuse", terminal_width=78, **cli.context_settings)
     parts = [HEAD, _section("mystfuse", cli.get_help(root))]
-    for name in COMMANDS:
-        command = cli.get_command(root, name)
-        assert command is not None
-        context = click.Context(command, info_name=name, parent=root, **command.context_settings)
+    for name, command in commands().items():
+        group, _, inner = name.rpartition(" ")
+        parent = click.Context(commands()[group], info_name=group, parent=root) if group else root
+        context = click.Context(command, info_name=inner, parent=parent, **command.context_settings)
         parts.append(_section(f"mystfuse {name}", command.get_help(context)))
     return "\n".join(parts)
+
+
+def commands() -> dict[str, click.Command]:
+    """All commands by their names; those in a group, like ``keys fingerprint``, after it."""
+    found: dict[str, click.Command] = {}
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        found[name] = command
+        if isinstance(command, click.Group):
+            found |= {f"{name} {inner}": member for inner, member in command.commands.items()}
+    return found
 
 
 def _section(name: str, text: str) -> str:

@@ -124,7 +124,8 @@ class Daemon:
         # Two threads: if the mount hangs, /proc does not.
         threading.Thread(target=self._watch_status, daemon=True).start()
         while not self._stop.wait(1 - (time.monotonic() - self._start) % 1):
-            with suppress(OSError, ValueError):
+            # KeyError: the status of a process that has just ended says nothing of memory.
+            with suppress(OSError, ValueError, KeyError):
                 self._sample(operations())
 
     def _watch_status(self) -> None:
