@@ -26,6 +26,7 @@ def in_process(*arguments: str | os.PathLike[str]) -> subprocess.CompletedProces
             contextlib.redirect_stdout(output),
             contextlib.redirect_stderr(errors),
             mock.patch("mystfuse.cli.key_options.harden_process"),
+            mock.patch("mystfuse.cli.signing_options.harden_process"),
         ):
             status = run(given)
     finally:

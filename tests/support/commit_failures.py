@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,8 @@ Failing = Callable[[int], "contextmanager[Failure]"]
 @contextmanager
 def failing_allocation(number: int) -> Iterator[Failure]:
     """In the block, one of Python's allocations fails: of an object or of a part of one."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("this Python itself crashes where an allocation fails in a list comprehension")
     testcapi = pytest.importorskip("_testcapi", reason="this Python was installed without its own tests' module")
     failure = Failure()
     testcapi.set_nomemory(number, number + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import struct
 import sys
 import time
@@ -45,11 +46,24 @@ def hash_offset_of(image: bytes | bytearray) -> int:
 
 
 def on_terminal(command: list[str | Path], dialogue: list[tuple[str, str]], timeout: float = 60) -> tuple[int, str]:
-    """Run ``mystfuse`` on a terminal of its own, and answer each prompt. Returns status and output."""
+    """Run ``mystfuse`` on a terminal of its own, and answer each prompt, in this order. Returns status and output.
+
+    Args:
+        timeout: seconds until it is killed, if it waits for more answers.
+    """
+    typed = [(prompt, f"{answer}\n") for prompt, answer in dialogue]
+    ended = on_terminal_of([sys.executable, "-m", "mystfuse", *command], typed, timeout)
+    # As many are left as were not asked for.
+    del dialogue[: len(dialogue) - len(typed)]
+    return ended
+
+
+def on_terminal_of(command: list[str | Path], dialogue: list[tuple[str, str]], timeout: float = 60) -> tuple[int, str]:
+    """The same for any program; the answers are typed as they are."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-m", "mystfuse", *map(str, command)])
-    output, deadline = "", time.monotonic() + timeout
+        os.execvp(command[0], [str(word) for word in command])
+    output, seen, deadline = "", 0, time.monotonic() + timeout
     try:
         while time.monotonic() < deadline:
             if not select.select([terminal], [], [], 0.2)[0]:
@@ -61,10 +75,13 @@ def on_terminal(command: list[str | Path], dialogue: list[tuple[str, str]], time
             if not data:
                 break
             output += data.decode(errors="replace")
-            if dialogue and dialogue[0][0] in output:
+            if dialogue and dialogue[0][0] in output[seen:]:
+                seen = len(output)
                 # The prompt appears before the echo is off.
                 time.sleep(0.3)
-                os.write(terminal, os.fsencode(dialogue.pop(0)[1]) + b"\n")
+                os.write(terminal, os.fsencode(dialogue.pop(0)[1]))
+        else:
+            os.kill(pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     finally:
         os.close(terminal)

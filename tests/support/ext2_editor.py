@@ -179,7 +179,7 @@ async def listing(volume: Volume, ino: int, step: int = 1000) -> list[bytes]:
 
 async def listed(volume: Volume, ino: int, step: int = 1000) -> list[tuple[bytes, Inode | None]]:
     """All names of a directory with their inodes, None for unreadable ones."""
-    size = (await volume.inode(ino)).size
+    size = await volume.listing_size(ino)
     names: list[tuple[bytes, Inode | None]] = []
     offset = 0
     while offset < size:
@@ -221,7 +221,7 @@ async def walk(volume: Volume, max_inodes: int = 300, max_bytes: int = 200_000) 
                 await volume.lookup(ino, b"no such name")
                 offset = 0
                 for _ in range(200):
-                    if offset >= inode.size:
+                    if offset >= await volume.listing_size(ino):
                         break
                     entries, following = await volume.entries(ino, offset, 50)
                     assert following > offset

@@ -26,7 +26,7 @@ def assert_same(left: Path, right: Path, ignore: str = "") -> None:
         for line in result.stdout.splitlines()[:-1]
         if not (": st_size:" in line and os.path.isdir(os.path.join(left, line.partition(": ")[0])))
     ]
-    assert differences == []
+    assert differences == [], "\n".join(differences)
 
 
 def refused(status: int, *arguments: str | Path) -> str:

@@ -58,7 +58,8 @@ def make_tree(directory: Path, seed: int = 1) -> Path:
 def make_file_system(path: Path, tree: Path, block_size: int, inode_size: int, *options: str) -> Path:
     """Make it with mke2fs; its blocks do not lie one behind the other everywhere."""
     size = 24 << 20 if block_size < 32768 else 96 << 20
-    run("mke2fs", "-q", "-F", "-t", "ext2", "-b", str(block_size), "-I", str(inode_size), "-N", "2048",
+    kind = () if "-t" in options else ("-t", "ext2")
+    run("mke2fs", "-q", "-F", *kind, "-b", str(block_size), "-I", str(inode_size), "-N", "2048",
         *options, "-E", "root_owner=0:0", "-d", tree, path, f"{size >> 10}k")  # fmt: skip
     return path
 

@@ -125,6 +125,33 @@ class Mkext2Encrypted(Making):
         return ["mkext2", "--force", "--encrypt", self.place.key, self.place.tree, self.place.target]
 
 
+class Sign(Case):
+    """Signs ``place.target`` in place."""
+
+    name = "sign"
+
+    def set_up(self) -> None:
+        made("mkext2", "--force", self.place.tree, self.place.root / "unsigned")
+        self.old = (self.place.root / "unsigned").read_bytes()
+        shutil.copy(self.place.root / "unsigned", self.place.target)
+        made(*self.command())
+        self.new = self.place.target.read_bytes()
+        self.place.target.unlink()
+        assert self.new != self.old
+
+    def begin(self) -> None:
+        shutil.copy(self.place.root / "unsigned", self.place.target)
+
+    def command(self) -> list[str | Path]:
+        return ["sign", "--sign", f"{self.place.public}:{self.place.private}", self.place.target]
+
+    def check(self) -> str:
+        assert list(self.place.out.iterdir()) == [self.place.target]
+        found = self.place.target.read_bytes()
+        assert found in (self.old, self.new)
+        return "old" if found == self.old else "new"
+
+
 class Package(Making):
     name = "package"
     over = True
@@ -398,7 +425,7 @@ class Run(Exec):
 CASES: dict[str, type[Case]] = {
     case.name: case
     for case in (
-        Mkext2, Mkext2Signed, Mkext2Encrypted, Commit, CommitOver, CommitEncrypted, Package, Extract, Tar,
+        Mkext2, Mkext2Signed, Mkext2Encrypted, Sign, Commit, CommitOver, CommitEncrypted, Package, Extract, Tar,
         Mount, ForegroundMount, WrittenMount, ReadMount, Umount, Exec, Run,
     )
 }  # fmt: skip

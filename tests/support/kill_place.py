@@ -29,7 +29,7 @@ ENVIRONMENT = {
 MYSTFUSE = [sys.executable, "-m", "mystfuse"]
 CHANGING = (
     "openat,mkdir,mkdirat,unlink,unlinkat,rmdir,link,linkat,rename,renameat,renameat2,symlinkat,write,pwrite64,"
-    "ftruncate,fallocate,fsync,dup2,mount,umount2,fork,vfork,clone,clone3,execve,unshare,prctl,setsid,kill,"
+    "ftruncate,fallocate,fsync,fdatasync,dup2,mount,umount2,fork,vfork,clone,clone3,execve,unshare,prctl,setsid,kill,"
     "pidfd_send_signal,exit_group"
 )
 """The system calls that strace counts."""

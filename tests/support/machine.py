@@ -26,9 +26,14 @@ LOOP_CTL_GET_FREE = 0x4C82
 """<linux/loop.h>"""
 FUSE = Path("/dev/fuse")
 TOOLS = (
-    "bwrap", "chattr", "cryptsetup", "debugfs", "dumpe2fs", "e2fsck", "fallocate", "fusermount3", "gcc", "getfacl",
-    "getfattr", "git", "groff", "jq", "lsattr", "mke2fs", "nbdcopy", "nbdkit", "openssl", "qemu-img", "readelf",
-    "rsync", "setfacl", "setfattr", "setpriv", "tar", "unshare", "veritysetup", "xfs_io", "xz",
+    "7z", "ar", "blkid", "bwrap", "bzip2", "chattr", "cpio", "cryptsetup", "debugfs", "docker-registry", "dumpe2fs",
+    "e2fsck", "fallocate", "file", "fish", "fsck.cramfs", "fsck.erofs", "fusermount3", "gcc", "genromfs", "getfacl",
+    "getfattr", "git", "groff", "gzip", "img2simg", "jq", "losetup", "lsattr", "lz4", "mandoc", "mke2fs",
+    "mkfs.btrfs", "mkfs.cramfs", "mkfs.erofs", "mkfs.exfat", "mkfs.f2fs", "mkfs.vfat", "mkfs.xfs", "mkntfs",
+    "mksquashfs", "mkswap", "nbdcopy", "nbdkit", "newuidmap", "openssl", "pkcs11-tool", "qemu-img", "readelf",
+    "rsync", "setfacl", "setfattr", "setpriv", "sfdisk", "simg2img", "softhsm2-util", "strace", "swtpm", "tar",
+    "tmux", "tpm2_createprimary", "unshare", "unsquashfs", "unzip", "veritysetup", "xfs_io", "xorriso", "xz",
+    "zip", "zsh", "zstd",
 )  # fmt: skip
 
 
@@ -133,6 +138,25 @@ def _caches() -> str | None:
     return None if os.access("/proc/sys/vm/drop_caches", os.W_OK) else "/proc/sys/vm/drop_caches cannot be written"
 
 
+def _openssl_plugin(*names: str) -> Callable[[], str | None]:
+    """Whether one of these is in OpenSSL's directory of providers (``m:NAME``) or engines (``e:NAME``)."""
+
+    def look() -> str | None:
+        for name in names:
+            try:
+                said = subprocess.run(
+                    ["openssl", "version", f"-{name[0]}"], capture_output=True, text=True, check=False
+                )
+            except OSError as error:
+                return f"openssl: {error.strerror}"
+            directory = said.stdout.partition('"')[2].partition('"')[0]
+            if os.path.exists(os.path.join(directory, f"{name[2:]}.so")):
+                return None
+        return "not installed"
+
+    return look
+
+
 def _tool(name: str) -> Need:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return Need(
@@ -174,6 +198,21 @@ NEEDS = (
         r"-m mystfuse (?:exec|run) (?!.*--privileged)",
     ),
     Need("dropping the page cache", _caches, r"drop_caches"),
+    Need(
+        "PKCS #11 provider or engine of OpenSSL",
+        _openssl_plugin("m:pkcs11", "e:pkcs11"),
+        'needs OpenSSL\'s PKCS #11 provider|invalid engine "pkcs11"',
+    ),
+    Need(
+        "TPM provider of OpenSSL",
+        _openssl_plugin("m:tpm2"),
+        "needs OpenSSL's provider tpm2|unable to load provider tpm2",
+    ),
+    Need(
+        "bash-completion",
+        lambda: None if Path("/usr/share/bash-completion/bash_completion").exists() else "not installed",
+        "bash_completion: No such file",
+    ),
     *map(_tool, TOOLS),
 )
 

@@ -6,14 +6,19 @@ import contextlib
 import hashlib
 import os
 import re
+import signal
 import stat
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
+from mystfuse.ext2.superblock import Superblock
 from tests.support.cli_in_process import in_process
-from tests.support.commands import mystfuse, run
+from tests.support.commands import mystfuse, run, wait_until
 
 MIB = 1 << 20
 
@@ -26,12 +31,29 @@ def fssig(image: Path) -> dict[str, str]:
 
 
 def make(directory: Path, image: Path, *options: str | Path, **kwargs: Any) -> dict[str, str]:
-    """Run mkext2, which must succeed without output; returns the image's fssig."""
+    """Run mkext2, which must succeed and say in two lines what it has made; returns the image's fssig."""
     arguments = ("mkext2", *options, directory, image)
     result = mystfuse(*arguments, **kwargs) if kwargs else in_process(*arguments)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == result.stderr == ""
-    return fssig(image)
+    assert result.stderr == ""
+    where = Path(kwargs.get("cwd", "."), image)
+    assert_told(result.stdout, where)
+    return fssig(where)
+
+
+def assert_told(said: str, image: Path) -> None:
+    """Assert that a command says on two lines what it has made: the image's size and root hash, and how to mount it."""
+    made, mount_it = said.splitlines()
+    fields = fssig(image)
+    assert made.startswith("made ") and f"root hash {fields['root_hash']}, " in made
+    assert made.endswith("unsigned") == (fields["signer"] == "null")
+    assert mount_it.startswith("mount it: mystfuse ") and " MOUNTPOINT --" in mount_it
+
+
+def superblock_of(image: Path) -> Superblock:
+    """The superblock of the file system at the beginning of a file."""
+    with image.open("rb") as file:
+        return Superblock.parse(os.pread(file.fileno(), SUPERBLOCK_SIZE, SUPERBLOCK_OFFSET))
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
@@ -95,3 +117,41 @@ def assert_clean(image: Path) -> None:
 
 def assert_tree_accepted(image: Path, fields: dict[str, str]) -> None:
     run("veritysetup", "verify", image, image, fields["root_hash"], f"--hash-offset={fields['hash_offset']}")
+
+
+def check_ended_mkext2(
+    tmp_path: Path, fill: Callable[[Path], None], number: signal.Signals, *options: str | Path
+) -> None:
+    """Assert that mkext2, ended by a signal while it has a mount of its own, leaves nothing.
+
+    Args:
+        fill: puts enough files into the directory that making the image takes a second.
+    """
+    source, target, temporary = tmp_path / "source", tmp_path / "target", tmp_path / "temporary"
+    for directory in source, target, temporary:
+        directory.mkdir()
+    fill(source)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mystfuse", "mkext2", *options, source, target / "x.img"],
+        env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 20
+        while str(temporary) not in Path("/proc/self/mountinfo").read_text():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    if number is not signal.SIGKILL:
+        assert (process.returncode, stderr) == (1, b"mystfuse: interrupted\n")
+    else:
+        # The child cleans up after that.
+        wait_until(lambda: not list(temporary.iterdir()))
+    assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
+    assert list(target.iterdir()) == list(temporary.iterdir()) == []
+    # Init, or who is told to, buries mke2fs when we are gone.
+    wait_until(lambda: run("pgrep", "-f", str(source), check=False).stdout == "")

@@ -25,7 +25,10 @@ DERIVED = {
     ),
     # Each start of Python costs a quarter of a second.
     "commands": re.compile(r"'(mystfuse|-m|-c)|pytester"),
-    "peers": re.compile(r"'(cryptsetup|veritysetup|qemu-img|qemu-io|nbdkit|nbdcopy)"),
+    "peers": re.compile(
+        r"other_file|'(cryptsetup|veritysetup|qemu-img|qemu-io|nbdkit|nbdcopy|softhsm2-util|swtpm|skopeo|umoci|podman"
+        r"|docker-registry|nginx|squid)"
+    ),
 }
 """By marker: names of functions, fixtures and methods; after a quote, words of command lines."""
 

@@ -9,7 +9,7 @@ import select
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mystfuse import kernels
 from mystfuse.mounting.find_daemon import find_daemon
 from mystfuse.mounting.mount_table import find_mount
 from mystfuse.mounting.mountpoint import resolve_mountpoint
-from mystfuse.mounting.unmount import unmount
+from mystfuse.mounting.unmount import GoneError, unmount
 from tests.support.commands import mystfuse, run, wait_until
 from tests.support.logs import fail_if_unannounced
 
@@ -73,7 +73,7 @@ def assert_clean(mountpoint: Path, directory: Path) -> None:
 
 
 @contextmanager
-def mounted(image: Path, mountpoint: Path, *options: str | Path, **kwargs: Any) -> Iterator[Path]:
+def mounted(image: str | Path, mountpoint: Path, *options: str | Path, **kwargs: Any) -> Iterator[Path]:
     """Mount ``image`` and yield the mountpoint; unmounts and waits for the daemon, also when the test fails.
 
     Unless the options name a log file, an internal error in the daemon's log fails the test that has not announced it.
@@ -116,7 +116,8 @@ def clear_mount(mountpoint: Path) -> None:
     if mount is None:
         return
     daemon = find_daemon(mount)
-    unmount(path, lazy=True)
+    with suppress(GoneError):
+        unmount(path, lazy=True)
     if daemon is not None:
         try:
             poll = select.poll()

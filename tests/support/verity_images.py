@@ -52,13 +52,15 @@ def build(
     salt: bytes = b"\x5a" * 32,
     hash_type: int = 1,
     seed: int = 0,
+    data: bytes | None = None,
 ) -> Image:
-    """An image of random data, with the tree that dm-verity's documentation describes."""
+    """An image of ``data``, or of random data, with the tree that dm-verity's documentation describes."""
 
     def digest(block: bytes) -> bytes:
         return hashlib.new(algorithm, salt + block if hash_type else block + salt).digest()
 
-    data = random.Random(seed).randbytes(data_blocks * data_block_size)
+    if data is None:
+        data = random.Random(seed).randbytes(data_blocks * data_block_size)
     digests = [digest(data[start : start + data_block_size]) for start in range(0, len(data), data_block_size)]
     per_block = hash_block_size // len(digests[0])
     levels: list[list[bytes]] = []
@@ -94,6 +96,9 @@ class MemoryDevice:
         self.size = len(content)
         self.reads: Counter[Extent] = Counter()
         self.requests = 0
+        self.elsewhere: bytes | None = None
+        """What is read when it is read again; None: there is no other place."""
+        self.reread: Counter[Extent] = Counter()
         self._pause = pause
 
     def begin(self, extents: Sequence[Extent]) -> None:
@@ -120,6 +125,13 @@ class MemoryDevice:
             error = failure
         for number, extents in enumerate(requests):
             deliver(number, error or list(islice(parts or (), len(extents))))
+
+    async def read_again(self, extents: Sequence[Extent], since: float) -> list[memoryview] | None:
+        if self.elsewhere is None:
+            return None
+        await trio.lowlevel.checkpoint()
+        self.reread.update(extents)
+        return [memoryview(bytes(self.elsewhere[extent.offset : extent.end])) for extent in extents]
 
 
 def device_over(unverified: MemoryDevice, image: Image, root_hash: bytes | None = None, **options: int) -> VerityDevice:
