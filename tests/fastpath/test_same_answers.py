@@ -36,6 +36,16 @@ LAYOUTS: dict[str, tuple[int, int, tuple[str, ...], TreeOptions, bool]] = {
     "4 KiB, larger data blocks": (4096, 256, (), TreeOptions(data_block_size=16384, hash_block_size=1024), False),
     "4 KiB, tree apart, no file types": (4096, 128, ("-O", "^filetype"), TreeOptions(hash_type=0), True),
     "revision 0": (1024, 128, ("-r", "0", "-O", "none"), TreeOptions(salt=b"s" * 256), False),
+    "ext4": (4096, 256, ("-t", "ext4"), TreeOptions(), False),
+    "ext4, 1 KiB, groups with their own descriptors": (
+        1024, 256, ("-t", "ext4", "-g", "1024", "-O", "meta_bg,^resize_inode,^has_journal"), TreeOptions(), False,
+    ),
+    "ext4, checksums of descriptors alone": (
+        2048, 128, ("-t", "ext4", "-O", "^metadata_csum,uninit_bg,^64bit"), TreeOptions(), False,
+    ),
+    "ext4, block maps, groups in one place": (
+        1024, 512, ("-t", "ext4", "-O", "^extent,^64bit,^flex_bg,^has_journal"), TreeOptions(), False,
+    ),
     "32 KiB": (32768, 1024, (), TreeOptions(data_block_size=65536, hash_block_size=65536), False),
 }  # fmt: skip
 

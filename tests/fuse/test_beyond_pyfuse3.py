@@ -167,7 +167,7 @@ def test_birth_times(empty: Pair) -> None:
             assert ours == kernel
         elif kernel != "-":
             assert ours[:10] == kernel[:10] and birth(empty.ours / name) == ours
-    for name in ("status.json", "image", "."):
+    for name in ("status.json", "metrics", "image", "."):
         assert birth(empty.ours / ".mystfuse" / name) == "-"
 
 

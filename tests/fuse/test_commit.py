@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.commands import mystfuse, run, wait_until
+from tests.support.made_images import assert_told
 from tests.support.mounts import mounted, status_of
 
 
@@ -28,7 +29,8 @@ def test_commit_makes_an_image_of_the_present_state(
             file.flush()
             (mountpoint / "open").unlink()
             result = mystfuse("commit", "--sign", f"{public}:{private}", mountpoint, target)
-        assert result.returncode == 0 and result.stdout == "" and result.stderr == ""
+        assert result.returncode == 0 and result.stderr == ""
+        assert_told(result.stdout, target)
         (mountpoint / "later").touch()
     assert mystfuse("verify", "--pubkey", public, target).returncode == 0
     root_hash = mystfuse("fssig", "--roothash", target).stdout.strip()

@@ -57,7 +57,7 @@ def test_control_directory(pair: Pair, name: str) -> None:
     """No operation changes its contents or the directory itself."""
     root = pair.ours
     assert outcome(partial(IN_CONTROL[name], root / CONTROL, root)) == "EPERM"
-    assert sorted(os.listdir(root / CONTROL)) == ["image", "status.json"]
+    assert sorted(os.listdir(root / CONTROL)) == ["base", "image", "metrics", "status.json", "touched", "written"]
 
 
 def test_control_directory_read_only(read_only_pair: Pair) -> None:

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from mystfuse.fuse import control_directory_names
 from tests.support.commands import mystfuse, wait_until
 from tests.support.mounts import drop_caches, logged, mounted
 
 _FILEID_INO64_GEN = 0x81
 """include/linux/exportfs.h: inode number, high half first, and generation."""
-NUMBERS = [0, 1 << 16, (1 << 31) + 12, (1 << 32) + 3, (1 << 32) + 12, (1 << 63) + 12]
+_BEHIND = 1 + max(number for name, number in vars(control_directory_names).items() if name.endswith("_INO"))
+"""Behind those of the control directory."""
+NUMBERS = [0, 1 << 16, (1 << 31) + 12, _BEHIND, (1 << 32) + 12, (1 << 63) + 12]
 """Inode numbers that no file has: 0, numbers past the last, and numbers that equal another one's low 32 bits."""
 RESERVED = range(2, 11)
 """The root is inode 2 in the image; the kernel calls it 1."""

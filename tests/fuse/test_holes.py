@@ -286,7 +286,7 @@ def test_a_whole_disk_of_holes(empty: Pair) -> None:
 
 
 def test_the_control_directory(empty: Pair) -> None:
-    for name in ("image", "status.json"):
+    for name in ("image", "status.json", "metrics"):
         with opened(empty.ours / ".mystfuse" / name, os.O_RDONLY) as handle:
             assert os.lseek(handle, 0, os.SEEK_DATA) == 0
             size = os.lseek(handle, 0, os.SEEK_HOLE)

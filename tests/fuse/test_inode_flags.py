@@ -147,7 +147,7 @@ def test_xflags(files: Pair) -> None:
 def test_other_commands(files: Pair) -> None:
     for number in (0x12345678, 0xC0086601, 0x5401):
         assert both(files, lambda side, number=number: get(side / "file", number)) == "ENOTTY"
-    for name in ("image", "status.json", "."):
+    for name in ("image", "status.json", "metrics", "."):
         with opened(files.ours / ".mystfuse" / name, os.O_RDONLY) as handle:
             assert outcome(partial(fcntl.ioctl, handle, GETFLAGS, bytes(8))) == "ENOTTY"
 

@@ -174,6 +174,26 @@ def test_every_shape(shape: str, kernel: str) -> None:
 
 
 @every_kernel
+@pytest.mark.parametrize("blocks", [1, 300, 4100])
+def test_digests_are_those_of_the_data(kernel: str, blocks: int) -> None:
+    image = build(blocks, 512, 1024)
+    runs = [(0, 512)] if blocks == 1 else [(0, 1024), (31 * 512, 66 * 512), ((blocks - 1) * 512, 512)]
+    tree = tree_of(kernel, image, cache_bytes=0)
+    paths = tree.paths(runs)
+    if blocks > 1:
+        with pytest.raises(ValueError, match="hash block"):
+            paths.digests()
+    for key in paths.missing():
+        assert paths.give(key, hash_block(image, key))
+    superblock = image.superblock
+    hasher = HASHERS[kernel](superblock.algorithm, superblock.salt, superblock.hash_type)
+    assert paths.digests() == [
+        b"".join([hasher.digest(data[start : start + 512]) for start in range(0, len(data), 512)])
+        for data in data_of(image, runs)
+    ]
+
+
+@every_kernel
 def test_missing_hash_blocks_are_named_from_the_top(kernel: str) -> None:
     image = build(4100, 512, 512)
     paths = tree_of(kernel, image).paths([(0, 512), (511 * 512, 1024), (4099 * 512, 512)])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mystfuse.devices.damaged_blocks import DamagedBlocks
 from mystfuse.devices.device import Extent, PendingRead, read_now
 from mystfuse.errors import IntegrityError
 from mystfuse.mounting.mount_table import find_mount
@@ -80,14 +81,19 @@ class TellingDevice(MemoryDevice):
     async def read(self, extents: Sequence[Extent], quietly: bool = False) -> list[memoryview]:
         try:
             return await super().read(extents)
-        except IntegrityError:
-            if quietly:
-                self.quiet += 1
-            else:
-                self.told += [
-                    extent.offset for extent in extents if extent.offset <= self.damaged[0].start < extent.end
-                ]
-            raise
+        except IntegrityError as error:
+            self.quiet += 1
+            start = self.damaged[0].start
+            met = [extent.offset for extent in extents if extent.offset <= start < extent.end]
+
+            def told(damage: DamagedBlocks) -> None:
+                self.quiet -= 1
+                self.told += met
+
+            damage = DamagedBlocks(str(error), "", [], [Extent(start, len(self.damaged[0]))], told)
+            if not quietly:
+                damage.report()
+            raise damage from error
 
     def damage(self, position: int, length: int = 1024) -> None:
         self.damaged = [range(position, position + length)]

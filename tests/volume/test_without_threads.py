@@ -55,8 +55,9 @@ def asking_session(ask: Callable[[], bool]) -> session.Session:
     """A session that asks its keeper by ``ask``."""
     nothing: Any = None
     keeper: Any = SimpleNamespace(unmount=lambda lazy: ask())
+    image: Any = SimpleNamespace(source=None)
     options = MountOptions(mountpoint="/mnt", fsname="none")
-    return session.Session(nothing, nothing, options, keeper, nothing, nothing, nothing)
+    return session.Session(image, nothing, options, keeper, nothing, nothing, nothing)
 
 
 async def test_a_keeper_is_not_waited_for_when_there_is_no_thread_to_ask_it(
