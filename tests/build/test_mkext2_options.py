@@ -59,6 +59,7 @@ def test_keys_that_cannot_sign_are_refused(
     run("openssl", "ec", "-in", ec_private, "-pubout", "-out", ec_public)
     run("openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", private, "-out", locked)
     garbage.write_bytes(os.urandom(2000))
+    garbage.chmod(0o600)
     for pair, word in (
         (f"{private}:{public}", "public key"),
         (f"{other_public}:{private}", "not the public key of"),
@@ -67,14 +68,20 @@ def test_keys_that_cannot_sign_are_refused(
         (f"{keys}:{private}", "directory"),
         (f"{ec_public}:{ec_private}", "not an RSA key"),
         (f"{public}:{ec_private}", "not an RSA key"),
-        (f"{public}:{locked}", "encrypted"),
         (f"{public}:{garbage}", "not a PEM"),
         (f"{garbage}:{private}", "not a PEM"),
-        (f"{public}:/dev/zero", "a device, not a regular file"),
+        (f"{public}:/dev/zero", "a character device, not a PEM private key"),
         (f"{small_public}:{small_private}", "1024 bits"),
     ):
         assert_refused(in_process("mkext2", f"--sign={pair}", small_tree, target / "image"), 2, word)
         assert not list(target.iterdir()), pair
+    for options, word in (
+        ((), "encrypted"),
+        (("--sign-passphrase-command=echo wrong",), "does not decrypt"),
+    ):
+        result = in_process("mkext2", f"--sign={public}:{locked}", *options, small_tree, target / "image")
+        assert_refused(result, 5, word)
+        assert not list(target.iterdir())
 
 
 def test_trace_shows_the_command(small_tree: Path, tmp_path: Path) -> None:
@@ -103,7 +110,7 @@ def test_odd_and_relative_paths(small_tree: Path, tmp_path: Path) -> None:
 
 def test_progress_is_shown_on_a_terminal_only(small_tree: Path, tmp_path: Path) -> None:
     piped = mystfuse("mkext2", small_tree, tmp_path / "piped")
-    assert (piped.returncode, piped.stdout, piped.stderr) == (0, "", "")
+    assert (piped.returncode, piped.stderr) == (0, "")
     master, slave = pty.openpty()
     shown = b""
     try:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
-from mystfuse.ext2.superblock import Superblock
 from tests.support.cli_in_process import in_process
 from tests.support.commands import mystfuse, run
-from tests.support.made_images import MIB, assert_clean, assert_refused, loop_mounted, make
+from tests.support.made_images import MIB, assert_clean, assert_refused, loop_mounted, make, superblock_of
 from tests.support.mounts import mounted
 
 
@@ -72,8 +70,7 @@ def test_free_leaves_that_room(options: tuple[str, ...], small_tree: Path, tmp_p
 
 
 def inodes_of(image: Path) -> int:
-    with image.open("rb") as file:
-        return Superblock.parse(os.pread(file.fileno(), SUPERBLOCK_SIZE, SUPERBLOCK_OFFSET)).s_inodes_count
+    return superblock_of(image).s_inodes_count
 
 
 def inodes_by_default(size: int, environment: dict[str, str]) -> int:
@@ -153,3 +150,25 @@ def test_large_extended_attributes_get_larger_blocks(tmp_path: Path) -> None:
     result = mystfuse("mkext2", "--block-size=1024", "--force", source, image)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "extended attributes" in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--free=10M",), ("--block-size=4096",)])
+def test_inodes_makes_at_least_so_many(options: tuple[str, ...], small_tree: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    make(small_tree, image, "--inodes=50000", *options)
+    assert 50_000 <= inodes_of(image) < 51_000
+    assert_clean(image)
+    # Fewer than mke2fs makes by itself are at least so many, too.
+    make(small_tree, tmp_path / "few", "--inodes=100")
+    assert inodes_of(tmp_path / "few") >= 2048
+
+
+def test_fewer_inodes_than_needed_are_refused(small_tree: Path, tmp_path: Path) -> None:
+    needed = 11 + len({path.lstat().st_ino for path in small_tree.rglob("*")})
+    image = tmp_path / "image"
+    result = in_process("mkext2", f"--inodes={needed - 1}", small_tree, image)
+    assert_refused(result, 1, f"--inodes {needed - 1} is too few: it needs {needed}")
+    assert not list(tmp_path.iterdir())
+    make(small_tree, image, f"--inodes={needed}", "--size=min")
+    for impossible in ("0", "-1", "x", str(2**32)):
+        assert_refused(in_process("mkext2", f"--inodes={impossible}", small_tree, tmp_path / "x"), 2)

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from mystfuse.build.mkext2 import Mkext2Options, mkext2
+from mystfuse.build.tree_source import DirectorySource
 from mystfuse.errors import MystfuseError, explain
 from mystfuse.image.progress import Progress
 from mystfuse.mounting.mount_table import find_mount
@@ -135,7 +136,7 @@ def test_files_may_not_be_so_large(making: dict[str, Callable[[Path], list[str |
 
 READING = (
     ("ls", "-lR", "IMAGE"), ("cat", "IMAGE", "sub/deep/data.bin"), ("tar", "IMAGE"), ("fssig", "--json", "IMAGE"),
-    ("verify", "--json", "IMAGE"), ("status", "--json", "MOUNT"), ("--help",),
+    ("sign", "--print-digest", "IMAGE"), ("verify", "--json", "IMAGE"), ("status", "--json", "MOUNT"), ("--help",),
 )  # fmt: skip
 
 
@@ -237,7 +238,7 @@ def test_few_processes(small_image: Path, open_tmp_path: Path, ordinary_user: li
     os.chown(open_tmp_path, 54321, 54321)
     for arguments in (
         ("verify", "image"), ("ls", "image"), ("mkext2", "tree", "new"), ("mount", "image", "mount"),
-        ("extract", "image", "/", "new"), ("exec", "image", "/bin/true"),
+        ("extract", "image", "/", "new"), ("exec", "image", "/bin/true"), ("sign", "--remove", "image"),
     ):  # fmt: skip
         result = run("prlimit", "--nproc=1", *nobody_else, *arguments, check=False, cwd=open_tmp_path)
         lines = [line for line in result.stderr.splitlines() if "warning: " not in line]
@@ -359,7 +360,12 @@ def test_mke2fs_does_not_begin_for_a_parent_that_is_gone(
     monkeypatch.setattr(os, "getpid", lambda: 1)
     with pytest.raises(MystfuseError, match="mke2fs failed: exit status 1"):
         mkext2(
-            kit / "tree", tmp_path / "x", Mkext2Options(), False, no_progress, lambda *_: pytest.fail("not encrypted")
+            DirectorySource(kit / "tree"),
+            tmp_path / "x",
+            Mkext2Options(),
+            False,
+            no_progress,
+            lambda *_: pytest.fail("not encrypted"),
         )
     assert not list(tmp_path.iterdir())
 

@@ -14,6 +14,7 @@ import pytest
 from tests.support.cli_in_process import in_process
 from tests.support.commands import mystfuse, run
 from tests.support.images import DATA, GOLDEN_NAMES
+from tests.support.json_documents import check_document
 
 NAMES = ["magic", "version", "hash_offset", "root_hash", "signer", "signature", "signature_size"]
 
@@ -63,6 +64,7 @@ def test_json_has_the_same_fields_in_the_same_order(name: str, golden: dict[str,
     result = mystfuse("fssig", "--json", golden[name])
     assert (result.returncode, result.stderr) == (0, "")
     document = json.loads(result.stdout)
+    check_document("fssig", document)
     expected = independent(golden[name])
     assert list(document) == NAMES
     assert {key: "null" if value is None else str(value) for key, value in document.items()} == expected

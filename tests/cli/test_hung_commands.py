@@ -81,6 +81,8 @@ def started(storage: Storage, tmp_path: Path, timeout: str) -> Iterator[dict[str
         "tar": ["/"],
         "verify": [],
         "fssig": [],
+        "info": [],
+        "sign": ["--print-digest"],
         "mount": [tmp_path / "mount"],
     }
     running = {

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.cli_in_process import in_process
 from tests.support.commands import mystfuse, run
+from tests.support.json_documents import check_document
 from tests.support.mounts import mounted
 
 SALT = "5a" * 32
@@ -273,6 +274,7 @@ def test_every_second_block_damaged_is_counted_to_the_end(tmp_path: Path) -> Non
     document = json.loads(in_process("verify", "--json", *options, damaged).stdout)
     assert document["bad_ranges_count"] == 2500
     assert len(document["bad_ranges"]) == 1000
+    check_document("verify", document)
 
 
 def test_json_says_what_the_text_says(make_tree: Callable[[str], Tree], tmp_path: Path) -> None:

@@ -160,7 +160,6 @@ BAD_AREAS = {
     "null": b"null",
     "an endless number": b'{"config": ' + b"9" * 10_000 + b"}",
     "nested lists": b"[" * 10_000 + b"]" * 10_000,
-    "nested objects": b'{"a":' * 2_000 + b"1" + b"}" * 2_000,
     "nested and not closed": b"[" * 12_000,
 }
 
@@ -178,6 +177,12 @@ def test_a_json_area_that_is_none_is_refused(case: str) -> None:
         read(luks2(area, size))
     # A good second header counts.
     assert read(data + luks2_copy(document_for(size), size, size)) is not None
+
+
+def test_objects_nested_deeply_are_refused() -> None:
+    """Whether as JSON or as a LUKS2 area depends on how deep Python parses: 3.13 takes more than 3.11."""
+    with pytest.raises(FormatError):
+        read(luks2(b'{"a":' * 2_000 + b"1" + b"}" * 2_000, 0x8000))
 
 
 def document_for(size: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def made(small_tree: Path, secret_files: Path, tmp_path_factory: pytest.TempPath
     images = {}
     for name, options in MADE.items():
         image = directory / f"{name}.img"
-        command = (sys.executable, "-c", CHEAP, "mkext2", *options, small_tree, image)
+        command = (sys.executable, "-c", CHEAP, "mkext2", "--quiet", *options, small_tree, image)
         result = run(*command, cwd=secret_files, env=EPOCH, check=False)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
         images[name] = Made.read(image)
@@ -90,6 +90,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image(keys: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encrypted image (LUKS1) of ``small_tree``, with a passphrase. Tests must not write to it."""
     path = tmp_path_factory.mktemp("encrypted") / "luks1.img"
-    result = mystfuse("mkext2", "--encrypt", keys / "key", "--passphrase-file", keys / "passphrase", small_tree, path)
+    result = mystfuse(
+        "mkext2", "-q", "--encrypt", keys / "key", "--passphrase-file", keys / "passphrase", small_tree, path
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     return path

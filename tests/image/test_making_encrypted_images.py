@@ -24,6 +24,7 @@ from tests.support.encrypted_images import (
     refused,
     write_secret,
 )
+from tests.support.made_images import check_ended_mkext2
 from tests.support.mounts import mounted
 
 
@@ -102,33 +103,10 @@ def test_a_full_disk_leaves_nothing(small_tree: Path, keys: Path, tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_making_that_is_ended_leaves_nothing(keys: Path, tmp_path: Path, number: signal.Signals) -> None:
-    source, target, temporary = tmp_path / "source", tmp_path / "target", tmp_path / "temporary"
-    for directory in source, target, temporary:
-        directory.mkdir()
-    (source / "big").write_bytes(secrets.token_bytes(48 << 20))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mystfuse", "mkext2", "--encrypt", keys / "key", source, target / "x.img"],
-        env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 20
-        while str(temporary) not in Path("/proc/self/mountinfo").read_text():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.3)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.wait()
-    if number is not signal.SIGKILL:
-        assert (process.returncode, stderr) == (1, b"mystfuse: interrupted\n")
-    else:
-        # The child cleans up after that.
-        wait_until(lambda: not list(temporary.iterdir()))
-    assert str(temporary) not in Path("/proc/self/mountinfo").read_text()
-    assert list(target.iterdir()) == list(temporary.iterdir()) == []
-    assert run("pgrep", "-f", str(source), check=False).stdout == ""
+    def fill(source: Path) -> None:
+        (source / "big").write_bytes(secrets.token_bytes(48 << 20))
+
+    check_ended_mkext2(tmp_path, fill, number, "--encrypt", keys / "key")
 
 
 def test_making_that_is_killed_at_any_moment_leaves_nothing(keys: Path, tmp_path: Path, small_tree: Path) -> None:
@@ -151,15 +129,16 @@ def test_making_that_is_killed_at_any_moment_leaves_nothing(keys: Path, tmp_path
 
 def test_a_hangup_is_ignored_when_it_is_to_be(keys: Path, tmp_path: Path) -> None:
     """Under nohup, the process that makes the image must not die with the terminal."""
-    source = tmp_path / "source"
+    source, temporary = tmp_path / "source", tmp_path / "temporary"
     source.mkdir()
+    temporary.mkdir()
     (source / "big").write_bytes(secrets.token_bytes(32 << 20))
     process = subprocess.Popen(
         ["nohup", sys.executable, "-m", "mystfuse", "mkext2", "--encrypt", keys / "key", source, tmp_path / "x.img"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until(lambda: "mkext2" in Path("/proc/self/mountinfo").read_text())
+        wait_until(lambda: str(temporary) in Path("/proc/self/mountinfo").read_text())
         process.send_signal(signal.SIGHUP)
         assert process.wait(60) == 0
     finally:
@@ -200,8 +179,10 @@ def test_a_terminal_is_asked_twice_for_a_new_passphrase(
 ) -> None:
     target = tmp_path / "x.img"
     command: list[str | Path] = ["mkext2", "--encrypt", keys / "key", "--passphrase-file", "-", small_tree, target]
-    status, output = on_terminal(command, [("new image: ", PHRASE), ("same again: ", "another passphrase")])
-    assert status == USAGE and "differ" in output and not target.exists()
+    differ = [("new image: ", PHRASE), ("same again: ", "another passphrase")]
+    status, output = on_terminal(command, differ * 3)
+    assert status == USAGE and "nothing is done: the two passphrases differ" in output and not target.exists()
+    assert output.index("14 characters or more") < output.index("Passphrase for the new image: ")
     status, output = on_terminal(command, [("new image: ", PHRASE), ("same again: ", PHRASE)])
     assert status == 0, output
     with mounted(target, mountpoint, "--passphrase-file", str(keys / "passphrase")):

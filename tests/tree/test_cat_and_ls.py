@@ -13,6 +13,7 @@ from tests.support.cli_in_process import in_process
 from tests.support.commands import run
 from tests.support.ext2_editor import Editor, make_image
 from tests.support.extraction import FAILED, FORMAT, refused, root_entries, save
+from tests.support.json_documents import check_document
 
 
 def test_cat_writes_files_one_after_the_other(rich_image: Path, rich_mount: Path) -> None:
@@ -71,6 +72,7 @@ def test_ls_goes_down_and_hides(tmp_path: Path) -> None:
 
 def test_ls_as_json(rich_image: Path, rich_mount: Path) -> None:
     documents = json.loads(in_process("ls", "-Ra", "--json", rich_image).stdout)
+    check_document("ls", documents)
     found = {document["path"]: document for document in documents}
     paths = ["/" + str(path.relative_to(rich_mount)) for path in rich_mount.rglob("*")]
     assert sorted(found, key=os.fsencode) == sorted(paths, key=os.fsencode)

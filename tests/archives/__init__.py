@@ -1,0 +1,1 @@
+"""Archives, and the OCI layouts that we write."""
