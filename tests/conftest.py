@@ -33,6 +33,7 @@ from tests.support.images import DATA, GOLDEN_NAMES, PROJECT
 from tests.support.machine import FUSE, Lack, explanation, lacking, table, unable
 from tests.support.markers import mark
 from tests.support.mounts import clear_mount
+from tests.support.other_files import OTHER_FILES
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("slow", deadline=None, max_examples=3000)
@@ -269,3 +270,19 @@ def ordinary_user() -> Iterator[list[str]]:
         run("cp", "-a", PROJECT / "mystfuse", code)
         yield ["setpriv", f"--reuid={USER}", f"--regid={GROUP}", "--clear-groups", "env", f"PYTHONPATH={code}",
                "PYTHONDONTWRITEBYTECODE=1", f"HOME={code}", "/usr/bin/python3", "-m", "mystfuse"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def other_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes files that are no images: ``other_file(name)``, by the names of ``OTHER_FILES``. Tests must not write to
+    them."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            path = tmp_path_factory.mktemp("other") / OTHER_FILES[name].name
+            OTHER_FILES[name].make(path)
+            made[name] = path
+        return made[name]
+
+    return make

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -26,6 +25,7 @@ from mystfuse.mounting.mount_table import Mount, find_mount
 from mystfuse.mounting.unmount import BusyError
 from tests.support.cancelled_mounts import MOUNT, Command, Machine, processes_naming
 from tests.support.commands import wait_until
+from tests.support.left_over import left_over
 
 Block = Callable[[], Coroutine[Any, Any, None]]
 
@@ -235,7 +235,7 @@ def test_a_mount_of_another_program_is_not_unmounted(machine: Machine, monkeypat
 
     def fail(self: Command, arguments: object, descriptors: object = ()) -> str:
         machine.mount = coming
-        raise MountError("is mounted there already")
+        raise MountError("is already mounted there")
 
     monkeypatch.setattr(Command, "run", fail)
     for coming in other, latest:
@@ -322,18 +322,10 @@ def test_a_process_that_does_not_end_is_ended_by_force(
             os.kill(pid, signal.SIGKILL)
 
 
-def left_over() -> set[str]:
-    """The open files, and the threads except those that trio keeps for a while."""
-    found = {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            found.add(os.readlink(f"/proc/self/fd/{name}"))
-    return found
-
-
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
 def test_an_image_opened_and_cancelled_at_every_point(
-    is_encrypted: bool, small_image: Path, small_tree: Path, tmp_path: Path
+    loop: str, is_encrypted: bool, small_image: Path, small_tree: Path, tmp_path: Path
 ) -> None:
     image, key = small_image, None
     if is_encrypted:
@@ -351,10 +343,10 @@ def test_an_image_opened_and_cancelled_at_every_point(
             assert {entry.name async for entry in tree.scandir("/")} >= {"hello.txt", "sub"}
             read += 1
 
-    trio.run(block)
+    LOOPS[loop](block, 0, "before")
     before = left_over()
 
     def check() -> None:
         wait_until(lambda: left_over() <= before)
 
-    assert at_every_point("trio", block, check) > 5 and read > 2
+    assert at_every_point(loop, block, check) > 5 and read > 2

@@ -17,6 +17,7 @@ import trio
 import mystfuse
 from mystfuse.mounting.mount_table import find_mount
 from tests.support.commands import run
+from tests.support.json_documents import check_document
 from tests.support.mounts import clear_mount
 
 MakeKeys = Callable[..., tuple[Path, Path]]
@@ -29,7 +30,8 @@ def test_an_image_is_mounted_for_a_block(small_image: Path, small_tree: Path, mo
         (mountpoint / "new").write_text("new\n")
         status = m.status()
         assert (status["trust"], status["read_only"]) == ("self", False)
-        m.commit(mountpoint.parent / "new.img")
+        made = m.commit(mountpoint.parent / "new.img")
+        check_document("commit", made)
     assert find_mount(str(mountpoint)) is None and list(mountpoint.iterdir()) == []
     with mystfuse.mount(mountpoint.parent / "new.img", mountpoint, trust="self", read_only=True):
         assert (mountpoint / "new").read_text() == "new\n"
@@ -48,7 +50,9 @@ def test_no_key_is_trusted_unless_given(
 ) -> None:
     public, private = make_keys("mounting", 2048, 65537)
     signed = tmp_path / "signed.img"
-    mystfuse.make_image(public.parent, signed, options=[f"--sign={public}:{private}"])
+    made = mystfuse.make_image(public.parent, signed, options=[f"--sign={public}:{private}"])
+    check_document("mkext2", made)
+    assert made["image"] == str(signed) and made["signer"] is not None
     with pytest.raises(mystfuse.NotTrusted), mystfuse.mount(small_image, mountpoint):
         pass
     with pytest.raises(mystfuse.NotTrusted), mystfuse.mount(small_image, mountpoint, pubkeys=[public]):

@@ -291,12 +291,12 @@ def test_a_privileged_program_may_do_what_we_may(image: Path) -> None:
 def test_without_user_namespaces_root_is_told_what_to_do(image: Path) -> None:
     """As with max_user_namespaces set to 0."""
     code = (
-        "import os, sys, unittest.mock, mystfuse.container.namespaces as namespaces\n"
-        "real = namespaces._unshare\n"
+        "import os, sys, unittest.mock, mystfuse.container.user_namespaces as namespaces\n"
+        "real = namespaces.unshare\n"
         "def unshare(flags):\n"
-        "    if flags == namespaces._CLONE_NEWUSER: raise namespaces.MystfuseError('refused')\n"
+        "    if flags == namespaces.CLONE_NEWUSER: raise namespaces.MystfuseError('refused')\n"
         "    real(flags)\n"
-        "namespaces._unshare = unshare\n"
+        "namespaces.unshare = unshare\n"
         "from mystfuse.cli.main import main\n"
         "sys.argv = ['mystfuse', 'exec', *sys.argv[1:]]\n"
         "main()\n"

@@ -17,7 +17,7 @@ from mystfuse.formats.package import PACKAGE_HEADER, PackageContents, PackageFil
 from mystfuse.trust.package import open_package, sign_package
 from mystfuse.trust.signature import PublicKey, SigningKey
 from tests.support.cli_in_process import in_process
-from tests.support.commands import run
+from tests.support.commands import assert_one_line, run
 from tests.support.packages import COMMAND, FAILED, FORMAT, NOT_TRUSTED, USAGE, Keys
 
 
@@ -214,7 +214,6 @@ def test_unusable_keys_and_hashes_are_refused(tmp_path: Path, keys: Keys) -> Non
     run("openssl", "genrsa", "-out", small, "1024")
     for private, options, what in (
         (keys[0], ("--roothash", "00" * 32), "not a PEM private key"),
-        (encrypted, ("--roothash", "00" * 32), "is encrypted"),
         (small, ("--roothash", "00" * 32), "an RSA key of 1024 bits"),
         (tmp_path / "absent", ("--roothash", "00" * 32), "No such file"),
         (keys[1], ("--roothash", "00" * 31), "--roothash"),
@@ -225,3 +224,9 @@ def test_unusable_keys_and_hashes_are_refused(tmp_path: Path, keys: Keys) -> Non
         assert result.returncode == USAGE, result
         assert what in result.stderr
         assert result.stderr.count("\n") == 1
+    result = in_process("package", "--roothash", "00" * 32, "-o", tmp_path / "out", encrypted, config)
+    assert_one_line(result, 5, "is encrypted")
+    assert not (tmp_path / "out").exists()
+    given = ("--sign-passphrase-command", "echo x", "--roothash", "00" * 32, "-o", tmp_path / "out")
+    assert in_process("package", *given, encrypted, config).returncode == 0
+    open_package((tmp_path / "out").read_bytes(), [PublicKey.from_pem(keys[0].read_bytes(), "public")])

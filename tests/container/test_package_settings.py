@@ -120,7 +120,8 @@ def test_what_is_missing_or_twice_is_named(refused: Callable[[Any], str]) -> Non
     )
     both = {"version": "0.1", "ApplicationPath": "/a", "MemorySize": "2m", "UserMemSize": "2m"}
     assert "UserMemSize: the older name of MemorySize" in refused(both)
-    for text in "", "[]", "{", "NaN", '{"Debug": Infinity}', "[" * 100_000, '{"a":' + "9" * 5000 + "}":
+    assert "config.json: an empty file, not settings in JSON" in refused("")
+    for text in "[]", "{", "NaN", '{"Debug": Infinity}', "[" * 100_000, '{"a":' + "9" * 5000 + "}":
         assert "config.json: not JSON as it should be" in refused(text)
 
 

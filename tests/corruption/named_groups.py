@@ -11,7 +11,7 @@ from tests.support.ext2_editor import ROOT
 # The superblock.
 
 
-@case("refused s_magic")
+@case("refused not an EXT2 file system")
 def zero_super(layout: Layout) -> None:
     """A superblock of zeros."""
     layout.data[1024:2048] = bytes(1024)
@@ -107,10 +107,10 @@ def incompatible_features(layout: Layout) -> None:
     layout.set_super("<I", 96, 0xFFFFFFFF)
 
 
-@case("refused inline_data")
-def inline_data(layout: Layout) -> None:
-    """s_feature_incompat says inline_data, which no inode uses."""
-    layout.set_super("<I", 96, layout.get("<I", 1024 + 96) | 0x8000)
+@case("refused compression")
+def compression(layout: Layout) -> None:
+    """s_feature_incompat says compression, which no inode uses."""
+    layout.set_super("<I", 96, layout.get("<I", 1024 + 96) | 0x1)
 
 
 @case("read plain ok", "list dir ok")

@@ -35,13 +35,13 @@ def test_directory_is_not_an_image(tmp_path: Path) -> None:
 def test_fifo_without_a_writer_is_refused_and_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     started = time.monotonic()
-    with pytest.raises(FormatError, match="neither a regular file nor a block device"):
+    with pytest.raises(FormatError, match="a FIFO, not an image"):
         FileSource(tmp_path / "fifo")
     assert time.monotonic() - started < 1
 
 
 def test_character_device_is_not_an_image() -> None:
-    with pytest.raises(FormatError, match="neither a regular file nor a block device"):
+    with pytest.raises(FormatError, match="a character device, not an image"):
         FileSource("/dev/zero")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import trio.testing
 from mystfuse.devices.device import Extent, coalesce
 from mystfuse.devices.reader import COLD_READS, MAX_READ, ImageReader
 from mystfuse.devices.source import FileSource
-from mystfuse.errors import ImageReadError
+from mystfuse.errors import ImageReadError, StorageTimeout
 from tests.support.memory_source import CONTENT, MemorySource, read_all, running, slice_of
 
 pytestmark = pytest.mark.logs(r"^mystfuse\.devices\.reader")
@@ -225,3 +226,48 @@ async def test_request_under_way_when_the_reader_ends_fails_rather_than_waits() 
             scope.cancel()
     source.release.set()
     assert not patience.cancelled_caught, "the request waited for ever"
+
+
+class _ElsewhereToo(MemorySource):
+    """A source whose bytes are elsewhere, too."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def read_again(self, offset: int, length: int) -> bytes:
+        time.sleep(self.seconds)
+        return slice_of(Extent(offset, length))
+
+
+async def test_reading_again_takes_the_time_out_for_all_together() -> None:
+    extents = [Extent(8192 * index, 10) for index in range(100)]
+    async with running(_ElsewhereToo(0.1), io_timeout=0.5) as reader:
+        started = trio.current_time()
+        with pytest.raises(StorageTimeout):
+            await reader.read_again(extents, trio.current_time())
+        assert trio.current_time() - started < 3
+
+
+async def test_reading_again_takes_what_is_left_of_the_requests_time_out() -> None:
+    async with running(_ElsewhereToo(3), io_timeout=5) as reader:
+        started = trio.current_time()
+        with pytest.raises(StorageTimeout):
+            await reader.read_again([Extent(0, 10)], started - 4.5)
+        assert trio.current_time() - started < 2.5
+
+
+async def test_many_may_read_again_at_once() -> None:
+    extents = [Extent(8192 * index, 10) for index in range(80)]
+    found: list[bytes] = []
+    async with running(_ElsewhereToo(0.02)) as reader:
+
+        async def read(extent: Extent) -> None:
+            found.extend(bytes(part) for part in await reader.read_again([extent], trio.current_time()) or ())
+
+        async with trio.open_nursery() as nursery:
+            for extent in extents:
+                nursery.start_soon(read, extent)
+        assert sorted(found) == sorted(map(slice_of, extents))
+        parts = await reader.read_again(extents, trio.current_time())
+        assert parts is not None and [*map(bytes, parts)] == [*map(slice_of, extents)]

@@ -7,7 +7,6 @@ from contextlib import suppress
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import ACL_GROUP, ACL_USER, Acl, acl_to_text, acl_to_xattr
-from mystfuse.ext2.xattr import read_xattrs
 from mystfuse.ext2.xattr_changes import remove_xattr, set_xattr
 from tests.fuzz.ext2_memory import Memory, change, numbers
 from tests.fuzz.harness import Choices, Target, ensure
@@ -53,7 +52,7 @@ def xattr(data: bytes) -> None:
 
 def xattrs(memory: Memory, ino: int) -> dict[bytes, bytes] | None:
     try:
-        return read_xattrs(memory.superblock, memory.blocks(), memory.filesystem.inode(memory.blocks(), ino))
+        return memory.filesystem.xattrs(memory.blocks(), memory.filesystem.inode(memory.blocks(), ino))
     except CorruptFilesystem:
         return None
 

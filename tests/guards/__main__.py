@@ -32,11 +32,18 @@ sys.path.insert(0, str(PROJECT / "scripts"))
 from removal import mounts_in, temporary_directory  # noqa: E402
 
 from tests.guards.guard import Guard  # noqa: E402
+from tests.guards.guards_of_caches import OF_CACHES  # noqa: E402
+from tests.guards.guards_of_credentials import OF_CREDENTIALS  # noqa: E402
+from tests.guards.guards_of_fetchers import OF_FETCHERS  # noqa: E402
 from tests.guards.guards_of_images import OF_IMAGES  # noqa: E402
 from tests.guards.guards_of_machines import OF_MACHINES  # noqa: E402
+from tests.guards.guards_of_signing import OF_SIGNING  # noqa: E402
 
-GUARDS: tuple[Guard, ...] = (*OF_IMAGES, *OF_MACHINES)
-"""Against an image, its storage and its signer, and against other users of the machine."""
+GUARDS: tuple[Guard, ...] = (
+    *OF_IMAGES, *OF_MACHINES, *OF_SIGNING, *OF_CREDENTIALS, *OF_CACHES, *OF_FETCHERS,
+)  # fmt: skip
+"""Against an image, its storage and its signer, against other users, for signers, for credentials, for caches, and
+against fetchers."""
 TIMEOUT = 240
 """Seconds: without a guard against hanging, a test may hang."""
 _LIMITS = {resource.RLIMIT_NOFILE: 4096, resource.RLIMIT_FSIZE: 1 << 30}

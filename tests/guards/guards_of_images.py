@@ -62,8 +62,8 @@ OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "damage in bytes that no program asked for is not reported",
         _VERITY,
-        "if not quietly:\n                self._report(damage)",
-        "if True:\n                self._report(damage)",
+        "if not quietly:\n                damage.report()",
+        "if True:\n                damage.report()",
         ("volume/test_unread_damage.py::test_only_a_needed_read_reports_damage_each_time_and_logs_it_once",),
     ),
     Guard(
@@ -72,6 +72,20 @@ OF_IMAGES: tuple[Guard, ...] = (
         "for number in sorted(needed):",
         "for number in sorted(wanted):",
         ("volume/test_unread_damage.py::test_a_damaged_neighbour_in_the_inode_table_is_reported_to_its_own_lookup",),
+    ),
+    Guard(
+        "damage in what the kernel reads ahead is not reported",
+        "mystfuse/volume/file_reader.py",
+        "if not quietly:\n                self._runner.names.report_file",
+        "if True:\n                self._runner.names.report_file",
+        ("volume/test_unread_damage.py::test_what_is_asked_for_again_is_needed_however_long_it_is",),
+    ),
+    Guard(
+        "damage of inodes whose names are listed is not reported",
+        "mystfuse/volume/runner.py",
+        "if not quietly and isinstance(error, DamagedBlocks):",
+        "if isinstance(error, DamagedBlocks):",
+        ("volume/test_unread_damage.py::test_a_listing_of_names_tells_of_no_inode",),
     ),
     Guard(
         "fields of the verity superblock are bounded",
@@ -187,9 +201,30 @@ OF_IMAGES: tuple[Guard, ...] = (
     Guard(
         "no RSA-PSS key is taken for one of plain RSA",
         "mystfuse/trust/pem.py",
-        "if _RSASSA_PSS in der[:64]:",
-        "if False:",
+        "return _RSASSA_PSS in der[:64]",
+        "return False",
         ("trust/test_keys.py::test_an_rsa_pss_key_is_refused_by_name",),
+    ),
+    Guard(
+        "what is read to say what a file is has bounds",
+        "mystfuse/formats/others/kind.py",
+        '        if self._budget.reads <= 0 or self._budget.length < length:\n            return b""\n',
+        "",
+        ("formats/test_samples.py::test_a_sample_gives_no_more_than_its_bounds",),
+    ),
+    Guard(
+        "what info has not verified is called unverified",
+        "mystfuse/image/report.py",
+        "report.checked_by = CheckedBy.NOTHING",
+        "pass",
+        ("cli/test_info.py::test_damage_is_found_where_info_looks",),
+    ),
+    Guard(
+        "info checks the signature, not the signer's name alone",
+        "mystfuse/image/report.py",
+        "report.signature_is_right = key.verifies(fssig.root_hash, fssig.signature)",
+        "report.signature_is_right = True",
+        ("cli/test_info.py::test_a_wrong_signature_of_a_known_key_is_called_wrong",),
     ),
     Guard(
         "a read from storage has a time-out",
@@ -414,5 +449,12 @@ OF_IMAGES: tuple[Guard, ...] = (
         "FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})",
         "FULL: frozenset[int] = frozenset()",
         ("overlay/test_spilled_overlays.py::test_a_full_disk_is_no_space_and_nothing_is_lost",),
+    ),
+    Guard(
+        "no name in an OCI layer removes another file",
+        "mystfuse/tree/oci.py",
+        'if name.rstrip(b"/").rpartition(b"/")[2].startswith(oci_media.WHITEOUT):',
+        "if not name:",
+        ("tree/test_oci_refusals.py::test_a_name_that_would_remove_another_is_refused",),
     ),
 )

@@ -78,7 +78,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     Guard(
         "the keeper has two capabilities",
         _CONFINEMENT,
-        "drop_privileges(keep=1 << _CAP_SYS_ADMIN | 1 << _CAP_DAC_READ_SEARCH)",
+        "drop_privileges(keep=1 << _CAP_SYS_ADMIN | 1 << CAP_DAC_READ_SEARCH)",
         "pass",
         ("mounting/test_confinement.py::test_the_keeper_of_root_may_do_nothing_but_mount",),
     ),
@@ -109,7 +109,7 @@ OF_MACHINES: tuple[Guard, ...] = (
     Guard(
         "what serves plaintext to mke2fs is confined",
         "mystfuse/build/encrypted_file.py",
-        "            confine()\n",
+        "        confine()\n",
         "",
         ("mounting/test_confinement.py::test_what_serves_plaintext_to_mke2fs_is_confined",),
     ),
@@ -225,9 +225,33 @@ OF_MACHINES: tuple[Guard, ...] = (
     Guard(
         "a program has a user namespace",
         _CONTAINER,
-        "user_namespace = make_user_namespace() if is_root and not container.is_privileged else None",
-        "user_namespace = None",
+        "return cls(None, None if container.is_privileged else _make_roots_namespace())",
+        "return cls(None, None)",
         ("container/test_containment.py::test_namespaces_are_its_own",),
+    ),
+    Guard(
+        "a program that is root inside has a namespace below that of its mounts",
+        _CONTAINER,
+        "enter_user_namespace(namespaces.program)",
+        "pass",
+        (
+            "container/test_root_inside.py::test_outside_it_is_the_caller_or_one_of_theirs",
+            "container/test_root_inside.py::test_privileged_it_has_power_over_its_own_mounts_alone",
+        ),
+    ),
+    Guard(
+        "a program that is root inside has none of the caller's groups",
+        _CONTAINER,
+        "leave_groups()",
+        "pass",
+        ("container/test_root_inside.py::test_the_callers_groups_are_not_the_programs",),
+    ),
+    Guard(
+        "a program that is root inside has a bounded number of processes, whoever it becomes",
+        "mystfuse/container/user_namespaces.py",
+        "bound_user_namespace(processes)",
+        "pass",
+        ("container/test_root_inside.py::test_processes_are_bounded_however_many_users_they_belong_to",),
     ),
     Guard(
         "a program's system calls are filtered",

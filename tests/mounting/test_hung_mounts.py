@@ -35,10 +35,10 @@ class Target(commit.AtomicFile):
     def __enter__(self):
         if place == "open": hang()
         return super().__enter__()
-def wait(*given, first=status.wait_for_storage):
+def ask(*given, first=status.ask):
     if place == "status": hang()
     return first(*given)
-commit._copy, commit.AtomicFile, status.wait_for_storage = copy, Target, wait
+commit._copy, commit.AtomicFile, status.ask = copy, Target, ask
 status.TIMEOUT = float(os.environ.get("STATUS_TIMEOUT", status.TIMEOUT))
 from mystfuse.cli.main import main
 sys.exit(main(sys.argv[1:]))
@@ -71,8 +71,11 @@ def test_a_commit_ends_after_its_time_out(place: str, small_image: Path, mountpo
     words = ("commit", "--io-timeout=1", mountpoint, tmp_path / "new")
     with hanging(small_image, mountpoint, place, *words, timeout="1") as process:
         said = process.communicate(timeout=10)[1]
-        what = "status.json: no answer" if place == "status" else "image: no answer from storage"
-        assert said == f"mystfuse: {mountpoint}/.mystfuse/{what} within 1 s\n"
+        if place == "status":
+            help = f"(mystfuse umount --force {mountpoint} ends it)"
+            assert said == f"mystfuse: {mountpoint}: no answer within 1 s {help}\n"
+        else:
+            assert said == f"mystfuse: {mountpoint}/.mystfuse/image: no answer from storage within 1 s\n"
         assert process.returncode == (7 if place == "status" else 1)
         assert not (tmp_path / "new").exists()
 

@@ -1,4 +1,4 @@
-"""The keeper's protocol: it answers four requests, each a fixed message, and no other message."""
+"""The keeper's protocol: it answers five requests, each a fixed message, and no other message."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_after_sigkill_umount_makes_the_mountpoint_usable_again(small_image: Pat
 def test_the_same_image_can_be_mounted_twice(small_image: Path, tmp_path: Path) -> None:
     with mounted(small_image, tmp_path / "one") as one, mounted(small_image, tmp_path / "two") as two:
         assert (one / "hello.txt").read_text() == (two / "hello.txt").read_text()
-        assert_one_line(mystfuse(small_image, one), 7, "is mounted there already")
+        assert_one_line(mystfuse(small_image, one), 7, "is already mounted there")
 
 
 def test_an_idle_mount_unmounts_itself_but_not_while_it_is_in_use(small_image: Path, mountpoint: Path) -> None:

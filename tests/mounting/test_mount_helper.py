@@ -205,7 +205,7 @@ def test_wrong_arguments_and_images(machine: Machine) -> None:
     assert_one_line(machine.mount("-t", "mystfuse", "/nowhere", machine.mountpoint, check=False), 32, "/nowhere")
     assert_one_line(machine(helper, machine.image, "/nowhere", "-o", "trust_self", check=False), 32, "/nowhere")
     assert_one_line(
-        machine(helper, "/etc/passwd", machine.mountpoint, check=False), 32, "/etc/passwd", "too few for an image"
+        machine(helper, "/etc/passwd", machine.mountpoint, check=False), 32, "/etc/passwd: a text", "not an image"
     )
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from mystfuse.mounting.mount_table import find_mount
 from tests.support.commands import GROUP, USER, assert_one_line, mystfuse, run, wait_until
-from tests.support.mounts import clear_mount, daemon_pid, mounted
+from tests.support.mounts import clear_mount, daemon_pid, mounted, status_of
 
 
 def test_mounting_says_what_is_mounted_and_why_it_is_trusted(small_image: Path, mountpoint: Path) -> None:
@@ -92,9 +92,9 @@ def test_wrong_images_and_mountpoints_are_reported_in_one_line(small_image: Path
     assert_one_line(mystfuse(tmp_path / "missing", mountpoint), 1, "missing", "No such file")
     assert_one_line(mystfuse(tmp_path, mountpoint), 6, "a directory, not an image")
     (tmp_path / "garbage").write_bytes(os.urandom(10_000))
-    assert_one_line(mystfuse(tmp_path / "garbage", mountpoint), 6, "no fssig")
+    assert_one_line(mystfuse(tmp_path / "garbage", mountpoint), 6, "9.8 KiB of random bytes")
     (tmp_path / "tiny").write_bytes(b"x")
-    assert_one_line(mystfuse(tmp_path / "tiny", mountpoint), 6, "too few")
+    assert_one_line(mystfuse(tmp_path / "tiny", mountpoint), 6, "a text of 1 byte, not an image")
     assert_one_line(mystfuse(small_image, tmp_path / "tiny"), 7, "not a directory")
     (mountpoint / "something").touch()
     assert_one_line(mystfuse(small_image, mountpoint), 7, "not empty", "nonempty")
@@ -107,12 +107,29 @@ def test_wrong_images_and_mountpoints_are_reported_in_one_line(small_image: Path
 
 
 def test_a_refused_feature_is_named(tmp_path: Path) -> None:
-    image = tmp_path / "ext4"
-    run("mke2fs", "-q", "-F", "-t", "ext4", image, "8M")
+    image = tmp_path / "image"
+    run("mke2fs", "-q", "-F", "-t", "ext2", image, "8M")
+    run("debugfs", "-w", "-R", "feature +imagic_inodes", image)
     (tmp_path / "mount").mkdir()
     result = mystfuse("mount", "--insecure", image, tmp_path / "mount")
     assert result.returncode == 6
-    assert "extent" in result.stderr and "metadata_csum" in result.stderr
+    assert "imagic_inodes" in result.stderr
+
+
+def test_a_mount_is_read_only_because_of_features_that_it_names(tmp_path: Path, mountpoint: Path) -> None:
+    image = tmp_path / "image"
+    run("mke2fs", "-q", "-F", "-t", "ext4", image, "8M")
+    result = mystfuse("mount", "--insecure", image, mountpoint)
+    try:
+        assert result.returncode == 0
+        assert "read-only because of" in result.stdout and "extent" in result.stdout
+        assert os.statvfs(mountpoint).f_flag & os.ST_RDONLY
+        assert status_of(mountpoint)["read_only"] is True
+        with pytest.raises(OSError) as caught:
+            (mountpoint / "new").touch()
+        assert caught.value.errno == errno.EROFS
+    finally:
+        assert mystfuse("umount", mountpoint).returncode == 0
 
 
 def test_foreground_ready_fd_and_sigusr1(small_image: Path, mountpoint: Path, tmp_path: Path) -> None:
@@ -144,7 +161,7 @@ def test_status_tells_what_is_mounted_and_counts(small_image: Path, mountpoint: 
         assert after["root_hash"] == mystfuse("fssig", "--roothash", small_image).stdout.strip()
         assert after["blocks_verified"] >= before["blocks_verified"] + 307_200 // 4096
         assert after["blocks_failed"] == 0
-        assert os.listdir(mountpoint / ".mystfuse") == ["status.json", "image"]
+        assert os.listdir(mountpoint / ".mystfuse") == ["status.json", "metrics", "image", "base", "written", "touched"]
         text = mystfuse("status", mountpoint).stdout
         assert f"image: {small_image}" in text and "trust: self" in text
 
@@ -155,7 +172,7 @@ def test_nocontrol_shows_the_images_own_directory(tmp_path: Path) -> None:
     (source / ".mystfuse/own").touch()
     assert mystfuse("mkext2", source, tmp_path / "image").returncode == 0
     with mounted(tmp_path / "image", tmp_path / "mount") as mountpoint:
-        assert os.listdir(mountpoint / ".mystfuse") == ["status.json", "image"]
+        assert os.listdir(mountpoint / ".mystfuse") == ["status.json", "metrics", "image", "base", "written", "touched"]
         assert ".mystfuse" not in os.listdir(mountpoint)
     with mounted(tmp_path / "image", tmp_path / "mount", "-o", "nocontrol") as mountpoint:
         assert os.listdir(mountpoint / ".mystfuse") == ["own"]

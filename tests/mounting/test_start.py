@@ -116,6 +116,7 @@ def words(
         "fssig": ["fssig", small_image],
         "mkext2": ["mkext2", small_tree, tmp_path / "made"],
         "package": ["package", "--pubkey", public, "-o", tmp_path / "packed", private, tmp_path / "config.json"],
+        "sign": ["sign", "--sign", f"{public}:{private}", tmp_path / "signed.img"],
         "mount": [small_image, tmp_path / "mount"],
         "status": ["status", tmp_path / "mount"],
         "commit": ["commit", tmp_path / "mount", tmp_path / "committed"],
@@ -175,13 +176,13 @@ def test_little_memory_is_one_line_for_every_command(words: dict[str, list[Any]]
         assert_one_line(result, 1, "needs at least 96 MB of address space to start, and may have 62 (ulimit -v)"), name
     for megabytes in (24, 40, 57, 66, 95):
         assert_one_line(mystfuse("--help", preexec_fn=limited(resource.RLIMIT_AS, megabytes)), 1, f"{megabytes} (ulim")
-    assert_one_line(mystfuse("--help", preexec_fn=limited(resource.RLIMIT_DATA, 13)), 1, "64 MB of data", "(ulimit -d)")
+    assert_one_line(mystfuse("--help", preexec_fn=limited(resource.RLIMIT_DATA, 13)), 1, "80 MB of data", "(ulimit -d)")
     helper = run(SCRIPT.with_name("mount.mystfuse"), "-V", check=False, preexec_fn=limited(resource.RLIMIT_AS, 62))
     assert_one_line(helper, 2, "ulimit -v")
     assert find_mount(str(tmp_path / "mount")) is None
 
 
-@pytest.mark.parametrize("kind, least", [(resource.RLIMIT_AS, 96), (resource.RLIMIT_DATA, 64)], ids=["AS", "DATA"])
+@pytest.mark.parametrize("kind, least", [(resource.RLIMIT_AS, 96), (resource.RLIMIT_DATA, 80)], ids=["AS", "DATA"])
 def test_what_is_stated_is_enough_to_end_in_order(
     kind: int, least: int, words: dict[str, list[Any]], small_tree: Path, tmp_path: Path
 ) -> None:

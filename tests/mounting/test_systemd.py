@@ -181,7 +181,7 @@ def test_the_units_work_under_systemd(said: dict[str, str]) -> None:
     ]  # fmt: skip
     assert "ActiveState=inactive" in said["2"] and "Result=success" in said["2"] and "not mounted" in said["2"]
     assert "ExecMainStatus=3 " in said["3"] and "StatusText=/work/image: not trusted" in said["3"]
-    assert "ExecMainStatus=6 " in said["4"] and "StatusText=/work/bad: no fssig" in said["4"]
+    assert "ExecMainStatus=6 " in said["4"] and "StatusText=/work/bad: 97.7 KiB of random bytes" in said["4"]
     assert "ActiveState=active" in said["5"] and said["5"].endswith("\nhello\n"), said["5"]
     assert "Result=signal" in said["6"] and said["6"].endswith("\nmounted\n")
     assert "Result=success" in said["7"]

@@ -98,7 +98,7 @@ def test_a_service_says_why_it_fails(small_image: Path, tmp_path: Path) -> None:
     (tmp_path / "bad\nimage").write_bytes(os.urandom(100_000))
     for arguments, status, part in (
         (("--no-trust-self", small_image), 3, "not trusted"),
-        ((tmp_path / "bad\nimage",), 6, "bad\\nimage: no fssig"),
+        ((tmp_path / "bad\nimage",), 6, "bad\\nimage: 97.7 KiB of random bytes"),
         (("-o", "frob", small_image), 2, "frob"),
         ((tmp_path / "missing",), 1, "missing: No such file"),
     ):

@@ -28,7 +28,7 @@ def test_the_later_of_two_mounters_is_refused(small_image: Path, mountpoint: Pat
         with mounted(small_image, mountpoint):
             first = find_mount(str(mountpoint))
             try:
-                with pytest.raises(MountError, match=f"{mountpoint}: {small_image} is mounted there already"):
+                with pytest.raises(MountError, match=f"{mountpoint}: {small_image} is already mounted there"):
                     keeper.mount()
                 assert find_mount(str(mountpoint)) == first
             finally:
@@ -72,7 +72,7 @@ def test_of_two_that_have_mounted_the_lower_one_stays(mountpoint: Path) -> None:
             pytest.skip("the kernel does not say which mount a descriptor serves")
         first = find_mounts(str(mountpoint))[0]
         assert server._find_own(lower) == first
-        with pytest.raises(MountError, match="none is mounted there already"):
+        with pytest.raises(MountError, match="none is already mounted there"):
             server._find_own(upper)
         assert find_mounts(str(mountpoint)) == [first]
     finally:

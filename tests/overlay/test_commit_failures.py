@@ -349,6 +349,7 @@ class Commits:
                 return commit(self, transaction)
             before = known(volume)
             if len(commits.states) == commits.which:
+                failure = Failure()
                 try:
                     with commits.injection(commits.number) as failure:
                         commit(self, transaction)

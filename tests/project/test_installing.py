@@ -15,7 +15,7 @@ import pytest
 from tests.support.commands import assert_one_line, run
 
 PROJECT = Path(__file__).parents[2]
-LOCKS = sorted((PROJECT / "scripts/requirements").glob("*.txt"))
+LOCKS = [*sorted((PROJECT / "scripts/requirements").glob("*.txt")), PROJECT / "scripts/releasing/tools.txt"]
 
 
 def make_wheel(directory: Path) -> Path:

@@ -10,10 +10,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mystfuse.errors import UsageError
-from mystfuse.trust.signature import PublicKey, SigningKey
+from mystfuse.errors import MystfuseError, UsageError, WrongKey
+from mystfuse.trust.signature import KeyIsEncrypted, PublicKey, SigningKey
 from tests.support.commands import run
-from tests.support.signing_keys import private_pem, public_pem
+from tests.support.signing_keys import ROOT, private_pem, public_pem
 
 
 @pytest.mark.parametrize("bits", [1024, 2047, 8193, 16384])
@@ -207,7 +207,7 @@ def test_an_rsa_pss_key_is_refused_by_name(mistaken: Path, private: rsa.RSAPriva
         SigningKey.from_pem((mistaken / "pss-private").read_bytes(), "private")
 
 
-def test_an_encrypted_private_key_is_reported_as_such(private: rsa.RSAPrivateKey) -> None:
+def test_an_encrypted_private_key_needs_its_passphrase(private: rsa.RSAPrivateKey) -> None:
     encrypted = [
         private_pem(private, b"password"),
         private.private_bytes(
@@ -217,8 +217,24 @@ def test_an_encrypted_private_key_is_reported_as_such(private: rsa.RSAPrivateKey
         ),
     ]
     for pem in encrypted:
-        with pytest.raises(UsageError, match=r"private\.pem: the private key is encrypted"):
+        with pytest.raises(KeyIsEncrypted, match=r"private\.pem: the private key is encrypted"):
             SigningKey.from_pem_pair(public_pem(private.public_key()), pem, "public.pem", "private.pem")
+        for wrong in b"passwort", b"password\n", b"p", b"x" * 1000:
+            with pytest.raises(WrongKey, match=r"private\.pem: the passphrase does not decrypt the private key"):
+                SigningKey.from_pem(pem, "private.pem", memoryview(wrong))
+        assert SigningKey.from_pem(pem, "private.pem", memoryview(b"password")).public.key == private.public_key()
+
+
+def test_a_passphrase_for_a_key_that_is_not_encrypted_is_a_mistake(private: rsa.RSAPrivateKey) -> None:
+    with pytest.raises(UsageError, match=r"private\.pem: a passphrase is given, but the private key is not encrypted"):
+        SigningKey.from_pem(private_pem(private), "private.pem", memoryview(b"password"))
+
+
+def test_what_is_no_signature_by_the_public_key_is_never_returned(our_public: PublicKey) -> None:
+    """Whatever a token gives back."""
+    for made in b"", bytes(256), ROOT, b"\xff" * 256:
+        with pytest.raises(MystfuseError, match="is not verified by its public key: nothing is written"):
+            SigningKey(our_public, lambda digest, made=made: made).sign(ROOT)  # type: ignore[misc]
 
 
 def test_the_halves_of_two_pairs_do_not_go_together(

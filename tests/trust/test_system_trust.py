@@ -136,6 +136,9 @@ FIFO_COMMANDS = [
     "package --pubkey FIFO PRIVATE CONFIG",
     "run --signer FIFO IMAGE",
     "run FIFO",
+    "sign --sign FIFO:FIFO IMAGE",
+    "sign --attach FIFO --pubkey FIFO IMAGE",
+    "sign --remove FIFO",
     "ls FIFO",
     "fssig FIFO",
 ]
@@ -181,7 +184,7 @@ def test_a_fifo_under_a_configured_name_hangs_no_command(
     with not_hanging():
         result = in_process(*(words.get(word, word) for word in text.split()))
     assert result.returncode in (2, 6), result
-    assert re.search("fifo: (a FIFO, not|neither) a regular file", result.stderr), result
+    assert re.search("fifo: a FIFO, not ", result.stderr), result
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
@@ -203,7 +206,7 @@ def test_a_pipe_that_never_ends_is_bounded(signed: Path) -> None:
     command = f"exec {sys.executable} -m mystfuse verify --roothash <(cat /dev/zero) {signed}"
     result = run("bash", "-c", command, check=False, timeout=60)
     assert result.returncode == 2
-    assert re.fullmatch(r"mystfuse: --roothash /dev/fd/\d+: too large [^\n]+\n", result.stderr), result.stderr
+    assert re.fullmatch(r"mystfuse: verify: --roothash /dev/fd/\d+: too large [^\n]+\n", result.stderr), result.stderr
 
 
 def test_all_the_keys_of_a_file_count(

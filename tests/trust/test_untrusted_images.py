@@ -23,14 +23,15 @@ from tests.support.signed_images import (
     root_hash,
 )
 
-SELF_COMMANDS = ["verify IMAGE", "ls IMAGE", "cat IMAGE hello.txt", "extract IMAGE / OUT", "tar IMAGE"]
+SELF_COMMANDS = ["verify IMAGE", "ls IMAGE", "cat IMAGE hello.txt", "extract IMAGE / OUT", "tar IMAGE",
+                 "oci IMAGE LAYOUT"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", [*SELF_COMMANDS, "mount IMAGE MOUNTPOINT", "exec IMAGE /bin/true"])
 def test_every_command_can_be_told_to_trust_no_image_by_itself(
     text: str, signed: Path, mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = {"IMAGE": signed, "OUT": tmp_path / "out", "MOUNTPOINT": mountpoint}
+    words = {"IMAGE": signed, "OUT": tmp_path / "out", "LAYOUT": f"oci:{tmp_path / 'out'}", "MOUNTPOINT": mountpoint}
     command, *arguments = (words.get(word, word) for word in text.split())
     tool = in_process if text in SELF_COMMANDS else mystfuse
 
@@ -106,7 +107,9 @@ def test_insecure_mounts_a_bare_file_system(small_tree: Path, mountpoint: Path, 
     image = tmp_path / "bare"
     run("mke2fs", "-q", "-F", "-t", "ext2", "-d", small_tree, image, "4096k")
     for options, status in (((), FORMAT), (("--roothash=" + "0" * 64,), FORMAT)):
-        assert_refused(image, mountpoint, *options, status=status, because="no fssig")
+        assert_refused(
+            image, mountpoint, *options, status=status, because="an EXT2 file system (4 MiB) without a hash tree"
+        )
     with mounted(image, mountpoint, "--insecure") as shown:
         assert (shown / "sub/deep/data.bin").read_bytes() == (small_tree / "sub/deep/data.bin").read_bytes()
         status = mystfuse("status", shown).stdout
@@ -117,6 +120,7 @@ def test_insecure_mounts_a_bare_file_system(small_tree: Path, mountpoint: Path, 
     warnings = result.stderr.splitlines()
     assert warnings
     assert all(line.startswith("mystfuse: warning: ") for line in warnings)
+    assert "without a hash tree and signature block (fssig); loaded without any check because of" in warnings[0]
     # There is nothing for verify to check.
     result = mystfuse("verify", "--insecure", image)
     assert result.returncode == FORMAT
@@ -174,7 +178,7 @@ def test_each_kind_of_failure_has_its_status(
     assert_refused(signed, mountpoint, "--hash-offset=5", status=2)
     assert_refused(signed, mountpoint, "--no-such-option", status=2)
     assert_refused(signed, mountpoint, "--roothash=" + "0" * 64, status=NOT_TRUSTED)
-    assert_refused(garbage, mountpoint, trust, status=FORMAT, because="no fssig")
+    assert_refused(garbage, mountpoint, trust, status=FORMAT, because="random bytes")
     assert_refused(tmp_path, mountpoint, trust, status=FORMAT, because="a directory")
     damaged = tmp_path / "damaged"
     shutil.copyfile(signed, damaged)
