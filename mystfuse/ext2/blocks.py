@@ -170,6 +170,10 @@ class Blocks:
             return True
 
 
+Seal = Callable[[bytearray], None]
+"""Writes the checksum of a block into it, or into the block that keeps it."""
+
+
 class Transaction(Blocks):
     """The blocks of an operation that changes the file system. Nothing is changed until all of it is committed.
 
@@ -210,6 +214,7 @@ class Transaction(Blocks):
         self.on_commit: list[Callable[[], None]] = []
         """Update caches after the commit. If there is no memory for that, all caches are dropped
         (``FileSystem.forget_all``), and filled again from the blocks."""
+        self._seals: dict[int, Seal] = {}
         self.gives_back = False
         """Whether the operation frees more than it takes, so that it may use the reserve of a full overlay."""
         self._budget = budget
@@ -320,10 +325,28 @@ class Transaction(Blocks):
         self.changed[number] = content
         self.freed.discard(number)
 
+    def seal_later(self, number: int, seal: Seal) -> None:
+        """Have ``seal`` bring the checksum of a changed block up to date when the operation is complete: once, however
+        often the block is changed. The last one given counts."""
+        self._seals[number] = seal
+
+    def seal(self) -> None:
+        """The operation is complete: bring all checksums up to date.
+
+        Raises:
+            BlocksMissing, MystfuseError: a checksum is kept in a block that is not in memory, or is damaged.
+        """
+        while self._seals:
+            number = next(iter(self._seals))
+            seal = self._seals.pop(number)
+            if number in self.changed:
+                seal(self.change(number))
+
     def discard(self, number: int) -> None:
         """The block has become free."""
         if self.runs:
             self._split_runs()
+        self._seals.pop(number, None)
         if self.changed.pop(number, None) is not None:
             self._seen.pop(number, None)
         self.freed.add(number)

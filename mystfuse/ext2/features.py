@@ -60,7 +60,7 @@ RO_COMPAT = {
     0x10000: "orphan_present",
 }
 
-WRITABLE = frozenset(
+EXT2 = frozenset(
     {
         "has_journal",
         "ext_attr",
@@ -72,8 +72,7 @@ WRITABLE = frozenset(
         "large_file",
     }
 )
-"""Those that do not keep a file system from being written to. With needs_recovery a journal is replayed; a clean one is
-a file like any other."""
+"""Those of ext2 and ext3. With needs_recovery a journal is replayed; a clean one is a file like any other."""
 
 _OF_EXT4 = frozenset(
     {
@@ -84,8 +83,10 @@ _OF_EXT4 = frozenset(
         "project", "shared_blocks", "verity", "orphan_present",
     }
 )  # fmt: skip
-SUPPORTED = WRITABLE | _OF_EXT4
+SUPPORTED = EXT2 | _OF_EXT4
 """Those that are read."""
+WRITABLE = EXT2
+"""Those that do not keep a file system from being written to."""
 
 
 def feature_names(compat: int, incompat: int, ro_compat: int) -> frozenset[str]:
@@ -105,6 +106,11 @@ def check_supported(names: frozenset[str]) -> None:
             f"the file system uses {', '.join(unsupported)}, which mystfuse does not have "
             "(mke2fs -t ext2 makes one that it reads)"
         )
+
+
+def of_ext4(names: frozenset[str]) -> frozenset[str]:
+    """The features that neither ext2 nor ext3 has."""
+    return names - EXT2
 
 
 def only_for_reading(names: frozenset[str]) -> list[str]:

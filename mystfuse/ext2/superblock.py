@@ -29,7 +29,7 @@ from mystfuse.ext2.constants import (
     SUPERBLOCK_OFFSET,
     SUPERBLOCK_SIZE,
 )
-from mystfuse.ext2.features import check_supported, feature_names, only_for_reading
+from mystfuse.ext2.features import check_supported, feature_names, of_ext4, only_for_reading
 from mystfuse.kernels.checksums import crc32c
 
 GROUP_DESCRIPTOR_SIZE = 32
@@ -118,7 +118,12 @@ class Superblock:
     @cached_property
     def is_extended(self) -> bool:
         """Whether it has any feature that only ext4 has."""
-        return bool(only_for_reading(self.features))
+        return bool(of_ext4(self.features))
+
+    @cached_property
+    def only_for_reading(self) -> list[str]:
+        """The features that keep it from being written to, in order."""
+        return only_for_reading(self.features)
 
     @cached_property
     def location(self) -> tuple[int, int]:
@@ -368,7 +373,7 @@ def _check_extended(
     Raises:
         CorruptFilesystem: they contradict each other, or the superblock's checksum does not match.
     """
-    if not only_for_reading(features):
+    if not of_ext4(features):
         return {}
     found: dict[str, Any] = {
         "s_first_meta_bg": fields.s_first_meta_bg,

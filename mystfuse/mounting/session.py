@@ -20,7 +20,6 @@ from mystfuse.crypto.secret import lock_memory
 from mystfuse.devices.source import counters_of, parts_of
 from mystfuse.errors import CorruptFilesystem, ExitStatus, ImageReadError, IntegrityError, MountError
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.ext2.features import only_for_reading
 from mystfuse.fastpath.fast_path import FastPath, is_possible
 from mystfuse.fastpath.serve import serve
 from mystfuse.fastpath.written_blocks import SharedLookupCounts, WrittenBlocks
@@ -133,7 +132,7 @@ class Session:
             volume = await Volume.open(
                 pipeline.device, limit, pipeline.workers, options.overlay_store, options.io_timeout
             )
-            self.only_for_reading = only_for_reading(volume.superblock.features)
+            self.only_for_reading = volume.superblock.only_for_reading
             if volume.overlay is None:
                 self._options = options = replace(options, read_only=True)
             # Here, with all keys in memory: the process is the daemon's own, not a program's that uses the API.

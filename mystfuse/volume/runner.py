@@ -172,6 +172,7 @@ class Runner:
                 wait: Awaitable[None] | None = None
                 try:
                     result = operation(change, *args, **kwargs)
+                    transaction.seal()
                     self._commit(transaction)
                     return result
                 except BlocksMissing as missing:

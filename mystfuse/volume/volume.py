@@ -27,7 +27,6 @@ from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.create import create, create_nameless
 from mystfuse.ext2.directory import Entry, listing_size
-from mystfuse.ext2.features import only_for_reading
 from mystfuse.ext2.filesystem import FileSystem, Statistics
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.privileges import Loses
@@ -134,8 +133,8 @@ class Volume:
         superblock = Superblock.parse(data)
         superblock.check_fits(device.size)
         overlay = None
-        if overlay_limit is not None and superblock.is_extended:
-            features = ", ".join(only_for_reading(superblock.features))
+        if overlay_limit is not None and superblock.only_for_reading:
+            features = ", ".join(superblock.only_for_reading)
             log.warning("the mount is read-only: mystfuse does not write to a file system that uses %s", features)
         elif overlay_limit is not None:
             store = None if store_file is None else OverlayStore(store_file, superblock.block_size)
@@ -145,7 +144,7 @@ class Volume:
             superblock = await recover(device, superblock, overlay, io_timeout)
         if superblock.has_errors:
             log.warning("the file system is marked as having errors: run e2fsck on the image it was made from")
-        is_read_only = overlay_limit is None or superblock.is_extended
+        is_read_only = overlay_limit is None or bool(superblock.only_for_reading)
         volume = cls(superblock, device, overlay, workers, io_timeout, is_read_only)
         if volume.overlay is not None:
             await free_orphans(volume._filesystem, volume._runner)
