@@ -217,7 +217,8 @@ class Driver:
         if status:
             if status != ExitStatus.FORMAT:
                 report.faults.append(f"refused with status {status}: {report.said}")
-            if not (report.said.startswith("mystfuse: ") and report.said.count("\n") == 1):
+            errors = [line for line in report.said.splitlines() if not line.startswith("mystfuse: warning: ")]
+            if not (report.said.startswith("mystfuse: ") and len(errors) == 1):
                 report.faults.append(f"refused with more than one line: {report.said}")
 
     def _command(self, *arguments: str | Path, stdout: Path = Path(os.devnull)) -> int | None:

@@ -68,7 +68,9 @@ class Ext4Layout(Layout):
 
     def seal_as(self, ino: int, block: int) -> None:
         """Count a block as one of an inode's extent tree from now on."""
-        self._add(block * self.block_size, self.block_size, lambda: self._seal_extents(ino, block))
+        where = range(block * self.block_size, (block + 1) * self.block_size)
+        # Behind whatever else it may have been, but in front of the superblock.
+        self._seals.insert(-1, (where, lambda: self._seal_extents(ino, block)))
 
     # -- Where things are.
 
@@ -260,7 +262,7 @@ class Ext4Layout(Layout):
         if flags & EXTENTS and (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or self.get("<I", self.inode(ino) + 28)):
             self.tree_blocks[ino] = list(self._nodes_below(self.inode(ino) + 40))
             for number, _ in self.tree_blocks[ino]:
-                self.seal_as(ino, number)
+                self._add(number * size, size, lambda number=number: self._seal_extents(ino, number))
         if stat.S_ISDIR(mode):
             for logical, number in enumerate(self.blocks_in(ino)):
                 self._add(number * size, size, self._directory_seal(ino, number, not logical and bool(flags & INDEX)))

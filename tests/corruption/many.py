@@ -4,6 +4,7 @@ soon as it finds one, and totals at the end; exit status 1 if there was a fault.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -123,6 +124,9 @@ def drive_seed(driver: Driver, bases: Bases, seed: int, commands: int = 0, kerne
         layout, damage = spoil_ext4(base, seed)
         filesystem = bytes(layout.data)
         is_covered = "sealed" not in damage and layout.is_covered
+        # Its seals refer to it. Daemons are forked from this process, and their memory is measured.
+        del layout
+        gc.collect()
     else:
         filesystem, damage = spoil(base, seed)
         is_covered = False
