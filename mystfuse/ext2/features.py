@@ -96,6 +96,7 @@ WRITABLE = EXT2 | {
     "metadata_csum_seed",
     "mmp",
     "orphan_file",
+    "orphan_present",
     "sparse_super2",
     "stable_inodes",
     "uninit_bg",
