@@ -87,10 +87,12 @@ SUPPORTED = EXT2 | _OF_EXT4
 """Those that are read."""
 WRITABLE = EXT2 | {
     "64bit",
+    "ea_inode",
     "extra_isize",
     "fast_commit",
     "flex_bg",
     "huge_file",
+    "inline_data",
     "meta_bg",
     "metadata_csum",
     "metadata_csum_seed",

@@ -124,6 +124,16 @@ class Superblock:
         return bool(of_ext4(self.features))
 
     @cached_property
+    def has_inline_data(self) -> bool:
+        return "inline_data" in self.features
+
+    @cached_property
+    def checksum_seed(self) -> int:
+        """What crc32c begins with; without metadata_csum, for values of attributes alone (fs/ext4/super.c,
+        ext4_init_metadata_csum)."""
+        return crc32c(self.s_uuid.bytes, 0xFFFFFFFF) if self.checksums is None else self.checksums.seed
+
+    @cached_property
     def only_for_reading(self) -> list[str]:
         """The features that keep it from being written to, in order."""
         return only_for_reading(self.features)

@@ -10,6 +10,7 @@ from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.inline_changes import resize_inline
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_file_size
 
@@ -36,6 +37,10 @@ def truncate(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:
     if size > superblock.max_file_size:
         raise OSError(EFBIG, f"{size} bytes are more than the largest file size {superblock.max_file_size}")
     now = change.now_ns
+    if inode.is_inline:
+        inode, is_resized = resize_inline(change, inode, size)
+        if is_resized:
+            return inode.touched(now), True
     is_reached = True
     if size >= inode.size:
         zero_tail(change, inode)

@@ -53,6 +53,9 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
     inode = await volume.inode(ino)
     if inode.is_immutable or inode.is_append_only:
         raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    if inode.is_inline:
+        # As the kernel does, before all else (fs/ext4/extents.c, ext4_fallocate).
+        await volume.change(ino, caller, fallocate.leave_inode, ino)
     end = min(offset + length, inode.size)
     first = -(-offset // block_size)
     last = -(-end // block_size) if end == inode.size else end // block_size
@@ -105,6 +108,8 @@ async def allocate(
         raise OSError(errno.EOPNOTSUPP, "ext2 has no blocks behind the end of a file")
     if end > superblock.max_file_size:
         raise OSError(errno.EFBIG, f"{end} bytes are more than the largest file size {superblock.max_file_size}")
+    if inode.is_inline:
+        await volume.change(ino, caller, fallocate.leave_inode, ino)
     first, last = offset // block_size, -(-end // block_size)
     most = max(_STEP // block_size, 1)
     holes = await _holes(volume, ino, first, last)
