@@ -19,6 +19,7 @@ from mystfuse.ext2.block_groups import GroupCounts, GroupDescriptor, GroupTable
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT2_TOPDIR_FL
+from mystfuse.ext2.group_bitmaps import GroupBitmaps
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.inode_table import InodeTable
 from mystfuse.ext2.superblock import Superblock, change_free_counts, read_free_counts
@@ -47,6 +48,7 @@ class Allocator:
         self.groups = groups
         self._superblock = groups.superblock
         self._inode_table = inode_table
+        self._bitmaps = GroupBitmaps(groups)
         self._sound: set[int] = set()
         self._broken: set[int] = set()
         self._writable: set[int] = set()
@@ -133,12 +135,11 @@ class Allocator:
             step *= 4
 
     def _take_in_group(self, transaction: Transaction, group: int, start: int, count: int) -> list[int]:
-        places = self.groups.places(transaction, group)
         count = min(count, self.groups.group_counts(transaction, group)[0])
         if not count or not (group in self._sound or self._is_usable(transaction, group)):
             return []
         first_block = self.groups.first_block(group)
-        bitmap = Bitmap(transaction.change(places.bg_block_bitmap), self.groups.size(group))
+        bitmap = Bitmap(self._bitmaps.change_blocks(transaction, group), self.groups.size(group))
         taken: list[int] = []
         for position in (start, 0) if start else (0,):
             while len(taken) < count:
@@ -167,14 +168,13 @@ class Allocator:
         transaction.want(self.groups.descriptor(transaction, group).bg_block_bitmap for group in by_group)
         freed = 0
         for group, members in by_group.items():
-            places = self.groups.places(transaction, group)
             if not self._is_sound(transaction, group):
                 raise CorruptFilesystem(f"group {group}: its bitmap contradicts its metadata")
             first_block = self.groups.first_block(group)
             runs = runs_of([number - first_block for number in members])
             if _overlap(runs, self.groups.metadata_runs(transaction, group)):
                 raise CorruptFilesystem(f"group {group}: a block of a file is the file system's own")
-            bitmap = Bitmap(transaction.change(places.bg_block_bitmap), self.groups.size(group))
+            bitmap = Bitmap(self._bitmaps.change_blocks(transaction, group), self.groups.size(group))
             if not bitmap.clear(runs):
                 raise CorruptFilesystem(f"group {group}: a block of a file is free, or belongs to it twice")
             self.groups.change_counts(transaction, group, blocks=len(members))
@@ -239,15 +239,18 @@ class Allocator:
     def _take_inode_in_group(self, transaction: Transaction, group: int, is_directory: bool) -> int:
         """Take an inode of a group; 0 if none is free, or the group's bitmap is unusable."""
         superblock = self._superblock
-        places = self.groups.places(transaction, group)
         if not self.groups.group_counts(transaction, group)[1] or group in self._misleading:
             return 0
         if len(self._misleading) >= _MAX_MISLEADING:
             raise CorruptFilesystem(f"the inode bitmaps of {len(self._misleading)} groups are wrong: no inode is taken")
         try:
-            block = transaction.block(places.bg_inode_bitmap)
+            block = self._bitmaps.inodes_in_use(transaction, group)
         except (IntegrityError, ImageReadError):
             # The error is logged where it was found; other groups have room.
+            return 0
+        except CorruptFilesystem as error:
+            log.warning("%s: no inode is taken there", error)
+            self._misleading.add(group)
             return 0
         reserved = superblock.s_first_ino - 1 if group == 0 else 0
         bitmap = Bitmap(block, superblock.s_inodes_per_group)
@@ -255,11 +258,13 @@ class Allocator:
         if not length:
             return 0
         ino = group * superblock.s_inodes_per_group + index + 1
-        if self._inode_table.is_in_use(transaction, ino):
+        is_new = self._bitmaps.is_new_inode(transaction, group, index)
+        if not is_new and self._inode_table.is_in_use(transaction, ino):
             log.warning("group %d: its inode bitmap has an inode in use for free: no inode is taken there", group)
             self._misleading.add(group)
             return 0
-        transaction.change(places.bg_inode_bitmap)[index >> 3] |= 1 << (index & 7)
+        self._bitmaps.change_inodes(transaction, group)[index >> 3] |= 1 << (index & 7)
+        self._bitmaps.note_inode(transaction, group, index)
         self.groups.change_counts(transaction, group, inodes=-1, directories=int(is_directory))
         return ino
 
@@ -274,8 +279,7 @@ class Allocator:
         for inode in inodes:
             by_group.setdefault(self.groups.locate_inode(inode.ino)[0], []).append(inode)
         for group, members in by_group.items():
-            places = self.groups.places(transaction, group)
-            bitmap = Bitmap(transaction.change(places.bg_inode_bitmap), superblock.s_inodes_per_group)
+            bitmap = Bitmap(self._bitmaps.change_inodes(transaction, group), superblock.s_inodes_per_group)
             for inode in members:
                 index = (inode.ino - 1) % superblock.s_inodes_per_group
                 if inode.ino < superblock.s_first_ino or not bitmap.clear([(index, 1)]):
@@ -338,7 +342,13 @@ class Allocator:
             return True
         if group in self._broken:
             return False
-        places, bitmap = self.groups.places(transaction, group), self._block_bitmap(transaction, group)
+        places = self.groups.places(transaction, group)
+        try:
+            bitmap = self._block_bitmap(transaction, group)
+        except CorruptFilesystem as error:
+            log.warning("%s: nothing will be written there", error)
+            self._broken.add(group)
+            return False
         runs = self.groups.metadata_runs(transaction, group)
         if places.bg_block_bitmap != places.bg_inode_bitmap and all(
             bitmap.are_set(first, count) for first, count in runs
@@ -350,8 +360,7 @@ class Allocator:
         return False
 
     def _block_bitmap(self, transaction: Transaction, group: int) -> Bitmap:
-        number = self.groups.places(transaction, group).bg_block_bitmap
-        return Bitmap(transaction.block(number), self.groups.size(group))
+        return Bitmap(self._bitmaps.blocks_in_use(transaction, group), self.groups.size(group))
 
 
 def _once_each(groups: Iterable[int]) -> Iterator[int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
 from mystfuse.ext2.blocks import Block, Blocks, Transaction
-from mystfuse.ext2.checksum import check_descriptor_16
+from mystfuse.ext2.checksum import check_descriptor_16, set_descriptor_16
 from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
+from mystfuse.ext2.system_zone import SystemZone, copies_in
 
 _LAYOUT = struct.Struct("<IIIHHHH12x")
 _HIGH = struct.Struct("<IIIHHHHIHH")
@@ -17,7 +19,13 @@ _HIGH = struct.Struct("<IIIHHHHIHH")
 bg_exclude_bitmap_hi, bg_block_bitmap_csum_hi, bg_inode_bitmap_csum_hi."""
 _CHECKSUMS = struct.Struct("<HHH")  # bg_block_bitmap_csum_lo bg_inode_bitmap_csum_lo bg_itable_unused_lo
 _CHECKSUMS_OFFSET = 24
-_BLOCK_UNINIT = 2
+INODE_UNINIT, BLOCK_UNINIT = 1, 2
+"""bg_flags: a bitmap has never been written (fs/ext4/ext4.h, EXT4_BG_INODE_UNINIT)."""
+_FLAGS_OFFSET = 18
+_SHORT = struct.Struct("<H")
+_COUNTS_HIGH_OFFSET, _UNUSED_OFFSET, _UNUSED_HIGH_OFFSET = 44, 28, 50
+_BITMAP_SUM_OFFSETS = {"block": (24, 56), "inode": (26, 58)}
+"""Of the lower and upper half of bg_block_bitmap_csum and bg_inode_bitmap_csum."""
 _COUNTS = struct.Struct("<HHH")  # bg_free_blocks_count bg_free_inodes_count bg_used_dirs_count
 _COUNTS_OFFSET = 12
 _COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
@@ -46,7 +54,7 @@ class GroupDescriptor(NamedTuple):
     @property
     def has_block_bitmap(self) -> bool:
         """Whether it has been written: else only metadata is in use in this group."""
-        return not self.bg_flags & _BLOCK_UNINIT
+        return not self.bg_flags & BLOCK_UNINIT
 
 
 class GroupCounts(NamedTuple):
@@ -67,6 +75,10 @@ class GroupTable:
         self._per_block = superblock.descriptors_per_block
         self._is_extended = superblock.is_extended
         self._has_checksum_16 = "uninit_bg" in superblock.features and superblock.checksums is None
+        self._has_flags = self._has_checksum_16 or superblock.checksums is not None
+        self.has_wide_checksums = self._size > GROUP_DESCRIPTOR_SIZE
+        """Whether bitmaps have checksums of 32 bits, not 16."""
+        self._zone: SystemZone | None = None
         self.known_places: dict[int, GroupDescriptor] = {}
         """Descriptors as they were when their places were checked; their counts may be old."""
         self._metadata: dict[int, list[tuple[int, int]]] = {}
@@ -128,7 +140,10 @@ class GroupTable:
         number, offset = self._locate(group)
         block = blocks.block(number)
         if self._is_extended:
-            descriptor = self._parse_extended(group, bytes(block[offset : offset + self._size]))
+            data = bytes(block[offset : offset + self._size])
+            if blocks.is_sealed(number, offset):
+                self._check_sum(group, data)
+            descriptor = self._parse_extended(data)
         else:
             descriptor = GroupDescriptor._make((*_LAYOUT.unpack_from(block, offset)[:6], 0, 0, 0, 0))
         places = self.known_places.get(group)
@@ -138,20 +153,24 @@ class GroupTable:
                 self.known_places.clear()
                 self._metadata.clear()
             # In this order: memory may run out in between, and places that are known are not looked at again.
-            self._metadata[group] = self._find_metadata(group, descriptor)
+            if not self._is_extended:
+                self._metadata[group] = self._find_metadata(group, descriptor)
             self.known_places[group] = descriptor
         return descriptor
 
-    def _parse_extended(self, group: int, data: bytes) -> GroupDescriptor:
-        """A descriptor of ext4."""
+    def _check_sum(self, group: int, data: bytes) -> None:
+        """Raise CorruptFilesystem if the checksum of a descriptor does not match."""
         checksums = self.superblock.checksums
         if checksums is not None:
             checksums.check_descriptor(group, data)
         elif self._has_checksum_16:
             check_descriptor_16(self.superblock.s_uuid.bytes, group, data)
+
+    def _parse_extended(self, data: bytes) -> GroupDescriptor:
+        """A descriptor of ext4."""
         fields = _LAYOUT.unpack_from(data)
         *more, unused = _CHECKSUMS.unpack_from(data, _CHECKSUMS_OFFSET)
-        flags = fields[6] if checksums is not None or self._has_checksum_16 else 0
+        flags = fields[6] if self._has_flags else 0
         if len(data) == GROUP_DESCRIPTOR_SIZE:
             return GroupDescriptor._make((*fields[:6], flags, unused if flags else 0, *more))
         high = _HIGH.unpack_from(data, GROUP_DESCRIPTOR_SIZE)
@@ -180,7 +199,7 @@ class GroupTable:
                 superblock.s_blocks_per_group // superblock.blocks_per_cluster,
                 block,
                 descriptor.bg_block_bitmap_csum,
-                self._size > GROUP_DESCRIPTOR_SIZE,
+                self.has_wide_checksums,
             )
         return block
 
@@ -191,7 +210,18 @@ class GroupTable:
             BlocksMissing, CorruptFilesystem: as ``want_descriptors``.
         """
         number, offset = self._locate(group)
-        free_blocks, free_inodes, used_dirs = _COUNTS.unpack_from(blocks.block(number), offset + _COUNTS_OFFSET)
+        return self._counts_at(blocks.block(number), offset)
+
+    def _counts_at(self, block: Block, offset: int) -> tuple[int, int, int]:
+        """The counts of a descriptor at byte ``offset`` of a block."""
+        free_blocks, free_inodes, used_dirs = _COUNTS.unpack_from(block, offset + _COUNTS_OFFSET)
+        if self.has_wide_checksums:
+            high = _COUNTS.unpack_from(block, offset + _COUNTS_HIGH_OFFSET)
+            free_blocks, free_inodes, used_dirs = (
+                free_blocks | high[0] << 16,
+                free_inodes | high[1] << 16,
+                used_dirs | high[2] << 16,
+            )
         return free_blocks, free_inodes, used_dirs
 
     def places(self, blocks: Blocks, group: int) -> GroupDescriptor:
@@ -222,14 +252,37 @@ class GroupTable:
         runs = self._metadata.get(group)
         if runs is None:
             self.descriptor(blocks, group)
+            if self._is_extended:
+                self._metadata[group] = self._system_zone(blocks).runs_in(self.first_block(group), self.size(group))
             runs = self._metadata[group]
         return runs
 
+    def _system_zone(self, blocks: Blocks) -> SystemZone:
+        """The metadata of all groups of an ext4 file system, read when something is written for the first time.
+
+        Raises:
+            BlocksMissing: naming every block of the descriptor table that is not in memory.
+            CorruptFilesystem, UnsupportedFeature: as ``descriptor`` and ``counts``.
+        """
+        if self._zone is None:
+            superblock = self.superblock
+            self._check_groups_count()
+            self.want_descriptors(blocks, range(superblock.groups_count))
+            runs = [(superblock.s_mmp_block, 1)] if superblock.s_mmp_block else []
+            if superblock.s_first_data_block:
+                runs.append((0, superblock.s_first_data_block))
+            for group in range(superblock.groups_count):
+                places = self.places(blocks, group)
+                runs.append((places.bg_block_bitmap, 1))
+                runs.append((places.bg_inode_bitmap, 1))
+                runs.append((places.bg_inode_table, superblock.table_blocks))
+                if copies := copies_in(superblock, group):
+                    runs.append((self.first_block(group), min(copies, self.size(group))))
+            self._zone = SystemZone(runs)
+        return self._zone
+
     def _find_metadata(self, group: int, descriptor: GroupDescriptor) -> list[tuple[int, int]]:
         superblock, first = self.superblock, self.first_block(group)
-        if self._is_extended:
-            # What this is for, writing, does not happen.
-            return []
         runs = [
             (descriptor.bg_block_bitmap - first, 1),
             (descriptor.bg_inode_bitmap - first, 1),
@@ -247,10 +300,7 @@ class GroupTable:
             UnsupportedFeature: there are more groups than mystfuse searches.
         """
         groups = self.superblock.groups_count
-        if groups > MAX_GROUPS_COUNTED:
-            raise UnsupportedFeature(
-                f"the file system has {groups} groups; mystfuse writes to file systems of at most {MAX_GROUPS_COUNTED}"
-            )
+        self._check_groups_count()
         if self._is_extended:
             return self._extended_counts(blocks)
         first, _ = self._locate(0)
@@ -258,17 +308,20 @@ class GroupTable:
         table = b"".join(blocks.all(range(first, last + 1)))[: groups * GROUP_DESCRIPTOR_SIZE]
         return [GroupCounts(*counts) for counts in _COUNTS_OF_DESCRIPTOR.iter_unpack(table)]
 
+    def _check_groups_count(self) -> None:
+        groups = self.superblock.groups_count
+        if groups > MAX_GROUPS_COUNTED:
+            raise UnsupportedFeature(
+                f"the file system has {groups} groups; mystfuse writes to file systems of at most {MAX_GROUPS_COUNTED}"
+            )
+
     def _extended_counts(self, blocks: Blocks) -> list[GroupCounts]:
         superblock, size = self.superblock, self._size
         found: list[GroupCounts] = []
         numbers = [superblock.descriptor_block(index) for index in range(superblock.descriptor_blocks)]
         for block in blocks.all(numbers):
             for offset in range(0, self._per_block * size, size):
-                low = _COUNTS.unpack_from(block, offset + _COUNTS_OFFSET)
-                if size > GROUP_DESCRIPTOR_SIZE:
-                    high = _HIGH.unpack_from(block, offset + GROUP_DESCRIPTOR_SIZE)[3:6]
-                    low = tuple(one | other << 16 for one, other in zip(low, high, strict=True))
-                found.append(GroupCounts(*low))
+                found.append(GroupCounts(*self._counts_at(block, offset)))
         return found[: superblock.groups_count]
 
     def change_counts(
@@ -279,10 +332,8 @@ class GroupTable:
         Raises:
             CorruptFilesystem: a count would leave its range.
         """
-        number, offset = self._locate(group)
-        block = transaction.change(number)
-        offset += _COUNTS_OFFSET
-        free_blocks, free_inodes, used_dirs = _COUNTS.unpack_from(block, offset)
+        block, offset = self.change_descriptor(transaction, group)
+        free_blocks, free_inodes, used_dirs = self._counts_at(block, offset)
         free_blocks, free_inodes, used_dirs = free_blocks + blocks, free_inodes + inodes, used_dirs + directories
         if not (
             0 <= free_blocks <= self.size(group)
@@ -292,4 +343,79 @@ class GroupTable:
             raise CorruptFilesystem(
                 f"group {group}: its counts would be {free_blocks}, {free_inodes} (free blocks, inodes) and {used_dirs}"
             )
-        _COUNTS.pack_into(block, offset, free_blocks, free_inodes, used_dirs)
+        if self.has_wide_checksums:
+            high = free_blocks >> 16, free_inodes >> 16, used_dirs >> 16
+            _COUNTS.pack_into(block, offset + _COUNTS_HIGH_OFFSET, *high)
+            free_blocks, free_inodes, used_dirs = free_blocks & 0xFFFF, free_inodes & 0xFFFF, used_dirs & 0xFFFF
+        _COUNTS.pack_into(block, offset + _COUNTS_OFFSET, free_blocks, free_inodes, used_dirs)
+
+    def change_descriptor(self, transaction: Transaction, group: int) -> tuple[bytearray, int]:
+        """The block of a group's descriptor and its offset there, to be changed in place; raises as
+        ``want_descriptors``."""
+        number, offset = self._locate(group)
+        block = transaction.change(number)
+        if self._has_flags:
+            transaction.seal_later(number, partial(self._seal, group, offset), part=offset)
+        return block, offset
+
+    def _seal(self, group: int, offset: int, block: bytearray) -> None:
+        """Bring the checksum of a changed descriptor up to date."""
+        checksums = self.superblock.checksums
+        if checksums is not None:
+            checksums.set_descriptor(group, block, offset, self._size)
+        else:
+            set_descriptor_16(self.superblock.s_uuid.bytes, group, block, offset, self._size)
+
+    def clear_flag(self, transaction: Transaction, group: int, flag: int) -> bool:
+        """Take a flag from a descriptor's bg_flags; whether it was there."""
+        if not self._has_flags:
+            return False
+        number, offset = self._locate(group)
+        (flags,) = _SHORT.unpack_from(transaction.block(number), offset + _FLAGS_OFFSET)
+        if not flags & flag:
+            return False
+        block, offset = self.change_descriptor(transaction, group)
+        _SHORT.pack_into(block, offset + _FLAGS_OFFSET, flags & ~flag)
+        return True
+
+    def seal_block_bitmap(self, transaction: Transaction, group: int, bitmap: bytearray) -> None:
+        """Bring the checksum of a changed block bitmap up to date, which is in the group's descriptor."""
+        bits = self.superblock.s_blocks_per_group // self.superblock.blocks_per_cluster
+        self._set_bitmap_sum(transaction, group, "block", bits, bitmap)
+
+    def seal_inode_bitmap(self, transaction: Transaction, group: int, bitmap: bytearray) -> None:
+        """The same for an inode bitmap."""
+        self._set_bitmap_sum(transaction, group, "inode", self.superblock.s_inodes_per_group, bitmap)
+
+    def _set_bitmap_sum(self, transaction: Transaction, group: int, what: str, bits: int, bitmap: bytearray) -> None:
+        assert self.superblock.checksums is not None
+        crc = self.superblock.checksums.of_bitmap(bits, bitmap, self.has_wide_checksums)
+        block, offset = self.change_descriptor(transaction, group)
+        low, high = _BITMAP_SUM_OFFSETS[what]
+        _SHORT.pack_into(block, offset + low, crc & 0xFFFF)
+        if self.has_wide_checksums:
+            _SHORT.pack_into(block, offset + high, crc >> 16)
+
+    def inodes_used(self, blocks: Blocks, group: int) -> int:
+        """How many inodes at the start of a group's inode table have ever been used, at most."""
+        if not self._has_flags:
+            return self.superblock.s_inodes_per_group
+        number, offset = self._locate(group)
+        block = blocks.block(number)
+        (flags,) = _SHORT.unpack_from(block, offset + _FLAGS_OFFSET)
+        if flags & INODE_UNINIT:
+            return 0
+        unused: int = _SHORT.unpack_from(block, offset + _UNUSED_OFFSET)[0]
+        if self.has_wide_checksums:
+            unused |= _SHORT.unpack_from(block, offset + _UNUSED_HIGH_OFFSET)[0] << 16
+        return max(self.superblock.s_inodes_per_group - unused, 0)
+
+    def use_inodes(self, transaction: Transaction, group: int, count: int) -> None:
+        """Note that the first ``count`` inodes of a group's inode table may be in use (bg_itable_unused)."""
+        if count <= self.inodes_used(transaction, group):
+            return
+        block, offset = self.change_descriptor(transaction, group)
+        unused = self.superblock.s_inodes_per_group - count
+        _SHORT.pack_into(block, offset + _UNUSED_OFFSET, unused & 0xFFFF)
+        if self.has_wide_checksums:
+            _SHORT.pack_into(block, offset + _UNUSED_HIGH_OFFSET, unused >> 16)

@@ -163,6 +163,11 @@ class Blocks:
         if missing:
             raise BlocksMissing(missing, speculative=self._is_speculative)
 
+    def is_sealed(self, number: int, part: int = 0) -> bool:
+        """Whether a block's checksum has to match: not after the operation itself has changed the block; see
+        ``Transaction.seal_later``."""
+        return True
+
     def _is_known(self, number: int) -> bool:
         try:
             return self.find(number) is not None
@@ -214,7 +219,7 @@ class Transaction(Blocks):
         self.on_commit: list[Callable[[], None]] = []
         """Update caches after the commit. If there is no memory for that, all caches are dropped
         (``FileSystem.forget_all``), and filled again from the blocks."""
-        self._seals: dict[int, Seal] = {}
+        self._seals: dict[tuple[int, int], Seal] = {}
         self.gives_back = False
         """Whether the operation frees more than it takes, so that it may use the reserve of a full overlay."""
         self._budget = budget
@@ -325,10 +330,17 @@ class Transaction(Blocks):
         self.changed[number] = content
         self.freed.discard(number)
 
-    def seal_later(self, number: int, seal: Seal) -> None:
+    def seal_later(self, number: int, seal: Seal, part: int = 0) -> None:
         """Have ``seal`` bring the checksum of a changed block up to date when the operation is complete: once, however
-        often the block is changed. The last one given counts."""
-        self._seals[number] = seal
+        often the block is changed. The last one given counts.
+
+        Args:
+            part: tells the seals of a block with several checksums apart.
+        """
+        self._seals[number, part] = seal
+
+    def is_sealed(self, number: int, part: int = 0) -> bool:
+        return (number, part) not in self._seals
 
     def seal(self) -> None:
         """The operation is complete: bring all checksums up to date.
@@ -337,8 +349,8 @@ class Transaction(Blocks):
             BlocksMissing, MystfuseError: a checksum is kept in a block that is not in memory, or is damaged.
         """
         while self._seals:
-            number = next(iter(self._seals))
-            seal = self._seals.pop(number)
+            number, part = next(iter(self._seals))
+            seal = self._seals.pop((number, part))
             if number in self.changed:
                 seal(self.change(number))
 
@@ -346,7 +358,7 @@ class Transaction(Blocks):
         """The block has become free."""
         if self.runs:
             self._split_runs()
-        self._seals.pop(number, None)
+        self._seals.pop((number, 0), None)
         if self.changed.pop(number, None) is not None:
             self._seen.pop(number, None)
         self.freed.add(number)

@@ -26,6 +26,7 @@ _TAIL = struct.Struct("<IHBBI")  # det_reserved_zero1 det_rec_len det_reserved_z
 _TAIL_TYPE = 0xDE
 _ENTRY_SIZE = 8
 _COUNTS = struct.Struct("<HH")  # limit count, in the place of the first dx_entry's hash
+_SUPERBLOCK_CHECKSUM = 1020
 _XATTR_CHECKSUM = 16
 """The offset of h_checksum."""
 
@@ -40,29 +41,47 @@ class MetadataChecksums:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def _of_descriptor(self, group: int, data: bytes) -> int:
+        crc = crc32c(_NUMBER.pack(group) + data[:_DESCRIPTOR_CHECKSUM] + b"\0\0" + data[32:], self.seed)
+        return crc & 0xFFFF
+
     def check_descriptor(self, group: int, data: bytes) -> None:
         """A group descriptor of 32 bytes or more (ext4_group_desc_csum)."""
-        (stored,) = _SHORT.unpack_from(data, _DESCRIPTOR_CHECKSUM)
-        crc = crc32c(_NUMBER.pack(group) + data[:_DESCRIPTOR_CHECKSUM] + b"\0\0" + data[32:], self.seed)
-        if crc & 0xFFFF != stored:
+        if self._of_descriptor(group, data) != _SHORT.unpack_from(data, _DESCRIPTOR_CHECKSUM)[0]:
             raise CorruptFilesystem(f"group {group}: the checksum of its descriptor does not match")
+
+    def set_descriptor(self, group: int, block: bytearray, offset: int, size: int) -> None:
+        """The same for one of ``size`` bytes at byte ``offset`` of a block, which has been changed."""
+        crc = self._of_descriptor(group, bytes(block[offset : offset + size]))
+        _SHORT.pack_into(block, offset + _DESCRIPTOR_CHECKSUM, crc)
+
+    def _of_inode(self, ino: int, data: bytes) -> tuple[int, bool]:
+        """What the checksum of an inode should be, and whether it has 32 bits, not 16."""
+        crc = crc32c(_NUMBER.pack(ino) + data[_GENERATION : _GENERATION + 4], self.seed)
+        head = data[:_CHECKSUM_LOW] + b"\0\0" + data[_CHECKSUM_LOW + 2 : EXT2_GOOD_OLD_INODE_SIZE]
+        is_wide = len(data) > EXT2_GOOD_OLD_INODE_SIZE and _SHORT.unpack_from(data, _EXTRA_ISIZE)[0] >= 4
+        if is_wide:
+            head += data[EXT2_GOOD_OLD_INODE_SIZE:_CHECKSUM_HIGH] + b"\0\0" + data[_CHECKSUM_HIGH + 2 :]
+        else:
+            head += data[EXT2_GOOD_OLD_INODE_SIZE:]
+        crc = crc32c(head, crc)
+        return (crc if is_wide else crc & 0xFFFF), is_wide
 
     def check_inode(self, ino: int, data: bytes) -> None:
         """An inode of s_inode_size bytes (ext4_inode_csum_verify)."""
-        crc = crc32c(_NUMBER.pack(ino) + data[_GENERATION : _GENERATION + 4], self.seed)
-        stored = data[_CHECKSUM_LOW] | data[_CHECKSUM_LOW + 1] << 8
-        head = data[:_CHECKSUM_LOW] + b"\0\0" + data[_CHECKSUM_LOW + 2 : EXT2_GOOD_OLD_INODE_SIZE]
-        is_wide = False
-        if len(data) > EXT2_GOOD_OLD_INODE_SIZE:
-            is_wide = _SHORT.unpack_from(data, _EXTRA_ISIZE)[0] >= 4
-            if is_wide:
-                stored |= _SHORT.unpack_from(data, _CHECKSUM_HIGH)[0] << 16
-                head += data[EXT2_GOOD_OLD_INODE_SIZE:_CHECKSUM_HIGH] + b"\0\0" + data[_CHECKSUM_HIGH + 2 :]
-            else:
-                head += data[EXT2_GOOD_OLD_INODE_SIZE:]
-        crc = crc32c(head, crc)
-        if (crc if is_wide else crc & 0xFFFF) != stored:
+        wanted, is_wide = self._of_inode(ino, data)
+        (stored,) = _SHORT.unpack_from(data, _CHECKSUM_LOW)
+        if is_wide:
+            stored |= _SHORT.unpack_from(data, _CHECKSUM_HIGH)[0] << 16
+        if wanted != stored:
             raise CorruptFilesystem(f"inode {ino}: its checksum does not match")
+
+    def set_inode(self, ino: int, block: bytearray, offset: int, size: int) -> None:
+        """The same for one at byte ``offset`` of a block of the inode table, which has been changed."""
+        crc, is_wide = self._of_inode(ino, bytes(block[offset : offset + size]))
+        _SHORT.pack_into(block, offset + _CHECKSUM_LOW, crc & 0xFFFF)
+        if is_wide:
+            _SHORT.pack_into(block, offset + _CHECKSUM_HIGH, crc >> 16)
 
     def inode_seed(self, ino: int, generation: int) -> int:
         """What the checksums of an inode's own blocks begin with."""
@@ -116,9 +135,13 @@ class MetadataChecksums:
             stored: the checksum in the descriptor.
             is_wide: whether that has 32 bits, not 16.
         """
-        crc = crc32c(block[: bits // 8], self.seed)
-        if (crc if is_wide else crc & 0xFFFF) != stored:
+        if self.of_bitmap(bits, block, is_wide) != stored:
             raise CorruptFilesystem(f"group {group}: the checksum of its {what} does not match")
+
+    def of_bitmap(self, bits: int, block: Block, is_wide: bool) -> int:
+        """What the same checksum should be."""
+        crc = crc32c(block[: bits // 8], self.seed)
+        return crc if is_wide else crc & 0xFFFF
 
 
 def _index_counts(block: Block) -> int:
@@ -139,6 +162,21 @@ def _index_counts(block: Block) -> int:
 
 def check_descriptor_16(uuid: bytes, group: int, data: bytes) -> None:
     """A group descriptor with a crc16 (fs/ext4/super.c, ext4_group_desc_csum, without metadata_csum)."""
-    (stored,) = _SHORT.unpack_from(data, _DESCRIPTOR_CHECKSUM)
-    if crc16(uuid + _NUMBER.pack(group) + data[:_DESCRIPTOR_CHECKSUM] + data[32:], 0xFFFF) != stored:
+    if _of_descriptor_16(uuid, group, data) != _SHORT.unpack_from(data, _DESCRIPTOR_CHECKSUM)[0]:
         raise CorruptFilesystem(f"group {group}: the checksum of its descriptor does not match")
+
+
+def set_descriptor_16(uuid: bytes, group: int, block: bytearray, offset: int, size: int) -> None:
+    """The same for one of ``size`` bytes at byte ``offset`` of a block, which has been changed."""
+    crc = _of_descriptor_16(uuid, group, bytes(block[offset : offset + size]))
+    _SHORT.pack_into(block, offset + _DESCRIPTOR_CHECKSUM, crc)
+
+
+def _of_descriptor_16(uuid: bytes, group: int, data: bytes) -> int:
+    return crc16(uuid + _NUMBER.pack(group) + data[:_DESCRIPTOR_CHECKSUM] + data[32:], 0xFFFF)
+
+
+def set_superblock(block: bytearray, offset: int) -> None:
+    """The superblock, at byte ``offset`` of a block, which has been changed (fs/ext4/super.c, ext4_superblock_csum)."""
+    crc = crc32c(bytes(block[offset : offset + _SUPERBLOCK_CHECKSUM]), 0xFFFFFFFF)
+    _NUMBER.pack_into(block, offset + _SUPERBLOCK_CHECKSUM, crc)

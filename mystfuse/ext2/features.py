@@ -85,7 +85,21 @@ _OF_EXT4 = frozenset(
 )  # fmt: skip
 SUPPORTED = EXT2 | _OF_EXT4
 """Those that are read."""
-WRITABLE = EXT2
+WRITABLE = EXT2 | {
+    "64bit",
+    "extra_isize",
+    "fast_commit",
+    "flex_bg",
+    "huge_file",
+    "meta_bg",
+    "metadata_csum",
+    "metadata_csum_seed",
+    "mmp",
+    "orphan_file",
+    "sparse_super2",
+    "stable_inodes",
+    "uninit_bg",
+}
 """Those that do not keep a file system from being written to."""
 
 

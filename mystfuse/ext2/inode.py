@@ -53,6 +53,7 @@ _NEEDED_FLAGS = {
     EXT4_INLINE_DATA_FL: "inline_data",
 }
 _ANY_NEEDED_FLAG = sum(_NEEDED_FLAGS)
+_FLAGS, _FLAGS_OFFSET = struct.Struct("<II"), 28  # i_blocks i_flags
 _HIGH_PARTS = struct.Struct("<HH")  # l_i_blocks_high l_i_file_acl_high
 _HIGH_PARTS_OFFSET = 116
 _SIZE_HIGH_OFFSET = 108
@@ -278,6 +279,23 @@ class Inode(NamedTuple):
         i_file_acl = self.i_file_acl | (acl_high << 32 if format.is_64bit else 0)
         return self._replace(i_blocks=i_blocks, size=size, i_file_acl=i_file_acl)
 
+    def pack_high_parts_into(self, block: bytearray, offset: int, format: ExtendedFormat) -> None:
+        """Write those parts of the inode's fields that only ext4 has, after ``pack_into`` (fs/ext4/inode.c,
+        ext4_inode_blocks_set).
+
+        Raises:
+            CorruptFilesystem: i_blocks cannot count the inode's blocks.
+        """
+        i_blocks, flags = self.i_blocks, self.i_flags & ~EXT4_HUGE_FILE_FL
+        if i_blocks >> 48:
+            flags |= EXT4_HUGE_FILE_FL
+            i_blocks //= format.block_size // 512
+        if i_blocks >> (48 if format.has_huge_files else 32):
+            raise CorruptFilesystem(f"inode {self.ino}: its i_blocks cannot count {self.i_blocks} sectors")
+        if self.i_flags != flags or flags & EXT4_HUGE_FILE_FL:
+            _FLAGS.pack_into(block, offset + _FLAGS_OFFSET, i_blocks & 0xFFFFFFFF, flags)
+        _HIGH_PARTS.pack_into(block, offset + _HIGH_PARTS_OFFSET, i_blocks >> 32, self.i_file_acl >> 32)
+
     @property
     def is_exact(self) -> bool:
         """Whether the inode, once written, is read as it is here, with no time cut: surely so if True."""
@@ -344,10 +362,10 @@ class Inode(NamedTuple):
             i_dtime,
             gid & 0xFFFF,
             i_links_count,
-            i_blocks,
+            i_blocks & 0xFFFFFFFF,
             i_flags,
         )
-        _BODY.pack_into(block, offset + _BODY_OFFSET, i_block, i_generation, i_file_acl, size >> 32)
+        _BODY.pack_into(block, offset + _BODY_OFFSET, i_block, i_generation, i_file_acl & 0xFFFFFFFF, size >> 32)
         _HIGH_IDS.pack_into(block, offset + _HIGH_IDS_OFFSET, uid >> 16, gid >> 16)
         if i_extra_isize:
             start = offset + _EXTRA_TIMES_OFFSET
@@ -372,10 +390,10 @@ class Inode(NamedTuple):
         """i_blocks when the inode has ``count`` blocks more (negative: fewer), indirect and attribute blocks included.
 
         Raises:
-            CorruptFilesystem: i_blocks cannot count them.
+            CorruptFilesystem: i_blocks of a block map cannot count them.
         """
         i_blocks = max(self.i_blocks + count * (block_size // 512), 0)
-        if i_blocks >> 32:
+        if i_blocks >> 32 and not self.i_flags & EXT4_EXTENTS_FL:
             raise CorruptFilesystem(f"inode {self.ino}: its i_blocks {self.i_blocks} leaves no room for more")
         return i_blocks
 

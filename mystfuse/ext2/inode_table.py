@@ -181,8 +181,16 @@ class InodeTable:
         number, offset = self.locate(transaction, inode.ino)
         block = transaction.change(number)
         inode.pack_into(block, offset)
+        if self._extended is not None:
+            self._finish_extended(inode, block, offset, self._extended)
         if inode.is_exact:
             self._remember(block[offset : offset + self._inode_size], inode)
+
+    def _finish_extended(self, inode: Inode, block: bytearray, offset: int, extended: ExtendedFormat) -> None:
+        """What of an inode only ext4 has, after the rest has been written."""
+        inode.pack_high_parts_into(block, offset, extended)
+        if self._checksums is not None:
+            self._checksums.set_inode(inode.ino, block, offset, self._inode_size)
 
     def write_new(self, transaction: Transaction, inode: Inode) -> None:
         """Write an inode whose number was free so far; nothing of its predecessor is left.
@@ -194,6 +202,8 @@ class InodeTable:
         number, offset = self.locate(transaction, inode.ino)
         block = transaction.change(number)
         inode.pack_new_into(block, offset, self._inode_size)
+        if self._extended is not None:
+            self._finish_extended(inode, block, offset, self._extended)
         if inode.is_exact:
             self._remember(block[offset : offset + self._inode_size], inode)
 
@@ -209,4 +219,6 @@ class InodeTable:
         known = self._parsed.get(ino)
         if known is not None and known[0] == block[offset : offset + self._inode_size]:
             return known[1]
+        if self._extended is not None:
+            return self._parse_extended(block, ino, offset, self._extended)
         return Inode.parse(block, ino, offset, self._inode_size)

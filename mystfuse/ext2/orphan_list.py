@@ -12,7 +12,7 @@ from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.superblock import Superblock
+from mystfuse.ext2.superblock import Superblock, change_superblock
 from mystfuse.ext2.truncate import MAX_TRIMMED, trim_blocks, zero_tail
 
 _INO = struct.Struct("<I")
@@ -28,8 +28,8 @@ def first_orphan(superblock: Superblock, blocks: Blocks) -> int:
 
 def set_first_orphan(change: Change, ino: int) -> None:
     """Begin the list with another inode, 0 for none: those before it are dealt with."""
-    number, offset = change.superblock.location
-    _INO.pack_into(change.transaction.change(number), offset + _LAST_ORPHAN_OFFSET, ino)
+    block, offset = change_superblock(change.superblock, change.transaction)
+    _INO.pack_into(block, offset + _LAST_ORPHAN_OFFSET, ino)
 
 
 def next_orphan(filesystem: FileSystem, blocks: Blocks, ino: int) -> tuple[int, bool]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.blocks import Blocks, Transaction
-from mystfuse.ext2.checksum import MetadataChecksums
+from mystfuse.ext2.checksum import MetadataChecksums, set_superblock
 from mystfuse.ext2.constants import (
     EXT2_DYNAMIC_REV,
     EXT2_ERROR_FS,
@@ -442,15 +442,31 @@ def read_free_counts(superblock: Superblock, blocks: Blocks) -> tuple[int, int]:
 
 def change_free_counts(superblock: Superblock, transaction: Transaction, blocks: int, inodes: int) -> None:
     """Add ``blocks`` and ``inodes`` (negative: taken) to the superblock's counts."""
-    number, offset = superblock.location
-    block = transaction.change(number)
-    offset += _FREE_COUNTS_OFFSET
+    block, start = change_superblock(superblock, transaction)
+    offset = start + _FREE_COUNTS_OFFSET
     free_blocks, free_inodes = _FREE_COUNTS.unpack_from(block, offset)
+    if superblock.is_extended:
+        free_blocks, _ = read_free_counts(superblock, transaction)
     free_blocks, free_inodes = free_blocks + blocks, free_inodes + inodes
     if not (0 <= free_blocks <= superblock.s_blocks_count and 0 <= free_inodes <= superblock.s_inodes_count):
         free_blocks = min(max(free_blocks, 0), superblock.s_blocks_count)
         free_inodes = min(max(free_inodes, 0), superblock.s_inodes_count)
-    _FREE_COUNTS.pack_into(block, offset, free_blocks, free_inodes)
+    _FREE_COUNTS.pack_into(block, offset, free_blocks & 0xFFFFFFFF, free_inodes)
+    if "64bit" in superblock.features:
+        _CHECKSUM.pack_into(block, start + _FREE_COUNTS_HIGH_OFFSET, free_blocks >> 32)
+
+
+def change_superblock(superblock: Superblock, transaction: Transaction) -> tuple[bytearray, int]:
+    """The block of the superblock and its offset there, to be changed in place.
+
+    Raises:
+        BlocksMissing: the superblock's block is not in memory.
+    """
+    number, offset = superblock.location
+    block = transaction.change(number)
+    if superblock.checksums is not None:
+        transaction.seal_later(number, partial(set_superblock, offset=offset))
+    return block, offset
 
 
 def note_file_size(superblock: Superblock, transaction: Transaction, size: int) -> None:
@@ -462,7 +478,7 @@ def note_file_size(superblock: Superblock, transaction: Transaction, size: int) 
     (ro_compat,) = struct.unpack_from("<I", transaction.block(number), position)
     if ro_compat & EXT2_FEATURE_RO_COMPAT_LARGE_FILE:
         return
-    block = transaction.change(number)
+    block, offset = change_superblock(superblock, transaction)
     struct.pack_into("<I", block, position, ro_compat | EXT2_FEATURE_RO_COMPAT_LARGE_FILE)
     if superblock.s_rev_level == EXT2_GOOD_OLD_REV:
         struct.pack_into("<I", block, offset + _REV_LEVEL_OFFSET, EXT2_DYNAMIC_REV)

@@ -10,7 +10,7 @@ import trio
 from mystfuse.remote.estimates import Throughput
 from mystfuse.remote.mirror import Mirror
 from mystfuse.remote.origin import Failure, FetchError, Opened, Receive
-from mystfuse.remote.repeating import FIRST_BYTE, STALL, within
+from mystfuse.remote.repeating import FIRST_BYTE, STALL, no_answer, within
 
 _END = 1.0
 """Seconds in which an answer must end after its last byte, so that its connection can be used again."""
@@ -143,7 +143,7 @@ class Attempt:
         if fetch.is_done:
             return
         if not self._has_begun:
-            raise FetchError(Failure.UNREACHABLE, f"{mirror.name}: no answer in {limit:.0f} s")
+            raise no_answer(mirror.name, limit)
         if self._scope.cancelled_caught:
             got = fetch.position - began
             raise FetchError(Failure.UNREACHABLE, f"{mirror.name}: the answer stalled after {got} bytes")

@@ -11,7 +11,7 @@ import trio
 
 from mystfuse.remote.mirror import Mirror, Note
 from mystfuse.remote.origin import Failure, FetchError, Opened
-from mystfuse.remote.repeating import FIRST_BYTE, TOO_LATE, back_off, said_how_often, within
+from mystfuse.remote.repeating import FIRST_BYTE, TOO_LATE, back_off, more_telling, no_answer, said_how_often, within
 
 STAGGER = 1.0
 """Seconds after which the next mirror is asked as well; twice that for the one after it."""
@@ -91,7 +91,7 @@ class Opening:
             try:
                 opened = await self._open(mirror)
             except FetchError as error:
-                self._errors[mirror] = error
+                self._errors[mirror] = more_telling(self._errors.get(mirror), error)
                 mirror.failed(error, is_noted=False)
                 failures[error.failure] += 1
                 if error.failure is Failure.DENIED and failures[error.failure] == 1 and await mirror.renew(renewals):
@@ -117,7 +117,7 @@ class Opening:
         limit = within(FIRST_BYTE, self._deadline)
         with trio.move_on_after(limit):
             return await mirror.origin.open(self._tail)
-        raise FetchError(Failure.UNREACHABLE, f"{mirror.name}: no answer in {limit:.0f} s")
+        raise no_answer(mirror.name, limit)
 
     async def _back_off(self, mirror: Mirror, failures: int) -> None:
         if mirror not in self._hopeless:

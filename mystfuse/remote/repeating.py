@@ -6,7 +6,7 @@ import random
 
 import trio
 
-from mystfuse.remote.origin import FetchError
+from mystfuse.remote.origin import Failure, FetchError
 
 FIRST_BYTE = 15.0
 """Seconds until the first byte of an answer."""
@@ -47,6 +47,21 @@ def back_off(failures: int, not_before: float, deadline: float) -> float:
         asked += random.uniform(0, min(1.0, asked / 4))  # noqa: S311  # nosec B311
         wait = max(wait, min(asked, left * 3 / 4))
     return wait
+
+
+class CutShortError(FetchError):
+    """An attempt that had less than the usual time since the deadline is near: no answer says nothing then."""
+
+
+def no_answer(name: str, limit: float) -> FetchError:
+    """What an attempt of ``limit`` seconds without an answer is."""
+    kind = FetchError if limit >= FIRST_BYTE else CutShortError
+    return kind(Failure.UNREACHABLE, f"{name}: no answer in {limit:.0f} s")
+
+
+def more_telling(before: FetchError | None, error: FetchError) -> FetchError:
+    """Of two errors in a row, the one to tell: the later one, unless it was cut short."""
+    return before if before is not None and isinstance(error, CutShortError) else error
 
 
 def said_how_often(error: FetchError, tries: int, seconds: float) -> FetchError:

@@ -16,7 +16,7 @@ from mystfuse.remote.estimates import Throughput
 from mystfuse.remote.mirror import Mirror
 from mystfuse.remote.opening import Opening
 from mystfuse.remote.origin import Failure, FetchError, Opened, Origin, Receive
-from mystfuse.remote.repeating import FIRST_BYTE, TOO_LATE, back_off, said_how_often, within
+from mystfuse.remote.repeating import FIRST_BYTE, TOO_LATE, back_off, more_telling, said_how_often, within
 
 HOPELESS = 30.0
 """Seconds for which failures that seldom pass (404, a certificate) are tried again, where there is no other limit."""
@@ -187,7 +187,7 @@ class Transfers:
             # What the others say is of more use.
             fetch.last_error = fetch.last_error or error
             return
-        fetch.last_error = error
+        fetch.last_error = more_telling(fetch.last_error, error)
         if error.failure is Failure.REPLACED:
             fetch.replaced.add(mirror)
         if error.failure is Failure.DENIED:

@@ -10,6 +10,7 @@ import pytest
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.caller import Caller
+from mystfuse.ext2.features import WRITABLE
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
@@ -17,6 +18,7 @@ from tests.support.ext2_editor import (
     ROOT,
     Editor,
     MemoryDevice,
+    assert_clean,
     at,
     debugfs,
     listing,
@@ -158,7 +160,7 @@ async def test_an_inode_in_the_last_group_is_read(tmp_path: Path) -> None:
     ids=lambda value: "-".join(value) if isinstance(value[0], str) and value[0].startswith("-") else "",
 )
 @pytest.mark.logs("the mount is read-only: .*")
-async def test_a_feature_that_we_can_only_read_refuses_writing_by_name(
+async def test_a_feature_is_written_or_refuses_writing_by_name(
     tree: Path,
     tmp_path: Path,
     options: tuple[str, ...],
@@ -167,14 +169,18 @@ async def test_a_feature_that_we_can_only_read_refuses_writing_by_name(
 ) -> None:
     image = make_image(tmp_path / "image", *options, size="16M", tree=tree)
     volume = await Volume.open(MemoryDevice(image.read_bytes()), 1 << 20)
-    assert volume.overlay is None
-    (record,) = caplog.records
-    for name in names:
-        assert name in record.getMessage().replace(",", "").split()
+    assert volume.superblock.features.issuperset(names)
     await assert_contents(volume)
-    with pytest.raises(OSError) as caught:
-        await volume.create(ROOT, b"new", 0o100644, Caller(0, 0))
-    assert caught.value.errno == errno.EROFS
+    if unwritable := set(names) - WRITABLE:
+        assert volume.overlay is None
+        (record,) = caplog.records
+        assert unwritable.issubset(record.getMessage().replace(",", "").split())
+        with pytest.raises(OSError) as caught:
+            await volume.create(ROOT, b"new", 0o100644, Caller(0, 0))
+        assert caught.value.errno == errno.EROFS
+        return
+    await volume.create(ROOT, b"new", 0o100644, Caller(0, 0))
+    assert_clean(await merged(volume), tmp_path / "merged")
 
 
 @pytest.mark.parametrize(

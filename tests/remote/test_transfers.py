@@ -123,6 +123,15 @@ async def test_the_error_says_what_how_often_and_how_long(autojump_clock: trio.t
         await fetched(transfers, seconds=0.3)
 
 
+async def test_silence_shortly_before_the_deadline_hides_no_reason(autojump_clock: trio.testing.MockClock) -> None:
+    reason = FetchError(Failure.UNTRUSTED, "origin: the certificate is not trusted")
+    with pytest.raises(FetchError, match=r"^origin: the certificate is not trusted; tried \d+ times in 30\.0 s$"):
+        await opened(ScriptedOrigin(CONTENT, opening=[reason, *[math.inf] * 50]))
+    transfers = await opened(ScriptedOrigin(CONTENT, [fail(Failure.BUSY)], then=hang))
+    with pytest.raises(FetchError, match=r"^origin: busy; tried \d+ times in 20\.0 s$"):
+        await fetched(transfers, seconds=20)
+
+
 async def test_what_seldom_passes_is_not_tried_for_ever(autojump_clock: trio.testing.MockClock) -> None:
     transfers = await opened(ScriptedOrigin(CONTENT, then=fail(Failure.ABSENT)))
     started = trio.current_time()

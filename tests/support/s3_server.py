@@ -144,10 +144,21 @@ def _serve(certificate: tuple[str, str] | None) -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
+
+    class Handler(MotoRequestHandler):
+        """Shakes hands in the connection's own thread: a connection that says nothing holds up no other."""
+
+        def setup(self) -> None:
+            if context is not None:
+                self.request = context.wrap_socket(self.request, server_side=True)
+            super().setup()
+
     application = _Rules(DomainDispatcherApplication(create_backend_app))
-    server = make_server(
-        "127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler, ssl_context=certificate
-    )
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Handler)
+    if context is not None and certificate is not None:
+        context.load_cert_chain(*certificate)
+        server.ssl_context = context
     # It ends with whoever has started it.
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     print(server.server_address[1], flush=True)
