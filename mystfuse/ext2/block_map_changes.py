@@ -1,4 +1,4 @@
-"""Changing the block map of an inode: allocating blocks for a write. Inodes with extents go on to ``extent_changes``."""
+"""Changing the block map of an inode: allocating blocks for a write. An inode with extents has ``extent_changes``."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _map_one(
     nothing: Set[int] = frozenset()
     path = tree.seek(logical)
     leaf = path[-1]
-    before = tree.entry(leaf, leaf.index) if leaf.index >= 0 else None
+    before = tree.entry(leaf, leaf.at) if leaf.at >= 0 else None
     if before is not None and logical < before.end:
         number = before.physical + logical - before.logical
         allocator.check_writable(transaction, [number])
@@ -89,12 +89,12 @@ def _map_one(
     if (
         before is not None
         and before.is_written
-        and leaf.index == leaf.count - 1
+        and leaf.at == leaf.entries - 1
         and before.end == logical
         and before.physical + before.length == number
         and before.length < LONGEST_WRITTEN
     ):
-        tree.lengthen(leaf, leaf.index, before.length + 1)
+        tree.lengthen(leaf, leaf.at, before.length + 1)
     elif not _try_assign(change, tree, path, Piece(logical, 1, number, True)):
         allocator.free_blocks(transaction, taken)
         return inode, [], nothing
@@ -192,14 +192,14 @@ def trim_extents(change: Change, inode: Inode, keep: int, most: int) -> tuple[In
     for _ in range(_MOST_LEAVES):
         path = tree.seek(MAX_LOGICAL - 1, -AHEAD)
         leaf = path[-1]
-        if not leaf.count:
+        if not leaf.entries:
             if len(path) == 1:
                 return tree.finish(), keep
             tree.drop_empty(path)
             continue
         is_done = False
         end = leaf.high
-        for index in range(leaf.count - 1, -1, -1):
+        for index in range(leaf.entries - 1, -1, -1):
             extent = tree.entry(leaf, index)
             is_done = extent.end <= keep
             if is_done or not left:
@@ -228,7 +228,7 @@ def blocks_in_root(change: Change, inode: Inode, most: int) -> list[int] | None:
     if tree.depth:
         return None
     (leaf,) = tree.seek(0)
-    extents = [tree.entry(leaf, index) for index in range(leaf.count)]
+    extents = [tree.entry(leaf, index) for index in range(leaf.entries)]
     if sum(extent.length for extent in extents) > most:
         return None
     return [number for extent in extents for number in extent.numbers()]
@@ -238,7 +238,7 @@ def _fill_hole(change: Change, tree: ExtentTree, inode: Inode, hole: Piece, near
     """Take blocks for a hole, and enter them as ``hole.is_written`` says: fewer where there is room for fewer."""
     allocator, transaction = change.allocator, change.transaction
     leaf = tree.seek(hole.logical)[-1]
-    before = tree.entry(leaf, leaf.index) if leaf.index >= 0 else None
+    before = tree.entry(leaf, leaf.at) if leaf.at >= 0 else None
     near = near or _goal(change, inode, before, hole.logical, 0)
     taken = allocator.take_blocks(transaction, change.caller, near, hole.length)
     longest = LONGEST_WRITTEN if hole.is_written else LONGEST_UNWRITTEN

@@ -1,4 +1,4 @@
-"""Changing the extent tree of an inode: entries of a leaf are replaced, and nodes split, freed and joined as that needs.
+"""Changing the extent tree of an inode: entries of a leaf are replaced, and nodes split, joined and freed as it needs.
 
 Source: fs/ext4/extents.c (ext4_ext_find_extent, ext4_ext_split, ext4_ext_grow_indepth, ext4_ext_correct_indexes,
 ext4_ext_rm_idx, ext4_ext_try_to_merge).
@@ -55,9 +55,9 @@ class Step(NamedTuple):
 
     number: int
     """Block number; 0 for i_block."""
-    count: int
-    """Entries."""
-    index: int
+    entries: int
+    """How many it has."""
+    at: int
     """In an index node the entry by which the way goes on; in a leaf the last one that begins at or before the block
     that was looked for, -1 if there is none."""
     low: int
@@ -164,7 +164,7 @@ class ExtentTree:
         while position < end:
             leaf = self.seek(position, AHEAD)[-1]
             stop = min(leaf.high, end)
-            for index in range(max(leaf.index, 0), leaf.count):
+            for index in range(max(leaf.at, 0), leaf.entries):
                 extent = self.entry(leaf, index)
                 if extent.logical >= stop:
                     break
@@ -196,11 +196,11 @@ class ExtentTree:
             OSError: ENOSPC, there is no block for the tree; nothing has been changed.
         """
         leaf = path[-1]
-        start = max(_search(self._data(leaf.number), leaf.count, first), 0)
+        start = max(_search(self._data(leaf.number), leaf.entries, first), 0)
         stop = start
         before: list[Piece] = []
         after: list[Piece] = []
-        while stop < leaf.count and not after:
+        while stop < leaf.entries and not after:
             extent = self.entry(leaf, stop)
             stop += 1
             if extent.logical < first:
@@ -245,7 +245,7 @@ class ExtentTree:
         """
         needed = 0
         for step in reversed(path):
-            if step.count + extra <= (self._room if step.number else _ROOT_ROOM):
+            if step.entries + extra <= (self._room if step.number else _ROOT_ROOM):
                 break
             needed, extra = needed + 1, 1
         if not needed:
@@ -271,7 +271,7 @@ class ExtentTree:
         if not area:
             if above:
                 self._freed.append(step.number)
-                self._replace(above, above[-1].index, above[-1].index + 1, b"")
+                self._replace(above, above[-1].at, above[-1].at + 1, b"")
             else:
                 self._store(0, 0, b"")
             return
@@ -281,7 +281,7 @@ class ExtentTree:
             else:
                 self._grow(depth, area)
             return
-        if len(above) == 1 and above[0].count == 1 and len(area) <= _ROOT_ROOM * ENTRY_SIZE:
+        if len(above) == 1 and above[0].entries == 1 and len(area) <= _ROOT_ROOM * ENTRY_SIZE:
             self._freed.append(step.number)
             self._store(0, depth, area)
             return
@@ -294,10 +294,12 @@ class ExtentTree:
             area, right = area[:cut], area[cut:]
         self._store(step.number, depth, area)
         if not start:
-            self._correct_indexes(above, *KEY.unpack_from(area))
+            (key,) = KEY.unpack_from(area)
+            self._correct_indexes(above, key)
         if right:
-            index = above[-1].index + 1
-            self._replace(above, index, index, pack_index(*KEY.unpack_from(right), self._new_node(depth, right)))
+            (key,) = KEY.unpack_from(right)
+            index = above[-1].at + 1
+            self._replace(above, index, index, pack_index(key, self._new_node(depth, right)))
 
     def _grow(self, depth: int, area: bytes) -> None:
         """Make the tree higher: what does not fit into the root goes into a block of its own."""
@@ -315,14 +317,16 @@ class ExtentTree:
     def _correct_indexes(self, above: Sequence[Step], key: int) -> None:
         """The first entry of a node has changed: the index nodes above say so."""
         for step in reversed(above):
-            KEY.pack_into(self._changed(step.number), HEADER_SIZE + step.index * ENTRY_SIZE, key)
-            if step.index:
+            KEY.pack_into(self._changed(step.number), HEADER_SIZE + step.at * ENTRY_SIZE, key)
+            if step.at:
                 return
 
     def _store(self, number: int, depth: int, area: bytes) -> None:
         data = self._changed(number)
         room = room_of(len(data))
-        HEADER.pack_into(data, 0, MAGIC, len(area) // ENTRY_SIZE, room, depth, *_GENERATION.unpack_from(data, _GENERATION_OFFSET))
+        HEADER.pack_into(
+            data, 0, MAGIC, len(area) // ENTRY_SIZE, room, depth, *_GENERATION.unpack_from(data, _GENERATION_OFFSET)
+        )
         data[HEADER_SIZE : HEADER_SIZE + len(area)] = area
 
     def _data(self, number: int) -> Block:
@@ -351,7 +355,7 @@ class ExtentTree:
             raise missing.of(OWNER, self._inode.ino)  # noqa: B904  # it is the same exception
         if not isinstance(data, bytearray):
             self._change.allocator.check_writable(self._transaction, [number])
-            if self._superblock.checksums is not None:
+            if self._superblock.checksums is not None and self._transaction.is_sealed(number):
                 self._count(data, number, depth)
                 self._superblock.checksums.check_extents(self._inode.ino, self._inode.i_generation, number, data)
         return data

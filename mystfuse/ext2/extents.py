@@ -107,7 +107,7 @@ def find_extents(superblock: Superblock, blocks: Blocks, inode: Inode, first: in
         extents: list[Extent | _Child] = []
         below: list[_Node] = []
         for node, block in zip(nodes, found, strict=True):
-            some = _read_block(superblock, inode, node, block)
+            some = _read_block(superblock, blocks, inode, node, block)
             if depth:
                 below += _children(some, depth, node.low, node.high, first, end)
             else:
@@ -140,7 +140,7 @@ def find_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: in
         except BlocksMissing as missing:
             raise missing.of(OWNER, inode.ino)  # noqa: B904
         depth, low, high = node.depth, node.low, node.high
-        entries = _read_block(superblock, inode, node, block)
+        entries = _read_block(superblock, blocks, inode, node, block)
     is_data: bool | None = None
     position = first
     for extent in entries:
@@ -183,12 +183,11 @@ def _read_root(superblock: Superblock, inode: Inode) -> tuple[int, _Entries]:
     return eh_depth, _parse(superblock, inode, inode.i_block, "i_block", eh_depth, 0, MAX_LOGICAL)
 
 
-def _read_block(superblock: Superblock, inode: Inode, node: _Node, block: Block) -> _Entries:
+def _read_block(superblock: Superblock, blocks: Blocks, inode: Inode, node: _Node, block: Block) -> _Entries:
     """The entries of a block of the tree."""
     where = f"extent block {node.number}"
     entries = _parse(superblock, inode, block, where, node.depth, node.low, node.high)
-    # What a transaction has changed gets its checksum at the end.
-    if superblock.checksums is not None and not isinstance(block, bytearray):
+    if superblock.checksums is not None and blocks.is_sealed(node.number):
         superblock.checksums.check_extents(inode.ino, inode.i_generation, node.number, block)
     return entries
 

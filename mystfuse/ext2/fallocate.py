@@ -88,9 +88,7 @@ def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, si
         transaction.put_run(number, zeros[: length * superblock.block_size])
 
 
-def _allocate_unwritten(
-    change: Change, inode: Inode, first: int, count: int, zeroed: range, size: int | None
-) -> None:
+def _allocate_unwritten(change: Change, inode: Inode, first: int, count: int, zeroed: range, size: int | None) -> None:
     """``allocate`` for a file with extents."""
     block_size = change.superblock.block_size
     if size is not None:

@@ -87,6 +87,7 @@ SUPPORTED = EXT2 | _OF_EXT4
 """Those that are read."""
 WRITABLE = EXT2 | {
     "64bit",
+    "extent",
     "extra_isize",
     "fast_commit",
     "flex_bg",

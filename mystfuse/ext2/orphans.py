@@ -9,9 +9,9 @@ from functools import partial
 from mystfuse.errors import MystfuseError
 from mystfuse.ext2.blocks import BlocksMissing
 from mystfuse.ext2.change import Change
+from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.extent_changes import blocks_in_root
 from mystfuse.ext2.extent_format import EMPTY_ROOT
-from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.symlink import is_fast
 from mystfuse.ext2.truncate import MAX_TRIMMED, trim_blocks
