@@ -88,6 +88,7 @@ SUPPORTED = EXT2 | _OF_EXT4
 WRITABLE = EXT2 | {
     "64bit",
     "ea_inode",
+    "extent",
     "extra_isize",
     "fast_commit",
     "flex_bg",
