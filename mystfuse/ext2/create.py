@@ -19,6 +19,7 @@ from mystfuse.ext2.constants import (
     EXT2_N_BLOCKS,
     EXT2_OTHER_FLMASK,
     EXT2_REG_FLMASK,
+    EXT4_EXTENTS_FL,
     PATH_MAX,
 )
 from mystfuse.ext2.directory_changes import (
@@ -28,8 +29,10 @@ from mystfuse.ext2.directory_changes import (
     new_directory_block,
     write_directory,
 )
+from mystfuse.ext2.extent_format import EMPTY_ROOT
+from mystfuse.ext2.inline_directory_changes import begin_inline
 from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
-from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT, find_attribute
+from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
 from mystfuse.ext2.xattr_changes import set_attribute
 
 _NO_BLOCKS = bytes(4 * EXT2_N_BLOCKS)
@@ -101,6 +104,11 @@ def new_inode(
         flags &= EXT2_REG_FLMASK
     elif not is_directory:
         flags &= EXT2_OTHER_FLMASK
+    i_block = _device_block(mode, rdev)
+    if "extent" in superblock.features and (is_regular or is_directory or stat.S_ISLNK(mode)):
+        # fs/ext4/ialloc.c, __ext4_new_inode.
+        flags |= EXT4_EXTENTS_FL
+        i_block = EMPTY_ROOT
     ino = filesystem.allocator.take_inode(transaction, directory, mode)
     extra_isize = min(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, EXTRA_ISIZE)
     inode = Inode(
@@ -115,7 +123,7 @@ def new_inode(
         links,
         0,  # i_blocks
         flags,
-        _NO_BLOCKS if is_regular else _device_block(mode, rdev),
+        i_block,
         filesystem.next_generation(),
         0,  # i_file_acl
         bytes(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE - extra_isize),
@@ -123,6 +131,8 @@ def new_inode(
     )
     if is_regular:
         pass
+    elif is_directory and superblock.has_inline_data and (inline := begin_inline(superblock, inode, directory.ino)):
+        inode = inline
     elif is_directory:
         inode, _, block = add_block(change, inode, 0)
         new_directory_block(superblock, block, ino, directory.ino)
@@ -143,7 +153,8 @@ def _with_target(change: Change, inode: Inode, target: bytes) -> Inode:
     if len(target) >= min(change.superblock.block_size, PATH_MAX):
         raise OSError(ENAMETOOLONG, f"a symbolic link's target of {len(target)} bytes")
     if len(target) < len(inode.i_block):
-        return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target))
+        flags = inode.i_flags & ~EXT4_EXTENTS_FL
+        return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target), i_flags=flags)
     inode, _, block = add_block(change, inode, 0)
     block[: len(target)] = target
     return inode._replace(size=len(target))
@@ -169,7 +180,7 @@ def _inherit_acl(change: Change, directory: Inode, inode: Inode, umask: int) -> 
         return inode
     stored = None
     if directory.i_file_acl or any(directory.extra):
-        stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)
+        stored = change.find_attribute(directory, INDEX_ACL_DEFAULT)
     if stored is None:
         lost = inode.i_mode & umask & 0o777
         return inode._replace(i_mode=inode.i_mode & ~lost) if lost else inode

@@ -7,9 +7,11 @@ from errno import EFBIG, EINVAL, EISDIR
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.block_map import map_block
+from mystfuse.ext2.block_map import map_block, max_file_size
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.extent_changes import trim_extents
+from mystfuse.ext2.inline_changes import resize_inline
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_file_size
 
@@ -33,11 +35,17 @@ def truncate(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:
     transaction, superblock = change.transaction, change.superblock
     if not inode.is_regular:
         raise OSError(EISDIR if inode.is_directory else EINVAL, f"inode {inode.ino} is not a regular file")
-    if size > superblock.max_file_size:
-        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {superblock.max_file_size}")
+    largest = max_file_size(superblock, inode)
+    if size > largest:
+        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {largest}")
     now = change.now_ns
+    if inode.is_inline:
+        inode, is_resized = resize_inline(change, inode, size)
+        if is_resized:
+            return inode.touched(now), True
     is_reached = True
-    if size >= inode.size:
+    # Behind the end of a file with extents there may be blocks.
+    if size > inode.size or (size == inode.size and not inode.has_extents):
         zero_tail(change, inode)
         note_file_size(superblock, transaction, size)
         reached = size
@@ -79,6 +87,8 @@ def trim_blocks(change: Change, inode: Inode, keep: int, most: int) -> Trimmed:
     Raises:
         BlocksMissing, CorruptFilesystem
     """
+    if inode.has_extents:
+        return Trimmed(*trim_extents(change, inode, keep, most))
     block_size = change.superblock.block_size
     per_block = block_size // 4
     roots = list(_ROOTS.unpack(inode.i_block))
