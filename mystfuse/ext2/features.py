@@ -87,10 +87,13 @@ SUPPORTED = EXT2 | _OF_EXT4
 """Those that are read."""
 WRITABLE = EXT2 | {
     "64bit",
+    "casefold",
+    "dir_nlink",
     "extra_isize",
     "fast_commit",
     "flex_bg",
     "huge_file",
+    "large_dir",
     "meta_bg",
     "metadata_csum",
     "metadata_csum_seed",

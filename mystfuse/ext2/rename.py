@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import stat
-from errno import EEXIST, EINVAL, EISDIR, EMLINK, ENOENT, ENOTDIR, ENOTEMPTY
+from errno import EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY
 from typing import NamedTuple
 
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_LINK_MAX
 from mystfuse.ext2.create import new_inode
 from mystfuse.ext2.directory import read_parent
 from mystfuse.ext2.directory_changes import (
     Place,
     changeable_directory,
+    check_can_grow,
+    check_links,
     check_name,
     find_place,
     find_place_again,
@@ -83,12 +84,14 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
     if new_place is not None:
         replaced = referred_inode(change, new_directory, new_place)
         _check_replaceable(change, new_directory, inode, replaced)
-    elif moves and new_directory.i_links_count >= EXT2_LINK_MAX:
-        raise OSError(EMLINK, f"directory inode {new.parent} has {new_directory.i_links_count} links")
+    else:
+        check_can_grow(new_directory)
+        if moves:
+            check_links(change, new_directory)
     if moves:
         read_parent(change.superblock, change.transaction, inode)
     if new_place is not None and replaced is not None:
-        point_entry(change, new_place, inode)
+        point_entry(change, new_directory, new_place, inode)
         drop_link(change, replaced)
     else:
         new_directory = insert_entry(change, new_directory, new.name, inode)
@@ -97,7 +100,7 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
     # The new entry may have been put between the old one and the one in front of it.
     old_place = find_place_again(change, old_directory, old.name, old_place)
     if flags & RENAME_WHITEOUT:
-        point_entry(change, old_place, new_inode(change, old_directory, stat.S_IFCHR, 1))
+        point_entry(change, old_directory, old_place, new_inode(change, old_directory, stat.S_IFCHR, 1))
     else:
         remove_entry(change, old_directory, old.name, old_place)
     change.write_inode(inode._replace(ctime_ns=change.now_ns))
@@ -127,10 +130,10 @@ def _exchange(change: Change, old_directory: Inode, old_place: Place, new_direct
                 set_parent(change, moved, target.ino)
         links = int(inode.is_directory) - int(other.is_directory)
         for directory, gained in ((new_directory, links), (old_directory, -links)):
-            if gained > 0 and directory.i_links_count >= EXT2_LINK_MAX:
-                raise OSError(EMLINK, f"directory inode {directory.ino} has {directory.i_links_count} links")
-    point_entry(change, old_place, other)
-    point_entry(change, new_place, inode)
+            if gained > 0:
+                check_links(change, directory)
+    point_entry(change, old_directory, old_place, other)
+    point_entry(change, new_directory, new_place, inode)
     for moved in (inode, other):
         change.write_inode(moved._replace(ctime_ns=change.now_ns))
     write_directory(change, old_directory, links=-links)
