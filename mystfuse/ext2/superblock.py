@@ -30,6 +30,7 @@ from mystfuse.ext2.constants import (
     SUPERBLOCK_SIZE,
 )
 from mystfuse.ext2.features import check_supported, feature_names, of_ext4, only_for_reading
+from mystfuse.ext2.name_hash import NameHash
 from mystfuse.kernels.checksums import crc32c
 
 GROUP_DESCRIPTOR_SIZE = 32
@@ -117,6 +118,8 @@ class Superblock:
     """With orphan_file, the inode of the file that lists orphans."""
     checksums: MetadataChecksums | None = None
     """What checks metadata that have a crc32c; None without metadata_csum."""
+    name_hash: NameHash | None = None
+    """How the names of indexed directories are hashed; None without dir_index."""
 
     @cached_property
     def is_extended(self) -> bool:
@@ -326,6 +329,7 @@ class Superblock:
             jnl_blocks_16 if "has_journal" in features else 0,
             block_size,
             features,
+            name_hash=NameHash.parse(data) if "dir_index" in features else None,
             **_check_extended(data, extended, features, log_block_size, blocks_per_group),
         )
         superblock._check()
