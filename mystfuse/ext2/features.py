@@ -88,6 +88,7 @@ SUPPORTED = EXT2 | _OF_EXT4
 WRITABLE = EXT2 | {
     "64bit",
     "ea_inode",
+    "encrypt",
     "extra_isize",
     "fast_commit",
     "flex_bg",
@@ -98,9 +99,11 @@ WRITABLE = EXT2 | {
     "metadata_csum_seed",
     "mmp",
     "orphan_file",
+    "project",
     "sparse_super2",
     "stable_inodes",
     "uninit_bg",
+    "verity",
 }
 """Those that do not keep a file system from being written to."""
 

@@ -35,6 +35,7 @@ from mystfuse.kernels.checksums import crc32c
 GROUP_DESCRIPTOR_SIZE = 32
 """Bytes without 64bit."""
 _LONG_DESCRIPTOR_SIZE = 64
+_EXTRA_ISIZE = 32
 _CRC32C = 1
 """The one s_checksum_type."""
 
@@ -53,7 +54,7 @@ _EXTENDED = struct.Struct(
     "<I4xI"  # s_log_cluster_size s_clusters_per_group
     "214xH4xI"  # s_desc_size s_first_meta_bg
     "72xII"  # s_blocks_count_hi s_r_blocks_count_hi
-    "14xH"  # s_mmp_update_interval
+    "4xHH6xH"  # s_min_extra_isize s_want_extra_isize s_mmp_update_interval
     "Q5xB"  # s_mmp_block s_checksum_type
     "210xIII"  # s_overhead_clusters s_backup_bgs[2]
     "28xI"  # s_checksum_seed
@@ -112,6 +113,8 @@ class Superblock:
     s_backup_bgs: tuple[int, int] = (0, 0)
     """With sparse_super2, the groups that have copies; 0 for none."""
     s_mmp_block: int = 0
+    wanted_extra_isize: int = 0
+    """What i_extra_isize of new inodes is at least, if not 0."""
     checksums: MetadataChecksums | None = None
     """What checks metadata that have a crc32c; None without metadata_csum."""
 
@@ -119,6 +122,12 @@ class Superblock:
     def is_extended(self) -> bool:
         """Whether it has any feature that only ext4 has."""
         return bool(of_ext4(self.features))
+
+    @cached_property
+    def new_extra_isize(self) -> int:
+        """The i_extra_isize of new inodes: up to and with i_projid, if there is room (fs/ext4/super.c,
+        s_want_extra_isize)."""
+        return max(min(self.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, _EXTRA_ISIZE), self.wanted_extra_isize)
 
     @cached_property
     def has_inline_data(self) -> bool:
@@ -314,7 +323,7 @@ class Superblock:
             jnl_blocks_16 if "has_journal" in features else 0,
             block_size,
             features,
-            **_check_extended(data, extended, features, log_block_size, blocks_per_group),
+            **_check_extended(data, extended, features, log_block_size, blocks_per_group, inode_size),
         )
         superblock._check()
         return superblock
@@ -365,6 +374,8 @@ class _Extended(NamedTuple):
     s_first_meta_bg: int
     s_blocks_count_hi: int
     s_r_blocks_count_hi: int
+    s_min_extra_isize: int
+    s_want_extra_isize: int
     s_mmp_update_interval: int
     s_mmp_block: int
     s_checksum_type: int
@@ -375,10 +386,15 @@ class _Extended(NamedTuple):
 
 
 def _check_extended(
-    data: bytes | memoryview, fields: _Extended, features: frozenset[str], log_block_size: int, blocks_per_group: int
+    data: bytes | memoryview,
+    fields: _Extended,
+    features: frozenset[str],
+    log_block_size: int,
+    blocks_per_group: int,
+    inode_size: int,
 ) -> dict[str, Any]:
     """The fields of ``Superblock`` that only ext4 has, checked (fs/ext4/super.c, ext4_handle_clustersize,
-    ext4_verify_csum_type, ext4_superblock_csum and ext4_block_group_meta_init).
+    ext4_verify_csum_type, ext4_superblock_csum, ext4_block_group_meta_init and ext4_inode_info_init).
 
     Raises:
         CorruptFilesystem: they contradict each other, or the superblock's checksum does not match.
@@ -391,6 +407,11 @@ def _check_extended(
         "s_backup_bgs": (fields.s_backup_bg_0, fields.s_backup_bg_1),
         "s_mmp_block": fields.s_mmp_block if "mmp" in features else 0,
     }
+    if "extra_isize" in features and inode_size > EXT2_GOOD_OLD_INODE_SIZE:
+        wanted = max(fields.s_min_extra_isize, fields.s_want_extra_isize)
+        if wanted > inode_size - EXT2_GOOD_OLD_INODE_SIZE or wanted % 4:
+            raise CorruptFilesystem(f"EXT2 superblock: s_want_extra_isize {wanted} is invalid")
+        found["wanted_extra_isize"] = wanted
     if "metadata_csum" in features:
         if fields.s_checksum_type != _CRC32C:
             raise CorruptFilesystem(f"EXT2 superblock: s_checksum_type {fields.s_checksum_type} is unknown")
