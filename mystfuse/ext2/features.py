@@ -99,6 +99,7 @@ WRITABLE = EXT2 | {
     "metadata_csum_seed",
     "mmp",
     "orphan_file",
+    "orphan_present",
     "project",
     "sparse_super2",
     "stable_inodes",
