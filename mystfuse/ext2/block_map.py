@@ -135,6 +135,11 @@ def map_runs(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, c
     return runs
 
 
+def max_file_size(superblock: Superblock, inode: Inode) -> int:
+    """Bytes of the largest file that a regular file's map can be that of."""
+    return superblock.max_extents_size if inode.i_flags & EXT4_EXTENTS_FL else superblock.max_file_size
+
+
 class Stretch(NamedTuple):
     """A part of a file that is all data, or all hole."""
 

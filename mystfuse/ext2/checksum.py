@@ -95,6 +95,12 @@ class MetadataChecksums:
         if crc32c(block[:end], self.inode_seed(ino, generation)) != stored:
             raise CorruptFilesystem(f"inode {ino}: the checksum of extent block {number} does not match")
 
+    def set_extents(self, ino: int, generation: int, block: bytearray) -> None:
+        """Give such a block its checksum."""
+        (eh_max,) = _SHORT.unpack_from(block, 4)
+        end = 12 + 12 * eh_max
+        _NUMBER.pack_into(block, end, crc32c(bytes(block[:end]), self.inode_seed(ino, generation)))
+
     def check_directory(self, ino: int, generation: int, logical: int, block: Block) -> None:
         """A block of a directory, of names or of its index (ext4_dirblock_csum_verify, ext4_dx_csum_verify)."""
         seed = self.inode_seed(ino, generation)

@@ -20,6 +20,7 @@ from mystfuse.ext2.constants import (
     EXT2_N_BLOCKS,
     EXT2_OTHER_FLMASK,
     EXT2_REG_FLMASK,
+    EXT4_EXTENTS_FL,
     PATH_MAX,
 )
 from mystfuse.ext2.directory_changes import (
@@ -29,6 +30,7 @@ from mystfuse.ext2.directory_changes import (
     new_directory_block,
     write_directory,
 )
+from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inline_directory_changes import begin_inline
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.projects import inherit_project
@@ -105,6 +107,11 @@ def new_inode(
         flags &= EXT2_REG_FLMASK
     elif not is_directory:
         flags &= EXT2_OTHER_FLMASK
+    i_block = _device_block(mode, rdev)
+    if "extent" in superblock.features and (is_regular or is_directory or stat.S_ISLNK(mode)):
+        # fs/ext4/ialloc.c, __ext4_new_inode.
+        flags |= EXT4_EXTENTS_FL
+        i_block = EMPTY_ROOT
     ino = filesystem.allocator.take_inode(transaction, directory, mode)
     extra_isize = superblock.new_extra_isize
     inode = Inode(
@@ -119,7 +126,7 @@ def new_inode(
         links,
         0,  # i_blocks
         flags,
-        _NO_BLOCKS if is_regular else _device_block(mode, rdev),
+        i_block,
         filesystem.next_generation(),
         0,  # i_file_acl
         bytes(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE - extra_isize),
@@ -150,7 +157,8 @@ def _with_target(change: Change, inode: Inode, target: bytes) -> Inode:
     if len(target) >= min(change.superblock.block_size, PATH_MAX):
         raise OSError(ENAMETOOLONG, f"a symbolic link's target of {len(target)} bytes")
     if len(target) < len(inode.i_block):
-        return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target))
+        flags = inode.i_flags & ~EXT4_EXTENTS_FL
+        return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target), i_flags=flags)
     inode, _, block = add_block(change, inode, 0)
     block[: len(target)] = target
     return inode._replace(size=len(target))

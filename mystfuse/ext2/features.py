@@ -89,6 +89,7 @@ WRITABLE = EXT2 | {
     "64bit",
     "ea_inode",
     "encrypt",
+    "extent",
     "extra_isize",
     "fast_commit",
     "flex_bg",

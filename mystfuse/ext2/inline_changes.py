@@ -10,6 +10,7 @@ from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.block_map_changes import add_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT4_DAX_FL, EXT4_EXTENTS_FL, EXT4_INLINE_DATA_FL
+from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inline_data import capacity, read_inline
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -45,10 +46,12 @@ def with_contents(superblock: Superblock, inode: Inode, contents: bytes) -> Inod
 
 
 def without_contents(superblock: Superblock, inode: Inode) -> Inode:
-    """The inode, not written, with an empty block map in the place of its contents; raises as ``with_contents``."""
+    """The inode, not written, with an empty extent tree or block map in the place of its contents; raises as
+    ``with_contents``."""
+    has_extents = "extent" in superblock.features
     return inode._replace(
-        i_flags=inode.i_flags & ~EXT4_INLINE_DATA_FL,
-        i_block=bytes(HEAD_SIZE),
+        i_flags=inode.i_flags & ~EXT4_INLINE_DATA_FL | (EXT4_EXTENTS_FL if has_extents else 0),
+        i_block=EMPTY_ROOT if has_extents else bytes(HEAD_SIZE),
         extra=_packed(inode, _others(superblock, inode)),
     )
 

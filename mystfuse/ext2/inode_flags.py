@@ -59,7 +59,9 @@ def set_flags(change: Change, ino: int, flags: int, among: int = VISIBLE, projec
     mask = ~0 if inode.is_directory else EXT2_REG_FLMASK if inode.is_regular else EXT2_OTHER_FLMASK
     if flags & ~VISIBLE or flags & ~mask & (_SETTABLE | EXT4_CASEFOLD_FL) or flags & EXT4_CASEFOLD_FL:
         raise OSError(EOPNOTSUPP, f"inode {ino} cannot have flags {flags:#x}")
-    if flags & EXT4_EXTENTS_FL:
+    if (flags ^ inode.i_flags) & EXT4_EXTENTS_FL:
+        if "extent" in change.superblock.features:
+            raise OSError(EOPNOTSUPP, f"inode {ino}: its map stays what it is")
         raise OSError(EINVAL, f"inode {ino}: the file system has no extents")
     new = inode.i_flags & ~_SETTABLE | flags & _SETTABLE
     if inode.is_immutable and new & EXT2_IMMUTABLE_FL and new != inode.i_flags:

@@ -9,6 +9,8 @@ from mystfuse.errors import MystfuseError
 from mystfuse.ext2.blocks import BlocksMissing
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.extent_changes import blocks_in_root
+from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.release_inodes import free_inodes
 from mystfuse.ext2.symlink import is_fast
@@ -18,6 +20,9 @@ from mystfuse.ext2.xattr_changes import drop_attributes, has_value_inodes
 MAX_TOGETHER = 64
 """Orphans freed in one transaction."""
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+_NO_BLOCKS = bytes(4 * EXT2_N_BLOCKS)
+_FEW_BLOCKS = 64
+"""Blocks of a small file with extents."""
 
 
 def release(change: Change, ino: int) -> bool:
@@ -64,9 +69,8 @@ def release_together(change: Change, inos: Iterable[int], is_held: Callable[[int
             continue
         try:
             inode = change.inode(ino)
-            roots = _ROOTS.unpack(inode.i_block) if _has_map(change, inode) else ()
-            pointers = [pointer for pointer in roots[:EXT2_NDIR_BLOCKS] if pointer]
-            if inode.i_links_count or inode.i_file_acl or any(roots[EXT2_NDIR_BLOCKS:]):
+            pointers = _few_blocks(change, inode)
+            if inode.i_links_count or inode.i_file_acl or pointers is None:
                 continue
             if has_value_inodes(change.superblock, inode):
                 continue
@@ -74,11 +78,23 @@ def release_together(change: Change, inos: Iterable[int], is_held: Callable[[int
                 continue
         except (BlocksMissing, MystfuseError):
             continue
-        inodes.append(inode.mapped(0, bytes(len(inode.i_block))) if pointers else inode)
+        inodes.append(inode.mapped(0, EMPTY_ROOT if inode.has_extents else _NO_BLOCKS) if pointers else inode)
         numbers += pointers
     allocator.free_blocks(transaction, numbers)
     free_inodes(change, inodes)
     return {inode.ino for inode in inodes}
+
+
+def _few_blocks(change: Change, inode: Inode) -> list[int] | None:
+    """The blocks of an inode that are mapped in the inode itself, few of them; None if there are others."""
+    if not _has_map(change, inode):
+        return []
+    if inode.has_extents:
+        return blocks_in_root(change, inode, _FEW_BLOCKS)
+    roots = _ROOTS.unpack(inode.i_block)
+    if any(roots[EXT2_NDIR_BLOCKS:]):
+        return None
+    return [pointer for pointer in roots[:EXT2_NDIR_BLOCKS] if pointer]
 
 
 def _has_map(change: Change, inode: Inode) -> bool:

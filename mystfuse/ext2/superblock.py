@@ -206,6 +206,15 @@ class Superblock:
             indirect += (1 + per_block) + 1 + -(-left // per_block) + -(-left // per_block**2)
         return (countable - indirect) * self.block_size
 
+    @cached_property
+    def max_extents_size(self) -> int:
+        """The same for a file with extents: 2^32 - 1 blocks, and without huge_file what i_blocks can count
+        (fs/ext4/super.c, ext4_max_size)."""
+        blocks = (1 << 32) - 1
+        if "huge_file" not in self.features:
+            blocks //= self.block_size // 512
+        return blocks * self.block_size
+
     def group_has_superblock(self, group: int) -> bool:
         """Whether a group holds a copy of superblock and descriptors: with sparse_super 0, 1, and powers of 3, 5, 7;
         with sparse_super2 0 and two others (fs/ext4/balloc.c, ext4_bg_has_super)."""

@@ -17,7 +17,8 @@ from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import runs_of
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_N_BLOCKS, EXT4_EA_INODE_FL
+from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_N_BLOCKS, EXT4_EA_INODE_FL, EXT4_EXTENTS_FL
+from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.release_inodes import free_inodes
 from mystfuse.ext2.truncate import MAX_TRIMMED, trim_blocks
@@ -40,7 +41,7 @@ def store_value(change: Change, owner: Inode, name_index: int, suffix: bytes, va
     filesystem, transaction, superblock = change.filesystem, change.transaction, change.superblock
     mode = stat.S_IFREG | 0o600
     value_hash = crc32c(value, superblock.checksum_seed)
-    extra_isize = superblock.new_extra_isize
+    extra_isize, has_extents = superblock.new_extra_isize, "extent" in superblock.features
     inode = Inode(
         filesystem.allocator.take_inode(transaction, owner, mode),
         mode,
@@ -52,8 +53,8 @@ def store_value(change: Change, owner: Inode, name_index: int, suffix: bytes, va
         0,  # ctime_ns
         1,  # i_links_count
         0,  # i_blocks
-        EXT4_EA_INODE_FL,
-        bytes(4 * EXT2_N_BLOCKS),
+        EXT4_EA_INODE_FL | (EXT4_EXTENTS_FL if has_extents else 0),
+        EMPTY_ROOT if has_extents else bytes(4 * EXT2_N_BLOCKS),
         filesystem.next_generation(),
         0,  # i_file_acl
         bytes(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE - extra_isize),

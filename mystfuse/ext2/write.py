@@ -7,6 +7,7 @@ from errno import EFBIG, ENOSPC, EPERM
 from functools import partial
 
 from mystfuse.ext2.allocation import runs_of
+from mystfuse.ext2.block_map import max_file_size
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.change import Change
@@ -36,13 +37,12 @@ def write(
     filesystem, transaction, superblock = change.filesystem, change.transaction, change.superblock
     transaction.is_divisible = not whole
     inode = filesystem.regular_file(transaction, ino)
-    length = min(len(data), superblock.max_file_size - offset)
+    largest = max_file_size(superblock, inode)
+    length = min(len(data), largest - offset)
     if length <= 0 or (whole and length < len(data)):
         if not len(data):
             return 0
-        raise OSError(
-            EFBIG, f"{offset + len(data)} bytes are more than the largest file size {superblock.max_file_size}"
-        )
+        raise OSError(EFBIG, f"{offset + len(data)} bytes are more than the largest file size {largest}")
     if (inode.is_immutable or inode.has_verity) and loses is not Loses.NOTHING:
         # It has become so since it was opened (fs/ext4/file.c, ext4_write_checks). Pages of a mapping are written.
         raise OSError(EPERM, f"inode {ino} is immutable, or has fs-verity")

@@ -21,6 +21,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "inline_data, 256": ("-O", f"inline_data,{PLAIN}", "-I", "256", "-b", "1024"),
     "inline_data and ea_inode, 512": ("-O", f"inline_data,ea_inode,{PLAIN}", "-I", "512", "-b", "4096"),
     "inline_data, 1024": ("-O", f"inline_data,ea_inode,{PLAIN}", "-I", "1024", "-b", "1024"),
+    "inline_data and extents, 256": ("-O", f"inline_data,ea_inode,{PLAIN},extent", "-I", "256", "-b", "1024"),
     "ea_inode, 128": ("-O", f"ea_inode,{PLAIN}", "-I", "128", "-b", "1024"),
 }
 
