@@ -32,7 +32,7 @@ async def test_random_changes(options: tuple[str, ...], seed: int, tmp_path: Pat
     image = make_image(tmp_path / "image", "-t", "ext4", *options, size="16M")
     volume = await Volume.open(MemoryDevice(image.read_bytes()), LIMIT)
     with kernel_mount(image, tmp_path / "kernel", "rw,nodelalloc,user_xattr"):
-        pair = Pair(volume, tmp_path / "kernel", seed)
+        pair = Pair(volume, tmp_path / "kernel", seed, ",extent" in options[1])
         for number in range(1, STEPS + 1):
             await pair.step(SIZES, VALUES)
             if not number % STEPS_BETWEEN_CHECKS:
