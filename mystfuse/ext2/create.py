@@ -10,6 +10,7 @@ from functools import partial
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import Acl, acl_to_xattr
+from mystfuse.ext2.block_map import check_not_encrypted
 from mystfuse.ext2.block_map_changes import add_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import (
@@ -31,7 +32,8 @@ from mystfuse.ext2.directory_changes import (
 )
 from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inline_directory_changes import begin_inline
-from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.projects import inherit_project
 from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
 from mystfuse.ext2.xattr_changes import set_attribute
 
@@ -94,6 +96,7 @@ def new_inode(
     """
     filesystem, transaction, superblock, now = change.filesystem, change.transaction, change.superblock, change.now_ns
     is_directory, is_regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
+    check_not_encrypted(directory)
     gid = change.caller.gid
     if directory.i_mode & stat.S_ISGID:
         gid = directory.gid
@@ -110,7 +113,7 @@ def new_inode(
         flags |= EXT4_EXTENTS_FL
         i_block = EMPTY_ROOT
     ino = filesystem.allocator.take_inode(transaction, directory, mode)
-    extra_isize = min(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, EXTRA_ISIZE)
+    extra_isize = superblock.new_extra_isize
     inode = Inode(
         ino,
         mode,
@@ -141,6 +144,7 @@ def new_inode(
         inode = _with_target(change, inode, target)
     inode = _inherit_acl(change, directory, inode, umask)
     filesystem.inode_table.write_new(transaction, inode)
+    inherit_project(change, directory, inode)
     (transaction.released if links else transaction.orphaned).add(ino)
     transaction.on_commit.append(partial(filesystem.forget, ino))
     return inode

@@ -88,6 +88,7 @@ SUPPORTED = EXT2 | _OF_EXT4
 WRITABLE = EXT2 | {
     "64bit",
     "ea_inode",
+    "encrypt",
     "extent",
     "casefold",
     "dir_nlink",
@@ -103,9 +104,11 @@ WRITABLE = EXT2 | {
     "mmp",
     "orphan_file",
     "orphan_present",
+    "project",
     "sparse_super2",
     "stable_inodes",
     "uninit_bg",
+    "verity",
 }
 """Those that do not keep a file system from being written to."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 
 from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.block_map import check_not_encrypted
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -27,7 +28,9 @@ def read_inline(inode: Inode) -> bytes:
 
     Raises:
         CorruptFilesystem: its attributes are broken.
+        EncryptedContents: it is encrypted, which the kernel does not do to such an inode.
     """
+    check_not_encrypted(inode)
     return (inode.i_block + _rest(inode))[: inode.size]
 
 

@@ -23,6 +23,7 @@ from mystfuse.ext2.directory_changes import (
     write_directory,
 )
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.projects import check_project
 
 
 def link(change: Change, ino: int, parent: int, name: bytes, nameless: Container[int] = ()) -> Inode:
@@ -44,6 +45,7 @@ def link(change: Change, ino: int, parent: int, name: bytes, nameless: Container
         raise OSError(ENOENT, f"inode {ino} has been removed")
     if inode.i_links_count >= max_links(change):
         raise OSError(EMLINK, f"inode {ino} has {inode.i_links_count} links")
+    check_project(change, directory, inode)
     inode = inode._replace(i_links_count=inode.i_links_count + 1, ctime_ns=change.now_ns)
     change.write_inode(inode)
     change.transaction.released.add(ino)

@@ -25,6 +25,7 @@ from mystfuse.ext2.directory_changes import (
 )
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.link_and_unlink import check_removable, drop_link, existing_place, referred_inode
+from mystfuse.ext2.projects import check_project
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 """Flags of renameat2(2)."""
@@ -79,6 +80,7 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
         raise OSError(EEXIST, f"{new.name!r} exists already")
     if new_place is not None and new_place.ino == inode.ino:
         return None
+    check_project(change, new_directory, inode)
     moves = inode.is_directory and old.parent != new.parent
     replaced = None
     if new_place is not None:
@@ -122,6 +124,8 @@ def _exchange(change: Change, old_directory: Inode, old_place: Place, new_direct
     check_removable(new_directory, other)
     if inode.ino == other.ino:
         return
+    check_project(change, new_directory, inode)
+    check_project(change, old_directory, other)
     same_directory = old_directory.ino == new_directory.ino
     links = 0
     if not same_directory:
