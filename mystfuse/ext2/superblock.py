@@ -64,6 +64,8 @@ _MAX_CLUSTER_LOG_SIZE = 20
 _UUID_OFFSET = 104
 _CHECKSUM = struct.Struct("<I")
 _CHECKSUM_OFFSET = 1020
+_HIDDEN_INODES = (("project", 620), ("orphan_file", 640))
+"""Features and the offsets of s_prj_quota_inum and s_orphan_file_inum."""
 _FREE_COUNTS_HIGH_OFFSET = 344
 _FREE_COUNTS = struct.Struct("<II")  # s_free_blocks_count s_free_inodes_count
 _FREE_COUNTS_OFFSET = 12
@@ -112,6 +114,8 @@ class Superblock:
     s_backup_bgs: tuple[int, int] = (0, 0)
     """With sparse_super2, the groups that have copies; 0 for none."""
     s_mmp_block: int = 0
+    hidden_inodes: frozenset[int] = frozenset()
+    """Inodes that no name may refer to, with numbers as files have them: of project quotas, and of orphans."""
     checksums: MetadataChecksums | None = None
     """What checks metadata that have a crc32c; None without metadata_csum."""
 
@@ -380,6 +384,11 @@ def _check_extended(
         "s_overhead_clusters": fields.s_overhead_clusters,
         "s_backup_bgs": (fields.s_backup_bg_0, fields.s_backup_bg_1),
         "s_mmp_block": fields.s_mmp_block if "mmp" in features else 0,
+        "hidden_inodes": frozenset(
+            number
+            for feature, offset in _HIDDEN_INODES
+            if feature in features and (number := _CHECKSUM.unpack_from(data, offset)[0])
+        ),
     }
     if "metadata_csum" in features:
         if fields.s_checksum_type != _CRC32C:
