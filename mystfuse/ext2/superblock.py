@@ -102,6 +102,8 @@ class Superblock:
     """With orphan_file, the inode of the file that lists orphans."""
     wanted_extra_isize: int = 0
     """What i_extra_isize of new inodes is at least, if not 0."""
+    hidden_inodes: frozenset[int] = frozenset()
+    """Inodes that no name may refer to, with numbers as files have them: of project quotas, and of orphans."""
     checksums: MetadataChecksums | None = None
     """What checks metadata that have a crc32c; None without metadata_csum."""
     name_hash: NameHash | None = None
