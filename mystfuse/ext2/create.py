@@ -30,8 +30,9 @@ from mystfuse.ext2.directory_changes import (
     write_directory,
 )
 from mystfuse.ext2.extent_format import EMPTY_ROOT
+from mystfuse.ext2.inline_directory_changes import begin_inline
 from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
-from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT, find_attribute
+from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
 from mystfuse.ext2.xattr_changes import set_attribute
 
 _NO_BLOCKS = bytes(4 * EXT2_N_BLOCKS)
@@ -130,6 +131,8 @@ def new_inode(
     )
     if is_regular:
         pass
+    elif is_directory and superblock.has_inline_data and (inline := begin_inline(superblock, inode, directory.ino)):
+        inode = inline
     elif is_directory:
         inode, _, block = add_block(change, inode, 0)
         new_directory_block(superblock, block, ino, directory.ino)
@@ -177,7 +180,7 @@ def _inherit_acl(change: Change, directory: Inode, inode: Inode, umask: int) -> 
         return inode
     stored = None
     if directory.i_file_acl or any(directory.extra):
-        stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)
+        stored = change.find_attribute(directory, INDEX_ACL_DEFAULT)
     if stored is None:
         lost = inode.i_mode & umask & 0o777
         return inode._replace(i_mode=inode.i_mode & ~lost) if lost else inode

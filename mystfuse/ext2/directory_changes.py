@@ -26,6 +26,13 @@ from mystfuse.ext2.directory import (
     find_in_block,
     rec_lengths,
 )
+from mystfuse.ext2.inline_directory_changes import (
+    add_inline,
+    move_entries_out,
+    point_inline,
+    remove_inline,
+    set_inline_parent,
+)
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.name_index import LatestEntry
 from mystfuse.ext2.superblock import Superblock
@@ -123,11 +130,15 @@ def find_place_again(change: Change, directory: Inode, name: bytes, place: Place
 
     The name indexes know committed directories alone, and must not be asked about one that has been changed.
     """
-    block = directory_block(change.superblock, directory, change.transaction, place.logical, place.number)
+    number = place.number
+    if not number and not directory.is_inline:
+        # Its entries have moved out of the inode.
+        number = map_block(change.superblock, change.transaction, directory, place.logical)
+    block = directory_block(change.superblock, directory, change.transaction, place.logical, number)
     found = find_in_block(change.superblock, directory, block, place.logical, name)
     if found is None:
         raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} is gone from its block")
-    return Place(found.ino, place.logical, place.number, found.offset, found.previous)
+    return Place(found.ino, place.logical, number, found.offset, found.previous)
 
 
 def new_directory_block(superblock: Superblock, block: bytearray, ino: int, parent: int) -> None:
@@ -147,6 +158,11 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
     superblock, transaction, indexes = change.superblock, change.transaction, change.filesystem.name_indexes
     needed = EXT2_DIR_ENTRY_HEADER + len(name) + 3 & ~3
     file_type = _FILE_TYPES[inode.i_mode & 0o170000] if superblock.has_filetype else 0
+    if directory.is_inline:
+        added = add_inline(superblock, directory, name, inode.ino, file_type)
+        if added is not None:
+            return added
+        directory, _ = move_entries_out(change, directory)
     if latest := indexes.latest(directory.ino):
         # Adding names one after the other takes no search.
         block = transaction.block(latest.number)
@@ -204,8 +220,11 @@ def _linear(directory: Inode) -> Inode:
     return directory._replace(i_flags=flags & ~EXT2_INDEX_FL) if flags & EXT2_INDEX_FL else directory
 
 
-def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) -> None:
-    """Remove an entry: its room goes to the entry in front of it; at the front of a block, it becomes free."""
+def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) -> Inode:
+    """Remove an entry: its room goes to the entry in front of it; at the front of a block, it becomes free. Returns the
+    directory's inode, not written."""
+    if directory.is_inline:
+        return remove_inline(change.superblock, directory, place.offset, place.previous)
     block = change.transaction.change(place.number)
     _, joined = next(rec_lengths(change.superblock, directory, block, place.logical, place.offset))
     if place.previous < 0:
@@ -216,20 +235,29 @@ def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) ->
         # So that the raw block keeps no stale name.
         block[place.offset : place.offset + _HEADER.size] = bytes(_HEADER.size)
     change.filesystem.name_indexes.note_removal(change.transaction, directory.ino, place.logical, name, joined)
+    return directory
 
 
-def point_entry(change: Change, place: Place, inode: Inode) -> None:
-    """Make an entry refer to another inode."""
+def point_entry(change: Change, directory: Inode, place: Place, inode: Inode) -> Inode:
+    """Make an entry refer to another inode. Returns the directory's inode, not written."""
+    if directory.is_inline:
+        file_type = _FILE_TYPES[stat.S_IFMT(inode.i_mode)]
+        return point_inline(change.superblock, directory, place.offset, inode.ino, file_type)
     block = change.transaction.change(place.number)
     struct.pack_into("<I", block, place.offset, inode.ino)
     if change.superblock.has_filetype:
         block[place.offset + 7] = _FILE_TYPES[stat.S_IFMT(inode.i_mode)]
+    return directory
 
 
-def set_parent(change: Change, directory: Inode, parent: int) -> None:
-    """Point ``..`` elsewhere. The caller has called ``read_parent``, which checks its place."""
+def set_parent(change: Change, directory: Inode, parent: int) -> Inode:
+    """Point ``..`` elsewhere. The caller has called ``read_parent``, which checks its place. Returns the directory's
+    inode, not written."""
+    if directory.is_inline:
+        return set_inline_parent(directory, parent)
     number = map_block(change.superblock, change.transaction, directory, 0)
     struct.pack_into("<I", change.transaction.change(number), _DOTDOT_OFFSET, parent)
+    return directory
 
 
 def _raw_entries(

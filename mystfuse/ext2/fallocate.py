@@ -16,11 +16,24 @@ from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS
 from mystfuse.ext2.extent_changes import allocate_extents, count_holes, punch_extents
+from mystfuse.ext2.inline_changes import move_out, without_contents
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_file_size
 from mystfuse.ext2.truncate import truncate, zero_tail
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+
+
+def leave_inode(change: Change, ino: int) -> None:
+    """Move the contents of a file that are in its inode into a block; without contents, it needs none yet.
+
+    Raises:
+        OSError: ENOSPC, there is no block.
+        BlocksMissing, MystfuseError
+    """
+    inode = change.filesystem.regular_file(change.transaction, ino)
+    if inode.is_inline:
+        change.write_inode(move_out(change, inode) if inode.size else without_contents(change.superblock, inode))
 
 
 def check_room(change: Change, holes: int, memory: int) -> None:

@@ -18,6 +18,8 @@ _HEADER = struct.Struct("<IHBB")  # inode rec_len name_len file_type
 _DIRECTORY_TYPE = 2
 _MIN_REC_LEN = 12
 _PARENT_SIZE = 4
+DIRECTORY_OFFSET = 2 * _MIN_REC_LEN
+"""Where entries begin in the block that ``inline_directory`` shows: behind ``.`` and ``..``."""
 
 
 def read_inline(inode: Inode) -> bytes:
@@ -29,6 +31,27 @@ def read_inline(inode: Inode) -> bytes:
     return (inode.i_block + _rest(inode))[: inode.size]
 
 
+def capacity(inode: Inode) -> int:
+    """How many bytes of contents an inode that has them in itself has room for, without moving its attributes.
+
+    Raises:
+        CorruptFilesystem: as ``read_inline``.
+    """
+    return len(inode.i_block) + len(_rest(inode))
+
+
+def inline_areas(inode: Inode) -> tuple[bytes, bytes]:
+    """The two places that have the entries of a directory.
+
+    Raises:
+        CorruptFilesystem: as ``inline_directory``.
+    """
+    areas = inode.i_block[_PARENT_SIZE:], _rest(inode)
+    for area in areas:
+        _check_entries(inode, area)
+    return areas
+
+
 def inline_directory(superblock: Superblock, inode: Inode) -> bytes:
     """The block that a directory would have whose entries are in its inode.
 
@@ -36,9 +59,7 @@ def inline_directory(superblock: Superblock, inode: Inode) -> bytes:
         CorruptFilesystem: the entries are broken.
     """
     (parent,) = struct.unpack_from("<I", inode.i_block)
-    areas = inode.i_block[_PARENT_SIZE:], _rest(inode)
-    for area in areas:
-        _check_entries(inode, area)
+    areas = inline_areas(inode)
     has_filetype = superblock.has_filetype
     block = b"".join((_entry(inode.ino, b".", has_filetype), _entry(parent, b"..", has_filetype), *areas))
     left = superblock.block_size - len(block)

@@ -79,6 +79,8 @@ def inodes_in_use(superblock: Superblock, block: bytes, first_ino: int) -> Itera
         mode, i_size, _, i_blocks, flags, i_block, file_acl, size_high = _FIELDS.unpack_from(block, offset)
         kind = _KINDS.get(mode & 0o170000, UNKNOWN_KIND)
         has_map = kind in (FILE, DIRECTORY) or (kind == SYMLINK and i_blocks > (sectors if file_acl else 0))
+        if kind == SYMLINK and "ea_inode" in superblock.features:
+            has_map = i_size >= len(i_block)
         if is_reserved:
             kind, has_map = RESERVED_INODE, any(i_block)
             if not has_map and not file_acl:

@@ -66,7 +66,7 @@ def remove(change: Change, parent: int, name: bytes, is_rmdir: bool) -> Inode:
         raise OSError(ENOTDIR if is_rmdir else EISDIR, f"{name!r} is {'not ' if is_rmdir else ''}a directory")
     if is_rmdir and not change.filesystem.name_indexes.is_empty(change.transaction, inode):
         raise OSError(ENOTEMPTY, f"{name!r} is not empty")
-    remove_entry(change, directory, name, place)
+    directory = remove_entry(change, directory, name, place)
     drop_link(change, inode)
     write_directory(change, directory, links=-int(is_rmdir))
     return change.read_back(inode.ino)

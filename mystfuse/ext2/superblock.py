@@ -57,6 +57,7 @@ _EXTENDED = struct.Struct(
     "Q5xB"  # s_mmp_block s_checksum_type
     "210xIII"  # s_overhead_clusters s_backup_bgs[2]
     "28xI"  # s_checksum_seed
+    "12xI"  # s_orphan_file_inum
 )
 _EXTENDED_OFFSET = 28
 _MAX_CLUSTER_LOG_SIZE = 20
@@ -112,6 +113,8 @@ class Superblock:
     s_backup_bgs: tuple[int, int] = (0, 0)
     """With sparse_super2, the groups that have copies; 0 for none."""
     s_mmp_block: int = 0
+    s_orphan_file_inum: int = 0
+    """With orphan_file, the inode of the file that lists orphans."""
     checksums: MetadataChecksums | None = None
     """What checks metadata that have a crc32c; None without metadata_csum."""
 
@@ -119,6 +122,16 @@ class Superblock:
     def is_extended(self) -> bool:
         """Whether it has any feature that only ext4 has."""
         return bool(of_ext4(self.features))
+
+    @cached_property
+    def has_inline_data(self) -> bool:
+        return "inline_data" in self.features
+
+    @cached_property
+    def checksum_seed(self) -> int:
+        """What crc32c begins with; without metadata_csum, for values of attributes alone (fs/ext4/super.c,
+        ext4_init_metadata_csum)."""
+        return crc32c(self.s_uuid.bytes, 0xFFFFFFFF) if self.checksums is None else self.checksums.seed
 
     @cached_property
     def only_for_reading(self) -> list[str]:
@@ -371,6 +384,7 @@ class _Extended(NamedTuple):
     s_backup_bg_0: int
     s_backup_bg_1: int
     s_checksum_seed: int
+    s_orphan_file_inum: int
 
 
 def _check_extended(
@@ -388,6 +402,7 @@ def _check_extended(
         "s_first_meta_bg": fields.s_first_meta_bg,
         "s_overhead_clusters": fields.s_overhead_clusters,
         "s_backup_bgs": (fields.s_backup_bg_0, fields.s_backup_bg_1),
+        "s_orphan_file_inum": fields.s_orphan_file_inum if "orphan_file" in features else 0,
         "s_mmp_block": fields.s_mmp_block if "mmp" in features else 0,
     }
     if "metadata_csum" in features:

@@ -11,6 +11,7 @@ from mystfuse.ext2.block_map import map_block, max_file_size
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.extent_changes import trim_extents
+from mystfuse.ext2.inline_changes import resize_inline
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_file_size
 
@@ -38,6 +39,10 @@ def truncate(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:
     if size > largest:
         raise OSError(EFBIG, f"{size} bytes are more than the largest file size {largest}")
     now = change.now_ns
+    if inode.is_inline:
+        inode, is_resized = resize_inline(change, inode, size)
+        if is_resized:
+            return inode.touched(now), True
     is_reached = True
     # Behind the end of a file with extents there may be blocks.
     if size > inode.size or (size == inode.size and not inode.has_extents):

@@ -11,6 +11,7 @@ from mystfuse.ext2.block_map import max_file_size
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.change import Change
+from mystfuse.ext2.inline_changes import write_inline
 from mystfuse.ext2.privileges import Loses, mode_after_write, without_capabilities
 from mystfuse.ext2.superblock import note_file_size
 from mystfuse.ext2.truncate import zero_tail
@@ -47,7 +48,13 @@ def write(
         raise OSError(EPERM, f"inode {ino} is immutable")
     if loses.takes_capabilities:
         inode = without_capabilities(change, inode)
-    block_size = superblock.block_size
+    block_size, now = superblock.block_size, change.now_ns
+    mode = mode_after_write(inode, change.caller, loses)
+    if superblock.has_inline_data:
+        inode, is_written = write_inline(change, inode, offset, data[:length])
+        if is_written:
+            change.write_inode(inode.written(now, mode, max(inode.size, offset + length)))
+            return length
     if offset > inode.size:
         zero_tail(change, inode)
     first, last = offset // block_size, (offset + length - 1) // block_size
@@ -59,8 +66,6 @@ def write(
     end = offset + length
     if end > inode.size:
         note_file_size(superblock, transaction, end)
-    now = change.now_ns
-    mode = mode_after_write(inode, change.caller, loses)
     change.write_inode(inode.written(now, mode, max(inode.size, end)))
     _fill(transaction, block_size, pointers, new, offset - first * block_size, data[:length])
     if new:
