@@ -138,7 +138,8 @@ def test_what_is_allocated_behind_the_end(empty: Pair, tmp_path: Path) -> None:
                 else:
                     os.ftruncate(handle, 50 * size + 8)
         assert_same(empty, "behind", step)
-        assert (empty.ours / "behind").stat().st_blocks == (51 if step == 2 else 100) * size // 512
+        blocks = (empty.ours / "behind").stat().st_blocks * 512 // size - (51 if step == 2 else 100)
+        assert blocks in (0, 1), "of the tree, where the free blocks are scattered"
         assert_clean(empty.ours, tmp_path)
 
 
