@@ -19,6 +19,7 @@ from mystfuse.ext2.constants import (
     EXT2_N_BLOCKS,
     EXT2_OTHER_FLMASK,
     EXT2_REG_FLMASK,
+    EXT4_DAX_FL,
     EXT4_EXTENTS_FL,
     PATH_MAX,
 )
@@ -147,6 +148,8 @@ def new_inode(
     inherit_project(change, directory, inode)
     (transaction.released if links else transaction.orphaned).add(ino)
     transaction.on_commit.append(partial(filesystem.forget, ino))
+    if is_regular and superblock.has_inline_data and not flags & EXT4_DAX_FL:
+        transaction.on_commit.append(partial(filesystem.note_new_file, ino))
     return inode
 
 

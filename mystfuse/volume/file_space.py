@@ -56,7 +56,7 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
     inode = await volume.inode(ino)
     if inode.is_immutable or inode.is_append_only:
         raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
-    if inode.is_inline:
+    if volume.superblock.has_inline_data:
         # As the kernel does, before all else (fs/ext4/extents.c, ext4_fallocate).
         await volume.change(ino, caller, fallocate.leave_inode, ino)
         inode = await volume.inode(ino)
@@ -120,7 +120,7 @@ async def allocate(
     end = offset + length
     if inode.is_immutable or (inode.is_append_only and zeroes):
         raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
-    if inode.is_inline:
+    if volume.superblock.has_inline_data:
         await volume.change(ino, caller, fallocate.leave_inode, ino)
         inode = await volume.inode(ino)
     if keeps_size and not inode.has_extents and end > -(-inode.size // block_size) * block_size:

@@ -32,9 +32,8 @@ def populate(root: Path) -> None:
 
 
 def change(root: Path) -> None:
-    """Contents grow out of the inode, shrink, are replaced and moved. Not those of the empty file: the kernel lets only
-    files begin in their inodes that it has made since the mount, we all that have nothing yet."""
-    for size in (5, 60, 100, 200):
+    """Contents grow out of the inode, shrink, are replaced and moved."""
+    for size in (0, 5, 60, 100, 200):
         with (root / f"file {size}").open("r+b") as file:
             file.seek(max(size - 3, 0))
             file.write(b"more" * 10)

@@ -236,7 +236,7 @@ class Pair:
             known = os.lstat(there)
             ours = (inode.i_mode, inode.i_links_count, inode.st_blocks, inode.size)
             theirs = (known.st_mode, known.st_nlink, known.st_blocks, known.st_size)
-            assert ours == theirs, f"{path!r}, {self.done[-30:]}"
+            assert ours == theirs, f"{path!r}: {ours}, {theirs}, after {self.done[-30:]}"
             values = {os.fsencode(name): os.getxattr(there, name, follow_symlinks=False)
                       for name in os.listxattr(there, follow_symlinks=False)}  # fmt: skip
             assert await self.volume.xattrs(inode.ino) == values, path
