@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mystfuse.build.filesystem_kind import EXT2, Kind
 from mystfuse.build.mke2fs import Format, try_empty
 from mystfuse.build.seal import VERITY_BLOCK_SIZE
 from mystfuse.build.source_tree import SourceTree
@@ -19,10 +20,16 @@ SMALL_LIMIT = 512 * MIB
 """mke2fs.conf: smaller file systems get 1 KiB blocks and an inode for 4 KiB, others 4 KiB blocks and one for 16 KiB."""
 RESERVED = 0.95
 """mke2fs keeps 5 % for root."""
-_INODE_SIZE = 256
-_FIRST_INO = 11
-"""Inodes of an empty file system: ten reserved ones, and lost+found."""
 _MOST_BLOCKS = (1 << 32) - 1
+_JOURNAL_BLOCKS = (
+    (32768, 1024), (1 << 18, 4096), (1 << 19, 8192), (1 << 22, 16384), (1 << 23, 32768), (1 << 24, 65536),
+    (1 << 25, 131072),
+)  # fmt: skip
+"""Of a journal, by the blocks of a file system that has fewer (e2fsprogs, lib/ext2fs/mkjournal.c,
+ext2fs_default_journal_size)."""
+_LARGEST_JOURNAL = 262144
+_LEAST_WITH_JOURNAL = 2048
+"""Blocks: of a smaller one mke2fs leaves the journal out."""
 _MOST_TRIES = 64
 """More than doubling the smallest to the largest file system takes."""
 
@@ -54,43 +61,51 @@ def inode_ratio(size: int) -> int:
     return 4096 if size < SMALL_LIMIT else 16384
 
 
-def planned(tree: SourceTree, wishes: Wishes, block_size: int | None) -> Plan:
+def planned(tree: SourceTree, wishes: Wishes, block_size: int | None, kind: Kind = EXT2) -> Plan:
     """The size of the file system, and its minimum of inodes.
 
     The original's rule (its ``mkext2``): the directory's size rounded up to 1 MiB, times 1.5, at least 8 MiB. It
-    ignores that small files fill whole blocks, and inodes: we add room for both.
+    ignores that small files fill whole blocks, and inodes: we add room for both, and for a journal.
     """
     size = max(round_up(tree.apparent_size, MIB) * 3 // 2, MIN_SIZE, wishes.size)
     inodes = max(tree.inodes + tree.inodes // 16 + 64, wishes.inodes)
     while True:
         chosen = block_size or (1024 if size < SMALL_LIMIT else 4096)
-        inode_tables = max(inodes, size // inode_ratio(size)) * _INODE_SIZE
+        inode_tables = max(inodes, size // inode_ratio(size)) * kind.inode_size
         needed = tree.content_size(chosen) + wishes.free
+        if kind.has_journal:
+            size = max(size, _LEAST_WITH_JOURNAL * chosen)
+            needed += _journal_blocks(size // chosen) * chosen
         needed = int((needed + inode_tables) / RESERVED) + size // 512 + 64 * chosen
         if needed <= size:
             return Plan(round_up(size, max(chosen, VERITY_BLOCK_SIZE)), inodes)
         size = round_up(needed, MIB)
 
 
-def needed_inodes(tree: SourceTree) -> int:
+def _journal_blocks(blocks: int) -> int:
+    """Blocks of the journal that mke2fs gives a file system of so many."""
+    return next((journal for limit, journal in _JOURNAL_BLOCKS if blocks < limit), _LARGEST_JOURNAL)
+
+
+def needed_inodes(tree: SourceTree, kind: Kind) -> int:
     """Inodes of a file system that holds the tree."""
-    return tree.new_inodes + _FIRST_INO
+    return tree.new_inodes + kind.used_inodes
 
 
-def check_inodes(name: str, tree: SourceTree, wishes: Wishes) -> None:
+def check_inodes(name: str, tree: SourceTree, wishes: Wishes, kind: Kind) -> None:
     """Raise MystfuseError if fewer inodes are wanted than the tree needs.
 
     Args:
         name: of the tree, for messages.
     """
-    needed = needed_inodes(tree)
+    needed = needed_inodes(tree, kind)
     if 0 < wishes.inodes < needed:
         raise MystfuseError(f"{name}: --inodes {wishes.inodes} is too few: it needs {needed}")
 
 
-def least(tree: SourceTree, wishes: Wishes) -> int:
+def least(tree: SourceTree, wishes: Wishes, kind: Kind) -> int:
     """Bytes that the contents and the inodes take, about: what the block size of the smallest file system goes by."""
-    return tree.content_size(1024) + wishes.free + needed_inodes(tree) * _INODE_SIZE
+    return tree.content_size(1024) + wishes.free + needed_inodes(tree, kind) * kind.inode_size
 
 
 class Smallest:
@@ -101,9 +116,10 @@ class Smallest:
         inodes: how many there have to be.
     """
 
-    def __init__(self, form: Format, inodes: int) -> None:
+    def __init__(self, form: Format, inodes: int, kind: Kind = EXT2) -> None:
         assert form.block_size is not None
         self._form = form
+        self._inode_size = kind.inode_size
         # mke2fs makes a multiple of 8 for each group, and rounds down: of too few, no file system comes.
         self._inodes = max(round_up(inodes, 8), 16)
         self._block_size = form.block_size
@@ -126,7 +142,7 @@ class Smallest:
             free = self.free_blocks(size)
             return None if free is None else free - blocks
 
-        guess = blocks * self._block_size + self._inodes * _INODE_SIZE
+        guess = blocks * self._block_size + self._inodes * self._inode_size
         high = find_smallest(spare, self._block_size, self._step, guess + guess // 128 + 64 * self._block_size)
         while True:
             # The next group has metadata of its own: a size just behind its beginning may hold less than the groups

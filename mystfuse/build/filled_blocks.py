@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 from mystfuse.archives.file_tree import Attributes, Contents, Entry, OpenContents
+from mystfuse.build.filesystem_kind import EXT2, Kind
 from mystfuse.build.tree_limits import IN_INODE, stored_attribute
 from mystfuse.errors import MystfuseError
 from mystfuse.ext2.constants import EXT2_NDIR_BLOCKS
@@ -29,26 +30,37 @@ _UNIT = 4
 """Bytes: entries of directories are multiples of it."""
 
 
-def count_blocks(root: Entry, contents: Contents, block_size: int) -> int:
-    """Blocks of ``block_size`` bytes that are taken from an empty file system's free ones.
+_CHECKSUM_TAIL = 12
+"""Bytes at the end of a directory's block, with metadata_csum."""
+_ENTRY_SIZE = 12
+"""Bytes of a header or an entry of an extent tree."""
+_IN_INODE_EXTENTS = 4
+_LONGEST_EXTENT = 32768
+
+
+def count_blocks(root: Entry, contents: Contents, block_size: int, kind: Kind = EXT2) -> int:
+    """Blocks of ``block_size`` bytes that are taken from an empty file system's free ones. Of ext4 it is an estimate:
+    what is in the inodes is not left out.
 
     Raises:
         MystfuseError: reading a file failed.
     """
     blocks = 0
+    # Data are counted in clusters.
+    unit = block_size * kind.blocks_per_cluster
     for entry in root.walk():
-        kind = stat.S_IFMT(entry.mode)
-        if kind == stat.S_IFDIR:
-            blocks += _directory_blocks(entry, block_size)
-        elif kind == stat.S_IFREG and entry.size:
-            blocks += _file_blocks(entry, contents, block_size)
-        elif kind == stat.S_IFLNK:
+        type_ = stat.S_IFMT(entry.mode)
+        if type_ == stat.S_IFDIR:
+            blocks += _directory_blocks(entry, block_size, kind)
+        elif type_ == stat.S_IFREG and entry.size:
+            blocks += _file_blocks(entry, contents, unit, kind)
+        elif type_ == stat.S_IFLNK:
             blocks += len(entry.target) >= _FAST_LINK
         blocks += _needs_attribute_block(entry.attributes)
-    return blocks
+    return blocks * kind.blocks_per_cluster
 
 
-def _directory_blocks(entry: Entry, block_size: int) -> int:
+def _directory_blocks(entry: Entry, block_size: int, kind: Kind) -> int:
     """Blocks that a directory takes, beyond those that an empty file system has given it."""
     has, used = 0, _DOTS
     if not entry.path:
@@ -56,7 +68,10 @@ def _directory_blocks(entry: Entry, block_size: int) -> int:
     elif entry.path == b"lost+found":
         has = min(max(_LOST_AND_FOUND_SIZE // block_size, 2), EXT2_NDIR_BLOCKS)
     names = [name for name in sorted(entry.children) if entry.path or name != b"lost+found"]
-    length = max(packed_blocks(names, block_size, used), has)
+    room = block_size - (_CHECKSUM_TAIL if kind.has_block_checksums else 0)
+    length = max(packed_blocks(names, room, used), has)
+    if kind.has_extents:
+        return -(-(length - has) // kind.blocks_per_cluster)
     return length - has + indirect_blocks([(0, length)], block_size // 4)
 
 
@@ -81,7 +96,7 @@ def packed_blocks(names: Iterable[bytes], block_size: int, used: int) -> int:
     return len(room)
 
 
-def _file_blocks(entry: Entry, contents: Contents, block_size: int) -> int:
+def _file_blocks(entry: Entry, contents: Contents, block_size: int, kind: Kind) -> int:
     if entry.size <= block_size:
         # It could be all zeros; that is rare, and to open every small file takes long.
         return 1
@@ -90,7 +105,10 @@ def _file_blocks(entry: Entry, contents: Contents, block_size: int) -> int:
             runs = list(_joined(_data_runs(opened, entry.size, block_size)))
     except OSError as error:
         raise MystfuseError(f"{os.fsdecode(entry.path)}: cannot be read: {error.strerror}") from error
-    return sum(end - start for start, end in runs) + indirect_blocks(runs, block_size // 4)
+    filled = sum(end - start for start, end in runs)
+    if kind.has_extents:
+        return filled + extent_blocks(runs, block_size // kind.blocks_per_cluster)
+    return filled + indirect_blocks(runs, block_size // 4)
 
 
 def _data_runs(opened: OpenContents, size: int, block_size: int) -> Iterator[tuple[int, int]]:
@@ -176,6 +194,16 @@ def indirect_blocks(runs: Iterable[tuple[int, int]], pointers: int) -> int:
         if last_double and not has_triple:
             has_triple = True
             count += 1
+    return count
+
+
+def extent_blocks(runs: Iterable[tuple[int, int]], block_size: int) -> int:
+    """Blocks of a file's extent tree, if each run of its blocks is together on the disk."""
+    entries = sum(-(-(end - start) // _LONGEST_EXTENT) for start, end in runs)
+    per_block, count = block_size // _ENTRY_SIZE - 1, 0
+    while entries > _IN_INODE_EXTENTS:
+        entries = -(-entries // per_block)
+        count += entries
     return count
 
 

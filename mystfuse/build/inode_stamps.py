@@ -64,6 +64,8 @@ def stamp_inodes(
         elif high:
             shown = os.path.join(source, os.fsdecode(path))
             raise MystfuseError(f"{shown}: its time is after 2038, which inodes of {inode_size} bytes cannot hold")
+        if superblock.checksums is not None:
+            superblock.checksums.set_inode(ino, inode, 0, inode_size)
         write_all(fd, bytes(inode), position)
     if epoch is None and owner is None:
         return
@@ -84,6 +86,8 @@ def stamp_inodes(
                 _stamp_inode(table, offset, inode_size, epoch)
             if owner is not None and (ino == EXT2_ROOT_INO or ino >= superblock.s_first_ino):
                 _set_owner(table, offset, *owner)
+            if superblock.checksums is not None:
+                superblock.checksums.set_inode(ino, table, offset, inode_size)
         write_all(fd, bytes(table), start)
 
 

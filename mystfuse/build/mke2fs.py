@@ -30,8 +30,15 @@ class Format:
     hash_seed: UUID
     block_size: int | None = None
     """None: mke2fs's choice."""
+    type: str = "ext2"
+    """ext2, ext3 or ext4."""
+    features: str | None = None
+    """As mke2fs -O takes them; None: those of the type."""
+    has_journal: bool = False
+    """Whether this type and these features have one."""
     is_smallest: bool = False
-    """Without what a file system has to spare: blocks reserved for root, and for growing later."""
+    """Without what a file system has to spare: blocks reserved for root, and for growing later; with the smallest
+    journal."""
     epoch: int | None = None
     """The time of all that mke2fs makes, in seconds; None: now."""
     trace: Callable[[str], None] | None = None
@@ -95,13 +102,25 @@ def try_empty(size: int, inodes: int, form: Format) -> Superblock | None:
     Raises:
         MystfuseError: mke2fs is missing, or memory is short.
     """
+    return try_empty_or_say(size, inodes, form)[0]
+
+
+def try_empty_or_say(size: int, inodes: int, form: Format) -> tuple[Superblock | None, str]:
+    """As ``try_empty``, and what mke2fs says when it refuses.
+
+    Raises:
+        MystfuseError: as ``try_empty``; UnsupportedFeature: the file system has a feature that mystfuse cannot read.
+    """
     command, environment = _command(form)
     descriptor = os.memfd_create("mystfuse")
     try:
         os.ftruncate(descriptor, size)
         place = [f"/proc/self/fd/{descriptor}", f"{size // 1024}k"]
-        ended = run_program([*command, "-N", str(inodes), *place], environment, descriptor, [])
-        return read_superblock(descriptor) if ended.status == 0 else None
+        command += ["-N", str(inodes), *place]
+        status, said = run_program(command, environment, descriptor, [], with_errors=True, name="mke2fs")
+        if status:
+            return None, " ".join(said.replace(f"/proc/self/fd/{descriptor}: ", "").split())
+        return read_superblock(descriptor), ""
     except OSError as error:
         raise MystfuseError(f"a file system of {size} bytes cannot be tried in memory: {error.strerror}") from error
     finally:
@@ -118,16 +137,32 @@ def _command(form: Format) -> tuple[list[str], dict[str, str]]:
     mke2fs = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if mke2fs is None:
         raise MystfuseError("mke2fs is not installed (apt install e2fsprogs)")
-    command = [mke2fs, "-q", "-F", "-t", "ext2", "-U", str(form.uuid), "-E", f"hash_seed={form.hash_seed}"]
+    command = [mke2fs, "-q", "-F", "-t", form.type, "-U", str(form.uuid)]
+    features = [] if form.features is None else [form.features]
+    extended = f"hash_seed={form.hash_seed}"
+    if form.type != "ext2" or features:
+        # By default it asks the kernel of this machine whether that can be left to a mount.
+        extended += ",lazy_itable_init=0,lazy_journal_init=0"
+    command += ["-E", extended]
     if form.block_size is not None:
         command += ["-b", str(form.block_size)]
     if form.is_smallest:
-        command += ["-m", "0", "-O", "^resize_inode"]
+        command += ["-m", "0"]
+        features.insert(0, "^resize_inode")
+        if form.has_journal:
+            command += ["-J", f"size={_journal_size(form.block_size)}"]
+    if features:
+        command += ["-O", ",".join(features)]
     # mke2fs sorts names by the locale, and we parse its messages.
     environment = {**os.environ, "LC_ALL": "C"}
     if form.epoch is not None:
         environment["E2FSPROGS_FAKE_TIME"] = str(max(form.epoch, 1))
     return command, environment
+
+
+def _journal_size(block_size: int | None) -> int:
+    """MiB of the smallest journal: 1024 blocks (kernel, include/linux/jbd2.h, JBD2_MIN_JOURNAL_BLOCKS)."""
+    return (block_size or 4096) // 1024
 
 
 def _inodes_by_default(dry_run: list[str], environment: dict[str, str], file: WritableFile) -> int:

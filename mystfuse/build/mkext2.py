@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from mystfuse.archives.file_tree import Contents
+from mystfuse.build.filesystem_kind import Kind, find_kind
 from mystfuse.build.filesystem_size import (
     MIB,
     MIN_SIZE,
@@ -59,6 +60,10 @@ class Mkext2Options:
 
     wishes: Wishes = Wishes()  # noqa: RUF009  # it is frozen
     block_size: int | None = None
+    type: str = "ext2"
+    """ext2, ext3 or ext4."""
+    features: str | None = None
+    """As mke2fs -O takes them: which to add to those of the type, and which to take away."""
     selection: Selection | None = None
     """What is taken of the tree; None: everything."""
     owner: tuple[int, int] | None = None
@@ -70,6 +75,8 @@ class Mkext2Options:
     epoch: int | None = None
     trace: Callable[[str], None] | None = None
     """Called with each command line that is run."""
+    warn: Callable[[str], None] = lambda message: None
+    """Called with what should be known before the work begins."""
 
     def __post_init__(self) -> None:
         size = self.wishes.size
@@ -103,10 +110,13 @@ def mkext2(
     """
     encryption, is_shown = options.encryption, source.directory is None or options.selection is not None
     with AtomicFile(target, force, mode=0o666 if encryption is None else 0o600) as file, ExitStack() as stack:
+        kind = find_kind(_any_form(options))
+        if kind.only_for_reading:
+            options.warn(f"a mount of it will be read-only because of: {' '.join(kind.only_for_reading)}")
         is_kept = is_shown or options.wishes.is_smallest
         tree = source.scan(options.epoch, options.selection, options.owner, is_kept)
-        check_inodes(source.name, tree, options.wishes)
-        maker = _Maker(source, tree, options)
+        check_inodes(source.name, tree, options.wishes, kind)
+        maker = _Maker(source, tree, options, kind)
         if is_kept:
             maker.contents = stack.enter_context(source.contents())
         if is_shown:
@@ -131,6 +141,12 @@ def check_directory(directory: Path, target: Path) -> None:
         why = "not a directory" if directory.exists() else "no such directory"
         swapped = f" (the directory comes first: {target} {directory})" if target.is_dir() else ""
         raise UsageError(f"{directory}: {why}{swapped}")
+
+
+def _any_form(options: Mkext2Options) -> Format:
+    """What decides about features, of an image that is not known yet."""
+    any_uuid = uuid4()
+    return Format(any_uuid, any_uuid, options.block_size, options.type, options.features, epoch=options.epoch)
 
 
 def _identities(tree: SourceTree, epoch: int | None) -> tuple[UUID, UUID, UUID]:
@@ -182,23 +198,34 @@ def _reproducible_random(encryption: Encryption, digest: bytes) -> Random:
 class _Maker:
     """Makes the file system: of the size that is wanted, by as many runs of mke2fs as that takes."""
 
-    def __init__(self, source: TreeSource, tree: SourceTree, options: Mkext2Options) -> None:
+    def __init__(self, source: TreeSource, tree: SourceTree, options: Mkext2Options, kind: Kind) -> None:
         self.tree = tree
+        self.kind = kind
         self.options = options
         self.contents: Contents | None = None
         uuid, self.tree_uuid, hash_seed = _identities(tree, options.epoch)
         smallest = options.wishes.is_smallest
         block_size = self._block_size()
-        self._form = Format(options.uuid or uuid, hash_seed, block_size, smallest, options.epoch, options.trace)
+        self._form = Format(
+            options.uuid or uuid,
+            hash_seed,
+            block_size,
+            options.type,
+            options.features,
+            kind.has_journal,
+            smallest,
+            options.epoch,
+            options.trace,
+        )
         on_disk = "" if source.directory is None else os.fspath(source.directory.resolve())
         self._source = Source(on_disk, source.name)
 
     def _block_size(self) -> int | None:
         """None for mke2fs's choice; another for what it would choose too small a one for."""
-        tree, wishes, given = self.tree, self.options.wishes, self.options.block_size
-        size = least(tree, wishes) if wishes.is_smallest else planned(tree, wishes, given).size
+        tree, wishes, given, kind = self.tree, self.options.wishes, self.options.block_size, self.kind
+        size = least(tree, wishes, kind) if wishes.is_smallest else planned(tree, wishes, given, kind).size
         default = 1024 if size < SMALL_LIMIT else 4096
-        chosen = choose_block_size(given, default, tree.needed_block, tree.largest_piece, tree.largest_file)
+        chosen = choose_block_size(given, default, tree.needed_block, tree.largest_piece, tree.largest_file, kind)
         return chosen or (default if wishes.is_smallest else None)
 
     def show(self, stack: ExitStack) -> None:
@@ -231,7 +258,7 @@ class _Maker:
 
     def _make_planned(self, file: WritableFile) -> tuple[int, Superblock]:
         wishes, tree = self.options.wishes, self.tree
-        size, inodes = planned(tree, wishes, self._form.block_size)
+        size, inodes = planned(tree, wishes, self._form.block_size, self.kind)
         for _ in range(_MAX_ATTEMPTS):
             superblock = self._fill(file, Plan(size, inodes))
             if superblock is not None:
@@ -250,9 +277,9 @@ class _Maker:
         wishes, block_size = self.options.wishes, self._form.block_size
         assert self.tree.root is not None and self.contents is not None and block_size is not None
         free = -(-wishes.free // block_size)
-        inodes = max(needed_inodes(self.tree) + wishes.free // inode_ratio(wishes.free), wishes.inodes)
-        smallest = Smallest(self._form, inodes)
-        taken = count_blocks(self.tree.root, self.contents, block_size)
+        inodes = max(needed_inodes(self.tree, self.kind) + wishes.free // inode_ratio(wishes.free), wishes.inodes)
+        smallest = Smallest(self._form, inodes, self.kind)
+        taken = count_blocks(self.tree.root, self.contents, block_size, self.kind)
         for _ in range(_MAX_ATTEMPTS):
             plan = smallest.find(taken + free)
             superblock = self._fill(file, plan)

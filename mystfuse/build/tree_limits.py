@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass
 
 from mystfuse.archives.file_tree import Attributes
+from mystfuse.build.filesystem_kind import EXT2, Kind
 from mystfuse.errors import MystfuseError
 
 MAX_NAME = 255
@@ -107,7 +108,7 @@ def stored_attribute(name: bytes, value: bytes) -> int:
 
 
 def choose_block_size(
-    given: int | None, default: int, needed: int, piece: Piece, largest: tuple[int, bytes]
+    given: int | None, default: int, needed: int, piece: Piece, largest: tuple[int, bytes], kind: Kind = EXT2
 ) -> int | None:
     """The block size for mke2fs; None for its own choice.
 
@@ -122,28 +123,31 @@ def choose_block_size(
         MystfuseError: something does not fit blocks of ``given`` bytes, or any that we would choose.
     """
     if given is None:
-        if max(needed, _block_for_file(largest[0])) <= default:
+        if max(needed, _block_for_file(largest[0], kind)) <= default:
             return None
         given, advice = MAX_CHOSEN_BLOCK, "--block-size {}, which the kernel's ext2 does not mount, makes larger ones"
     else:
         advice = "give --block-size {} or none"
     if piece.least > given:
         raise _unfit(piece.path, _advise(f"{piece.what} in one block of {given}", piece.least, advice))
-    if largest[0] > max_file_size(given):
-        limit = max_file_size(given)
+    limit = max_file_size(given, kind)
+    if largest[0] > limit:
         why = f"{largest[0]} bytes; with blocks of {given} a file has at most {limit}"
-        raise _unfit(largest[1], _advise(why, _block_for_file(largest[0]), advice))
+        raise _unfit(largest[1], _advise(why, _block_for_file(largest[0], kind), advice))
     return given
 
 
-def max_file_size(block_size: int) -> int:
-    """Bytes that the block map of an inode can address: 12 blocks, and one, two and three levels of indirect ones."""
+def max_file_size(block_size: int, kind: Kind = EXT2) -> int:
+    """Bytes that the block map of an inode can address: 12 blocks, and one, two and three levels of indirect ones; or
+    with extents 2^32 - 1 blocks (fs/ext4/super.c, ext4_max_size)."""
+    if kind.has_extents:
+        return ((1 << 32) - 1) * block_size
     pointers = block_size // 4
     return (12 + pointers + pointers**2 + pointers**3) * block_size
 
 
-def _block_for_file(size: int) -> int:
-    return next((1 << bits for bits in range(10, 17) if size <= max_file_size(1 << bits)), 1 << 17)
+def _block_for_file(size: int, kind: Kind) -> int:
+    return next((1 << bits for bits in range(10, 17) if size <= max_file_size(1 << bits, kind)), 1 << 17)
 
 
 def _advise(why: str, needed: int, advice: str) -> str:

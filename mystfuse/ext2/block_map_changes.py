@@ -1,4 +1,4 @@
-"""Changing the block map of an inode: allocating blocks for a write."""
+"""Changing the block map of an inode: allocating blocks for a write. An inode with extents has ``extent_changes``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from collections.abc import Iterator, Set
 from errno import ENOSPC
 from typing import NamedTuple
 
-from mystfuse.ext2.block_map import block_path, check_pointers, indirect_block, map_blocks
+from mystfuse.ext2.block_map import (
+    NO_MAP_FLAGS,
+    block_path,
+    check_not_encrypted,
+    check_pointers,
+    indirect_block,
+    map_blocks,
+)
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.extent_changes import map_extents_for_writing
 from mystfuse.ext2.inode import Inode
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
@@ -24,7 +32,7 @@ class Mapped(NamedTuple):
     pointers: list[int]
     """Block numbers: fewer than requested if there is no room."""
     new: Set[int]
-    """Those of them that were free before."""
+    """Those of them that were free before, or counted as zeros: their old contents in the image mean nothing."""
 
 
 def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: int = 0) -> Mapped:
@@ -38,6 +46,9 @@ def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: 
     Raises:
         BlocksMissing, CorruptFilesystem
     """
+    if inode.i_flags & NO_MAP_FLAGS:
+        check_not_encrypted(inode)
+        return Mapped(*map_extents_for_writing(change, inode, first, count, goal))
     superblock, allocator, transaction = change.superblock, change.allocator, change.transaction
     if count == 1 and (one := _map_one(change, inode, first, goal)):
         return one

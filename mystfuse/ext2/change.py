@@ -8,6 +8,7 @@ from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.ext2.xattr import find_attribute
 
 
 class Change:
@@ -37,3 +38,8 @@ class Change:
     def read_back(self, ino: int) -> Inode:
         """See ``InodeTable.read_back``."""
         return self.filesystem.inode_table.read_back(self.transaction, ino)
+
+    def find_attribute(self, inode: Inode, name_index: int) -> bytes | None:
+        """See ``xattr.find_attribute``."""
+        read_inode = self.filesystem.inode_table.parse_reserved
+        return find_attribute(self.superblock, self.transaction, inode, name_index, read_inode)

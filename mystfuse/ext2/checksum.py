@@ -96,6 +96,12 @@ class MetadataChecksums:
         if crc32c(block[:end], self.inode_seed(ino, generation)) != stored:
             raise CorruptFilesystem(f"inode {ino}: the checksum of extent block {number} does not match")
 
+    def set_extents(self, ino: int, generation: int, block: bytearray) -> None:
+        """Give such a block its checksum."""
+        (eh_max,) = _SHORT.unpack_from(block, 4)
+        end = 12 + 12 * eh_max
+        _NUMBER.pack_into(block, end, crc32c(bytes(block[:end]), self.inode_seed(ino, generation)))
+
     def check_directory(self, ino: int, generation: int, logical: int, block: Block) -> None:
         """A block of a directory, of names or of its index (ext4_dirblock_csum_verify, ext4_dx_csum_verify)."""
         seed = self.inode_seed(ino, generation)
@@ -115,6 +121,10 @@ class MetadataChecksums:
                 if crc32c(covered, seed) == stored:
                     return
         raise CorruptFilesystem(f"directory inode {ino}: the checksum of block {logical} does not match")
+
+    def _of_xattrs(self, number: int, block: Block) -> int:
+        covered = _WIDE.pack(number) + block[:_XATTR_CHECKSUM] + bytes(4) + block[_XATTR_CHECKSUM + 4 :]
+        return crc32c(covered, self.seed)
 
     def set_directory(self, ino: int, generation: int, block: bytearray) -> None:
         """The same for one that has been changed (ext4_dirblock_csum_set, ext4_dx_csum_set).
@@ -139,10 +149,12 @@ class MetadataChecksums:
 
     def check_xattrs(self, ino: int, number: int, block: Block) -> None:
         """A block of extended attributes (ext4_xattr_block_csum)."""
-        (stored,) = _NUMBER.unpack_from(block, _XATTR_CHECKSUM)
-        covered = _WIDE.pack(number) + block[:_XATTR_CHECKSUM] + bytes(4) + block[_XATTR_CHECKSUM + 4 :]
-        if crc32c(covered, self.seed) != stored:
+        if self._of_xattrs(number, block) != _NUMBER.unpack_from(block, _XATTR_CHECKSUM)[0]:
             raise CorruptFilesystem(f"inode {ino}: the checksum of attribute block {number} does not match")
+
+    def set_xattrs(self, number: int, block: bytearray) -> None:
+        """Give such a block, which has been changed, its checksum."""
+        _NUMBER.pack_into(block, _XATTR_CHECKSUM, self._of_xattrs(number, block))
 
     def check_bitmap(self, what: str, group: int, bits: int, block: Block, stored: int, is_wide: bool) -> None:
         """A bitmap (ext4_block_bitmap_csum_verify, ext4_inode_bitmap_csum_verify).

@@ -10,6 +10,7 @@ from functools import partial
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import Acl, acl_to_xattr
+from mystfuse.ext2.block_map import check_not_encrypted
 from mystfuse.ext2.block_map_changes import add_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import (
@@ -18,6 +19,8 @@ from mystfuse.ext2.constants import (
     EXT2_N_BLOCKS,
     EXT2_OTHER_FLMASK,
     EXT2_REG_FLMASK,
+    EXT4_DAX_FL,
+    EXT4_EXTENTS_FL,
     PATH_MAX,
 )
 from mystfuse.ext2.directory_blocks import new_directory_block
@@ -28,8 +31,11 @@ from mystfuse.ext2.directory_changes import (
     insert_entry,
     write_directory,
 )
-from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
-from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT, find_attribute
+from mystfuse.ext2.extent_format import EMPTY_ROOT
+from mystfuse.ext2.inline_directory_changes import begin_inline
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.projects import inherit_project
+from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
 from mystfuse.ext2.xattr_changes import set_attribute
 
 _NO_BLOCKS = bytes(4 * EXT2_N_BLOCKS)
@@ -91,6 +97,7 @@ def new_inode(
     """
     filesystem, transaction, superblock, now = change.filesystem, change.transaction, change.superblock, change.now_ns
     is_directory, is_regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
+    check_not_encrypted(directory)
     gid = change.caller.gid
     if directory.i_mode & stat.S_ISGID:
         gid = directory.gid
@@ -101,8 +108,13 @@ def new_inode(
         flags &= EXT2_REG_FLMASK
     elif not is_directory:
         flags &= EXT2_OTHER_FLMASK
+    i_block = _device_block(mode, rdev)
+    if "extent" in superblock.features and (is_regular or is_directory or stat.S_ISLNK(mode)):
+        # fs/ext4/ialloc.c, __ext4_new_inode.
+        flags |= EXT4_EXTENTS_FL
+        i_block = EMPTY_ROOT
     ino = filesystem.allocator.take_inode(transaction, directory, mode)
-    extra_isize = min(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, EXTRA_ISIZE)
+    extra_isize = superblock.new_extra_isize
     inode = Inode(
         ino,
         mode,
@@ -115,7 +127,7 @@ def new_inode(
         links,
         0,  # i_blocks
         flags,
-        _NO_BLOCKS if is_regular else _device_block(mode, rdev),
+        i_block,
         filesystem.next_generation(),
         0,  # i_file_acl
         bytes(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE - extra_isize),
@@ -123,6 +135,8 @@ def new_inode(
     )
     if is_regular:
         pass
+    elif is_directory and superblock.has_inline_data and (inline := begin_inline(superblock, inode, directory.ino)):
+        inode = inline
     elif is_directory:
         inode, number, block = add_block(change, inode, 0)
         new_directory_block(change, inode, number, block, directory.ino)
@@ -131,8 +145,11 @@ def new_inode(
         inode = _with_target(change, inode, target)
     inode = _inherit_acl(change, directory, inode, umask)
     filesystem.inode_table.write_new(transaction, inode)
+    inherit_project(change, directory, inode)
     (transaction.released if links else transaction.orphaned).add(ino)
     transaction.on_commit.append(partial(filesystem.forget, ino))
+    if is_regular and superblock.has_inline_data and not flags & EXT4_DAX_FL:
+        transaction.on_commit.append(partial(filesystem.note_new_file, ino))
     return inode
 
 
@@ -143,7 +160,8 @@ def _with_target(change: Change, inode: Inode, target: bytes) -> Inode:
     if len(target) >= min(change.superblock.block_size, PATH_MAX):
         raise OSError(ENAMETOOLONG, f"a symbolic link's target of {len(target)} bytes")
     if len(target) < len(inode.i_block):
-        return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target))
+        flags = inode.i_flags & ~EXT4_EXTENTS_FL
+        return inode._replace(i_block=target.ljust(len(inode.i_block), b"\0"), size=len(target), i_flags=flags)
     inode, _, block = add_block(change, inode, 0)
     block[: len(target)] = target
     return inode._replace(size=len(target))
@@ -169,7 +187,7 @@ def _inherit_acl(change: Change, directory: Inode, inode: Inode, umask: int) -> 
         return inode
     stored = None
     if directory.i_file_acl or any(directory.extra):
-        stored = find_attribute(change.superblock, change.transaction, directory, INDEX_ACL_DEFAULT)
+        stored = change.find_attribute(directory, INDEX_ACL_DEFAULT)
     if stored is None:
         lost = inode.i_mode & umask & 0o777
         return inode._replace(i_mode=inode.i_mode & ~lost) if lost else inode

@@ -33,6 +33,13 @@ from mystfuse.ext2.directory_blocks import (
 )
 from mystfuse.ext2.htree import find_by_hash
 from mystfuse.ext2.htree_changes import append_block, insert_by_hash, make_index, usable_path
+from mystfuse.ext2.inline_directory_changes import (
+    add_inline,
+    move_entries_out,
+    point_inline,
+    remove_inline,
+    set_inline_parent,
+)
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.name_index import LatestEntry
 
@@ -166,11 +173,15 @@ def find_place_again(change: Change, directory: Inode, name: bytes, place: Place
         if moved:
             (ino, offset, previous), logical, number = moved
             return Place(ino, logical, number, offset, previous)
-    block = directory_block(change.superblock, directory, change.transaction, place.logical, place.number)
+    number = place.number
+    if not number and not directory.is_inline:
+        # Its entries have moved out of the inode.
+        number = map_block(change.superblock, change.transaction, directory, place.logical)
+    block = directory_block(change.superblock, directory, change.transaction, place.logical, number)
     found = find_in_block(change.superblock, directory, block, place.logical, name)
     if found is None:
         raise CorruptFilesystem(f"directory inode {directory.ino}: {name!r} is gone from its block")
-    return Place(found.ino, place.logical, place.number, found.offset, found.previous)
+    return Place(found.ino, place.logical, number, found.offset, found.previous)
 
 
 def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) -> Inode:
@@ -195,6 +206,11 @@ def _insert_linear(
     change: Change, directory: Inode, name: bytes, ino: int, kind: int, may_become_indexed: bool
 ) -> Inode:
     superblock, transaction, indexes = change.superblock, change.transaction, change.filesystem.name_indexes
+    if directory.is_inline:
+        added = add_inline(superblock, directory, name, ino, kind)
+        if added is not None:
+            return added
+        directory, _ = move_entries_out(change, directory)
     needed = entry_size(name)
     if latest := indexes.latest(directory.ino):
         # Adding names one after the other takes no search.
@@ -243,8 +259,11 @@ def _insert_at(
     return block
 
 
-def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) -> None:
-    """Remove an entry: its room goes to the entry in front of it; at the front of a block, it becomes free."""
+def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) -> Inode:
+    """Remove an entry: its room goes to the entry in front of it; at the front of a block, it becomes free. Returns the
+    directory's inode, not written."""
+    if directory.is_inline:
+        return remove_inline(change.superblock, directory, place.offset, place.previous)
     block = changed_block(change, directory, place.number)
     _, joined = next(rec_lengths(change.superblock, directory, block, place.logical, place.offset))
     if place.previous < 0:
@@ -255,17 +274,26 @@ def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) ->
         # So that the raw block keeps no stale name.
         block[place.offset : place.offset + _HEADER_SIZE] = bytes(_HEADER_SIZE)
     change.filesystem.name_indexes.note_removal(change.transaction, directory.ino, place.logical, name, joined)
+    return directory
 
 
-def point_entry(change: Change, directory: Inode, place: Place, inode: Inode) -> None:
-    """Make an entry of a directory refer to another inode."""
+def point_entry(change: Change, directory: Inode, place: Place, inode: Inode) -> Inode:
+    """Make an entry of a directory refer to another inode. Returns the directory's inode, not written."""
+    kind = file_type(change.superblock, inode.i_mode)
+    if directory.is_inline:
+        return point_inline(change.superblock, directory, place.offset, inode.ino, kind)
     block = changed_block(change, directory, place.number)
     struct.pack_into("<I", block, place.offset, inode.ino)
     if change.superblock.has_filetype:
-        block[place.offset + 7] = file_type(change.superblock, inode.i_mode)
+        block[place.offset + 7] = kind
+    return directory
 
 
-def set_parent(change: Change, directory: Inode, parent: int) -> None:
-    """Point ``..`` elsewhere. The caller has called ``read_parent``, which checks its place."""
+def set_parent(change: Change, directory: Inode, parent: int) -> Inode:
+    """Point ``..`` elsewhere. The caller has called ``read_parent``, which checks its place. Returns the directory's
+    inode, not written."""
+    if directory.is_inline:
+        return set_inline_parent(directory, parent)
     number = map_block(change.superblock, change.transaction, directory, 0)
     struct.pack_into("<I", changed_block(change, directory, number), DOTDOT_OFFSET, parent)
+    return directory

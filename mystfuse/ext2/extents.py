@@ -6,30 +6,30 @@ for what is refused. An extent that is allocated and not written yet reads as a 
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing
+from mystfuse.ext2.extent_format import (
+    ENTRY_SIZE,
+    HEADER,
+    HEADER_SIZE,
+    INDEX,
+    LEAF,
+    LONGEST_WRITTEN,
+    MAGIC,
+    MAX_DEPTH,
+    MAX_LOGICAL,
+    room_of,
+)
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 
-MAX_DEPTH = 5
-"""fs/ext4/extents.c, EXT4_MAX_EXTENT_DEPTH."""
 MAX_TREE_BYTES = 16 << 20
 """Of tree blocks for one range: more, in a range that programs ask for, make up a broken tree."""
-MAX_LOGICAL = 1 << 32
-"""Blocks of a file."""
-_MAGIC = 0xF30A
-_HEADER = struct.Struct("<HHHHI")  # eh_magic eh_entries eh_max eh_depth eh_generation
-_LEAF = struct.Struct("<IHHI")  # ee_block ee_len ee_start_hi ee_start_lo
-_INDEX = struct.Struct("<IIHH")  # ei_block ei_leaf_lo ei_leaf_hi ei_unused
-_ENTRY_SIZE = 12
-_LONGEST_WRITTEN = 32768
-"""ee_len beyond it is that of an unwritten extent, and so much more."""
-_OWNER = "extent block of inode"
+OWNER = "extent block of inode"
 
 
 class Extent(NamedTuple):
@@ -102,12 +102,12 @@ def find_extents(superblock: Superblock, blocks: Blocks, inode: Inode, first: in
         try:
             found = blocks.all([node.number for node in nodes])
         except BlocksMissing as missing:
-            raise missing.of(_OWNER, inode.ino)  # noqa: B904  # it is the same exception
+            raise missing.of(OWNER, inode.ino)  # noqa: B904  # it is the same exception
         depth -= 1
         extents: list[Extent | _Child] = []
         below: list[_Node] = []
         for node, block in zip(nodes, found, strict=True):
-            some = _read_block(superblock, inode, node, block)
+            some = _read_block(superblock, blocks, inode, node, block)
             if depth:
                 below += _children(some, depth, node.low, node.high, first, end)
             else:
@@ -138,9 +138,9 @@ def find_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: in
         try:
             block = blocks.block(node.number)
         except BlocksMissing as missing:
-            raise missing.of(_OWNER, inode.ino)  # noqa: B904
+            raise missing.of(OWNER, inode.ino)  # noqa: B904
         depth, low, high = node.depth, node.low, node.high
-        entries = _read_block(superblock, inode, node, block)
+        entries = _read_block(superblock, blocks, inode, node, block)
     is_data: bool | None = None
     position = first
     for extent in entries:
@@ -177,17 +177,17 @@ def _children(entries: _Entries, depth: int, low: int, high: int, first: int, en
 
 def _read_root(superblock: Superblock, inode: Inode) -> tuple[int, _Entries]:
     """The depth of the tree, and the entries in the inode."""
-    eh_depth = _HEADER.unpack_from(inode.i_block)[3]
+    eh_depth = HEADER.unpack_from(inode.i_block)[3]
     if eh_depth > MAX_DEPTH:
         raise CorruptFilesystem(f"inode {inode.ino}: its extent tree has {eh_depth} levels")
     return eh_depth, _parse(superblock, inode, inode.i_block, "i_block", eh_depth, 0, MAX_LOGICAL)
 
 
-def _read_block(superblock: Superblock, inode: Inode, node: _Node, block: Block) -> _Entries:
+def _read_block(superblock: Superblock, blocks: Blocks, inode: Inode, node: _Node, block: Block) -> _Entries:
     """The entries of a block of the tree."""
     where = f"extent block {node.number}"
     entries = _parse(superblock, inode, block, where, node.depth, node.low, node.high)
-    if superblock.checksums is not None:
+    if superblock.checksums is not None and blocks.is_sealed(node.number):
         superblock.checksums.check_extents(inode.ino, inode.i_generation, node.number, block)
     return entries
 
@@ -203,9 +203,9 @@ def _parse(superblock: Superblock, inode: Inode, data: Block, where: str, depth:
     def broken(what: str) -> CorruptFilesystem:
         return CorruptFilesystem(f"inode {inode.ino}: {where} is broken: {what}")
 
-    magic, count, most, eh_depth, _ = _HEADER.unpack_from(data)
-    room = (len(data) - _HEADER.size) // _ENTRY_SIZE
-    if magic != _MAGIC:
+    magic, count, most, eh_depth, _ = HEADER.unpack_from(data)
+    room = room_of(len(data))
+    if magic != MAGIC:
         raise broken(f"eh_magic is {magic:#x}")
     if eh_depth != depth:
         raise broken(f"eh_depth is {eh_depth} instead of {depth}")
@@ -213,11 +213,11 @@ def _parse(superblock: Superblock, inode: Inode, data: Block, where: str, depth:
         raise broken(f"eh_entries {count} and eh_max {most} do not fit")
     if depth and not count:
         raise broken("an index without entries")
-    area = data[_HEADER.size : _HEADER.size + count * _ENTRY_SIZE]
+    area = data[HEADER_SIZE : HEADER_SIZE + count * ENTRY_SIZE]
     least, first_data, limit = low, superblock.s_first_data_block, superblock.s_blocks_count
     if depth:
         children: list[_Child] = []
-        for logical, leaf_low, leaf_high, _ in _INDEX.iter_unpack(area):
+        for logical, leaf_low, leaf_high, _ in INDEX.iter_unpack(area):
             number = leaf_low | leaf_high << 32
             if not least <= logical < high:
                 raise broken(f"block {logical} of the file is out of order")
@@ -227,11 +227,11 @@ def _parse(superblock: Superblock, inode: Inode, data: Block, where: str, depth:
             least = logical + 1
         return children
     extents: list[Extent] = []
-    for logical, length, start_high, start_low in _LEAF.iter_unpack(area):
+    for logical, length, start_high, start_low in LEAF.iter_unpack(area):
         physical = start_low | start_high << 32
-        is_written = length <= _LONGEST_WRITTEN
+        is_written = length <= LONGEST_WRITTEN
         if not is_written:
-            length -= _LONGEST_WRITTEN
+            length -= LONGEST_WRITTEN
         if not length or not least <= logical or logical + length > high:
             raise broken(f"an extent of {length} blocks from block {logical} of the file on is out of order")
         if not first_data < physical or physical + length > limit:

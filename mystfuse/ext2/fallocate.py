@@ -1,25 +1,42 @@
 """Giving parts of a regular file blocks, zeroing them and making holes of them: fallocate(2).
 
-Each function works on a part that one transaction can hold. ext2 has no way to say that a block is allocated and counts
-as zeros: what gets a block here gets zeros written.
+Each function works on a part that one transaction can hold. A block map has no way to say that a block is allocated and
+counts as zeros: what gets a block in it gets zeros written. An extent can say so.
 """
 
 from __future__ import annotations
 
 import struct
 from errno import EFBIG, ENOSPC
+from functools import partial
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import runs_of
-from mystfuse.ext2.block_map import block_path, map_block, map_blocks
+from mystfuse.ext2.block_map import block_path, map_block, map_blocks, max_file_size
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS
+from mystfuse.ext2.extent_changes import allocate_extents, count_holes, punch_extents
+from mystfuse.ext2.inline_changes import move_out, without_contents
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_file_size
 from mystfuse.ext2.truncate import truncate, zero_tail
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+
+
+def leave_inode(change: Change, ino: int) -> None:
+    """Move the contents of a file that are in its inode, or may begin there, into a block; without contents, it needs
+    none yet.
+
+    Raises:
+        OSError: ENOSPC, there is no block.
+        BlocksMissing, MystfuseError
+    """
+    inode = change.filesystem.regular_file(change.transaction, ino)
+    if inode.is_inline:
+        change.write_inode(move_out(change, inode) if inode.size else without_contents(change.superblock, inode))
+    change.transaction.on_commit.append(partial(change.filesystem.note_contents, ino))
 
 
 def check_room(change: Change, holes: int, memory: int) -> None:
@@ -39,12 +56,19 @@ def count_not_held(change: Change, ino: int, first: int, count: int) -> int:
     return sum(not (number and transaction.holds_written(number)) for number in pointers)
 
 
+def count_missing(change: Change, ino: int, first: int, end: int) -> tuple[int, int]:
+    """How many of blocks ``first`` to ``end`` (excluded) of a file with extents are not allocated; see
+    ``extent_changes.count_holes``."""
+    return count_holes(change, change.filesystem.regular_file(change.transaction, ino), first, end)
+
+
 def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, size: int | None) -> None:
     """Give the holes among ``count`` blocks of a file, from block ``first`` on, blocks of zeros: all of them or none.
 
     Args:
         zeroed: bytes of the file that become zeros wherever these blocks have data.
-        size: what the file's size becomes if it is smaller; None to keep it, and allocate nothing behind it.
+        size: what the file's size becomes if it is smaller; None to keep it, and in a block map allocate nothing behind
+            it.
 
     Raises:
         OSError: ENOSPC; EFBIG, past the largest file size.
@@ -52,6 +76,9 @@ def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, si
     """
     transaction, superblock = change.transaction, change.superblock
     inode = change.filesystem.regular_file(transaction, ino)
+    if inode.has_extents:
+        _allocate_unwritten(change, inode, first, count, zeroed, size)
+        return
     if size is None:
         count = min(count, -(-inode.size // superblock.block_size) - first)
         if count <= 0:
@@ -75,6 +102,33 @@ def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, si
     zeros = memoryview(bytes(count * superblock.block_size))
     for number, length in runs_of(sorted(whole)):
         transaction.put_run(number, zeros[: length * superblock.block_size])
+
+
+def _allocate_unwritten(change: Change, inode: Inode, first: int, count: int, zeroed: range, size: int | None) -> None:
+    """``allocate`` for a file with extents."""
+    block_size = change.superblock.block_size
+    if size is not None:
+        inode = _grown(change, inode, size)
+    here = range(first * block_size, (first + count) * block_size)
+    zeroed = range(max(zeroed.start, here.start), min(zeroed.stop, here.stop))
+    whole = range(-(-zeroed.start // block_size), zeroed.stop // block_size)
+    inode = allocate_extents(change, inode, first, count, whole)
+    change.write_inode(inode.touched(change.now_ns))
+    if zeroed:
+        _zero_bytes(change, inode, zeroed.start, min(whole.start * block_size, zeroed.stop))
+        if whole.start <= whole.stop:
+            _zero_bytes(change, inode, whole.stop * block_size, zeroed.stop)
+
+
+def punch_some(change: Change, ino: int, first: int, end: int, most: int) -> int:
+    """Make holes of blocks of a file with extents; see ``extent_changes.punch_extents``. Returns the first block that
+    is left to do."""
+    change.transaction.gives_back = True
+    inode = change.filesystem.regular_file(change.transaction, ino)
+    punched, reached = punch_extents(change, inode, first, end, most)
+    if punched is not inode:
+        change.write_inode(punched)
+    return reached
 
 
 def punch(change: Change, ino: int, first: int, count: int) -> None:
@@ -121,8 +175,14 @@ def zero_within(change: Change, ino: int, start: int, end: int) -> None:
         OSError: ENOSPC, the overlay has no room for the block.
         BlocksMissing, MystfuseError
     """
+    _zero_bytes(change, change.filesystem.regular_file(change.transaction, ino), start, end)
+
+
+def _zero_bytes(change: Change, inode: Inode, start: int, end: int) -> None:
+    """The same for an inode; nothing if ``end`` is not behind ``start``."""
+    if start >= end:
+        return
     transaction, superblock = change.transaction, change.superblock
-    inode = change.filesystem.regular_file(transaction, ino)
     logical, offset = divmod(start, superblock.block_size)
     number = map_block(superblock, transaction, inode, logical)
     end -= logical * superblock.block_size
@@ -162,8 +222,9 @@ def _grown(change: Change, inode: Inode, size: int) -> Inode:
     superblock = change.superblock
     if size <= inode.size:
         return inode
-    if size > superblock.max_file_size:
-        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {superblock.max_file_size}")
+    largest = max_file_size(superblock, inode)
+    if size > largest:
+        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {largest}")
     zero_tail(change, inode)
     note_file_size(superblock, change.transaction, size)
     return inode._replace(size=size)

@@ -23,6 +23,7 @@ from mystfuse.ext2.directory_changes import (
     write_directory,
 )
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.projects import check_project
 
 
 def link(change: Change, ino: int, parent: int, name: bytes, nameless: Container[int] = ()) -> Inode:
@@ -44,6 +45,7 @@ def link(change: Change, ino: int, parent: int, name: bytes, nameless: Container
         raise OSError(ENOENT, f"inode {ino} has been removed")
     if inode.i_links_count >= max_links(change):
         raise OSError(EMLINK, f"inode {ino} has {inode.i_links_count} links")
+    check_project(change, directory, inode)
     inode = inode._replace(i_links_count=inode.i_links_count + 1, ctime_ns=change.now_ns)
     change.write_inode(inode)
     change.transaction.released.add(ino)
@@ -67,7 +69,7 @@ def remove(change: Change, parent: int, name: bytes, is_rmdir: bool) -> Inode:
         raise OSError(ENOTDIR if is_rmdir else EISDIR, f"{name!r} is {'not ' if is_rmdir else ''}a directory")
     if is_rmdir and not change.filesystem.name_indexes.is_empty(change.transaction, inode):
         raise OSError(ENOTEMPTY, f"{name!r} is not empty")
-    remove_entry(change, directory, name, place)
+    directory = remove_entry(change, directory, name, place)
     drop_link(change, inode)
     write_directory(change, directory, links=-int(is_rmdir))
     return change.read_back(inode.ino)

@@ -56,7 +56,7 @@ def finish_truncation(change: Change, ino: int) -> bool:
         BlocksMissing, MystfuseError
     """
     inode = change.inode(ino)
-    if inode.is_regular:
+    if inode.is_regular and not inode.is_inline:
         change.transaction.gives_back = True
         keep = -(-inode.size // change.superblock.block_size)
         inode, end = trim_blocks(change, inode, keep, MAX_TRIMMED)

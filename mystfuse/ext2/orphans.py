@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from functools import partial
 
 from mystfuse.errors import MystfuseError
 from mystfuse.ext2.blocks import BlocksMissing
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.extent_changes import blocks_in_root
+from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.release_inodes import free_inodes
 from mystfuse.ext2.symlink import is_fast
 from mystfuse.ext2.truncate import MAX_TRIMMED, trim_blocks
-from mystfuse.ext2.xattr_changes import drop_block
+from mystfuse.ext2.xattr_changes import drop_attributes, has_value_inodes
 
 MAX_TOGETHER = 64
 """Orphans freed in one transaction."""
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
+_NO_BLOCKS = bytes(4 * EXT2_N_BLOCKS)
+_FEW_BLOCKS = 64
+"""Blocks of a small file with extents."""
 
 
 def release(change: Change, ino: int) -> bool:
@@ -38,8 +43,8 @@ def release(change: Change, ino: int) -> bool:
             size = min(inode.size, end * change.superblock.block_size)
             change.write_inode(inode._replace(size=size))
             return False
-    inode = drop_block(change, inode)
-    _free_inodes(change, [inode])
+    inode = drop_attributes(change, inode)
+    free_inodes(change, [inode])
     return True
 
 
@@ -64,31 +69,35 @@ def release_together(change: Change, inos: Iterable[int], is_held: Callable[[int
             continue
         try:
             inode = change.inode(ino)
-            roots = _ROOTS.unpack(inode.i_block) if _has_map(change, inode) else ()
-            pointers = [pointer for pointer in roots[:EXT2_NDIR_BLOCKS] if pointer]
-            if inode.i_links_count or inode.i_file_acl or any(roots[EXT2_NDIR_BLOCKS:]):
+            pointers = _few_blocks(change, inode)
+            if inode.i_links_count or inode.i_file_acl or pointers is None:
+                continue
+            if has_value_inodes(change.superblock, inode):
                 continue
             if not allocator.may_free_now(transaction, ino, pointers):
                 continue
         except (BlocksMissing, MystfuseError):
             continue
-        inodes.append(inode.mapped(0, bytes(len(inode.i_block))) if pointers else inode)
+        inodes.append(inode.mapped(0, EMPTY_ROOT if inode.has_extents else _NO_BLOCKS) if pointers else inode)
         numbers += pointers
     allocator.free_blocks(transaction, numbers)
-    _free_inodes(change, inodes)
+    free_inodes(change, inodes)
     return {inode.ino for inode in inodes}
 
 
+def _few_blocks(change: Change, inode: Inode) -> list[int] | None:
+    """The blocks of an inode that are mapped in the inode itself, few of them; None if there are others."""
+    if not _has_map(change, inode):
+        return []
+    if inode.has_extents:
+        return blocks_in_root(change, inode, _FEW_BLOCKS)
+    roots = _ROOTS.unpack(inode.i_block)
+    if any(roots[EXT2_NDIR_BLOCKS:]):
+        return None
+    return [pointer for pointer in roots[:EXT2_NDIR_BLOCKS] if pointer]
+
+
 def _has_map(change: Change, inode: Inode) -> bool:
+    if inode.is_inline:
+        return False
     return inode.is_regular or inode.is_directory or (inode.is_symlink and not is_fast(change.superblock, inode))
-
-
-def _free_inodes(change: Change, inodes: list[Inode]) -> None:
-    """Free inodes that have no blocks any more."""
-    filesystem, transaction = change.filesystem, change.transaction
-    filesystem.allocator.free_inodes(transaction, inodes)
-    seconds = change.now_ns // 1_000_000_000 & 0x7FFFFFFF
-    for inode in inodes:
-        change.write_inode(inode._replace(size=0, i_blocks=0, i_dtime=seconds))
-        transaction.released.add(inode.ino)
-        transaction.on_commit.append(partial(filesystem.forget, inode.ino))

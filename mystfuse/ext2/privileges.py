@@ -9,7 +9,7 @@ from enum import Enum, auto
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.xattr import read_block, read_body, split_name
+from mystfuse.ext2.xattr import read_all, split_name
 from mystfuse.ext2.xattr_changes import remove_attribute
 
 CAPABILITY = b"security.capability"
@@ -66,7 +66,7 @@ def without_capabilities(change: Change, inode: Inode) -> Inode:
         OSError: ENOSPC, its attribute block is shared, and there is no room for one of its own.
         BlocksMissing, MystfuseError
     """
-    for attribute in (*read_body(inode), *read_block(change.superblock, change.transaction, inode)):
+    for attribute in read_all(change.superblock, change.transaction, inode):
         if (attribute.name_index, attribute.suffix) == _CAPABILITY:
             return remove_attribute(change, inode, CAPABILITY)
     return inode

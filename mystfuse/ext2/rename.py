@@ -25,6 +25,7 @@ from mystfuse.ext2.directory_changes import (
 )
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.link_and_unlink import check_removable, drop_link, existing_place, referred_inode
+from mystfuse.ext2.projects import check_project
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 """Flags of renameat2(2)."""
@@ -79,6 +80,7 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
         raise OSError(EEXIST, f"{new.name!r} exists already")
     if new_place is not None and new_place.ino == inode.ino:
         return None
+    check_project(change, new_directory, inode)
     moves = inode.is_directory and old.parent != new.parent
     replaced = None
     if new_place is not None:
@@ -91,7 +93,7 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
     if moves:
         read_parent(change.superblock, change.transaction, inode)
     if new_place is not None and replaced is not None:
-        point_entry(change, new_directory, new_place, inode)
+        new_directory = point_entry(change, new_directory, new_place, inode)
         drop_link(change, replaced)
     else:
         new_directory = insert_entry(change, new_directory, new.name, inode)
@@ -100,15 +102,16 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
     # The new entry may have been put between the old one and the one in front of it.
     old_place = find_place_again(change, old_directory, old.name, old_place)
     if flags & RENAME_WHITEOUT:
-        point_entry(change, old_directory, old_place, new_inode(change, old_directory, stat.S_IFCHR, 1))
+        whiteout = new_inode(change, old_directory, stat.S_IFCHR, 1)
+        old_directory = point_entry(change, old_directory, old_place, whiteout)
     else:
-        remove_entry(change, old_directory, old.name, old_place)
-    change.write_inode(inode._replace(ctime_ns=change.now_ns))
+        old_directory = remove_entry(change, old_directory, old.name, old_place)
     if moves:
-        set_parent(change, inode, new.parent)
+        inode = set_parent(change, inode, new.parent)
+    change.write_inode(inode._replace(ctime_ns=change.now_ns))
     lost = int(replaced is not None and replaced.is_directory)
     if old.parent == new.parent:
-        write_directory(change, new_directory, links=-lost)
+        write_directory(change, old_directory, links=-lost)
     else:
         write_directory(change, old_directory, links=-int(moves))
         write_directory(change, new_directory, links=int(moves) - lost)
@@ -121,24 +124,32 @@ def _exchange(change: Change, old_directory: Inode, old_place: Place, new_direct
     check_removable(new_directory, other)
     if inode.ino == other.ino:
         return
+    check_project(change, new_directory, inode)
+    check_project(change, old_directory, other)
     same_directory = old_directory.ino == new_directory.ino
     links = 0
     if not same_directory:
-        for moved, target in ((inode, new_directory), (other, old_directory)):
-            if moved.is_directory:
-                read_parent(change.superblock, change.transaction, moved)
-                set_parent(change, moved, target.ino)
+        inode = _moved(change, inode, new_directory)
+        other = _moved(change, other, old_directory)
         links = int(inode.is_directory) - int(other.is_directory)
         for directory, gained in ((new_directory, links), (old_directory, -links)):
             if gained > 0:
                 check_links(change, directory)
-    point_entry(change, old_directory, old_place, other)
-    point_entry(change, new_directory, new_place, inode)
+    old_directory = point_entry(change, old_directory, old_place, other)
+    new_directory = point_entry(change, old_directory if same_directory else new_directory, new_place, inode)
     for moved in (inode, other):
         change.write_inode(moved._replace(ctime_ns=change.now_ns))
-    write_directory(change, old_directory, links=-links)
+    write_directory(change, new_directory, links=links)
     if not same_directory:
-        write_directory(change, new_directory, links=links)
+        write_directory(change, old_directory, links=-links)
+
+
+def _moved(change: Change, inode: Inode, directory: Inode) -> Inode:
+    """The inode, not written, in another directory."""
+    if not inode.is_directory:
+        return inode
+    read_parent(change.superblock, change.transaction, inode)
+    return set_parent(change, inode, directory.ino)
 
 
 def _check_replaceable(change: Change, directory: Inode, inode: Inode, replaced: Inode) -> None:

@@ -11,7 +11,7 @@ from mystfuse.ext2.change import Change
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.privileges import Loses, mode_after_chown, mode_after_write, without_capabilities
 from mystfuse.ext2.truncate import truncate
-from mystfuse.ext2.xattr import INDEX_ACL_ACCESS, POSIX_ACL_ACCESS, find_attribute
+from mystfuse.ext2.xattr import INDEX_ACL_ACCESS, POSIX_ACL_ACCESS
 from mystfuse.ext2.xattr_changes import set_attribute
 
 
@@ -75,7 +75,7 @@ def set_attributes(
 
 def _chmod_acl(change: Change, inode: Inode) -> Inode:
     """Make the access ACL, if there is one, agree with the mode."""
-    stored = find_attribute(change.superblock, change.transaction, inode, INDEX_ACL_ACCESS)
+    stored = change.find_attribute(inode, INDEX_ACL_ACCESS)
     if stored is None:
         return inode
     acl = Acl.parse(acl_to_xattr(stored, inode.ino)).after_chmod(inode.i_mode)

@@ -9,6 +9,7 @@ from mystfuse.ext2.constants import PATH_MAX
 from mystfuse.ext2.inline_data import read_inline
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.ext2.xattr import may_refer
 
 
 def read_target(superblock: Superblock, blocks: Blocks, inode: Inode) -> bytes:
@@ -44,5 +45,8 @@ def _check_target(inode: Inode, target: bytes) -> bytes:
 
 def is_fast(superblock: Superblock, inode: Inode) -> bool:
     """Whether a symbolic link has no block of its own (fs/ext4/inode.c, ext4_inode_is_fast_symlink)."""
+    if may_refer(superblock):
+        # i_blocks counts values of attributes, too, that are in inodes of their own.
+        return 0 < inode.size < len(inode.i_block)
     xattr_sectors = superblock.block_size * superblock.blocks_per_cluster // 512 if inode.i_file_acl else 0
     return inode.i_blocks <= xattr_sectors

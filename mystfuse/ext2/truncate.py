@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
-from errno import EFBIG, EINVAL, EISDIR
+from errno import EFBIG, EINVAL, EISDIR, EPERM
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.block_map import map_block
+from mystfuse.ext2.block_map import check_not_encrypted, map_block, max_file_size
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
+from mystfuse.ext2.extent_changes import trim_extents
+from mystfuse.ext2.inline_changes import resize_inline
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import note_file_size
 
@@ -27,17 +29,26 @@ def truncate(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:
         The inode, not written, and whether the size is reached: a long file is cut in several steps.
 
     Raises:
-        OSError: EFBIG, past the largest file size; EISDIR or EINVAL, not a regular file.
+        OSError: EFBIG, past the largest file size; EISDIR or EINVAL, not a regular file; EPERM, it has fs-verity.
         BlocksMissing, MystfuseError
     """
     transaction, superblock = change.transaction, change.superblock
     if not inode.is_regular:
         raise OSError(EISDIR if inode.is_directory else EINVAL, f"inode {inode.ino} is not a regular file")
-    if size > superblock.max_file_size:
-        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {superblock.max_file_size}")
+    if inode.has_verity:
+        raise OSError(EPERM, f"inode {inode.ino} has fs-verity")
+    check_not_encrypted(inode)
+    largest = max_file_size(superblock, inode)
+    if size > largest:
+        raise OSError(EFBIG, f"{size} bytes are more than the largest file size {largest}")
     now = change.now_ns
+    if inode.is_inline:
+        inode, is_resized = resize_inline(change, inode, size)
+        if is_resized:
+            return inode.touched(now), True
     is_reached = True
-    if size >= inode.size:
+    # Behind the end of a file with extents there may be blocks.
+    if size > inode.size or (size == inode.size and not inode.has_extents):
         zero_tail(change, inode)
         note_file_size(superblock, transaction, size)
         reached = size
@@ -79,6 +90,8 @@ def trim_blocks(change: Change, inode: Inode, keep: int, most: int) -> Trimmed:
     Raises:
         BlocksMissing, CorruptFilesystem
     """
+    if inode.has_extents:
+        return Trimmed(*trim_extents(change, inode, keep, most))
     block_size = change.superblock.block_size
     per_block = block_size // 4
     roots = list(_ROOTS.unpack(inode.i_block))

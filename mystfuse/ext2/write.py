@@ -7,9 +7,11 @@ from errno import EFBIG, ENOSPC, EPERM
 from functools import partial
 
 from mystfuse.ext2.allocation import runs_of
+from mystfuse.ext2.block_map import max_file_size
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.blocks import Transaction
 from mystfuse.ext2.change import Change
+from mystfuse.ext2.inline_changes import write_inline
 from mystfuse.ext2.privileges import Loses, mode_after_write, without_capabilities
 from mystfuse.ext2.superblock import note_file_size
 from mystfuse.ext2.truncate import zero_tail
@@ -28,26 +30,31 @@ def write(
         How many bytes were written: fewer than given when there is room for fewer.
 
     Raises:
-        OSError: EPERM, it is immutable; ENOSPC, there is room for none (for less, if ``whole``); EFBIG, past the
-            largest file size.
+        OSError: EPERM, it is immutable or has fs-verity; ENOSPC, there is room for none (for less, if ``whole``);
+            EFBIG, past the largest file size.
         BlocksMissing, MystfuseError
     """
     filesystem, transaction, superblock = change.filesystem, change.transaction, change.superblock
     transaction.is_divisible = not whole
     inode = filesystem.regular_file(transaction, ino)
-    length = min(len(data), superblock.max_file_size - offset)
+    largest = max_file_size(superblock, inode)
+    length = min(len(data), largest - offset)
     if length <= 0 or (whole and length < len(data)):
         if not len(data):
             return 0
-        raise OSError(
-            EFBIG, f"{offset + len(data)} bytes are more than the largest file size {superblock.max_file_size}"
-        )
-    if inode.is_immutable and loses is not Loses.NOTHING:
+        raise OSError(EFBIG, f"{offset + len(data)} bytes are more than the largest file size {largest}")
+    if (inode.is_immutable or inode.has_verity) and loses is not Loses.NOTHING:
         # It has become so since it was opened (fs/ext4/file.c, ext4_write_checks). Pages of a mapping are written.
-        raise OSError(EPERM, f"inode {ino} is immutable")
+        raise OSError(EPERM, f"inode {ino} is immutable, or has fs-verity")
     if loses.takes_capabilities:
         inode = without_capabilities(change, inode)
-    block_size = superblock.block_size
+    block_size, now = superblock.block_size, change.now_ns
+    mode = mode_after_write(inode, change.caller, loses)
+    if superblock.has_inline_data:
+        inode, is_written = write_inline(change, inode, offset, data[:length])
+        if is_written:
+            change.write_inode(inode.written(now, mode, max(inode.size, offset + length)))
+            return length
     if offset > inode.size:
         zero_tail(change, inode)
     first, last = offset // block_size, (offset + length - 1) // block_size
@@ -59,8 +66,6 @@ def write(
     end = offset + length
     if end > inode.size:
         note_file_size(superblock, transaction, end)
-    now = change.now_ns
-    mode = mode_after_write(inode, change.caller, loses)
     change.write_inode(inode.written(now, mode, max(inode.size, end)))
     _fill(transaction, block_size, pointers, new, offset - first * block_size, data[:length])
     if new:

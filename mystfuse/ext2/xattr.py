@@ -35,7 +35,7 @@ _NAME_INDEX = {
     INDEX_SYSTEM: b"system.",
 }
 _INDEX_ENCRYPTION = 9
-_MAX_VALUE, _MAX_VALUES = 64 << 10, 8 << 20
+MAX_VALUE, _MAX_VALUES = 64 << 10, 8 << 20
 """Bytes of values in inodes of their own: of one (include/uapi/linux/limits.h, XATTR_SIZE_MAX), of all of a file."""
 ENTRY = struct.Struct("<BBHIII")  # e_name_len e_name_index e_value_offs e_value_inum e_value_size e_hash
 BLOCK_HEADER = struct.Struct("<IIIII12x")  # h_magic h_refcount h_blocks h_hash h_checksum
@@ -52,6 +52,8 @@ class Attribute(NamedTuple):
     """With ea_inode, the inode that the value is in, if it is in one."""
     size: int = 0
     """The value's bytes there."""
+    hash: int = 0
+    """The e_hash of the entry then."""
 
 
 def read_xattrs(
@@ -67,7 +69,7 @@ def read_xattrs(
         CorruptFilesystem: entries that lie outside their place.
     """
     found: dict[bytes, bytes] = {}
-    attributes = (*read_body(inode, "ea_inode" in superblock.features), *read_block(superblock, blocks, inode))
+    attributes = read_all(superblock, blocks, inode)
     for attribute in _with_values(superblock, blocks, inode, attributes, read_inode):
         name = full_name(attribute)
         if attribute.name_index == _INDEX_ENCRYPTION or (inode.is_inline and is_inline_data(attribute)):
@@ -126,9 +128,9 @@ def _read_value(
     except BlocksMissing as missing:
         raise missing.of("extended attributes of inode", owner.ino)  # noqa: B904  # it is the same exception
     # The value's checksum is in i_atime; Lustre had its owner in i_mtime and i_generation instead.
-    seed = superblock.checksums.seed if superblock.checksums is not None else None
     is_of_lustre = (inode.mtime_ns // 1_000_000_000, inode.i_generation) == (owner.ino, owner.i_generation)
-    if seed is not None and not is_of_lustre and crc32c(value, seed) != inode.atime_ns // 1_000_000_000 & 0xFFFFFFFF:
+    checksum = crc32c(value, superblock.checksum_seed)
+    if not is_of_lustre and checksum != inode.atime_ns // 1_000_000_000 & 0xFFFFFFFF:
         raise CorruptFilesystem(f"inode {inode.ino}: the checksum of the extended attribute in it does not match")
     return value
 
@@ -138,16 +140,37 @@ def is_inline_data(attribute: Attribute) -> bool:
     return attribute.name_index == INDEX_SYSTEM and attribute.suffix == b"data"
 
 
-def find_attribute(superblock: Superblock, blocks: Blocks, inode: Inode, name_index: int) -> bytes | None:
+def find_attribute(
+    superblock: Superblock,
+    blocks: Blocks,
+    inode: Inode,
+    name_index: int,
+    read_inode: Callable[[Blocks, int], Inode],
+) -> bytes | None:
     """The value, as it is stored, of the attribute that its index alone names (an ACL); None if there is none.
+
+    Args:
+        read_inode: as of ``read_xattrs``.
 
     Raises:
         BlocksMissing, CorruptFilesystem: as ``read_xattrs``.
     """
-    for attribute in read_body(inode) + read_block(superblock, blocks, inode):
+    for attribute in read_all(superblock, blocks, inode):
         if attribute.name_index == name_index:
+            if attribute.inode:
+                return _read_value(superblock, blocks, inode, attribute, read_inode)
             return attribute.value
     return None
+
+
+def read_all(superblock: Superblock, blocks: Blocks, inode: Inode) -> list[Attribute]:
+    """All attributes as they are stored, those in the body first; raises as ``read_xattrs``."""
+    return read_body(inode, may_refer(superblock)) + read_block(superblock, blocks, inode)
+
+
+def may_refer(superblock: Superblock) -> bool:
+    """Whether values may be in inodes of their own."""
+    return "ea_inode" in superblock.features
 
 
 def full_name(attribute: Attribute) -> bytes | None:
@@ -177,16 +200,16 @@ def split_name(name: bytes) -> tuple[int, bytes]:
     raise OSError(EOPNOTSUPP, f"no extended attribute can be called {name!r}")
 
 
-def read_body(inode: Inode, may_refer: bool = False) -> list[Attribute]:
+def read_body(inode: Inode, has_references: bool = False) -> list[Attribute]:
     """The attributes in the inode's own body.
 
     Args:
-        may_refer: whether values may be in inodes of their own.
+        has_references: whether values may be in inodes of their own.
     """
     if len(inode.extra) <= 4 or int.from_bytes(inode.extra[:4], "little") != EXT2_XATTR_MAGIC:
         return []
     # Value offsets in the body count from behind the magic number.
-    return _parse_entries(inode, inode.extra[4:], 0, may_refer)
+    return _parse_entries(inode, inode.extra[4:], 0, has_references)
 
 
 def read_block(superblock: Superblock, blocks: Blocks, inode: Inode) -> list[Attribute]:
@@ -202,7 +225,7 @@ def read_block(superblock: Superblock, blocks: Blocks, inode: Inode) -> list[Att
         raise CorruptFilesystem(f"inode {inode.ino}: block {inode.i_file_acl} does not hold extended attributes")
     if superblock.checksums is not None:
         superblock.checksums.check_xattrs(inode.ino, inode.i_file_acl, block)
-    return _parse_entries(inode, block, BLOCK_HEADER.size, "ea_inode" in superblock.features)
+    return _parse_entries(inode, block, BLOCK_HEADER.size, may_refer(superblock))
 
 
 def check_xattr_block(superblock: Superblock, inode: Inode) -> int:
@@ -212,20 +235,20 @@ def check_xattr_block(superblock: Superblock, inode: Inode) -> int:
     return inode.i_file_acl
 
 
-def _parse_entries(inode: Inode, area: bytes, position: int, may_refer: bool) -> list[Attribute]:
+def _parse_entries(inode: Inode, area: bytes, position: int, has_references: bool) -> list[Attribute]:
     """The entries that start at ``position`` of ``area``; values are at offsets into ``area``."""
     found: list[Attribute] = []
     values_size, lowest = 0, len(area)
     while position + 4 <= len(area) and area[position : position + 4] != b"\0\0\0\0":
         if position + ENTRY.size > len(area):
             raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute is cut short")
-        name_len, name_index, value_offs, value_inum, value_size, _ = ENTRY.unpack_from(area, position)
+        name_len, name_index, value_offs, value_inum, value_size, e_hash = ENTRY.unpack_from(area, position)
         name_start = position + ENTRY.size
-        if value_inum and may_refer:
+        if value_inum and has_references:
             name = area[name_start : name_start + name_len]
-            if len(name) != name_len or value_size > _MAX_VALUE:
+            if len(name) != name_len or value_size > MAX_VALUE:
                 raise CorruptFilesystem(f"inode {inode.ino}: an extended attribute in an inode of its own is invalid")
-            found.append(Attribute(name_index, name, b"", value_inum, value_size))
+            found.append(Attribute(name_index, name, b"", value_inum, value_size, e_hash))
             position = name_start + (name_len + 3 & ~3)
             continue
         if name_start + name_len > len(area) or value_inum or value_offs + value_size > len(area):

@@ -1,7 +1,8 @@
-"""Changing extended attributes: into the inode's body while there is room, else into the inode's attribute block.
+"""Changing extended attributes: into the inode's body while there is room, else into the inode's attribute block, or
+with ea_inode a value that does not fit there into an inode of its own.
 
 A block that several inodes share is copied before it is changed. Source: fs/ext4/xattr.c (ext4_xattr_set_handle,
-ext4_xattr_hash_entry, ext4_xattr_rehash).
+ext4_xattr_block_set).
 """
 
 from __future__ import annotations
@@ -10,26 +11,34 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
-from errno import EACCES, EEXIST, ENODATA, ENOSPC, EPERM, ERANGE
+from errno import E2BIG, EACCES, EEXIST, ENODATA, ENOSPC, EPERM, ERANGE
 
 from mystfuse.ext2.acl import Acl
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_NAME_LEN, EXT2_XATTR_MAGIC
+from mystfuse.ext2.constants import EXT2_NAME_LEN
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
+from mystfuse.ext2.value_inodes import add_references, drop_references, store_value
 from mystfuse.ext2.xattr import (
-    BLOCK_HEADER,
-    ENTRY,
+    MAX_VALUE,
     POSIX_ACL_ACCESS,
     POSIX_ACL_DEFAULT,
     Attribute,
     check_xattr_block,
+    may_refer,
+    read_all,
     read_block,
     read_body,
     split_name,
 )
+from mystfuse.ext2.xattr_packing import pack_block, pack_body
 
-_REFCOUNT_OFFSET = 4
+_REFCOUNT, _REFCOUNT_OFFSET = struct.Struct("<I"), 4
+_NOT_LARGE = 56
+"""By so many bytes a value that is tried in an attribute block first is shorter than a block (fs/ext4/xattr.h,
+EXT4_XATTR_MIN_LARGE_EA_SIZE)."""
+_MOST_RESERVED = 1024
+"""Bytes of an attribute block kept for names, of an eighth of it (fs/ext4/xattr.h, EXT4_XATTR_BLOCK_RESERVE)."""
 
 
 def set_xattr(change: Change, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
@@ -77,7 +86,7 @@ def set_xattr(change: Change, ino: int, name: bytes, value: bytes, flags: int = 
 
 def _has_attribute(change: Change, inode: Inode, name: bytes) -> bool:
     index, suffix = _split(name)
-    attributes = (*read_body(inode), *read_block(change.superblock, change.transaction, inode))
+    attributes = read_all(change.superblock, change.transaction, inode)
     return any((attribute.name_index, attribute.suffix) == (index, suffix) for attribute in attributes)
 
 
@@ -108,19 +117,54 @@ def set_attribute(change: Change, inode: Inode, name: bytes, value: bytes) -> In
     """Give an inode an extended attribute, as it is to be stored; returns the inode, not written.
 
     Raises:
-        OSError: ENOSPC, it does not fit; ERANGE, its name is too long; EOPNOTSUPP, no attribute has such a name.
+        OSError: ENOSPC, it does not fit; E2BIG, it is longer than an inode of its own may be; ERANGE, its name is too
+            long; EOPNOTSUPP, no attribute has such a name.
         BlocksMissing, MystfuseError
     """
     index, suffix = _split(name)
+    superblock = change.superblock
     attribute = Attribute(index, suffix, value)
-    body = _without(read_body(inode), index, suffix)
+    if not may_refer(superblock):
+        return _place(change, inode, attribute)
+    if len(value) > MAX_VALUE:
+        raise OSError(E2BIG, f"an extended attribute of {len(value)} bytes")
+    if len(value) + 3 & ~3 <= superblock.block_size - _NOT_LARGE:
+        try:
+            # So that long values leave room for the names of others.
+            return _place(change, inode, attribute, min(superblock.block_size // 8, _MOST_RESERVED))
+        except OSError as error:
+            if error.errno != ENOSPC or not value:
+                raise
+    return _place(change, inode, store_value(change, inode, index, suffix, value))
+
+
+def _place(change: Change, inode: Inode, attribute: Attribute, reserve: int = 0) -> Inode:
+    """Put an attribute into the inode's body, or without room there into its attribute block, in the place of the one
+    of that name.
+
+    Raises:
+        OSError: ENOSPC, nothing has been changed.
+    """
+    index, suffix = attribute.name_index, attribute.suffix
+    body = read_body(inode, may_refer(change.superblock))
     in_block = read_block(change.superblock, change.transaction, inode)
-    packed = _pack_body(inode, [*body, attribute])
+    body_left, block_left = _without(body, index, suffix), _without(in_block, index, suffix)
+    packed = pack_body(inode, [*body_left, attribute])
     if packed is not None:
-        return _store_block(change, inode._replace(extra=packed), in_block, _without(in_block, index, suffix))
-    without = inode._replace(extra=_pack_body(inode, body) or inode.extra)
-    wanted = [*_without(in_block, index, suffix), attribute]
-    return _store_block(change, without, in_block, wanted)
+        inode = _store_block(change, inode._replace(extra=packed), in_block, block_left)
+    else:
+        without = inode._replace(extra=pack_body(inode, body_left) or inode.extra)
+        inode = _store_block(change, without, in_block, [*block_left, attribute], reserve if attribute.value else 0)
+    drop_references(change, _removed(body, body_left))
+    return _counting(change.superblock, inode, [attribute], _removed(body + in_block, body_left + block_left))
+
+
+def _counting(superblock: Superblock, inode: Inode, gained: Sequence[Attribute], lost: Sequence[Attribute]) -> Inode:
+    """The inode, not written, whose i_blocks counts the blocks of values in inodes of their own, as the quota does
+    (fs/ext4/xattr.c, ext4_xattr_inode_alloc_quota)."""
+    size = superblock.block_size
+    count = sum(-(-one.size // size) for one in gained) - sum(-(-one.size // size) for one in lost)
+    return inode._replace(i_blocks=inode.i_blocks_after(count, size)) if count else inode
 
 
 def remove_attribute(change: Change, inode: Inode, name: bytes) -> Inode:
@@ -131,27 +175,49 @@ def remove_attribute(change: Change, inode: Inode, name: bytes) -> Inode:
         BlocksMissing, MystfuseError
     """
     index, suffix = _split(name)
-    body, in_block = read_body(inode), read_block(change.superblock, change.transaction, inode)
+    body = read_body(inode, may_refer(change.superblock))
+    in_block = read_block(change.superblock, change.transaction, inode)
     body_left, block_left = _without(body, index, suffix), _without(in_block, index, suffix)
     if len(body_left) == len(body) and len(block_left) == len(in_block):
         raise OSError(ENODATA, f"inode {inode.ino} has no attribute {name!r}")
     if len(body_left) != len(body):
-        inode = inode._replace(extra=_pack_body(inode, body_left) or inode.extra)
-    return _store_block(change, inode, in_block, block_left)
+        inode = inode._replace(extra=pack_body(inode, body_left) or inode.extra)
+        drop_references(change, _removed(body, body_left))
+    inode = _store_block(change, inode, in_block, block_left)
+    return _counting(change.superblock, inode, [], _removed(body + in_block, body_left + block_left))
 
 
-def drop_block(change: Change, inode: Inode) -> Inode:
+def has_value_inodes(superblock: Superblock, inode: Inode) -> bool:
+    """Whether the inode's body refers to values in inodes of their own."""
+    return may_refer(superblock) and any(attribute.inode for attribute in read_body(inode, True))
+
+
+def drop_attributes(change: Change, inode: Inode) -> Inode:
+    """Free what the attributes of an inode have that is about to be freed itself.
+
+    Raises:
+        BlocksMissing, MystfuseError
+    """
+    if has_value_inodes(change.superblock, inode):
+        drop_references(change, read_body(inode, True))
+    return _drop_block(change, inode)
+
+
+def _drop_block(change: Change, inode: Inode) -> Inode:
     """Detach the inode's attribute block, and free it if no other inode shares it."""
     if not inode.i_file_acl:
         return inode
     transaction = change.transaction
     number = check_xattr_block(change.superblock, inode)
-    read_block(change.superblock, transaction, inode)
-    (refcount,) = struct.unpack_from("<I", transaction.block(number), _REFCOUNT_OFFSET)
+    attributes = read_block(change.superblock, transaction, inode)
+    (refcount,) = _REFCOUNT.unpack_from(transaction.block(number), _REFCOUNT_OFFSET)
     if refcount > 1:
         change.allocator.check_writable(transaction, [number])
-        struct.pack_into("<I", transaction.change(number), _REFCOUNT_OFFSET, refcount - 1)
+        block = transaction.change(number)
+        _REFCOUNT.pack_into(block, _REFCOUNT_OFFSET, refcount - 1)
+        _set_checksum(change.superblock, number, block)
     else:
+        drop_references(change, attributes)
         change.allocator.free_blocks(transaction, [number])
     return inode._replace(i_file_acl=0, i_blocks=inode.i_blocks_after(-1, change.superblock.block_size))
 
@@ -167,79 +233,43 @@ def _without(attributes: Sequence[Attribute], index: int, suffix: bytes) -> list
     return [attribute for attribute in attributes if (attribute.name_index, attribute.suffix) != (index, suffix)]
 
 
-def _store_block(change: Change, inode: Inode, present: list[Attribute], wanted: list[Attribute]) -> Inode:
-    """Make the inode's attribute block hold ``wanted``, if it differs."""
+def _removed(before: Sequence[Attribute], after: Sequence[Attribute]) -> list[Attribute]:
+    return [attribute for attribute in before if attribute not in after]
+
+
+def _store_block(
+    change: Change, inode: Inode, present: Sequence[Attribute], wanted: Sequence[Attribute], reserve: int = 0
+) -> Inode:
+    """Make the inode's attribute block hold ``wanted``, if it differs.
+
+    Raises:
+        OSError: ENOSPC, nothing has been changed.
+    """
     if wanted == present:
         return inode
     if not wanted:
-        return drop_block(change, inode)
-    transaction, packed = change.transaction, _pack_block(change.superblock, wanted)
-    if inode.i_file_acl:
-        (refcount,) = struct.unpack_from("<I", transaction.block(inode.i_file_acl), _REFCOUNT_OFFSET)
-        if refcount <= 1:
-            change.allocator.check_writable(transaction, [inode.i_file_acl])
-            transaction.put(inode.i_file_acl, packed)
-            return inode
-        inode = drop_block(change, inode)
-    goal = change.filesystem.groups.block_near_inode(inode.ino)
-    number = change.allocator.take_block(transaction, change.caller, goal)
-    transaction.put(number, packed)
-    return inode._replace(i_file_acl=number, i_blocks=inode.i_blocks_after(1, change.superblock.block_size))
+        return _drop_block(change, inode)
+    superblock, transaction, block = (
+        change.superblock,
+        change.transaction,
+        pack_block(change.superblock, wanted, reserve),
+    )
+    number = inode.i_file_acl
+    if number and _REFCOUNT.unpack_from(transaction.block(number), _REFCOUNT_OFFSET)[0] <= 1:
+        change.allocator.check_writable(transaction, [number])
+        drop_references(change, _removed(present, wanted))
+    else:
+        goal = change.filesystem.groups.block_near_inode(inode.ino)
+        number = change.allocator.take_block(transaction, change.caller, goal)
+        # Both blocks refer to their values now.
+        add_references(change, [attribute for attribute in wanted if attribute in present])
+        inode = _drop_block(change, inode)
+        inode = inode._replace(i_file_acl=number, i_blocks=inode.i_blocks_after(1, superblock.block_size))
+    _set_checksum(superblock, number, block)
+    transaction.put(number, bytes(block))
+    return inode
 
 
-def _pack_body(inode: Inode, attributes: list[Attribute]) -> bytes | None:
-    """The inode's body holding these attributes; None if they do not fit."""
-    if len(inode.extra) <= 4:
-        return None if attributes else inode.extra
-    area = _pack_entries(attributes, len(inode.extra) - 4, 0, hashed=False)
-    if area is None:
-        return None
-    # Without attributes there is no magic number either, as in a new inode.
-    return EXT2_XATTR_MAGIC.to_bytes(4, "little") + area if attributes else bytes(len(inode.extra))
-
-
-def _pack_block(superblock: Superblock, attributes: list[Attribute]) -> bytes:
-    ordered = sorted(attributes, key=lambda attribute: (attribute.name_index, len(attribute.suffix), attribute.suffix))
-    area = _pack_entries(ordered, superblock.block_size, BLOCK_HEADER.size, hashed=True)
-    if area is None:
-        raise OSError(ENOSPC, "the extended attributes do not fit one block")
-    block_hash = 0
-    for attribute in ordered:
-        block_hash = _rotate(block_hash, 16) ^ entry_hash(attribute)
-    return BLOCK_HEADER.pack(EXT2_XATTR_MAGIC, 1, 1, block_hash, 0) + area[BLOCK_HEADER.size :]
-
-
-def _pack_entries(attributes: Sequence[Attribute], size: int, position: int, hashed: bool) -> bytes | None:
-    """Entries from ``position`` of ``size`` bytes on, values from the end down; None if they do not fit."""
-    area = bytearray(size)
-    end = size
-    for attribute in attributes:
-        name_index, suffix, value, _, _ = attribute
-        length = ENTRY.size + len(suffix) + 3 & ~3
-        end -= len(value) + 3 & ~3
-        # Four zero bytes end the list.
-        if position + length + 4 > end:
-            return None
-        offset = end if value else 0
-        ENTRY.pack_into(
-            area, position, len(suffix), name_index, offset, 0, len(value), entry_hash(attribute) if hashed else 0
-        )
-        area[position + ENTRY.size : position + ENTRY.size + len(suffix)] = suffix
-        area[end : end + len(value)] = value
-        position += length
-    return bytes(area)
-
-
-def entry_hash(attribute: Attribute) -> int:
-    """The e_hash of an entry: over its name, then over its value in words of 4 bytes."""
-    result = 0
-    for byte in attribute.suffix:
-        result = _rotate(result, 5) ^ byte
-    value = attribute.value + bytes(-len(attribute.value) % 4)
-    for (word,) in struct.iter_unpack("<I", value):
-        result = _rotate(result, 16) ^ word
-    return result
-
-
-def _rotate(value: int, bits: int) -> int:
-    return (value << bits | value >> 32 - bits) & 0xFFFFFFFF
+def _set_checksum(superblock: Superblock, number: int, block: bytearray) -> None:
+    if superblock.checksums is not None:
+        superblock.checksums.set_xattrs(number, block)

@@ -191,6 +191,9 @@ static enum outcome answer_readlink(worker *w, const call *it)
         return FORWARD;
     target = found.bytes;
     if (!is_fast) {
+        /* i_blocks may count blocks of attributes instead. */
+        if (found.size < sizeof found.bytes)
+            return FORWARD;
         outcome = map_blocks(w, &found, 0, 1, w->pointers);
         if (outcome == DONE)
             outcome = w->pointers[0] ? look_at_block(w, w->pointers[0], &target) : FORWARD;

@@ -11,6 +11,7 @@ import trio
 
 from mystfuse.errors import MystfuseError
 from mystfuse.ext2 import fallocate
+from mystfuse.ext2.block_map import max_file_size
 from mystfuse.ext2.caller import ROOT, Caller
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.truncate import MAX_TRIMMED
@@ -18,6 +19,8 @@ from mystfuse.volume.volume import Volume
 
 _STEP = 4 << 20
 """Bytes that one transaction allocates at most."""
+_BLOCKS_OF_ZEROS = 8192
+"""Blocks that one transaction allocates at most, where they need not be written."""
 _MAX_HOLES = 100_000
 """Holes that ``allocate`` can take back."""
 _STRETCHES_AT_ONCE = 64
@@ -53,6 +56,10 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
     inode = await volume.inode(ino)
     if inode.is_immutable or inode.is_append_only:
         raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    if volume.superblock.has_inline_data:
+        # As the kernel does, before all else (fs/ext4/extents.c, ext4_fallocate).
+        await volume.change(ino, caller, fallocate.leave_inode, ino)
+        inode = await volume.inode(ino)
     end = min(offset + length, inode.size)
     first = -(-offset // block_size)
     last = -(-end // block_size) if end == inode.size else end // block_size
@@ -61,7 +68,10 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
             await volume.change(ino, caller, fallocate.zero_within, ino, offset, min(first * block_size, end))
         if first <= last and last * block_size < end:
             await volume.change(ino, caller, fallocate.zero_within, ino, last * block_size, end)
-        await _punch_blocks(volume, ino, first, last, caller)
+        if inode.has_extents:
+            await _punch_extents(volume, ino, first, last, caller)
+        else:
+            await _punch_blocks(volume, ino, first, last, caller)
     await volume.change(ino, caller, fallocate.finish, ino, 0)
 
 
@@ -81,6 +91,15 @@ async def _punch_blocks(volume: Volume, ino: int, first: int, last: int, caller:
                 await trio.lowlevel.checkpoint()
 
 
+async def _punch_extents(volume: Volume, ino: int, first: int, last: int, caller: Caller) -> None:
+    """The same for a file with extents, of which some may count as zeros already."""
+    while first < last:
+        first = await volume.change(ino, caller, fallocate.punch_some, ino, first, last, MAX_TRIMMED)
+        if first < last:
+            volume.check_may_wait()
+            await trio.lowlevel.checkpoint()
+
+
 async def allocate(
     volume: Volume, ino: int, offset: int, length: int, keeps_size: bool, zeroes: bool, caller: Caller
 ) -> None:
@@ -91,8 +110,8 @@ async def allocate(
 
     Raises:
         OSError: EPERM, the file is immutable, or append-only and to be zeroed; ENOSPC; EFBIG; EROFS; EOPNOTSUPP: the
-            size is to be kept, and the part goes on behind the file's last block, where ext2 has no blocks; ENOMEM: it
-            has too many holes.
+            size is to be kept, and the part goes on behind the file's last block, where a block map has no blocks;
+            ENOMEM: it has too many holes.
         MystfuseError
     """
     superblock = volume.superblock
@@ -101,10 +120,17 @@ async def allocate(
     end = offset + length
     if inode.is_immutable or (inode.is_append_only and zeroes):
         raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
-    if keeps_size and end > -(-inode.size // block_size) * block_size:
+    if volume.superblock.has_inline_data:
+        await volume.change(ino, caller, fallocate.leave_inode, ino)
+        inode = await volume.inode(ino)
+    if keeps_size and not inode.has_extents and end > -(-inode.size // block_size) * block_size:
         raise OSError(errno.EOPNOTSUPP, "ext2 has no blocks behind the end of a file")
-    if end > superblock.max_file_size:
-        raise OSError(errno.EFBIG, f"{end} bytes are more than the largest file size {superblock.max_file_size}")
+    largest = max_file_size(superblock, inode)
+    if end > largest:
+        raise OSError(errno.EFBIG, f"{end} bytes are more than the largest file size {largest}")
+    if inode.has_extents:
+        await _allocate_extents(volume, ino, range(offset, end), keeps_size, zeroes, caller)
+        return
     first, last = offset // block_size, -(-end // block_size)
     most = max(_STEP // block_size, 1)
     holes = await _holes(volume, ino, first, last)
@@ -134,6 +160,32 @@ async def allocate(
         if has_begun:
             await _undo(volume, inode, holes)
         raise
+
+
+async def _allocate_extents(
+    volume: Volume, ino: int, part: range, keeps_size: bool, zeroes: bool, caller: Caller
+) -> None:
+    """``allocate`` for a file with extents: its holes get blocks that count as zeros.
+
+    If somebody else takes the room that there was, what has been allocated until then stays, as with the kernel.
+    """
+    block_size = volume.superblock.block_size
+    first, last = part.start // block_size, -(-part.stop // block_size)
+    if last - first > _BLOCKS_OF_ZEROS:
+        volume.check_may_wait()
+    position = missing = 0
+    while position < last:
+        holes, position = await volume.change(0, caller, fallocate.count_missing, ino, max(position, first), last)
+        missing += holes
+        if position < last:
+            volume.check_may_wait()
+            await trio.lowlevel.checkpoint()
+    await volume.change(0, caller, fallocate.check_room, missing, 0)
+    for start, blocks in _pieces([(first, last - first)], _BLOCKS_OF_ZEROS):
+        if start > first:
+            await trio.lowlevel.checkpoint()
+        size = None if keeps_size else min((start + blocks) * block_size, part.stop)
+        await volume.change(ino, caller, fallocate.allocate, ino, start, blocks, part if zeroes else range(0), size)
 
 
 def _pieces(parts: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:

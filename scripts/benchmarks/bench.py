@@ -98,7 +98,7 @@ class Bench:
             check_on_disk(image.path)
         with peer.mount(image, ordinary=ordinary, writable=writable) as mounted:
             if from_storage:
-                drop_caches()
+                drop_caches(image.path)
             else:
                 self.make_cold(image)
             yield peer, mounted

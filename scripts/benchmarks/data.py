@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -205,7 +204,7 @@ class Store:
                 unfinished.rename(directory)
             finally:
                 remove_tree(unfinished, ignore_errors=True)
-            os.sync()
+            run("sync", "--file-system", directory)
             drop_caches()
         return Item(directory, json.loads(facts_file.read_text()))
 

@@ -181,7 +181,7 @@ def read_through_server(bench: Bench, name: str, again: bool = False) -> float:
                 _mountpoint(bench) as mountpoint,
                 mount_remote(_image_url(server), item.image(), mountpoint, options=options) as pid,
             ):
-                drop_caches()
+                drop_caches(*(path for path in cache.rglob("*") if path.is_file()))
                 result = run_reader("sequential", mountpoint / "big", "cold")
                 memory = Mounted(mountpoint, pid).memory("VmHWM")
             fetched = sum(request.length for request in server.requests())

@@ -89,7 +89,7 @@ def test_cut_short_while_mounted(how: str, subject: Subject, copy: Path, tmp_pat
         os.truncate(copy, 0 if how == "zeroed" else 5000)
         if how != "truncated":
             os.truncate(copy, size)
-        drop_caches(1)
+        drop_caches()
         found = walk(mountpoint, subject)
         assert_never_wrong(found)
         assert found["big"] == "EIO"
@@ -142,7 +142,7 @@ def test_never_a_wrong_byte_while_another_process_keeps_writing(subject: Subject
                         walker.kill()
                     assert_never_wrong(json.loads(output))
                     results += 1
-                drop_caches(1)
+                drop_caches()
         finally:
             stop.set()
             writer.join()

@@ -111,11 +111,11 @@ def test_handles_outlive_the_kernels_memory(mount: tuple[Path, Callable[[], str]
     (mountpoint / "one/two/new").write_text("written")
     names = ["one", "one/two", "one/two/file", "one/two/new", "link", "fifo", "device", ".mystfuse/status.json"]
     known = {name: (os.lstat(mountpoint / name), Handle.of(mountpoint / name)) for name in names}
-    drop_caches(2)
+    drop_caches()
     for name, (was, handle) in known.items():
         found = handle.stat(mountpoint)
         assert (found.st_ino, found.st_mode, found.st_size) == (was.st_ino, was.st_mode, was.st_size), name
-    drop_caches(2)
+    drop_caches()
     for name, content in (("one/two/file", b"content"), ("one/two/new", b"written")):
         descriptor = known[name][1].open(mountpoint, os.O_RDWR)
         try:
@@ -125,7 +125,7 @@ def test_handles_outlive_the_kernels_memory(mount: tuple[Path, Callable[[], str]
             os.close(descriptor)
         assert (mountpoint / name).read_bytes() == content + b" and more"
     # From a directory's handle the kernel finds the parents.
-    drop_caches(2)
+    drop_caches()
     descriptor = known["one/two"][1].open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
     try:
         assert os.readlink(f"/proc/self/fd/{descriptor}") == f"{mountpoint}/one/two"
@@ -142,7 +142,7 @@ def test_the_handle_of_a_removed_file_is_stale_and_no_fault_of_the_image(
     (mountpoint / "dir").mkdir()
     (mountpoint / "file").write_text("old")
     handles = [Handle.of(mountpoint / "dir"), Handle.of(mountpoint / "file")]
-    drop_caches(2)
+    drop_caches()
     assert handles[1].stat(mountpoint).st_size == 3
     (mountpoint / "file").unlink()
     (mountpoint / "dir").rmdir()
@@ -151,10 +151,10 @@ def test_the_handle_of_a_removed_file_is_stale_and_no_fault_of_the_image(
     assert all(is_stale(handle, mountpoint) for handle in handles)
     (mountpoint / "another").write_text("new")
     (mountpoint / "other").mkdir()
-    drop_caches(2)
+    drop_caches()
     numbers = {os.stat(mountpoint / name).st_ino for name in ("another", "other")}
     assert {handle.ino for handle in handles} & numbers, "not reused"
-    drop_caches(2)
+    drop_caches()
     assert all(is_stale(handle, mountpoint) for handle in handles)
     assert logged() == quiet
 
@@ -170,6 +170,6 @@ def test_invented_handles_are_stale(mount: tuple[Path, Callable[[], str]]) -> No
         assert is_stale(Handle.made(number, 0), mountpoint), number
     for generation in (handle.generation + 1 & 0xFFFFFFFF, handle.generation ^ 1 << 31):
         assert is_stale(Handle.made(ino, generation), mountpoint)
-        drop_caches(2)
+        drop_caches()
         assert is_stale(Handle.made(ino, generation), mountpoint)
     assert logged() == quiet

@@ -123,7 +123,7 @@ def compare(layers: Pair, place: str, options: str, directory: Path, is_dropping
         with overlay(lower, upper, OPTIONS[options]) as merged:
             change(merged)
             if is_dropping:
-                Path("/proc/sys/vm/drop_caches").write_text("3")
+                Path("/proc/sys/vm/drop_caches").write_text("2")
             if options == "redirected":
                 os.rename(merged / "directory", merged / "redirected")
             found.append((described(merged), described(upper / "upper")))

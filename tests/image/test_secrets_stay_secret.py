@@ -46,8 +46,8 @@ def test_no_plaintext_and_no_key_touches_a_disk(keys: Path, tmp_path: Path, moun
                 assert (mountpoint / "secret").read_bytes()[:32] == marker
                 (mountpoint / "written").write_bytes(marker * 100_000)
                 os.kill(daemon_pid(mountpoint), signal.SIGUSR1)
-                run("sync")
-        run("sync")
+                run("sync", "--file-system", directory)
+        run("sync", "--file-system", directory)
         assert log.stat().st_size
     finally:
         run("umount", directory)

@@ -99,7 +99,7 @@ def test_a_mount_over_a_failing_network_is_right(kind: str, image: FarImage, mou
                 for reader in readers:
                     reader.start()
                 while vexing.is_alive():
-                    drop_caches(1)
+                    drop_caches()
                     vexing.join(0.5)
                 for reader in readers:
                     reader.join(3 * IO_TIMEOUT)

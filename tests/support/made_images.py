@@ -69,7 +69,7 @@ def assert_refused(result: subprocess.CompletedProcess[str], status: int, *words
 def loop_mounted(image: Path, mountpoint: Path) -> Iterator[Path]:
     """The kernel's own mount of an image."""
     mountpoint.mkdir(exist_ok=True)
-    run("mount", "-t", "ext2", "-o", "loop,ro,noatime", image, mountpoint)
+    run("mount", "-t", "ext4", "-o", "loop,ro,noatime", image, mountpoint)
     try:
         yield mountpoint
     finally:

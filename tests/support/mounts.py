@@ -44,12 +44,14 @@ def _page_cache_lock(how: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def drop_caches(what: int = 3) -> None:
-    """Drop clean pages (1), dentries and inodes (2), or both (3), of the whole machine; waits while a parallel test
-    needs them."""
-    os.sync()
+def drop_caches() -> None:
+    """Drop the unused dentries and inodes of the whole machine; waits while a parallel test needs them. A FUSE mount's
+    pages go with its inodes.
+
+    Dropping the pages of all file systems, or sync(2), would wait for ever for one that hangs, whoever has mounted it.
+    """
     with _page_cache_lock(fcntl.LOCK_EX):
-        Path("/proc/sys/vm/drop_caches").write_text(str(what))
+        Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
 def caches_dropped() -> AbstractContextManager[None]:

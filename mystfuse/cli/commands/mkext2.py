@@ -14,6 +14,7 @@ import click
 
 from mystfuse.archives.container_reference import is_container_image, parse_container_image
 from mystfuse.build.encrypted_file import EncryptedFile
+from mystfuse.build.filesystem_kind import TYPES
 from mystfuse.build.filesystem_size import Wishes
 from mystfuse.build.mkext2 import Mkext2Options, check_directory, mkext2
 from mystfuse.build.tree_source import ArchiveSource, DirectorySource, TreeSource
@@ -23,6 +24,7 @@ from mystfuse.cli.new_image_options import load_new_image, new_image_options, pa
 from mystfuse.cli.options import FileOrText, ImageSource, NewImagePath, parse_size
 from mystfuse.cli.progress import progress
 from mystfuse.cli.source_date_epoch import source_date_epoch
+from mystfuse.cli.text import warn
 from mystfuse.cli.tree_options import load_selection, parse_owner, tree_options
 from mystfuse.cli.wrong_files import other_kind
 from mystfuse.errors import UsageError
@@ -55,6 +57,16 @@ def _parse_image_size(value: str) -> int | None:
     "--block-size", type=parse_size, metavar="BYTES", help="EXT2 block size, 1024 to 65536 (default: mke2fs's choice)."
 )
 @click.option(
+    "--type", "filesystem_type", type=click.Choice(TYPES), default="ext2", help="Kind of file system (default: ext2)."
+)
+@click.option(
+    "-O",
+    "--features",
+    metavar="FEATURE[,...]",
+    help="Features that it has besides those of its type, and ^FEATURE: has not, as for mke2fs -O; none: only those "
+    "that follow.",
+)
+@click.option(
     "--inodes", type=click.IntRange(1, 2**32 - 1), metavar="N", help="Make at least so many inodes, used ones included."
 )
 @tree_options
@@ -71,6 +83,8 @@ def command(
     size: int | None,
     free: int,
     block_size: int | None,
+    filesystem_type: str,
+    features: str | None,
     inodes: int | None,
     owner: str | None,
     exclude: tuple[str, ...],
@@ -100,11 +114,14 @@ def command(
     options = Mkext2Options(
         wishes=Wishes(size or 0, size is None, free, inodes or 0),
         block_size=block_size,
+        type=filesystem_type,
+        features=features,
         owner=parse_owner(owner),
         salt=parse_salt(salt),
         uuid=parse_uuid(uuid),
         epoch=source_date_epoch(),
         trace=(lambda line: print(f"+ {line}", file=sys.stderr)) if trace else None,
+        warn=warn,
     )
     if source is not None and is_container_image(source):
         parse_container_image(source)
