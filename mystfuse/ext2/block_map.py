@@ -85,9 +85,9 @@ def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int,
 
 def _map_unusual(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[int]:
     """The same for an inode without a block map."""
+    check_not_encrypted(inode)
     if inode.is_inline:
         return [0] * count
-    check_not_encrypted(inode)
     return map_extents(superblock, blocks, inode, first, count) if inode.has_extents else [0] * count
 
 
