@@ -5,33 +5,36 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from errno import EMLINK, ENAMETOOLONG, ENOENT
+from errno import ENAMETOOLONG, ENOENT
 from functools import partial
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import Acl, acl_to_xattr
+from mystfuse.ext2.block_map import check_not_encrypted
 from mystfuse.ext2.block_map_changes import add_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import (
     EXT2_FL_INHERITED,
     EXT2_GOOD_OLD_INODE_SIZE,
-    EXT2_LINK_MAX,
     EXT2_N_BLOCKS,
     EXT2_OTHER_FLMASK,
     EXT2_REG_FLMASK,
+    EXT4_DAX_FL,
     EXT4_EXTENTS_FL,
     PATH_MAX,
 )
+from mystfuse.ext2.directory_blocks import new_directory_block
 from mystfuse.ext2.directory_changes import (
     changeable_directory,
+    check_links,
     directory_for_new_name,
     insert_entry,
-    new_directory_block,
     write_directory,
 )
 from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inline_directory_changes import begin_inline
-from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
+from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.projects import inherit_project
 from mystfuse.ext2.xattr import INDEX_ACL_DEFAULT, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT
 from mystfuse.ext2.xattr_changes import set_attribute
 
@@ -58,8 +61,8 @@ def create(
     """
     directory = directory_for_new_name(change, parent, name)
     is_directory = stat.S_ISDIR(mode)
-    if is_directory and directory.i_links_count >= EXT2_LINK_MAX:
-        raise OSError(EMLINK, f"directory inode {parent} has {directory.i_links_count} links")
+    if is_directory:
+        check_links(change, directory)
     inode = new_inode(change, directory, mode, 2 if is_directory else 1, rdev, target, umask)
     directory = insert_entry(change, directory, name, inode)
     write_directory(change, directory, links=int(is_directory))
@@ -94,6 +97,7 @@ def new_inode(
     """
     filesystem, transaction, superblock, now = change.filesystem, change.transaction, change.superblock, change.now_ns
     is_directory, is_regular = stat.S_ISDIR(mode), stat.S_ISREG(mode)
+    check_not_encrypted(directory)
     gid = change.caller.gid
     if directory.i_mode & stat.S_ISGID:
         gid = directory.gid
@@ -110,7 +114,7 @@ def new_inode(
         flags |= EXT4_EXTENTS_FL
         i_block = EMPTY_ROOT
     ino = filesystem.allocator.take_inode(transaction, directory, mode)
-    extra_isize = min(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, EXTRA_ISIZE)
+    extra_isize = superblock.new_extra_isize
     inode = Inode(
         ino,
         mode,
@@ -134,15 +138,18 @@ def new_inode(
     elif is_directory and superblock.has_inline_data and (inline := begin_inline(superblock, inode, directory.ino)):
         inode = inline
     elif is_directory:
-        inode, _, block = add_block(change, inode, 0)
-        new_directory_block(superblock, block, ino, directory.ino)
+        inode, number, block = add_block(change, inode, 0)
+        new_directory_block(change, inode, number, block, directory.ino)
         inode = inode._replace(size=superblock.block_size)
     elif stat.S_ISLNK(mode):
         inode = _with_target(change, inode, target)
     inode = _inherit_acl(change, directory, inode, umask)
     filesystem.inode_table.write_new(transaction, inode)
+    inherit_project(change, directory, inode)
     (transaction.released if links else transaction.orphaned).add(ino)
     transaction.on_commit.append(partial(filesystem.forget, ino))
+    if is_regular and superblock.has_inline_data and not flags & EXT4_DAX_FL:
+        transaction.on_commit.append(partial(filesystem.note_new_file, ino))
     return inode
 
 

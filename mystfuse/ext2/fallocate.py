@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from errno import EFBIG, ENOSPC
+from functools import partial
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import runs_of
@@ -25,7 +26,8 @@ _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
 
 
 def leave_inode(change: Change, ino: int) -> None:
-    """Move the contents of a file that are in its inode into a block; without contents, it needs none yet.
+    """Move the contents of a file that are in its inode, or may begin there, into a block; without contents, it needs
+    none yet.
 
     Raises:
         OSError: ENOSPC, there is no block.
@@ -34,6 +36,7 @@ def leave_inode(change: Change, ino: int) -> None:
     inode = change.filesystem.regular_file(change.transaction, ino)
     if inode.is_inline:
         change.write_inode(move_out(change, inode) if inode.size else without_contents(change.superblock, inode))
+    change.transaction.on_commit.append(partial(change.filesystem.note_contents, ino))
 
 
 def check_room(change: Change, holes: int, memory: int) -> None:

@@ -88,21 +88,27 @@ SUPPORTED = EXT2 | _OF_EXT4
 WRITABLE = EXT2 | {
     "64bit",
     "ea_inode",
+    "encrypt",
     "extent",
+    "casefold",
+    "dir_nlink",
     "extra_isize",
     "fast_commit",
     "flex_bg",
     "huge_file",
     "inline_data",
+    "large_dir",
     "meta_bg",
     "metadata_csum",
     "metadata_csum_seed",
     "mmp",
     "orphan_file",
     "orphan_present",
+    "project",
     "sparse_super2",
     "stable_inodes",
     "uninit_bg",
+    "verity",
 }
 """Those that do not keep a file system from being written to."""
 

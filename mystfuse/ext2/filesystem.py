@@ -42,6 +42,7 @@ class Statistics:
 
 
 _MAX_GOALS = 1024
+_MAX_NEW_FILES = 16_384
 
 
 class FileSystem:
@@ -60,6 +61,9 @@ class FileSystem:
         self.name_indexes = NameIndexes(superblock)
         self._next_generation = secrets.randbits(32)
         self._goals: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._new_files: OrderedDict[int, None] = OrderedDict()
+        """Files without contents that were made since the mount: with inline_data, those may begin in their inodes
+        (fs/ext4/ext4.h, EXT4_STATE_MAY_INLINE_DATA)."""
         self._overhead = self._count_overhead()
 
     def fork(self) -> FileSystem:
@@ -85,15 +89,31 @@ class FileSystem:
         if len(self._goals) > _MAX_GOALS:
             self._goals.popitem(last=False)
 
+    def note_new_file(self, ino: int) -> None:
+        """Record that a file has been made, which has no contents yet."""
+        self._new_files[ino] = None
+        if len(self._new_files) > _MAX_NEW_FILES:
+            self._new_files.popitem(last=False)
+
+    def is_new_file(self, ino: int) -> bool:
+        """Whether a file has been made lately, and has had no contents since."""
+        return ino in self._new_files
+
+    def note_contents(self, ino: int) -> None:
+        """Record that a file has contents, or room for some."""
+        self._new_files.pop(ino, None)
+
     def forget(self, ino: int) -> None:
         """The number is free, or another inode's."""
         self.name_indexes.forget(ino)
         self._goals.pop(ino, None)
+        self._new_files.pop(ino, None)
 
     def forget_all(self) -> None:
         """Drop all caches except the orphans. Takes no memory."""
         self.name_indexes.forget_all()
         self._goals.clear()
+        self._new_files.clear()
         self.inode_table.forget_all()
 
     def inode(self, blocks: Blocks, ino: int) -> Inode:

@@ -6,10 +6,12 @@ ext4_prepare_inline_data, ext4_inline_data_truncate, ext4_convert_inline_data).
 
 from __future__ import annotations
 
+from functools import partial
+
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.block_map_changes import add_block
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT4_DAX_FL, EXT4_EXTENTS_FL, EXT4_INLINE_DATA_FL
+from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT4_EXTENTS_FL, EXT4_INLINE_DATA_FL
 from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inline_data import capacity, read_inline
 from mystfuse.ext2.inode import Inode
@@ -22,7 +24,6 @@ HEAD_SIZE = 4 * EXT2_N_BLOCKS
 _LEAST_VALUE = 4
 """Bytes that must be left in the body for ``system.data``, even if i_block has room."""
 _NAME = b"data"
-_EH_ENTRIES = slice(2, 4)
 
 
 def room_inline(superblock: Superblock, inode: Inode) -> int:
@@ -90,24 +91,16 @@ def write_inline(change: Change, inode: Inode, offset: int, data: memoryview) ->
         OSError: ENOSPC, its contents need a block, and there is none.
         BlocksMissing, MystfuseError
     """
-    superblock, end = change.superblock, offset + len(data)
-    if not inode.is_inline and not _may_begin_inline(inode):
-        return inode, False
+    superblock, filesystem, end = change.superblock, change.filesystem, offset + len(data)
+    if not inode.is_inline:
+        if not filesystem.is_new_file(inode.ino):
+            return inode, False
+        change.transaction.on_commit.append(partial(filesystem.note_contents, inode.ino))
     if max(end, inode.size) > room_inline(superblock, inode):
         return (move_out(change, inode) if inode.is_inline else inode), False
     contents = bytearray(read_inline(inode) if inode.is_inline else b"").ljust(end, b"\0")
     contents[offset:end] = data
     return with_contents(superblock, inode, bytes(contents)), True
-
-
-def _may_begin_inline(inode: Inode) -> bool:
-    """Whether a file has nothing yet, so that its contents may begin in the inode: what the kernel knows of those files
-    that it has made itself (fs/ext4/ialloc.c, EXT4_STATE_MAY_INLINE_DATA)."""
-    if inode.size or inode.i_flags & EXT4_DAX_FL or inode.is_encrypted:
-        return False
-    if inode.has_extents:
-        return inode.i_block[_EH_ENTRIES] == b"\0\0"
-    return not any(inode.i_block)
 
 
 def resize_inline(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:

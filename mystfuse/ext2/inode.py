@@ -14,12 +14,14 @@ from mystfuse.ext2.constants import (
     EXT2_APPEND_FL,
     EXT2_GOOD_OLD_INODE_SIZE,
     EXT2_IMMUTABLE_FL,
+    EXT2_INDEX_FL,
     EXT4_CASEFOLD_FL,
     EXT4_EA_INODE_FL,
     EXT4_ENCRYPT_FL,
     EXT4_EXTENTS_FL,
     EXT4_HUGE_FILE_FL,
     EXT4_INLINE_DATA_FL,
+    EXT4_VERITY_FL,
 )
 
 _LAYOUT = struct.Struct(
@@ -42,8 +44,6 @@ _EXTRA_TIMES = struct.Struct("<III")  # i_ctime_extra i_mtime_extra i_atime_extr
 _EXTRA_TIMES_OFFSET = 132
 _CRTIME = struct.Struct("<iI")  # i_crtime i_crtime_extra
 _CRTIME_OFFSET = 144
-EXTRA_ISIZE = 32
-"""The i_extra_isize of new inodes, if there is room: up to and with i_projid (fs/ext4/super.c, s_want_extra_isize)."""
 _TIME_MIN, _TIME_MAX, _EXTRA_TIME_MAX = -(1 << 31), (1 << 31) - 1, 0x37FFFFFFF
 """Seconds that a time can hold, without and with its extra field (fs/ext4/ext4.h, EXT4_EXTRA_TIMESTAMP_MAX)."""
 _NEEDED_FLAGS = {
@@ -130,6 +130,11 @@ class Inode(NamedTuple):
         return bool(self.i_flags & EXT2_IMMUTABLE_FL)
 
     @property
+    def has_verity(self) -> bool:
+        """Whether its contents are protected by fs-verity, and cannot change any more (fs/verity/open.c)."""
+        return bool(self.i_flags & EXT4_VERITY_FL)
+
+    @property
     def is_append_only(self) -> bool:
         return bool(self.i_flags & EXT2_APPEND_FL)
 
@@ -167,6 +172,11 @@ class Inode(NamedTuple):
     def is_encrypted(self) -> bool:
         """Whether its contents, and the names in a directory, are encrypted with fscrypt."""
         return bool(self.i_flags & EXT4_ENCRYPT_FL)
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether a directory has an index by hashes of its names."""
+        return bool(self.i_flags & EXT2_INDEX_FL)
 
     @property
     def is_casefolded(self) -> bool:

@@ -29,6 +29,7 @@ from mystfuse.ext2.constants import (
     EXT4_EXTENTS_FL,
     EXT4_PROJINHERIT_FL,
 )
+from mystfuse.ext2.projects import set_project
 
 VISIBLE = 0x725BDFFF
 _SETTABLE = (
@@ -39,8 +40,11 @@ _SETTABLE = (
 _ROOTS = EXT2_IMMUTABLE_FL | EXT2_APPEND_FL | EXT2_JOURNAL_DATA_FL
 
 
-def set_flags(change: Change, ino: int, flags: int, among: int = VISIBLE) -> None:
+def set_flags(change: Change, ino: int, flags: int, among: int = VISIBLE, project: int | None = None) -> None:
     """Set those of the flags ``among`` that users may set; others keep their state.
+
+    Args:
+        project: the inode's new project, if it is to change.
 
     Raises:
         OSError: EOPNOTSUPP, EINVAL, a flag that ext2, or an inode of this type, does not have; EPERM, the inode is and
@@ -63,3 +67,5 @@ def set_flags(change: Change, ino: int, flags: int, among: int = VISIBLE) -> Non
     if inode.is_immutable and new & EXT2_IMMUTABLE_FL and new != inode.i_flags:
         raise OSError(EPERM, f"inode {ino} is immutable")
     change.write_inode(inode._replace(i_flags=new, ctime_ns=change.now_ns))
+    if project is not None:
+        set_project(change, inode, project)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_groups import GroupTable
 from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing, Transaction
-from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT4_EA_INODE_FL
 from mystfuse.ext2.inode import ExtendedFormat, Inode, birth_time
 
 READ_AHEAD = 32 * 1024
@@ -137,6 +137,8 @@ class InodeTable:
             inode = self._parse_extended(block, ino, offset, self._extended)
         if not inode.i_links_count and ino not in self._orphans:
             raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
+        if inode.i_flags & EXT4_EA_INODE_FL:
+            raise CorruptFilesystem(f"inode {ino} holds an extended attribute, no entry may refer to it")
         return inode
 
     def parse_reserved(self, blocks: Blocks, ino: int) -> Inode:
@@ -216,6 +218,23 @@ class InodeTable:
             self._finish_extended(inode, block, offset, self._extended)
         if inode.is_exact:
             self._remember(block[offset : offset + self._inode_size], inode)
+
+    def field(self, blocks: Blocks, ino: int, position: int) -> int:
+        """A field of 32 bits that ``Inode`` does not have, at byte ``position`` of an inode that was read before.
+
+        Raises:
+            BlocksMissing, CorruptFilesystem: as ``locate``.
+        """
+        number, offset = self.locate(blocks, ino)
+        return int.from_bytes(blocks.block(number)[offset + position : offset + position + 4], "little")
+
+    def set_field(self, transaction: Transaction, ino: int, position: int, value: int) -> None:
+        """Change such a field."""
+        number, offset = self.locate(transaction, ino)
+        block = transaction.change(number)
+        block[offset + position : offset + position + 4] = value.to_bytes(4, "little")
+        if self._checksums is not None:
+            self._checksums.set_inode(ino, block, offset, self._inode_size)
 
     def read_back(self, transaction: Transaction, ino: int) -> Inode:
         """An inode that the transaction has written, as later operations read it: with its times cut to what it can

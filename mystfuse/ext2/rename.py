@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import stat
-from errno import EEXIST, EINVAL, EISDIR, EMLINK, ENOENT, ENOTDIR, ENOTEMPTY
+from errno import EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY
 from typing import NamedTuple
 
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_LINK_MAX
 from mystfuse.ext2.create import new_inode
 from mystfuse.ext2.directory import read_parent
 from mystfuse.ext2.directory_changes import (
     Place,
     changeable_directory,
+    check_can_grow,
+    check_links,
     check_name,
     find_place,
     find_place_again,
@@ -24,6 +25,7 @@ from mystfuse.ext2.directory_changes import (
 )
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.link_and_unlink import check_removable, drop_link, existing_place, referred_inode
+from mystfuse.ext2.projects import check_project
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 """Flags of renameat2(2)."""
@@ -78,13 +80,16 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
         raise OSError(EEXIST, f"{new.name!r} exists already")
     if new_place is not None and new_place.ino == inode.ino:
         return None
+    check_project(change, new_directory, inode)
     moves = inode.is_directory and old.parent != new.parent
     replaced = None
     if new_place is not None:
         replaced = referred_inode(change, new_directory, new_place)
         _check_replaceable(change, new_directory, inode, replaced)
-    elif moves and new_directory.i_links_count >= EXT2_LINK_MAX:
-        raise OSError(EMLINK, f"directory inode {new.parent} has {new_directory.i_links_count} links")
+    else:
+        check_can_grow(new_directory)
+        if moves:
+            check_links(change, new_directory)
     if moves:
         read_parent(change.superblock, change.transaction, inode)
     if new_place is not None and replaced is not None:
@@ -119,6 +124,8 @@ def _exchange(change: Change, old_directory: Inode, old_place: Place, new_direct
     check_removable(new_directory, other)
     if inode.ino == other.ino:
         return
+    check_project(change, new_directory, inode)
+    check_project(change, old_directory, other)
     same_directory = old_directory.ino == new_directory.ino
     links = 0
     if not same_directory:
@@ -126,8 +133,8 @@ def _exchange(change: Change, old_directory: Inode, old_place: Place, new_direct
         other = _moved(change, other, old_directory)
         links = int(inode.is_directory) - int(other.is_directory)
         for directory, gained in ((new_directory, links), (old_directory, -links)):
-            if gained > 0 and directory.i_links_count >= EXT2_LINK_MAX:
-                raise OSError(EMLINK, f"directory inode {directory.ino} has {directory.i_links_count} links")
+            if gained > 0:
+                check_links(change, directory)
     old_directory = point_entry(change, old_directory, old_place, other)
     new_directory = point_entry(change, old_directory if same_directory else new_directory, new_place, inode)
     for moved in (inode, other):

@@ -9,7 +9,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
 from uuid import UUID
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
@@ -29,14 +28,14 @@ from mystfuse.ext2.constants import (
     SUPERBLOCK_OFFSET,
     SUPERBLOCK_SIZE,
 )
+from mystfuse.ext2.extended_superblock import ExtendedFields, check_extended
 from mystfuse.ext2.features import check_supported, feature_names, of_ext4, only_for_reading
+from mystfuse.ext2.name_hash import NameHash
 from mystfuse.kernels.checksums import crc32c
 
 GROUP_DESCRIPTOR_SIZE = 32
 """Bytes without 64bit."""
-_LONG_DESCRIPTOR_SIZE = 64
-_CRC32C = 1
-"""The one s_checksum_type."""
+_EXTRA_ISIZE = 32
 
 _LAYOUT = struct.Struct(
     "<IIIII"  # s_inodes_count s_blocks_count s_r_blocks_count s_free_blocks_count s_free_inodes_count
@@ -49,20 +48,6 @@ _LAYOUT = struct.Struct(
     "70xH"  # s_reserved_gdt_blocks
     "124xI"  # (what only ext3 and ext4 use) s_jnl_blocks[16]
 )
-_EXTENDED = struct.Struct(
-    "<I4xI"  # s_log_cluster_size s_clusters_per_group
-    "214xH4xI"  # s_desc_size s_first_meta_bg
-    "72xII"  # s_blocks_count_hi s_r_blocks_count_hi
-    "14xH"  # s_mmp_update_interval
-    "Q5xB"  # s_mmp_block s_checksum_type
-    "210xIII"  # s_overhead_clusters s_backup_bgs[2]
-    "28xI"  # s_checksum_seed
-    "12xI"  # s_orphan_file_inum
-)
-_EXTENDED_OFFSET = 28
-_MAX_CLUSTER_LOG_SIZE = 20
-"""Of 1024 bytes (fs/ext4/ext4.h, EXT4_MAX_CLUSTER_LOG_SIZE: 30, of single bytes)."""
-_UUID_OFFSET = 104
 _CHECKSUM = struct.Struct("<I")
 _CHECKSUM_OFFSET = 1020
 _FREE_COUNTS_HIGH_OFFSET = 344
@@ -115,13 +100,25 @@ class Superblock:
     s_mmp_block: int = 0
     s_orphan_file_inum: int = 0
     """With orphan_file, the inode of the file that lists orphans."""
+    wanted_extra_isize: int = 0
+    """What i_extra_isize of new inodes is at least, if not 0."""
+    hidden_inodes: frozenset[int] = frozenset()
+    """Inodes that no name may refer to, with numbers as files have them: of project quotas, and of orphans."""
     checksums: MetadataChecksums | None = None
     """What checks metadata that have a crc32c; None without metadata_csum."""
+    name_hash: NameHash | None = None
+    """How the names of indexed directories are hashed; None without dir_index."""
 
     @cached_property
     def is_extended(self) -> bool:
         """Whether it has any feature that only ext4 has."""
         return bool(of_ext4(self.features))
+
+    @cached_property
+    def new_extra_isize(self) -> int:
+        """The i_extra_isize of new inodes: up to and with i_projid, if there is room (fs/ext4/super.c,
+        s_want_extra_isize)."""
+        return max(min(self.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, _EXTRA_ISIZE), self.wanted_extra_isize)
 
     @cached_property
     def has_inline_data(self) -> bool:
@@ -299,7 +296,7 @@ class Superblock:
         if log_block_size > EXT2_MAX_BLOCK_LOG_SIZE - EXT2_MIN_BLOCK_LOG_SIZE:
             raise CorruptFilesystem(f"EXT2 superblock: s_log_block_size {log_block_size} means blocks over 64 KiB")
         block_size = 1 << EXT2_MIN_BLOCK_LOG_SIZE + log_block_size
-        extended = _Extended._make(_EXTENDED.unpack_from(data, _EXTENDED_OFFSET))
+        extended = ExtendedFields.parse(data)
         if "64bit" in features:
             (free_blocks_high,) = struct.unpack_from("<I", data, _FREE_COUNTS_HIGH_OFFSET)
             blocks_count |= extended.s_blocks_count_hi << 32
@@ -326,7 +323,8 @@ class Superblock:
             jnl_blocks_16 if "has_journal" in features else 0,
             block_size,
             features,
-            **_check_extended(data, extended, features, log_block_size, blocks_per_group),
+            name_hash=NameHash.parse(data) if "dir_index" in features else None,
+            **check_extended(data, extended, features, log_block_size, blocks_per_group, inode_size),
         )
         superblock._check()
         return superblock
@@ -366,70 +364,6 @@ class Superblock:
             raise CorruptFilesystem(
                 f"EXT2 superblock: groups of {self.s_blocks_per_group} blocks have no room for their own metadata"
             )
-
-
-class _Extended(NamedTuple):
-    """Fields that only ext4 uses."""
-
-    s_log_cluster_size: int
-    s_clusters_per_group: int
-    s_desc_size: int
-    s_first_meta_bg: int
-    s_blocks_count_hi: int
-    s_r_blocks_count_hi: int
-    s_mmp_update_interval: int
-    s_mmp_block: int
-    s_checksum_type: int
-    s_overhead_clusters: int
-    s_backup_bg_0: int
-    s_backup_bg_1: int
-    s_checksum_seed: int
-    s_orphan_file_inum: int
-
-
-def _check_extended(
-    data: bytes | memoryview, fields: _Extended, features: frozenset[str], log_block_size: int, blocks_per_group: int
-) -> dict[str, Any]:
-    """The fields of ``Superblock`` that only ext4 has, checked (fs/ext4/super.c, ext4_handle_clustersize,
-    ext4_verify_csum_type, ext4_superblock_csum and ext4_block_group_meta_init).
-
-    Raises:
-        CorruptFilesystem: they contradict each other, or the superblock's checksum does not match.
-    """
-    if not of_ext4(features):
-        return {}
-    found: dict[str, Any] = {
-        "s_first_meta_bg": fields.s_first_meta_bg,
-        "s_overhead_clusters": fields.s_overhead_clusters,
-        "s_backup_bgs": (fields.s_backup_bg_0, fields.s_backup_bg_1),
-        "s_orphan_file_inum": fields.s_orphan_file_inum if "orphan_file" in features else 0,
-        "s_mmp_block": fields.s_mmp_block if "mmp" in features else 0,
-    }
-    if "metadata_csum" in features:
-        if fields.s_checksum_type != _CRC32C:
-            raise CorruptFilesystem(f"EXT2 superblock: s_checksum_type {fields.s_checksum_type} is unknown")
-        (checksum,) = _CHECKSUM.unpack_from(data, _CHECKSUM_OFFSET)
-        if crc32c(bytes(data[:_CHECKSUM_OFFSET]), 0xFFFFFFFF) != checksum:
-            raise CorruptFilesystem("EXT2 superblock: its checksum does not match")
-        if "metadata_csum_seed" in features:
-            seed = fields.s_checksum_seed
-        else:
-            seed = crc32c(bytes(data[_UUID_OFFSET : _UUID_OFFSET + 16]), 0xFFFFFFFF)
-        found["checksums"] = MetadataChecksums(seed)
-    if "64bit" in features:
-        size = fields.s_desc_size
-        if not _LONG_DESCRIPTOR_SIZE <= size <= 1024 or size & (size - 1):
-            raise CorruptFilesystem(f"EXT2 superblock: s_desc_size {size} is invalid")
-        found["descriptor_size"] = size
-    if "bigalloc" in features:
-        shift = fields.s_log_cluster_size - log_block_size
-        if not 0 <= shift <= _MAX_CLUSTER_LOG_SIZE or fields.s_clusters_per_group << shift != blocks_per_group:
-            raise CorruptFilesystem(
-                f"EXT2 superblock: clusters of s_log_cluster_size {fields.s_log_cluster_size}, "
-                f"{fields.s_clusters_per_group} in a group of {blocks_per_group} blocks, are invalid"
-            )
-        found["blocks_per_cluster"] = 1 << shift
-    return found
 
 
 def _is_power(number: int, base: int) -> bool:

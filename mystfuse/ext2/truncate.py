@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from errno import EFBIG, EINVAL, EISDIR
+from errno import EFBIG, EINVAL, EISDIR, EPERM
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.block_map import map_block, max_file_size
+from mystfuse.ext2.block_map import check_not_encrypted, map_block, max_file_size
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_N_BLOCKS, EXT2_NDIR_BLOCKS
 from mystfuse.ext2.extent_changes import trim_extents
@@ -29,12 +29,15 @@ def truncate(change: Change, inode: Inode, size: int) -> tuple[Inode, bool]:
         The inode, not written, and whether the size is reached: a long file is cut in several steps.
 
     Raises:
-        OSError: EFBIG, past the largest file size; EISDIR or EINVAL, not a regular file.
+        OSError: EFBIG, past the largest file size; EISDIR or EINVAL, not a regular file; EPERM, it has fs-verity.
         BlocksMissing, MystfuseError
     """
     transaction, superblock = change.transaction, change.superblock
     if not inode.is_regular:
         raise OSError(EISDIR if inode.is_directory else EINVAL, f"inode {inode.ino} is not a regular file")
+    if inode.has_verity:
+        raise OSError(EPERM, f"inode {inode.ino} has fs-verity")
+    check_not_encrypted(inode)
     largest = max_file_size(superblock, inode)
     if size > largest:
         raise OSError(EFBIG, f"{size} bytes are more than the largest file size {largest}")

@@ -9,7 +9,6 @@ may be by the kernel, whose shared ones are counted.
 from __future__ import annotations
 
 import stat
-import struct
 from collections.abc import Iterable
 from errno import ENOSPC
 from functools import partial
@@ -18,15 +17,15 @@ from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import runs_of
 from mystfuse.ext2.block_map_changes import map_for_writing
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_N_BLOCKS, EXT4_EA_INODE_FL
-from mystfuse.ext2.inode import EXTRA_ISIZE, Inode
+from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_N_BLOCKS, EXT4_EA_INODE_FL, EXT4_EXTENTS_FL
+from mystfuse.ext2.extent_format import EMPTY_ROOT
+from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.release_inodes import free_inodes
 from mystfuse.ext2.truncate import MAX_TRIMMED, trim_blocks
 from mystfuse.ext2.xattr import Attribute
 from mystfuse.ext2.xattr_packing import entry_hash
 from mystfuse.kernels.checksums import crc32c
 
-_VERSION = struct.Struct("<I")
 _VERSION_OFFSET = 36
 """Of l_i_version."""
 _SECOND = 1_000_000_000
@@ -42,7 +41,7 @@ def store_value(change: Change, owner: Inode, name_index: int, suffix: bytes, va
     filesystem, transaction, superblock = change.filesystem, change.transaction, change.superblock
     mode = stat.S_IFREG | 0o600
     value_hash = crc32c(value, superblock.checksum_seed)
-    extra_isize = min(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE, EXTRA_ISIZE)
+    extra_isize, has_extents = superblock.new_extra_isize, "extent" in superblock.features
     inode = Inode(
         filesystem.allocator.take_inode(transaction, owner, mode),
         mode,
@@ -54,8 +53,8 @@ def store_value(change: Change, owner: Inode, name_index: int, suffix: bytes, va
         0,  # ctime_ns
         1,  # i_links_count
         0,  # i_blocks
-        EXT4_EA_INODE_FL,
-        bytes(4 * EXT2_N_BLOCKS),
+        EXT4_EA_INODE_FL | (EXT4_EXTENTS_FL if has_extents else 0),
+        EMPTY_ROOT if has_extents else bytes(4 * EXT2_N_BLOCKS),
         filesystem.next_generation(),
         0,  # i_file_acl
         bytes(superblock.s_inode_size - EXT2_GOOD_OLD_INODE_SIZE - extra_isize),
@@ -138,18 +137,14 @@ def _read(change: Change, attribute: Attribute) -> tuple[Inode, int]:
         or inode.ino < change.superblock.s_first_ino
     ):
         raise CorruptFilesystem(f"inode {inode.ino} does not hold an extended attribute")
-    number, offset = table.locate(transaction, inode.ino)
-    (low,) = _VERSION.unpack_from(transaction.block(number), offset + _VERSION_OFFSET)
-    count = low | (inode.ctime_ns // _SECOND & 0xFFFFFFFF) << 32
+    count = table.field(transaction, inode.ino, _VERSION_OFFSET) | (inode.ctime_ns // _SECOND & 0xFFFFFFFF) << 32
     if not count:
         raise CorruptFilesystem(f"inode {inode.ino} holds an extended attribute, but counts none")
     return inode, count
 
 
 def _write(change: Change, inode: Inode, count: int) -> None:
-    transaction = change.transaction
-    number, offset = change.filesystem.inode_table.locate(transaction, inode.ino)
-    _VERSION.pack_into(transaction.change(number), offset + _VERSION_OFFSET, count & 0xFFFFFFFF)
+    change.filesystem.inode_table.set_field(change.transaction, inode.ino, _VERSION_OFFSET, count & 0xFFFFFFFF)
     change.write_inode(inode._replace(ctime_ns=_signed(count >> 32) * _SECOND))
 
 

@@ -30,8 +30,8 @@ def write(
         How many bytes were written: fewer than given when there is room for fewer.
 
     Raises:
-        OSError: EPERM, it is immutable; ENOSPC, there is room for none (for less, if ``whole``); EFBIG, past the
-            largest file size.
+        OSError: EPERM, it is immutable or has fs-verity; ENOSPC, there is room for none (for less, if ``whole``);
+            EFBIG, past the largest file size.
         BlocksMissing, MystfuseError
     """
     filesystem, transaction, superblock = change.filesystem, change.transaction, change.superblock
@@ -43,9 +43,9 @@ def write(
         if not len(data):
             return 0
         raise OSError(EFBIG, f"{offset + len(data)} bytes are more than the largest file size {largest}")
-    if inode.is_immutable and loses is not Loses.NOTHING:
+    if (inode.is_immutable or inode.has_verity) and loses is not Loses.NOTHING:
         # It has become so since it was opened (fs/ext4/file.c, ext4_write_checks). Pages of a mapping are written.
-        raise OSError(EPERM, f"inode {ino} is immutable")
+        raise OSError(EPERM, f"inode {ino} is immutable, or has fs-verity")
     if loses.takes_capabilities:
         inode = without_capabilities(change, inode)
     block_size, now = superblock.block_size, change.now_ns

@@ -24,6 +24,7 @@ from mystfuse.ext2.constants import (
     EXT4_DAX_FL,
     EXT4_PROJINHERIT_FL,
 )
+from mystfuse.ext2.projects import project_of
 from mystfuse.fuse.protocol import IN_HEADER, IOCTL_IN, IOCTL_OUT
 from mystfuse.fuse.requests import Requests, ext2_ino
 
@@ -59,8 +60,9 @@ async def ioctl(
     elif command == _GETVERSION:
         answer = _NUMBER.pack((await volume.inode(ino)).i_generation)
     elif command == _FSGETXATTR:
-        flags = (await volume.inode(ino)).i_flags
-        answer = _FSXATTR.pack(sum(xflag for xflag, flag in _XFLAGS.items() if flags & flag), 0, 0, 0, 0)
+        inode = await volume.inode(ino)
+        xflags = sum(xflag for xflag, flag in _XFLAGS.items() if inode.i_flags & flag)
+        answer = _FSXATTR.pack(xflags, 0, 0, await volume.run(project_of, inode), 0)
     elif command in _SETTERS:
         await volume.change(ino, caller, inode_flags.set_flags, ino, *_SETTERS[command](data))
         drop_attributes(nodeid)
@@ -69,21 +71,22 @@ async def ioctl(
     return IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size]
 
 
-def _flags_in(data: memoryview) -> tuple[int, int]:
+def _flags_in(data: memoryview) -> tuple[int, int, None]:
     if len(data) < _NUMBER.size:
         raise OSError(errno.EINVAL, f"ioctl FS_IOC_SETFLAGS with {len(data)} bytes")
-    return _NUMBER.unpack_from(data)[0], inode_flags.VISIBLE
+    return _NUMBER.unpack_from(data)[0], inode_flags.VISIBLE, None
 
 
-def _flags_in_fsxattr(data: memoryview) -> tuple[int, int]:
+def _flags_in_fsxattr(data: memoryview) -> tuple[int, int, int]:
     if len(data) < _FSXATTR.size:
         raise OSError(errno.EINVAL, f"ioctl FS_IOC_FSSETXATTR with {len(data)} bytes")
     # As the kernel's ext2: flags and sizes that it does not have change nothing.
     xflags, _extent_size, _extents, project, _cow_extent_size = _FSXATTR.unpack_from(data)
-    if project:
-        raise OSError(errno.EOPNOTSUPP, "the file system has no projects")
-    return sum(flag for xflag, flag in _XFLAGS.items() if xflags & xflag), sum(_XFLAGS.values())
+    return sum(flag for xflag, flag in _XFLAGS.items() if xflags & xflag), sum(_XFLAGS.values()), project
 
 
-_SETTERS = {_SETFLAGS: _flags_in, _FSSETXATTR: _flags_in_fsxattr}
-"""By command: what takes from its data the flags to set, and those among which they are."""
+_SETTERS: dict[int, Callable[[memoryview], tuple[int, int, int | None]]] = {
+    _SETFLAGS: _flags_in,
+    _FSSETXATTR: _flags_in_fsxattr,
+}
+"""By command: what takes from its data the flags to set, those among which they are, and the project."""

@@ -56,9 +56,10 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
     inode = await volume.inode(ino)
     if inode.is_immutable or inode.is_append_only:
         raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
-    if inode.is_inline:
+    if volume.superblock.has_inline_data:
         # As the kernel does, before all else (fs/ext4/extents.c, ext4_fallocate).
         await volume.change(ino, caller, fallocate.leave_inode, ino)
+        inode = await volume.inode(ino)
     end = min(offset + length, inode.size)
     first = -(-offset // block_size)
     last = -(-end // block_size) if end == inode.size else end // block_size
@@ -119,14 +120,14 @@ async def allocate(
     end = offset + length
     if inode.is_immutable or (inode.is_append_only and zeroes):
         raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    if volume.superblock.has_inline_data:
+        await volume.change(ino, caller, fallocate.leave_inode, ino)
+        inode = await volume.inode(ino)
     if keeps_size and not inode.has_extents and end > -(-inode.size // block_size) * block_size:
         raise OSError(errno.EOPNOTSUPP, "ext2 has no blocks behind the end of a file")
     largest = max_file_size(superblock, inode)
     if end > largest:
         raise OSError(errno.EFBIG, f"{end} bytes are more than the largest file size {largest}")
-    if inode.is_inline:
-        await volume.change(ino, caller, fallocate.leave_inode, ino)
-        inode = await volume.inode(ino)
     if inode.has_extents:
         await _allocate_extents(volume, ino, range(offset, end), keeps_size, zeroes, caller)
         return

@@ -20,7 +20,7 @@ from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2 import link_and_unlink, write, xattr_changes
-from mystfuse.ext2.block_map import Run, Stretch
+from mystfuse.ext2.block_map import Run, Stretch, check_not_encrypted
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT, Caller
 from mystfuse.ext2.change import Change
@@ -402,7 +402,8 @@ class Volume:
         by which it ``loses`` privileges.
 
         Raises:
-            OSError: EROFS; EPERM: it is immutable, or append-only and could be changed elsewhere than at its end.
+            OSError: EROFS; EPERM: it is immutable, has fs-verity, or is append-only and could be changed elsewhere than
+                at its end.
         """
         if self.overlay is None:
             raise OSError(EROFS, "the volume is read-only")
@@ -410,6 +411,10 @@ class Volume:
         # Source: fs/namei.c, may_open and inode_permission.
         if inode.is_immutable or (inode.is_append_only and (not flags & os.O_APPEND or flags & os.O_TRUNC)):
             raise OSError(EPERM, f"inode {ino} is immutable or append-only")
+        if inode.has_verity:
+            # fs/verity/open.c, fsverity_file_open.
+            raise OSError(EPERM, f"inode {ino} has fs-verity")
+        check_not_encrypted(inode)
         if flags & os.O_TRUNC:
             await self.set_attributes(ino, AttributeChanges(size=0), caller, loses)
 

@@ -21,6 +21,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "inline_data, 256": ("-O", f"inline_data,{PLAIN}", "-I", "256", "-b", "1024"),
     "inline_data and ea_inode, 512": ("-O", f"inline_data,ea_inode,{PLAIN}", "-I", "512", "-b", "4096"),
     "inline_data, 1024": ("-O", f"inline_data,ea_inode,{PLAIN}", "-I", "1024", "-b", "1024"),
+    "inline_data and extents, 256": ("-O", f"inline_data,ea_inode,{PLAIN},extent", "-I", "256", "-b", "1024"),
     "ea_inode, 128": ("-O", f"ea_inode,{PLAIN}", "-I", "128", "-b", "1024"),
 }
 
@@ -31,7 +32,7 @@ async def test_random_changes(options: tuple[str, ...], seed: int, tmp_path: Pat
     image = make_image(tmp_path / "image", "-t", "ext4", *options, size="16M")
     volume = await Volume.open(MemoryDevice(image.read_bytes()), LIMIT)
     with kernel_mount(image, tmp_path / "kernel", "rw,nodelalloc,user_xattr"):
-        pair = Pair(volume, tmp_path / "kernel", seed)
+        pair = Pair(volume, tmp_path / "kernel", seed, ",extent" in options[1])
         for number in range(1, STEPS + 1):
             await pair.step(SIZES, VALUES)
             if not number % STEPS_BETWEEN_CHECKS:
