@@ -5,16 +5,9 @@ Unlike ``extents`` this takes from a broken node what can be made out. Layout: a
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
-from mystfuse.ext2.extents import MAX_DEPTH, MAX_LOGICAL
-
-_MAGIC = 0xF30A
-_HEADER = struct.Struct("<HHHH4x")  # eh_magic eh_entries eh_max eh_depth eh_generation
-_LEAF = struct.Struct("<IHHI")  # ee_block ee_len ee_start_hi ee_start_lo
-_INDEX = struct.Struct("<IIHxx")  # ei_block ei_leaf_lo ei_leaf_hi
-_LONGEST_WRITTEN = 32768
+from mystfuse.ext2.extent_format import ENTRY_SIZE, HEADER, INDEX, LEAF, LONGEST_WRITTEN, MAGIC, MAX_DEPTH, MAX_LOGICAL
 
 
 class ExtentRun(NamedTuple):
@@ -50,18 +43,18 @@ def read_node(
         depth: the levels below it; None: as the node says.
         logical, end: the file's blocks that it leads to, as the level above has it.
     """
-    magic, count, _, eh_depth = _HEADER.unpack_from(node)
-    count = min(count, len(node) // _LEAF.size - 1)
-    if magic != _MAGIC or eh_depth > MAX_DEPTH or depth not in (None, eh_depth):
+    magic, count, _, eh_depth, _ = HEADER.unpack_from(node)
+    count = min(count, len(node) // ENTRY_SIZE - 1)
+    if magic != MAGIC or eh_depth > MAX_DEPTH or depth not in (None, eh_depth):
         return [], []
-    area = node[_HEADER.size : _HEADER.size + count * _LEAF.size]
+    area = node[HEADER.size : HEADER.size + count * ENTRY_SIZE]
     if not eh_depth:
         runs: list[ExtentRun] = []
-        for ee_block, length, high, low in _LEAF.iter_unpack(area):
-            is_written = length <= _LONGEST_WRITTEN
-            runs.append(ExtentRun(low | high << 32, length - (not is_written) * _LONGEST_WRITTEN, ee_block, is_written))
+        for ee_block, length, high, low in LEAF.iter_unpack(area):
+            is_written = length <= LONGEST_WRITTEN
+            runs.append(ExtentRun(low | high << 32, length - (not is_written) * LONGEST_WRITTEN, ee_block, is_written))
         return [run for run in runs if run.length], []
-    entries = [(ei_block, low | high << 32) for ei_block, low, high in _INDEX.iter_unpack(area)]
+    entries = [(ei_block, low | high << 32) for ei_block, low, high, _ in INDEX.iter_unpack(area)]
     ends = [ei_block for ei_block, _ in entries[1:]] + [end]
     return [], [
         ExtentBlock(number, eh_depth - 1, max(ei_block, logical), min(stop, end))

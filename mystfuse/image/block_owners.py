@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from mystfuse.ext2.block_groups import GroupDescriptor
+from mystfuse.ext2.extent_format import MAX_LOGICAL
 from mystfuse.ext2.extent_nodes import ExtentRun, read_node
-from mystfuse.ext2.extents import MAX_LOGICAL
 from mystfuse.ext2.fixed_blocks import INODE_TABLE, FixedRun, copies_of, inodes_of, own_blocks_of
 from mystfuse.ext2.inode_blocks import (
     ATTRIBUTE_VALUE,
