@@ -19,7 +19,7 @@ from mystfuse.ext2.fixed_blocks import (
     numbers,
 )
 from mystfuse.ext2.inode_blocks import DIRECTORY, FILE, RESERVED_INODE, RESERVED_INODES, SYMLINK, UNKNOWN_KIND
-from mystfuse.image.affected import ATTRIBUTES, INDIRECT, INODE, NAME, AffectedInode, Part
+from mystfuse.image.affected import ATTRIBUTES, EXTENT_BLOCK, INDIRECT, INODE, NAME, AffectedInode, Part
 from mystfuse.image.block_owners import FixedDamage
 from mystfuse.image.damage import Damage
 
@@ -194,7 +194,7 @@ def _part(inode: AffectedInode, part: Part) -> str:
     if inode.kind == SYMLINK:
         return "its target"
     of = "the names in " if inode.kind == DIRECTORY else ""
-    return f"{of}{where}{', to which an indirect block leads' if part.what == INDIRECT else ''}"
+    return f"{of}{where}{f', to which an {part.what} leads' if part.what in (INDIRECT, EXTENT_BLOCK) else ''}"
 
 
 def _loss(fixed: FixedDamage) -> str:

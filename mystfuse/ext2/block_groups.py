@@ -187,7 +187,7 @@ class GroupTable:
             BlocksMissing: it is not in memory.
             CorruptFilesystem: as ``descriptor``, or its checksum does not match.
         """
-        descriptor = self.places(blocks, group)
+        descriptor = self.descriptor(blocks, group)
         if not descriptor.has_block_bitmap:
             return None
         block = blocks.block(descriptor.bg_block_bitmap)

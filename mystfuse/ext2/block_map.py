@@ -34,6 +34,8 @@ _POINTER = struct.Struct("<I")
 NO_MAP_FLAGS = EXT4_EXTENTS_FL | EXT4_INLINE_DATA_FL | EXT4_ENCRYPT_FL
 """i_flags of inodes that have no block map, or one to other things than their contents."""
 _OWNER = "indirect block of inode"
+_ENDLESS = 1 << 63
+"""Blocks: more than any file has."""
 
 
 class Run(NamedTuple):
@@ -160,7 +162,8 @@ def map_stretch(superblock: Superblock, blocks: Blocks, inode: Inode, first: int
     """
     if inode.i_flags & NO_MAP_FLAGS:
         if inode.is_inline:
-            return Stretch(True, 1)
+            # What its size may say behind the contents are zeros, however many.
+            return Stretch(False, _ENDLESS) if first else Stretch(True, 1)
         check_not_encrypted(inode)
         return Stretch(*find_stretch(superblock, blocks, inode, first))
     table: Sequence[int] = _ROOTS.unpack(inode.i_block)

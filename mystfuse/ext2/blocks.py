@@ -219,6 +219,9 @@ class Transaction(Blocks):
         self.on_commit: list[Callable[[], None]] = []
         """Update caches after the commit. If there is no memory for that, all caches are dropped
         (``FileSystem.forget_all``), and filled again from the blocks."""
+        self.absent: tuple[int, bytes, object] | None = None
+        """A directory, a name that it does not have, and the way to where its index would have it (``htree.Path``), as
+        this run has found them; nothing in between has changed that directory."""
         self._seals: dict[tuple[int, int], Seal] = {}
         self.gives_back = False
         """Whether the operation frees more than it takes, so that it may use the reserve of a full overlay."""

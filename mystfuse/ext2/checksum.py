@@ -21,7 +21,8 @@ _DESCRIPTOR_CHECKSUM = 30
 """The offset of bg_checksum."""
 _GENERATION = 100
 _CHECKSUM_LOW, _CHECKSUM_HIGH, _EXTRA_ISIZE = 124, 130, 128
-_TAIL_SIZE = 12
+DIRECTORY_TAIL = 12
+"""Bytes at the end of a block of names that its checksum takes."""
 _TAIL = struct.Struct("<IHBBI")  # det_reserved_zero1 det_rec_len det_reserved_zero2 det_reserved_ft det_checksum
 _TAIL_TYPE = 0xDE
 _ENTRY_SIZE = 8
@@ -104,9 +105,10 @@ class MetadataChecksums:
     def check_directory(self, ino: int, generation: int, logical: int, block: Block) -> None:
         """A block of a directory, of names or of its index (ext4_dirblock_csum_verify, ext4_dx_csum_verify)."""
         seed = self.inode_seed(ino, generation)
-        start = len(block) - _TAIL_SIZE
+        start = len(block) - DIRECTORY_TAIL
         zero_1, rec_len, zero_2, kind, stored = _TAIL.unpack_from(block, start)
-        if (zero_1, rec_len, zero_2, kind) == (0, _TAIL_SIZE, 0, _TAIL_TYPE) and crc32c(block[:start], seed) == stored:
+        is_tail = (zero_1, rec_len, zero_2, kind) == (0, DIRECTORY_TAIL, 0, _TAIL_TYPE)
+        if is_tail and crc32c(block[:start], seed) == stored:
             return
         # A block of the index may have been one of names, whose tail is still there.
         counts = _index_counts(block)
@@ -123,6 +125,27 @@ class MetadataChecksums:
     def _of_xattrs(self, number: int, block: Block) -> int:
         covered = _WIDE.pack(number) + block[:_XATTR_CHECKSUM] + bytes(4) + block[_XATTR_CHECKSUM + 4 :]
         return crc32c(covered, self.seed)
+
+    def set_directory(self, ino: int, generation: int, block: bytearray) -> None:
+        """The same for one that has been changed (ext4_dirblock_csum_set, ext4_dx_csum_set).
+
+        Raises:
+            CorruptFilesystem: there is no room for a checksum.
+        """
+        seed = self.inode_seed(ino, generation)
+        start = len(block) - DIRECTORY_TAIL
+        if counts := _index_counts(block):
+            limit, count = _COUNTS.unpack_from(block, counts)
+            tail = counts + limit * _ENTRY_SIZE
+            if count <= limit and tail + _ENTRY_SIZE <= len(block):
+                _NUMBER.pack_into(block, tail + 4, 0)
+                covered = block[: counts + count * _ENTRY_SIZE] + block[tail : tail + _ENTRY_SIZE]
+                _NUMBER.pack_into(block, tail + 4, crc32c(covered, seed))
+                return
+        elif _TAIL.unpack_from(block, start)[:4] == (0, DIRECTORY_TAIL, 0, _TAIL_TYPE):
+            _NUMBER.pack_into(block, start + 8, crc32c(block[:start], seed))
+            return
+        raise CorruptFilesystem(f"directory inode {ino}: a block has no room for its checksum")
 
     def check_xattrs(self, ino: int, number: int, block: Block) -> None:
         """A block of extended attributes (ext4_xattr_block_csum)."""
@@ -148,6 +171,11 @@ class MetadataChecksums:
         """What the same checksum should be."""
         crc = crc32c(block[: bits // 8], self.seed)
         return crc if is_wide else crc & 0xFFFF
+
+
+def put_directory_tail(block: bytearray) -> None:
+    """Make the end of a block of names look as one that has a checksum (ext4_initialize_dirent_tail)."""
+    _TAIL.pack_into(block, len(block) - DIRECTORY_TAIL, 0, DIRECTORY_TAIL, 0, _TAIL_TYPE, 0)
 
 
 def _index_counts(block: Block) -> int:

@@ -11,7 +11,10 @@ EXT2_GOOD_OLD_FIRST_INO = 11
 EXT2_ROOT_INO = 2
 
 EXT2_LINK_MAX = 32000
-"""Links to one inode (fs/ext2/ext2.h); larger counts by later drivers (ext4: 65000) are read, not written."""
+"""Links to one inode (fs/ext2/ext2.h); larger counts by the ext4 driver are read, not written."""
+
+EXT4_LINK_MAX = 65000
+"""The same of ext4 (fs/ext4/ext4.h)."""
 
 EXT2_MIN_BLOCK_LOG_SIZE = 10
 EXT2_MAX_BLOCK_LOG_SIZE = 16

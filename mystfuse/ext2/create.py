@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from errno import EMLINK, ENAMETOOLONG, ENOENT
+from errno import ENAMETOOLONG, ENOENT
 from functools import partial
 
 from mystfuse.errors import CorruptFilesystem
@@ -16,7 +16,6 @@ from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import (
     EXT2_FL_INHERITED,
     EXT2_GOOD_OLD_INODE_SIZE,
-    EXT2_LINK_MAX,
     EXT2_N_BLOCKS,
     EXT2_OTHER_FLMASK,
     EXT2_REG_FLMASK,
@@ -24,11 +23,12 @@ from mystfuse.ext2.constants import (
     EXT4_EXTENTS_FL,
     PATH_MAX,
 )
+from mystfuse.ext2.directory_blocks import new_directory_block
 from mystfuse.ext2.directory_changes import (
     changeable_directory,
+    check_links,
     directory_for_new_name,
     insert_entry,
-    new_directory_block,
     write_directory,
 )
 from mystfuse.ext2.extent_format import EMPTY_ROOT
@@ -61,8 +61,8 @@ def create(
     """
     directory = directory_for_new_name(change, parent, name)
     is_directory = stat.S_ISDIR(mode)
-    if is_directory and directory.i_links_count >= EXT2_LINK_MAX:
-        raise OSError(EMLINK, f"directory inode {parent} has {directory.i_links_count} links")
+    if is_directory:
+        check_links(change, directory)
     inode = new_inode(change, directory, mode, 2 if is_directory else 1, rdev, target, umask)
     directory = insert_entry(change, directory, name, inode)
     write_directory(change, directory, links=int(is_directory))
@@ -138,8 +138,8 @@ def new_inode(
     elif is_directory and superblock.has_inline_data and (inline := begin_inline(superblock, inode, directory.ino)):
         inode = inline
     elif is_directory:
-        inode, _, block = add_block(change, inode, 0)
-        new_directory_block(superblock, block, ino, directory.ino)
+        inode, number, block = add_block(change, inode, 0)
+        new_directory_block(change, inode, number, block, directory.ino)
         inode = inode._replace(size=superblock.block_size)
     elif stat.S_ISLNK(mode):
         inode = _with_target(change, inode, target)

@@ -1,7 +1,8 @@
 """Directories: blocks of entries, each with an inode number, its own length, and a name.
 
-Hash-indexed directories are read linearly: their index blocks look like empty entries, as the format intends. Source:
-fs/ext2/dir.c, fs/ext4/dir.c (ext4_check_dir_entry), fs/ext4/ext4.h (ext4_rec_len_from_disk).
+Hash-indexed directories are listed linearly: their index blocks look like empty entries, as the format intends. Names
+are looked up by the index (``htree``). Source: fs/ext2/dir.c, fs/ext4/dir.c (ext4_check_dir_entry), fs/ext4/ext4.h
+(ext4_rec_len_from_disk).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MAX_DIRECTORY_SIZE = 1 << 29
 """Bytes: a larger directory counts as broken (10 million names need about 400 MB)."""
+LARGE_DIRECTORY_SIZE = (1 << 32) - 65536
+"""Bytes of one with large_dir."""
 DIRECTORY_AHEAD = 32 * 1024
 """Bytes of a directory that a listing fetches together."""
 OWNER = "directory inode"
@@ -46,6 +49,11 @@ class Entry(NamedTuple):
     """The offset of the next entry, where a listing goes on."""
 
 
+def max_directory_size(superblock: Superblock) -> int:
+    """Bytes that a directory has at most: with large_dir as many as positions in a listing can tell apart."""
+    return MAX_DIRECTORY_SIZE if "large_dir" not in superblock.features else LARGE_DIRECTORY_SIZE
+
+
 def block_count(superblock: Superblock, inode: Inode) -> int:
     """How many blocks directory ``inode`` has.
 
@@ -55,7 +63,12 @@ def block_count(superblock: Superblock, inode: Inode) -> int:
     size, block_size = inode.size, superblock.block_size
     if inode.is_inline:
         return 1
-    if not size or size % block_size or size > MAX_DIRECTORY_SIZE or size > superblock.size:
+    if (
+        not size
+        or size % block_size
+        or (size > MAX_DIRECTORY_SIZE and size > max_directory_size(superblock))
+        or (size > superblock.size)
+    ):
         raise CorruptFilesystem(
             f"directory inode {inode.ino}: its size {size} is not a sensible multiple of {block_size}"
         )
@@ -251,7 +264,8 @@ def directory_block(
         block = blocks.block(number, (other for other in ahead if other) if ahead else ())
     except BlocksMissing as missing:
         raise missing.of(OWNER, inode.ino)  # noqa: B904  # it is the same exception
-    if superblock.checksums is not None:
+    # A block that the operation has changed itself gets its checksum at the end.
+    if superblock.checksums is not None and not isinstance(block, bytearray):
         superblock.checksums.check_directory(inode.ino, inode.i_generation, logical, block)
     return block
 

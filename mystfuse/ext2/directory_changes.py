@@ -1,31 +1,38 @@
-"""Changing directories: entries put into free room, taken out again, and pointed elsewhere. Always linear: a directory
-that was hash-indexed loses EXT2_INDEX_FL when a name is added, since its index no longer finds everything.
+"""Changing directories: entries put into free room, taken out again, and pointed elsewhere. Indexed directories stay
+indexed (``htree_changes``); others are linear.
 
-Source: fs/ext2/dir.c (ext2_add_link, ext2_delete_entry, ext2_make_empty).
+Source: fs/ext2/dir.c (ext2_add_link, ext2_delete_entry, ext2_make_empty), fs/ext4/namei.c (ext4_add_entry).
 """
 
 from __future__ import annotations
 
-import stat
 import struct
-from collections.abc import Iterator
-from errno import EEXIST, EINVAL, ENAMETOOLONG, ENOENT, ENOSPC, EPERM
+from errno import EEXIST, EINVAL, EMLINK, ENAMETOOLONG, ENOENT, EOPNOTSUPP, EPERM
 from functools import partial
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.block_map import map_block
-from mystfuse.ext2.block_map_changes import add_block
-from mystfuse.ext2.blocks import Block
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_INDEX_FL, EXT2_NAME_LEN
-from mystfuse.ext2.directory import (
-    MAX_DIRECTORY_SIZE,
-    block_count,
-    directory_block,
-    find_in_block,
-    rec_lengths,
+from mystfuse.ext2.constants import EXT2_INDEX_FL, EXT2_LINK_MAX, EXT2_NAME_LEN, EXT4_LINK_MAX
+from mystfuse.ext2.directory import block_count, directory_block, find_in_block, rec_lengths
+from mystfuse.ext2.directory_blocks import (
+    DOTDOT_OFFSET,
+    Room,
+    changed_block,
+    entry_size,
+    file_type,
+    fill_room,
+    find_room,
+    finish_new_block,
+    most_room,
+    names_end,
+    put_entry,
+    room_behind,
+    set_rec_len,
 )
+from mystfuse.ext2.htree import find_by_hash
+from mystfuse.ext2.htree_changes import append_block, insert_by_hash, make_index, usable_path
 from mystfuse.ext2.inline_directory_changes import (
     add_inline,
     move_entries_out,
@@ -35,20 +42,8 @@ from mystfuse.ext2.inline_directory_changes import (
 )
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.name_index import LatestEntry
-from mystfuse.ext2.superblock import Superblock
 
-_HEADER = struct.Struct("<IHBB")
-_REC_LEN = struct.Struct("<H")
-_FILE_TYPES = {
-    stat.S_IFREG: 1,
-    stat.S_IFDIR: 2,
-    stat.S_IFCHR: 3,
-    stat.S_IFBLK: 4,
-    stat.S_IFIFO: 5,
-    stat.S_IFSOCK: 6,
-    stat.S_IFLNK: 7,
-}
-_DOTDOT_OFFSET = 12
+_HEADER_SIZE = 8
 
 
 def changeable_directory(change: Change, ino: int) -> Inode:
@@ -73,7 +68,15 @@ def directory_for_new_name(change: Change, ino: int, name: bytes) -> Inode:
     check_name(name)
     if change.filesystem.name_indexes.find(change.transaction, directory, name):
         raise OSError(EEXIST, f"{name!r} exists already")
+    check_can_grow(directory)
     return directory
+
+
+def check_can_grow(directory: Inode) -> None:
+    """OSError (EOPNOTSUPP) if names cannot be added to a directory: with casefold, since which spellings are the same
+    name, and their hash, is a table of the kernel's (fs/unicode) for one version of Unicode."""
+    if directory.is_casefolded:
+        raise OSError(EOPNOTSUPP, f"directory inode {directory.ino} has casefold: names cannot be added")
 
 
 def check_name(name: bytes) -> None:
@@ -82,6 +85,23 @@ def check_name(name: bytes) -> None:
         raise OSError(ENAMETOOLONG, f"a name of {len(name)} bytes")
     if not name or name == b"." or name == b".." or b"/" in name or b"\0" in name:
         raise OSError(EINVAL, f"{name!r} is no valid name")
+
+
+def max_links(change: Change) -> int:
+    """Links that an inode has at most; subdirectories count as links of their directory."""
+    return EXT4_LINK_MAX if change.superblock.is_extended else EXT2_LINK_MAX
+
+
+def check_links(change: Change, directory: Inode) -> None:
+    """OSError (EMLINK) if a directory has as many subdirectories as it may have (fs/ext4/ext4.h, EXT4_DIR_LINK_MAX)."""
+    if directory.i_links_count >= max_links(change) and not (
+        "dir_nlink" in change.superblock.features and _counts_as_indexed(change, directory)
+    ):
+        raise OSError(EMLINK, f"directory inode {directory.ino} has {directory.i_links_count} links")
+
+
+def _counts_as_indexed(change: Change, directory: Inode) -> bool:
+    return directory.is_indexed and change.superblock.name_hash is not None
 
 
 def write_directory(change: Change, directory: Inode, links: int = 0) -> None:
@@ -93,11 +113,25 @@ def write_directory(change: Change, directory: Inode, links: int = 0) -> None:
     Raises:
         BlocksMissing, CorruptFilesystem
     """
-    now, count = change.now_ns, directory.i_links_count + links
-    if count < 0:
-        raise CorruptFilesystem(f"directory inode {directory.ino} would have {count} links")
+    now = change.now_ns
     directory = directory.touched(now)
-    change.write_inode(directory._replace(i_links_count=count) if links else directory)
+    if links:
+        directory = directory._replace(i_links_count=_links_after(change, directory, links))
+    change.write_inode(directory)
+
+
+def _links_after(change: Change, directory: Inode, links: int) -> int:
+    """i_links_count of a directory with more subdirectories, or fewer. On ext4, 1 stands for more than can be counted
+    (fs/ext4/namei.c, ext4_inc_count and ext4_dec_count)."""
+    count = directory.i_links_count
+    if change.superblock.is_extended:
+        if links < 0:
+            return max(count + links, 2) if count > 2 else count
+        count += links
+        return 1 if _counts_as_indexed(change, directory) and (count > EXT4_LINK_MAX or count == 2) else count
+    if count + links < 0:
+        raise CorruptFilesystem(f"directory inode {directory.ino} would have {count + links} links")
+    return count + links
 
 
 class Place(NamedTuple):
@@ -126,10 +160,19 @@ def find_place(change: Change, directory: Inode, name: bytes) -> Place | None:
 
 
 def find_place_again(change: Change, directory: Inode, name: bytes, place: Place) -> Place:
-    """Where a name is that was at ``place`` before the transaction changed the directory: in the same block still.
+    """Where a name is that was at ``place`` before the transaction changed the directory: in the same block still,
+    unless an index has made it move.
 
     The name indexes know committed directories alone, and must not be asked about one that has been changed.
     """
+    if _counts_as_indexed(change, directory):
+        try:
+            moved = find_by_hash(change.superblock, change.transaction, directory, name)
+        except CorruptFilesystem:
+            moved = None
+        if moved:
+            (ino, offset, previous), logical, number = moved
+            return Place(ino, logical, number, offset, previous)
     number = place.number
     if not number and not directory.is_inline:
         # Its entries have moved out of the inode.
@@ -141,13 +184,6 @@ def find_place_again(change: Change, directory: Inode, name: bytes, place: Place
     return Place(found.ino, place.logical, number, found.offset, found.previous)
 
 
-def new_directory_block(superblock: Superblock, block: bytearray, ino: int, parent: int) -> None:
-    """Fill the first block of a new directory: ``.`` and ``..``."""
-    file_type = _FILE_TYPES[stat.S_IFDIR] if superblock.has_filetype else 0
-    _put_entry(block, 0, ino, 12, b".", file_type)
-    _put_entry(block, _DOTDOT_OFFSET, parent, superblock.block_size - 12, b"..", file_type)
-
-
 def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) -> Inode:
     """Enter ``name`` for ``inode`` into ``directory``; returns the directory's inode, perhaps grown, not written.
 
@@ -155,69 +191,72 @@ def insert_entry(change: Change, directory: Inode, name: bytes, inode: Inode) ->
         OSError: ENOSPC, no room for another block.
         BlocksMissing, MystfuseError
     """
+    kind = file_type(change.superblock, inode.i_mode)
+    if not directory.is_indexed:
+        return _insert_linear(change, directory, name, inode.ino, kind, may_become_indexed=True)
+    if change.superblock.name_hash is not None:
+        path = usable_path(change, directory, name)
+        if path is not None:
+            return insert_by_hash(change, directory, path, name, inode.ino, kind)
+    directory = directory._replace(i_flags=directory.i_flags & ~EXT2_INDEX_FL)
+    return _insert_linear(change, directory, name, inode.ino, kind, may_become_indexed=False)
+
+
+def _insert_linear(
+    change: Change, directory: Inode, name: bytes, ino: int, kind: int, may_become_indexed: bool
+) -> Inode:
     superblock, transaction, indexes = change.superblock, change.transaction, change.filesystem.name_indexes
-    needed = EXT2_DIR_ENTRY_HEADER + len(name) + 3 & ~3
-    file_type = _FILE_TYPES[inode.i_mode & 0o170000] if superblock.has_filetype else 0
     if directory.is_inline:
-        added = add_inline(superblock, directory, name, inode.ino, file_type)
+        added = add_inline(superblock, directory, name, ino, kind)
         if added is not None:
             return added
         directory, _ = move_entries_out(change, directory)
+    needed = entry_size(name)
     if latest := indexes.latest(directory.ino):
         # Adding names one after the other takes no search.
         block = transaction.block(latest.number)
-        room = _room_behind(superblock, block, latest.offset, needed)
+        room = room_behind(superblock, block, latest.offset, needed)
         if room is not None:
-            _insert_at(change, directory, latest.logical, latest.number, room, name, inode.ino, file_type)
-            return _linear(directory)
+            _insert_at(change, directory, latest.logical, latest.number, room, name, ino, kind)
+            return directory
     for logical, number in indexes.blocks_with_room(transaction, directory, needed):
-        block = directory_block(change.superblock, directory, transaction, logical, number)
-        room = _find_room(superblock, directory, block, logical, needed)
+        block = directory_block(superblock, directory, transaction, logical, number)
+        room = find_room(superblock, directory, block, logical, needed)
         if room is None:
             # The index has only an upper bound. Not before the commit: when other blocks are fetched, the same ones
             # are to be tried then, rather than always one more.
-            left = _most_room(superblock, directory, block, logical)
+            left = most_room(superblock, directory, block, logical)
             transaction.on_commit.append(partial(indexes.set_room, directory.ino, logical, left))
             continue
-        changed = _insert_at(change, directory, logical, number, room, name, inode.ino, file_type)
-        left = _most_room(superblock, directory, changed, logical)
+        changed = _insert_at(change, directory, logical, number, room, name, ino, kind)
+        left = most_room(superblock, directory, changed, logical)
         transaction.on_commit.append(partial(indexes.set_room, directory.ino, logical, left))
-        return _linear(directory)
-    if directory.size + superblock.block_size > MAX_DIRECTORY_SIZE:
-        raise OSError(ENOSPC, f"directory inode {directory.ino} is full")
-    logical = block_count(superblock, directory)
-    grown, number, new_block = add_block(change, directory, logical)
-    _put_entry(new_block, 0, inode.ino, superblock.block_size, name, file_type)
-    left = superblock.block_size - needed
-    indexes.note_insertion(transaction, directory.ino, LatestEntry(logical, number, 0), name, new_block_room=left)
-    return _linear(grown._replace(size=grown.size + superblock.block_size))
+        return directory
+    if may_become_indexed and block_count(superblock, directory) == 1:
+        indexed = make_index(change, directory)
+        if indexed is not None:
+            path = usable_path(change, indexed, name)
+            assert path is not None
+            return insert_by_hash(change, indexed, path, name, ino, kind)
+    grown, logical, number, new_block = append_block(change, directory)
+    room = Room(0, 0, names_end(superblock))
+    put_entry(new_block, 0, ino, room.rec_len, name, kind)
+    finish_new_block(change, directory, number, new_block)
+    indexes.note_insertion(
+        transaction, directory.ino, LatestEntry(logical, number, 0), name, new_block_room=room.rec_len - needed
+    )
+    return grown
 
 
 def _insert_at(
-    change: Change,
-    directory: Inode,
-    logical: int,
-    number: int,
-    room: tuple[int, int, int],
-    name: bytes,
-    ino: int,
-    file_type: int,
+    change: Change, directory: Inode, logical: int, number: int, room: Room, name: bytes, ino: int, kind: int
 ) -> bytearray:
-    """Put an entry into the room that ``_find_room`` has found in a block of a directory; returns the block."""
-    offset, used, rec_len = room
+    """Put an entry into the room that was found in a block of a directory; returns the block."""
     change.allocator.check_writable(change.transaction, [number])
-    block = change.transaction.change(number)
-    if used:
-        _set_rec_len(block, offset, used)
-    _put_entry(block, offset + used, ino, rec_len - used, name, file_type)
-    place = LatestEntry(logical, number, offset + used)
+    block = changed_block(change, directory, number)
+    place = LatestEntry(logical, number, fill_room(block, room, ino, name, kind))
     change.filesystem.name_indexes.note_insertion(change.transaction, directory.ino, place, name)
     return block
-
-
-def _linear(directory: Inode) -> Inode:
-    flags = directory.i_flags
-    return directory._replace(i_flags=flags & ~EXT2_INDEX_FL) if flags & EXT2_INDEX_FL else directory
 
 
 def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) -> Inode:
@@ -225,28 +264,28 @@ def remove_entry(change: Change, directory: Inode, name: bytes, place: Place) ->
     directory's inode, not written."""
     if directory.is_inline:
         return remove_inline(change.superblock, directory, place.offset, place.previous)
-    block = change.transaction.change(place.number)
+    block = changed_block(change, directory, place.number)
     _, joined = next(rec_lengths(change.superblock, directory, block, place.logical, place.offset))
     if place.previous < 0:
         struct.pack_into("<I", block, place.offset, 0)
     else:
         joined += place.offset - place.previous
-        _set_rec_len(block, place.previous, joined)
+        set_rec_len(block, place.previous, joined)
         # So that the raw block keeps no stale name.
-        block[place.offset : place.offset + _HEADER.size] = bytes(_HEADER.size)
+        block[place.offset : place.offset + _HEADER_SIZE] = bytes(_HEADER_SIZE)
     change.filesystem.name_indexes.note_removal(change.transaction, directory.ino, place.logical, name, joined)
     return directory
 
 
 def point_entry(change: Change, directory: Inode, place: Place, inode: Inode) -> Inode:
-    """Make an entry refer to another inode. Returns the directory's inode, not written."""
+    """Make an entry of a directory refer to another inode. Returns the directory's inode, not written."""
+    kind = file_type(change.superblock, inode.i_mode)
     if directory.is_inline:
-        file_type = _FILE_TYPES[stat.S_IFMT(inode.i_mode)]
-        return point_inline(change.superblock, directory, place.offset, inode.ino, file_type)
-    block = change.transaction.change(place.number)
+        return point_inline(change.superblock, directory, place.offset, inode.ino, kind)
+    block = changed_block(change, directory, place.number)
     struct.pack_into("<I", block, place.offset, inode.ino)
     if change.superblock.has_filetype:
-        block[place.offset + 7] = _FILE_TYPES[stat.S_IFMT(inode.i_mode)]
+        block[place.offset + 7] = kind
     return directory
 
 
@@ -256,52 +295,5 @@ def set_parent(change: Change, directory: Inode, parent: int) -> Inode:
     if directory.is_inline:
         return set_inline_parent(directory, parent)
     number = map_block(change.superblock, change.transaction, directory, 0)
-    struct.pack_into("<I", change.transaction.change(number), _DOTDOT_OFFSET, parent)
+    struct.pack_into("<I", changed_block(change, directory, number), DOTDOT_OFFSET, parent)
     return directory
-
-
-def _raw_entries(
-    superblock: Superblock, directory: Inode, block: Block, logical: int, start: int = 0
-) -> Iterator[tuple[int, int, int]]:
-    """Every entry of a block, free ones and dots included: (offset, rec_len, bytes of it in use)."""
-    has_filetype = superblock.has_filetype
-    for offset, rec_len in rec_lengths(superblock, directory, block, logical, start):
-        ino, _, name_len, file_type = _HEADER.unpack_from(block, offset)
-        if not has_filetype:
-            name_len |= file_type << 8
-        yield offset, rec_len, EXT2_DIR_ENTRY_HEADER + name_len + 3 & ~3 if ino else 0
-
-
-def _find_room(
-    superblock: Superblock, directory: Inode, block: Block, logical: int, needed: int
-) -> tuple[int, int, int] | None:
-    """The first entry with room behind it: (offset, bytes it uses itself, its rec_len)."""
-    for offset, rec_len, used in _raw_entries(superblock, directory, block, logical):
-        if rec_len - used >= needed:
-            return offset, used, rec_len
-    return None
-
-
-def _room_behind(superblock: Superblock, block: Block, offset: int, needed: int) -> tuple[int, int, int] | None:
-    """The same for the entry at ``offset`` alone; None, too, if there is anything unusual about it."""
-    ino, rec_len, name_len, _ = _HEADER.unpack_from(block, offset)
-    used = EXT2_DIR_ENTRY_HEADER + name_len + 3 & ~3
-    if ino and used + needed <= rec_len <= superblock.block_size - offset and not rec_len & 3:
-        return offset, used, rec_len
-    return None
-
-
-def _most_room(superblock: Superblock, directory: Inode, block: Block, logical: int) -> int:
-    # In a block that also belongs to a file, a name may be longer than its entry.
-    return max(0, max(rec_len - used for _, rec_len, used in _raw_entries(superblock, directory, block, logical)))
-
-
-def _put_entry(block: bytearray, offset: int, ino: int, rec_len: int, name: bytes, file_type: int) -> None:
-    # 65536 does not fit: 65535 stands for it (fs/ext4/ext4.h, ext4_rec_len_to_disk).
-    _HEADER.pack_into(block, offset, ino, rec_len if rec_len < 65536 else 65535, len(name), file_type)
-    start = offset + EXT2_DIR_ENTRY_HEADER
-    block[start : start + len(name)] = name
-
-
-def _set_rec_len(block: bytearray, offset: int, rec_len: int) -> None:
-    _REC_LEN.pack_into(block, offset + 4, rec_len if rec_len < 65536 else 65535)

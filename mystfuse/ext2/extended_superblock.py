@@ -21,7 +21,7 @@ _LAYOUT = struct.Struct(
     "4xHH6xH"  # s_min_extra_isize s_want_extra_isize s_mmp_update_interval
     "Q5xB"  # s_mmp_block s_checksum_type
     "210xIII"  # s_overhead_clusters s_backup_bgs[2]
-    "28xI"  # s_checksum_seed
+    "24xII"  # s_prj_quota_inum s_checksum_seed
     "12xI"  # s_orphan_file_inum
 )
 _LAYOUT_OFFSET = 28
@@ -52,6 +52,7 @@ class ExtendedFields(NamedTuple):
     s_overhead_clusters: int
     s_backup_bg_0: int
     s_backup_bg_1: int
+    s_prj_quota_inum: int
     s_checksum_seed: int
     s_orphan_file_inum: int
 
@@ -83,6 +84,7 @@ def check_extended(
         "s_backup_bgs": (fields.s_backup_bg_0, fields.s_backup_bg_1),
         "s_orphan_file_inum": fields.s_orphan_file_inum if "orphan_file" in features else 0,
         "s_mmp_block": fields.s_mmp_block if "mmp" in features else 0,
+        "hidden_inodes": _hidden_inodes(fields, features),
     }
     if "extra_isize" in features and inode_size > EXT2_GOOD_OLD_INODE_SIZE:
         wanted = max(fields.s_min_extra_isize, fields.s_want_extra_isize)
@@ -114,3 +116,8 @@ def check_extended(
             )
         found["blocks_per_cluster"] = 1 << shift
     return found
+
+
+def _hidden_inodes(fields: ExtendedFields, features: frozenset[str]) -> frozenset[int]:
+    numbers = {"project": fields.s_prj_quota_inum, "orphan_file": fields.s_orphan_file_inum}
+    return frozenset(number for feature, number in numbers.items() if number and feature in features)

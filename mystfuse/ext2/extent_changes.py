@@ -192,30 +192,42 @@ def trim_extents(change: Change, inode: Inode, keep: int, most: int) -> tuple[In
     for _ in range(_MOST_LEAVES):
         path = tree.seek(MAX_LOGICAL - 1, -AHEAD)
         leaf = path[-1]
-        if not leaf.entries:
-            if len(path) == 1:
-                return tree.finish(), keep
-            tree.drop_empty(path)
-            continue
-        is_done = False
-        end = leaf.high
-        for index in range(leaf.entries - 1, -1, -1):
-            extent = tree.entry(leaf, index)
-            is_done = extent.end <= keep
-            if is_done or not left:
-                break
-            part = extent.part(max(keep, extent.end - left), min(extent.end, end))
-            tree.drop(part.numbers())
-            left -= part.length
-            end = part.logical
-            is_done = end == keep
-        if end < leaf.high:
-            tree.assign(path, end, leaf.high, [], ROOT)
-        if is_done:
+        if not leaf.entries and len(path) == 1:
             return tree.finish(), keep
-        if not left:
-            break
+        if not leaf.entries or (tree.entry(leaf, 0).logical >= keep and leaf.entries <= left):
+            extents = list(tree.entries(leaf, 0))
+            if (blocks := sum([extent.length for extent in extents])) <= left:
+                for extent in extents:
+                    tree.drop(extent.numbers())
+                left, end = left - blocks, extents[0].logical if extents else end
+                tree.drop_leaf(path)
+                continue
+        end, is_done = _trim_leaf(tree, path, keep, left)
+        return tree.finish(), keep if is_done else end
     return tree.finish(), max(end, keep)
+
+
+def _trim_leaf(tree: ExtentTree, path: list[Step], keep: int, left: int) -> tuple[int, bool]:
+    """Free a part of the last leaf from its end, down to the file's block ``keep`` or until ``left`` blocks are freed.
+
+    Returns:
+        The first block that is a hole now, and whether that is all.
+    """
+    leaf = path[-1]
+    end, is_done = leaf.high, False
+    for index in range(leaf.entries - 1, -1, -1):
+        extent = tree.entry(leaf, index)
+        is_done = extent.end <= keep
+        if is_done or not left:
+            break
+        part = extent.part(max(keep, extent.end - left), min(extent.end, end))
+        tree.drop(part.numbers())
+        left -= part.length
+        end = part.logical
+        is_done = end <= keep
+    if end < leaf.high:
+        tree.assign(path, end, leaf.high, [], ROOT)
+    return end, is_done
 
 
 def blocks_in_root(change: Change, inode: Inode, most: int) -> list[int] | None:
@@ -228,7 +240,7 @@ def blocks_in_root(change: Change, inode: Inode, most: int) -> list[int] | None:
     if tree.depth:
         return None
     (leaf,) = tree.seek(0)
-    extents = [tree.entry(leaf, index) for index in range(leaf.entries)]
+    extents = list(tree.entries(leaf, 0))
     if sum(extent.length for extent in extents) > most:
         return None
     return [number for extent in extents for number in extent.numbers()]
@@ -237,9 +249,9 @@ def blocks_in_root(change: Change, inode: Inode, most: int) -> list[int] | None:
 def _fill_hole(change: Change, tree: ExtentTree, inode: Inode, hole: Piece, near: int) -> list[int]:
     """Take blocks for a hole, and enter them as ``hole.is_written`` says: fewer where there is room for fewer."""
     allocator, transaction = change.allocator, change.transaction
-    leaf = tree.seek(hole.logical)[-1]
-    before = tree.entry(leaf, leaf.at) if leaf.at >= 0 else None
-    near = near or _goal(change, inode, before, hole.logical, 0)
+    if not near:
+        leaf = tree.seek(hole.logical)[-1]
+        near = _goal(change, inode, tree.entry(leaf, leaf.at) if leaf.at >= 0 else None, hole.logical, 0)
     taken = allocator.take_blocks(transaction, change.caller, near, hole.length)
     longest = LONGEST_WRITTEN if hole.is_written else LONGEST_UNWRITTEN
     done = 0

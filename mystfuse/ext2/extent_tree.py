@@ -142,18 +142,26 @@ class ExtentTree:
 
     def entry(self, leaf: Step, index: int) -> Piece:
         """An entry of a leaf."""
-        data = self._data(leaf.number)
-        logical, length, high, low = LEAF.unpack_from(data, HEADER_SIZE + index * ENTRY_SIZE)
-        is_written = length <= LONGEST_WRITTEN
-        if not is_written:
-            length -= LONGEST_WRITTEN
-        physical = low | high << 32
+        return next(self.entries(leaf, index))
+
+    def entries(self, leaf: Step, start: int) -> Iterator[Piece]:
+        """The entries of a leaf from one on. The tree must not be changed meanwhile."""
         superblock = self._superblock
-        if not length or not leaf.low <= logical or logical + length > leaf.high:
-            raise self._broken(leaf.number, f"an extent of {length} blocks from block {logical} on is out of order")
-        if not superblock.s_first_data_block < physical or physical + length > superblock.s_blocks_count:
-            raise self._broken(leaf.number, f"block pointer {physical} is outside the file system")
-        return Piece(logical, length, physical, is_written)
+        first_data, limit = superblock.s_first_data_block, superblock.s_blocks_count
+        data, new = self._data(leaf.number), tuple.__new__
+        least, most = leaf.low, leaf.high
+        area = data[HEADER_SIZE + start * ENTRY_SIZE : HEADER_SIZE + leaf.entries * ENTRY_SIZE]
+        for logical, length, high, low in LEAF.iter_unpack(area):
+            is_written = length <= LONGEST_WRITTEN
+            if not is_written:
+                length -= LONGEST_WRITTEN
+            physical = low | high << 32
+            if not length or not least <= logical or logical + length > most:
+                raise self._broken(leaf.number, f"an extent of {length} blocks from block {logical} on is out of order")
+            if not first_data < physical or physical + length > limit:
+                raise self._broken(leaf.number, f"block pointer {physical} is outside the file system")
+            least = logical + length
+            yield new(Piece, (logical, length, physical, is_written))
 
     def pieces(self, first: int, end: int) -> Iterator[Piece]:
         """What the tree has of the file's blocks ``first`` to ``end`` (excluded), holes included, in order. It must not
@@ -164,8 +172,7 @@ class ExtentTree:
         while position < end:
             leaf = self.seek(position, AHEAD)[-1]
             stop = min(leaf.high, end)
-            for index in range(max(leaf.at, 0), leaf.entries):
-                extent = self.entry(leaf, index)
+            for extent in self.entries(leaf, max(leaf.at, 0)):
                 if extent.logical >= stop:
                     break
                 if extent.end <= position:
@@ -196,17 +203,16 @@ class ExtentTree:
             OSError: ENOSPC, there is no block for the tree; nothing has been changed.
         """
         leaf = path[-1]
-        start = max(_search(self._data(leaf.number), leaf.entries, first), 0)
-        stop = start
+        start = stop = max(_search(self._data(leaf.number), leaf.entries, first), 0)
         before: list[Piece] = []
         after: list[Piece] = []
-        while stop < leaf.entries and not after:
-            extent = self.entry(leaf, stop)
+        for extent in self.entries(leaf, start):
             stop += 1
             if extent.logical < first:
                 before.append(extent.part(extent.logical, first))
             if extent.end > end:
                 after.append(extent.part(end, extent.end))
+                break
         if start and not before:
             start -= 1
             before.append(self.entry(leaf, start))
@@ -214,9 +220,9 @@ class ExtentTree:
         self._take_spare(path, len(merged) - (stop - start), caller)
         self._replace(path, start, stop, b"".join([piece.pack() for piece in merged]))
 
-    def drop_empty(self, path: Sequence[Step]) -> None:
-        """Free a leaf without entries, which only other drivers leave."""
-        self._replace(path, 0, 0, b"")
+    def drop_leaf(self, path: Sequence[Step]) -> None:
+        """Take out all entries of a leaf, and the leaf itself."""
+        self._replace(path, 0, path[-1].entries, b"")
 
     def _merge(self, leaf: Step, pieces: Iterable[Piece]) -> list[Piece]:
         """The same as few extents as possible."""

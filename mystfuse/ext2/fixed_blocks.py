@@ -2,15 +2,17 @@
 
 Source: Documentation/filesystems/ext2.rst, and e2fsprogs, lib/ext2fs/initialize.c (``ext2fs_initialize``) for the order
 in a group: superblock, descriptors, descriptors reserved for growth, and then, where the descriptor says, the rest.
+With meta_bg: lib/ext2fs/closefs.c (``ext2fs_super_and_bgd_loc2``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from mystfuse.ext2.block_groups import GroupDescriptor, GroupTable
-from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
+from mystfuse.ext2.superblock import Superblock
 
 BOOT_BLOCK = "boot block"
 SUPERBLOCK = "superblock"
@@ -19,6 +21,7 @@ RESERVED = "reserved group descriptors"
 BLOCK_BITMAP = "block bitmap"
 INODE_BITMAP = "inode bitmap"
 INODE_TABLE = "inode table"
+MMP = "multiple mount protection"
 BACKUP = "backup "
 
 
@@ -40,19 +43,29 @@ class FixedRun(NamedTuple):
 
 
 def copies_of(groups: GroupTable, group: int) -> list[FixedRun]:
-    """The superblock and the descriptors of a group, and the boot block in front of the first."""
+    """The superblock and the descriptors of a group, the boot block in front of the first, and the one block for
+    multiple mount protection."""
     superblock = groups.superblock
     runs: list[FixedRun] = []
-    if group == 0 and superblock.s_first_data_block:
-        runs.append(FixedRun(BOOT_BLOCK, 0, 0, superblock.s_first_data_block))
-    if not superblock.group_has_superblock(group):
-        return runs
-    prefix, position, end = BACKUP if group else "", groups.first_block(group), superblock.s_blocks_count
-    for what, count in (
-        (prefix + SUPERBLOCK, 1),
-        (prefix + DESCRIPTORS, superblock.descriptor_blocks),
-        (RESERVED, superblock.s_reserved_gdt_blocks),
-    ):
+    if group == 0 and superblock.location[0]:
+        runs.append(FixedRun(BOOT_BLOCK, 0, 0, superblock.location[0]))
+    number = superblock.s_mmp_block
+    if superblock.s_first_data_block < number < superblock.s_blocks_count and groups.locate_block(number)[0] == group:
+        runs.append(FixedRun(MMP, group, number, 1))
+    prefix, end = BACKUP if group else "", superblock.s_blocks_count
+    position = groups.first_block(group) if group else superblock.location[0]
+    has_superblock, place = superblock.group_has_superblock(group), group % superblock.descriptors_per_block
+    descriptors, reserved = superblock.descriptor_blocks, superblock.s_reserved_gdt_blocks
+    if "meta_bg" in superblock.features:
+        descriptors = superblock.s_first_meta_bg
+    of_group = prefix + DESCRIPTORS
+    if group >= descriptors * superblock.descriptors_per_block:
+        # With meta_bg: in the first two and the last of the groups that they describe.
+        descriptors, reserved = int(place in (0, 1, superblock.descriptors_per_block - 1)), 0
+        of_group = BACKUP + DESCRIPTORS if place else DESCRIPTORS
+    elif not has_superblock:
+        descriptors = reserved = 0
+    for what, count in ((prefix + SUPERBLOCK, int(has_superblock)), (of_group, descriptors), (RESERVED, reserved)):
         count = min(count, end - position)
         if count > 0:
             runs.append(FixedRun(what, group, position, count))
@@ -76,7 +89,13 @@ def find_fixed(groups: GroupTable, number: int) -> FixedRun | None:
         return FixedRun(BOOT_BLOCK, 0, 0, superblock.s_first_data_block)
     group, _ = groups.locate_block(number)
     places = groups.known_places.get(group)
-    runs = copies_of(groups, group) + ([] if places is None else own_blocks_of(superblock, group, places))
+    runs = copies_of(groups, group)
+    if "flex_bg" in superblock.features:
+        # Anywhere; whoever asks has met damage, and has time.
+        for other, descriptor in groups.known_places.items():
+            runs += own_blocks_of(superblock, other, descriptor)
+    elif places is not None:
+        runs += own_blocks_of(superblock, group, places)
     return next((run for run in runs if run.first <= number < run.end), None)
 
 
@@ -101,8 +120,10 @@ def groups_of(superblock: Superblock, run: FixedRun, first: int, count: int) -> 
     """The groups whose descriptors are in these blocks of a run of descriptors; else the run's own group."""
     if not run.what.endswith(DESCRIPTORS) or run.what == RESERVED:
         return range(run.group, run.group + 1)
-    per_block = superblock.block_size // GROUP_DESCRIPTOR_SIZE
+    per_block = superblock.descriptors_per_block
     low = (first - run.first) * per_block
+    if "meta_bg" in superblock.features and run.group >= superblock.s_first_meta_bg * per_block:
+        low = run.group // per_block * per_block
     return range(low, min(low + count * per_block, superblock.groups_count))
 
 
@@ -125,12 +146,18 @@ def numbers(some: range) -> str:
     return f"{some.start}" if len(some) == 1 else f"{some.start}-{some.stop - 1}"
 
 
-def backups(superblock: Superblock) -> Iterator[int]:
-    """The groups that hold a copy of superblock and descriptors, the first group left out; at most a thousand."""
-    found = 0
-    for group in range(1, min(superblock.groups_count, 1 << 16)):
-        if superblock.group_has_superblock(group):
-            yield group
-            found += 1
-            if found == 1000:
-                return
+def descriptor_copies(superblock: Superblock, index: int) -> Iterator[int]:
+    """Where the copies of a block of the table of group descriptors are, without the first; at most a thousand."""
+    per_block = superblock.descriptors_per_block
+    if "meta_bg" in superblock.features and index >= superblock.s_first_meta_bg:
+        for group in (index * per_block + 1, (index + 1) * per_block - 1):
+            if group < superblock.groups_count:
+                yield _start_of(superblock, group) + superblock.group_has_superblock(group)
+        return
+    groups = range(1, min(superblock.groups_count, 1 << 16))
+    for group in islice(filter(superblock.group_has_superblock, groups), 1000):
+        yield _start_of(superblock, group) + 1 + index
+
+
+def _start_of(superblock: Superblock, group: int) -> int:
+    return superblock.s_first_data_block + group * superblock.s_blocks_per_group

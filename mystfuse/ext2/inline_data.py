@@ -55,8 +55,11 @@ def inline_areas(inode: Inode) -> tuple[bytes, bytes]:
     return areas
 
 
-def inline_directory(superblock: Superblock, inode: Inode) -> bytes:
+def inline_directory(superblock: Superblock, inode: Inode, tail: int = 0) -> bytes:
     """The block that a directory would have whose entries are in its inode.
+
+    Args:
+        tail: bytes at its end that are kept free for a checksum.
 
     Raises:
         CorruptFilesystem: the entries are broken.
@@ -65,10 +68,10 @@ def inline_directory(superblock: Superblock, inode: Inode) -> bytes:
     areas = inline_areas(inode)
     has_filetype = superblock.has_filetype
     block = b"".join((_entry(inode.ino, b".", has_filetype), _entry(parent, b"..", has_filetype), *areas))
-    left = superblock.block_size - len(block)
+    left = superblock.block_size - tail - len(block)
     if left < _MIN_REC_LEN:
         raise CorruptFilesystem(f"directory inode {inode.ino}: its inline entries are too many for a block")
-    return block + _HEADER.pack(0, left, 0, 0) + bytes(left - EXT2_DIR_ENTRY_HEADER)
+    return block + _HEADER.pack(0, left, 0, 0) + bytes(left - EXT2_DIR_ENTRY_HEADER + tail)
 
 
 def _rest(inode: Inode) -> bytes:

@@ -12,6 +12,7 @@ import struct
 from mystfuse.ext2.block_map_changes import add_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER
+from mystfuse.ext2.directory_blocks import finish_new_block, names_end
 from mystfuse.ext2.inline_changes import HEAD_SIZE, room_inline, with_contents, without_contents
 from mystfuse.ext2.inline_data import DIRECTORY_OFFSET, inline_areas, inline_directory
 from mystfuse.ext2.inode import Inode
@@ -111,9 +112,10 @@ def move_entries_out(change: Change, directory: Inode) -> tuple[Inode, int]:
         BlocksMissing, MystfuseError
     """
     superblock = change.superblock
-    entries = inline_directory(superblock, directory)
+    entries = inline_directory(superblock, directory, superblock.block_size - names_end(superblock))
     directory, number, block = add_block(change, without_contents(superblock, directory), 0)
     block[:] = entries
+    finish_new_block(change, directory, number, block)
     return directory._replace(size=superblock.block_size), number
 
 

@@ -14,6 +14,7 @@ from mystfuse.ext2.constants import (
     EXT2_APPEND_FL,
     EXT2_GOOD_OLD_INODE_SIZE,
     EXT2_IMMUTABLE_FL,
+    EXT2_INDEX_FL,
     EXT4_CASEFOLD_FL,
     EXT4_EA_INODE_FL,
     EXT4_ENCRYPT_FL,
@@ -171,6 +172,11 @@ class Inode(NamedTuple):
     def is_encrypted(self) -> bool:
         """Whether its contents, and the names in a directory, are encrypted with fscrypt."""
         return bool(self.i_flags & EXT4_ENCRYPT_FL)
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether a directory has an index by hashes of its names."""
+        return bool(self.i_flags & EXT2_INDEX_FL)
 
     @property
     def is_casefolded(self) -> bool:

@@ -17,7 +17,7 @@ from mystfuse.ext2.constants import (
     EXT2_N_BLOCKS,
     EXT2_NDIR_BLOCKS,
     EXT2_ROOT_INO,
-    EXT4_ENCRYPT_FL,
+    EXT4_EA_INODE_FL,
     EXT4_EXTENTS_FL,
     EXT4_INLINE_DATA_FL,
 )
@@ -27,10 +27,11 @@ _FIELDS = struct.Struct(
     "<H2xI18x"  # i_mode i_size
     "HII4x"  # i_links_count i_blocks i_flags
     "60s4xII"  # i_block i_file_acl i_size_high
+    "6xH"  # l_i_file_acl_high
 )
 _LINKS = struct.Struct("<26xH")
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
-_NO_MAP = EXT4_ENCRYPT_FL | EXT4_EXTENTS_FL | EXT4_INLINE_DATA_FL
+_NO_MAP = EXT4_EXTENTS_FL | EXT4_INLINE_DATA_FL
 _KINDS = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -42,6 +43,7 @@ _KINDS = {
 }
 FILE, DIRECTORY, SYMLINK = (_KINDS[kind] for kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK))
 RESERVED_INODE = "reserved inode"
+ATTRIBUTE_VALUE = "attribute value"
 UNKNOWN_KIND = "inode"
 KINDS_OF_ENTRIES = {
     number: _KINDS[kind]
@@ -50,7 +52,7 @@ KINDS_OF_ENTRIES = {
     )
 }
 """By the file type in a directory entry (fs/ext2/ext2.h, EXT2_FT_REG_FILE and on)."""
-RESERVED_INODES = {1: "bad blocks", 7: "reserved for growth", 8: "journal"}
+RESERVED_INODES = {1: "bad blocks", 3: "user quotas", 4: "group quotas", 7: "reserved for growth", 8: "journal"}
 """What the inodes below the first ordinary one are for (fs/ext4/ext4.h)."""
 
 
@@ -59,24 +61,32 @@ class InodeBlocks(NamedTuple):
 
     ino: int
     kind: str
-    """``file``, ``directory``, ``symbolic link``, ...; ``reserved inode``."""
+    """``file``, ``directory``, ``symbolic link``, ...; ``reserved inode``; ``attribute value``."""
     size: int
     """Bytes."""
     file_acl: int
     """The block of its extended attributes; 0 for none."""
     roots: Sequence[int]
     """Its 15 block pointers; none if it has no block map."""
+    tree: bytes = b""
+    """i_block, if it is the root of an extent tree."""
+    is_inline: bool = False
+    """Whether its contents are in the inode itself."""
 
 
 def inodes_in_use(superblock: Superblock, block: bytes, first_ino: int) -> Iterator[InodeBlocks]:
     """The inodes in use in a block of the inode table, which begins with inode ``first_ino``."""
     size, sectors = superblock.s_inode_size, superblock.block_size // 512
     links = _LINKS.unpack_from
+    has_long_pointers = "64bit" in superblock.features
+    sized = {FILE, DIRECTORY} if "large_dir" in superblock.features else {FILE}
     for ino, offset in enumerate(range(0, len(block), size), first_ino):
-        is_reserved = ino < superblock.s_first_ino and ino != EXT2_ROOT_INO
+        is_reserved = (ino < superblock.s_first_ino and ino != EXT2_ROOT_INO) or ino in superblock.hidden_inodes
         if not links(block, offset)[0] and not is_reserved:
             continue
-        mode, i_size, _, i_blocks, flags, i_block, file_acl, size_high = _FIELDS.unpack_from(block, offset)
+        mode, i_size, _, i_blocks, flags, i_block, file_acl, size_high, acl_high = _FIELDS.unpack_from(block, offset)
+        if has_long_pointers:
+            file_acl |= acl_high << 32
         kind = _KINDS.get(mode & 0o170000, UNKNOWN_KIND)
         has_map = kind in (FILE, DIRECTORY) or (kind == SYMLINK and i_blocks > (sectors if file_acl else 0))
         if kind == SYMLINK and "ea_inode" in superblock.features:
@@ -85,8 +95,13 @@ def inodes_in_use(superblock: Superblock, block: bytes, first_ino: int) -> Itera
             kind, has_map = RESERVED_INODE, any(i_block)
             if not has_map and not file_acl:
                 continue
+        has_size_high = kind in sized
+        if flags & EXT4_EA_INODE_FL and kind == FILE:
+            kind = ATTRIBUTE_VALUE
         roots = _ROOTS.unpack(i_block) if has_map and not flags & _NO_MAP else ()
-        yield InodeBlocks(ino, kind, i_size | (size_high << 32 if kind == FILE else 0), file_acl, roots)
+        tree = i_block if flags & EXT4_EXTENTS_FL else b""
+        is_inline = bool(flags & EXT4_INLINE_DATA_FL)
+        yield InodeBlocks(ino, kind, i_size | (has_size_high and size_high << 32), file_acl, roots, tree, is_inline)
 
 
 def direct_pointers(inode: InodeBlocks) -> Sequence[int]:

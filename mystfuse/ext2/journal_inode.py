@@ -38,4 +38,6 @@ def read_journal_inode(filesystem: FileSystem, blocks: Blocks) -> Inode:
     inode = filesystem.inode_table.parse_reserved(blocks, ino)
     if not inode.is_regular or not inode.i_links_count:
         raise CorruptFilesystem(f"inode {ino}, the journal's, is not that of a file")
+    if inode.size < superblock.block_size:
+        raise CorruptFilesystem(f"inode {ino}, the journal's, has {inode.size} bytes, and no block")
     return inode

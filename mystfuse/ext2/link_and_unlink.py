@@ -11,13 +11,14 @@ from errno import EISDIR, EMLINK, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_LINK_MAX, EXT2_ROOT_INO
+from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory_changes import (
     Place,
     changeable_directory,
     directory_for_new_name,
     find_place,
     insert_entry,
+    max_links,
     remove_entry,
     write_directory,
 )
@@ -42,7 +43,7 @@ def link(change: Change, ino: int, parent: int, name: bytes, nameless: Container
         raise OSError(EPERM, f"inode {ino} is a directory, immutable or append-only")
     if not inode.i_links_count and ino not in nameless:
         raise OSError(ENOENT, f"inode {ino} has been removed")
-    if inode.i_links_count >= EXT2_LINK_MAX:
+    if inode.i_links_count >= max_links(change):
         raise OSError(EMLINK, f"inode {ino} has {inode.i_links_count} links")
     check_project(change, directory, inode)
     inode = inode._replace(i_links_count=inode.i_links_count + 1, ctime_ns=change.now_ns)

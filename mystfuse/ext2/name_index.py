@@ -13,7 +13,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from errno import ENOSPC
 from functools import cache, partial
 from itertools import chain, islice
@@ -31,6 +31,7 @@ from mystfuse.ext2.directory import (
     parse_block,
     want_blocks,
 )
+from mystfuse.ext2.htree import KnownBlocks, find_by_hash
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.kernels.directory_names import block_keys, name_key
@@ -56,6 +57,8 @@ _UNKNOWN_ROOM = 255
 _MOST_ROOM = 254
 """In units of 4 bytes; an entry needs 67 at most, so more makes no difference."""
 _MAX_LATEST = 1024
+_MAX_KNOWN_DIRECTORIES, _MAX_KNOWN_BLOCKS = 16, 64
+"""Directories and index blocks of each that are kept in memory: 4 MiB with blocks of 4 KiB."""
 _PROBED_BLOCKS = 8
 """Blocks that one insertion searches, whose room is known only as an upper bound or not at all, before the directory
 grows."""
@@ -232,6 +235,8 @@ class NameIndexes:
         self._indexes: OrderedDict[int, NameIndex] = OrderedDict()
         self._weight = 0
         self._latest: OrderedDict[int, LatestEntry] = OrderedDict()
+        self._known: OrderedDict[int, KnownBlocks] = OrderedDict()
+        """Of indexed directories, index blocks. They change with the directory's length alone."""
 
     def find(self, blocks: Blocks, inode: Inode, name: bytes) -> tuple[Found, int, int] | None:
         """Where ``name`` in directory ``inode`` is: (its place in a block, the number of that block in the directory,
@@ -250,6 +255,12 @@ class NameIndexes:
                 self._superblock, inode, directory_block(self._superblock, inode, blocks, 0, number), 0, name
             )
             return (found, 0, number) if found else None
+        if inode.is_indexed and self._superblock.name_hash is not None and not inode.is_casefolded:
+            try:
+                return find_by_hash(self._superblock, blocks, inode, name, self._known_blocks(inode.ino))
+            except MystfuseError:
+                # Where the directory's own index is of no use, ours finds what can be found.
+                pass
         index = self._complete_index(blocks, inode, count)
         found_in = self._find_indexed(blocks, inode, index, name)
         if found_in is None and (index.unread or index.damage):
@@ -258,6 +269,15 @@ class NameIndexes:
             if found_in is None and error is not None:
                 raise error
         return found_in
+
+    def _known_blocks(self, ino: int) -> KnownBlocks:
+        """The index blocks of a directory that are in memory."""
+        known = self._known.get(ino)
+        if known is None or len(known) > _MAX_KNOWN_BLOCKS:
+            if len(self._known) >= _MAX_KNOWN_DIRECTORIES:
+                self._known.popitem(last=False)
+            known = self._known[ino] = {}
+        return known
 
     def _find_indexed(
         self, blocks: Blocks, inode: Inode, index: NameIndex, name: bytes
@@ -385,6 +405,24 @@ class NameIndexes:
         new."""
         transaction.on_commit.append(partial(self._insert, ino, place, name, new_block_room))
 
+    def note_name(self, transaction: Transaction, ino: int, logical: int, name: bytes) -> None:
+        """At the commit, record a name in block ``logical`` of an indexed directory."""
+        transaction.on_commit.append(partial(self._enter, ino, logical, name))
+
+    def note_block(self, transaction: Transaction, ino: int, logical: int) -> None:
+        """At the commit, record that an indexed directory has block ``logical``, without names so far."""
+        transaction.on_commit.append(partial(self._add_block, ino, logical))
+
+    def note_move(
+        self, transaction: Transaction, ino: int, logical: int, to: int, names: Callable[[], list[bytes]]
+    ) -> None:
+        """At the commit, record that ``names`` have gone from block ``logical`` to block ``to``."""
+        transaction.on_commit.append(partial(self._move, ino, logical, to, names))
+
+    def note_all_moved(self, transaction: Transaction, ino: int) -> None:
+        """At the commit, forget where names are in a directory that becomes an indexed one."""
+        transaction.on_commit.append(partial(self.forget, ino))
+
     def note_removal(self, transaction: Transaction, ino: int, logical: int, name: bytes, room: int) -> None:
         """At the commit, record that ``name`` is gone from block ``logical``, leaving up to ``room`` bytes."""
         transaction.on_commit.append(partial(self._remove, ino, logical, name, room))
@@ -392,6 +430,7 @@ class NameIndexes:
     def forget(self, ino: int) -> None:
         """The inode is not a directory any more."""
         self._latest.pop(ino, None)
+        self._known.pop(ino, None)
         if ino in self._indexes:
             self._drop(ino)
 
@@ -413,6 +452,27 @@ class NameIndexes:
         if is_new_block and not index.bits and index.indexed > _LARGE:
             # It has grown large: its next index is one for a large directory.
             self._drop(ino)
+
+    def _enter(self, ino: int, logical: int, name: bytes) -> None:
+        index = self._indexes.get(ino)
+        if index is not None and logical < index.indexed:
+            index.add_name(name, logical)
+            self._weight += 1
+
+    def _add_block(self, ino: int, logical: int) -> None:
+        self._known.pop(ino, None)
+        index = self._indexes.get(ino)
+        if index is not None and logical == index.indexed:
+            index.add_blocks(1, [])
+            if not index.bits and index.indexed > _LARGE:
+                self._drop(ino)
+
+    def _move(self, ino: int, logical: int, to: int, names: Callable[[], list[bytes]]) -> None:
+        if ino not in self._indexes:
+            return
+        for name in names():
+            self._enter(ino, to, name)
+            self._remove(ino, logical, name, 0)
 
     def _remove(self, ino: int, logical: int, name: bytes, room: int) -> None:
         self._latest.pop(ino, None)
@@ -442,6 +502,7 @@ class NameIndexes:
         """Drop every index. Takes no memory."""
         self._indexes.clear()
         self._latest.clear()
+        self._known.clear()
         self._weight = 0
 
     def _build_index(self, blocks: Blocks, inode: Inode, count: int) -> NameIndex:

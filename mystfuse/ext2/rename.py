@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import stat
-from errno import EEXIST, EINVAL, EISDIR, EMLINK, ENOENT, ENOTDIR, ENOTEMPTY
+from errno import EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY
 from typing import NamedTuple
 
 from mystfuse.ext2.change import Change
-from mystfuse.ext2.constants import EXT2_LINK_MAX
 from mystfuse.ext2.create import new_inode
 from mystfuse.ext2.directory import read_parent
 from mystfuse.ext2.directory_changes import (
     Place,
     changeable_directory,
+    check_can_grow,
+    check_links,
     check_name,
     find_place,
     find_place_again,
@@ -85,8 +86,10 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
     if new_place is not None:
         replaced = referred_inode(change, new_directory, new_place)
         _check_replaceable(change, new_directory, inode, replaced)
-    elif moves and new_directory.i_links_count >= EXT2_LINK_MAX:
-        raise OSError(EMLINK, f"directory inode {new.parent} has {new_directory.i_links_count} links")
+    else:
+        check_can_grow(new_directory)
+        if moves:
+            check_links(change, new_directory)
     if moves:
         read_parent(change.superblock, change.transaction, inode)
     if new_place is not None and replaced is not None:
@@ -130,8 +133,8 @@ def _exchange(change: Change, old_directory: Inode, old_place: Place, new_direct
         other = _moved(change, other, old_directory)
         links = int(inode.is_directory) - int(other.is_directory)
         for directory, gained in ((new_directory, links), (old_directory, -links)):
-            if gained > 0 and directory.i_links_count >= EXT2_LINK_MAX:
-                raise OSError(EMLINK, f"directory inode {directory.ino} has {directory.i_links_count} links")
+            if gained > 0:
+                check_links(change, directory)
     old_directory = point_entry(change, old_directory, old_place, other)
     new_directory = point_entry(change, old_directory if same_directory else new_directory, new_place, inode)
     for moved in (inode, other):

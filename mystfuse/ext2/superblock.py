@@ -30,6 +30,7 @@ from mystfuse.ext2.constants import (
 )
 from mystfuse.ext2.extended_superblock import ExtendedFields, check_extended
 from mystfuse.ext2.features import check_supported, feature_names, of_ext4, only_for_reading
+from mystfuse.ext2.name_hash import NameHash
 from mystfuse.kernels.checksums import crc32c
 
 GROUP_DESCRIPTOR_SIZE = 32
@@ -101,8 +102,12 @@ class Superblock:
     """With orphan_file, the inode of the file that lists orphans."""
     wanted_extra_isize: int = 0
     """What i_extra_isize of new inodes is at least, if not 0."""
+    hidden_inodes: frozenset[int] = frozenset()
+    """Inodes that no name may refer to, with numbers as files have them: of project quotas, and of orphans."""
     checksums: MetadataChecksums | None = None
     """What checks metadata that have a crc32c; None without metadata_csum."""
+    name_hash: NameHash | None = None
+    """How the names of indexed directories are hashed; None without dir_index."""
 
     @cached_property
     def is_extended(self) -> bool:
@@ -318,6 +323,7 @@ class Superblock:
             jnl_blocks_16 if "has_journal" in features else 0,
             block_size,
             features,
+            name_hash=NameHash.parse(data) if "dir_index" in features else None,
             **check_extended(data, extended, features, log_block_size, blocks_per_group, inode_size),
         )
         superblock._check()

@@ -17,6 +17,7 @@ MAX_NAMES = 8
 
 DATA = "data"
 INDIRECT = "indirect block"
+EXTENT_BLOCK = "extent block"
 ATTRIBUTES = "extended attributes"
 INODE = "inode"
 NAME = "name"
@@ -26,8 +27,8 @@ class Part(NamedTuple):
     """A part of an inode that cannot be read."""
 
     what: str
-    """``data``; ``indirect block``: what it leads to; ``extended attributes``; ``inode``: all of it; ``name``: how to
-    reach it."""
+    """``data``; ``indirect block``, ``extent block``: what it leads to; ``extended attributes``; ``inode``: all of it;
+    ``name``: how to reach it."""
     start: int
     """Bytes of the file; 0 for what is not in the file."""
     end: int

@@ -13,11 +13,12 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.block_groups import MAX_GROUPS_COUNTED, GroupDescriptor, GroupTable
-from mystfuse.ext2.blocks import Blocks, BlocksMissing
-from mystfuse.ext2.fixed_blocks import INODE_TABLE, FixedRun, backups, copies_of, inodes_of, own_blocks_of
+from mystfuse.ext2.block_groups import GroupDescriptor
+from mystfuse.ext2.extent_format import MAX_LOGICAL
+from mystfuse.ext2.extent_nodes import ExtentRun, read_node
+from mystfuse.ext2.fixed_blocks import INODE_TABLE, FixedRun, copies_of, inodes_of, own_blocks_of
 from mystfuse.ext2.inode_blocks import (
+    ATTRIBUTE_VALUE,
     DIRECTORY,
     RESERVED_INODE,
     InodeBlocks,
@@ -27,15 +28,21 @@ from mystfuse.ext2.inode_blocks import (
     runs_of,
 )
 from mystfuse.ext2.superblock import Superblock
-from mystfuse.image.affected import ATTRIBUTES, DATA, INDIRECT, AffectedInodes, Part
+from mystfuse.image.affected import ATTRIBUTES, DATA, EXTENT_BLOCK, INDIRECT, AffectedInodes, Part
 from mystfuse.image.damaged_ranges import DamagedRanges
+from mystfuse.image.group_places import GroupPlaces
 from mystfuse.image.verified_blocks import VerifiedBlocks
 from mystfuse.system.number_set import NumberSet, runs_of_bits
 
 MAX_RECORDED = 100_000
 """Ranges of metadata, and of blocks without an owner, that are recorded; others are counted."""
 MAX_DIRECTORY_BLOCKS = 4_000_000
-"""Of all directories, 12 bytes each; names in further ones are not found."""
+"""Of all directories, 16 bytes each; names in further ones are not found."""
+MAX_STEPS = 50_000_000
+"""Blocks of directories, and damaged ranges of files, that are looked at in extents: a broken file system may have the
+same blocks in any number of these."""
+INLINE = 0xFFFFFFFF
+"""In the place of a block's place: the names are in the directory's inode, and the block is of the inode table."""
 
 
 class FixedDamage(NamedTuple):
@@ -53,12 +60,17 @@ class FixedDamage(NamedTuple):
     """Of a damaged inode table, how many of these the inode bitmap has in use; None if that is not known."""
 
 
-class _Indirect(NamedTuple):
-    """An indirect block to be read."""
+class _MapBlock(NamedTuple):
+    """An indirect block, or a block of an extent tree, to be read."""
 
     number: int
     level: int
+    """1 for one that leads to data, and more for each level that is below."""
     logical: int
+    end: int
+    """It leads to the file's blocks from ``logical`` to ``end``, at most."""
+    what: str
+    """``INDIRECT`` or ``EXTENT_BLOCK``."""
     inode: InodeBlocks
 
 
@@ -84,32 +96,32 @@ class BlockOwners:
         """Damaged blocks that are in use, or may be, by nobody knows whom: (first, count)."""
         self.unowned_bytes = 0
         self.is_complete = True
-        """Whether every inode and every indirect block could be read."""
+        """Whether every inode and every block that leads to data could be read."""
         self.has_lost_names = False
         """Whether a directory has a damaged block, or is lost."""
         self.directory_inodes = array("I")
         """Ascending."""
-        self.directory_blocks = array("I"), array("I"), array("I")
+        self.directory_blocks = array("Q"), array("I"), array("I")
         """Of each block of a directory: its number, its directory's index in ``directory_inodes``, its place there."""
         self.in_use = NumberSet()
         """Inodes whose links are counted."""
         self.lost_inodes = NumberSet()
         """Inodes of damaged blocks of the inode tables."""
-        self._groups = range(min(superblock.groups_count, MAX_GROUPS_COUNTED))
+        self.places = GroupPlaces(superblock, blocks)
+        self._groups = self.places.numbers
         self._blocks = blocks
         self._damaged = damaged
         self._files = DamagedRanges()
         """What is damaged outside fixed places."""
         self._walked = NumberSet()
-        """Indirect blocks."""
+        """Blocks that lead to data."""
+        self._steps_left = MAX_STEPS
         self._noted = NumberSet()
         """Blocks of directories: each is read once, whatever leads to it."""
         self._owned = NumberSet()
         """Damaged blocks of which the owner is known."""
-        self._attribute_blocks: dict[int, int] = {}
-        self._stack: list[_Indirect] = []
-        self.groups = GroupTable(superblock)
-        self._descriptors: dict[int, bytes] = {}
+        self._stack: list[_MapBlock] = []
+        self.groups = self.places.groups
 
     @property
     def table_bytes(self) -> int:
@@ -126,60 +138,29 @@ class BlockOwners:
             StorageTimeout: storage does not answer.
         """
         superblock = self.superblock
-        await self._read_descriptors()
+        await self.places.read()
         self.is_complete = superblock.groups_count == len(self._groups)
+        await self._sort_out()
         for group in self._groups:
-            await self._sort_out(group)
-        for group in self._groups:
-            places = self.places(group)
+            places = self.places.of(group)
             if places is None:
                 first = group * superblock.s_inodes_per_group + 1
                 await self._lose_inodes(group, range(first, first + superblock.s_inodes_per_group))
             else:
-                await self._walk_table(group, places, advance)
+                await self._walk_table(group, places)
+                advance(superblock.table_blocks * superblock.block_size)
         await self._find_free()
         for found in self.affected.recorded.values():
             found.tidy()
 
-    def places(self, group: int) -> GroupDescriptor | None:
-        """Where the bitmaps and the inode table of a group are; None if no copy of its descriptor is intact."""
-        try:
-            return self.groups.places(Blocks(self._descriptors.get), group)
-        except (BlocksMissing, CorruptFilesystem):
-            return None
-
-    async def _read_descriptors(self) -> None:
-        """Read the descriptors; what is damaged comes from the copies in other groups."""
-        superblock = self.superblock
-        first = superblock.s_first_data_block + 1
-        wanted = [*range(first, min(first + superblock.descriptor_blocks, superblock.s_blocks_count))]
-        await self._read_into(self._descriptors, {number: number for number in wanted})
-        for group in backups(superblock):
-            missing = [number for number in wanted if number not in self._descriptors]
-            if not missing:
-                return
-            shift = self.groups.first_block(group) - superblock.s_first_data_block
-            await self._read_into(self._descriptors, {number + shift: number for number in missing})
-
-    async def _read_into(self, target: dict[int, bytes], places: dict[int, int]) -> None:
-        numbers = list(places)
-        for start in range(0, len(numbers), self._blocks.at_once):
-            for number, block in (await self._blocks.read(numbers[start : start + self._blocks.at_once])).items():
-                target[places[number]] = block
-
     # What lies in fixed places.
 
-    async def _sort_out(self, group: int) -> None:
-        """Record the damage of a group's own blocks; the rest of its damage goes into ``_files``."""
+    async def _sort_out(self) -> None:
+        """Record the damage of the file system's own blocks; the rest goes into ``_files``."""
         size = self.superblock.block_size
-        start = self.groups.first_block(group) if group else 0
-        end = self.groups.first_block(group) + self.groups.size(group)
-        if not self._damaged.touch(start * size, end * size):
-            return
-        places = self.places(group)
-        runs = copies_of(self.groups, group) + (own_blocks_of(self.superblock, group, places) if places else [])
-        position = start
-        for run in (*sorted(runs, key=lambda run: run.first), None):
+        last = self._groups[-1]
+        position, end = 0, self.groups.first_block(last) + self.groups.size(last)
+        for run in (*sorted(self._damaged_runs(), key=lambda run: run.first), None):
             stop = end if run is None else max(run.first, position)
             for low, high, unverifiable in self._damaged.within(position * size, stop * size):
                 self._files.add(low, high, unverifiable)
@@ -187,6 +168,22 @@ class BlockOwners:
                 for low, high, unverifiable in self._damaged.within(stop * size, max(run.end, stop) * size):
                     await self._record_fixed(run, low // size, -(-high // size), unverifiable)
                 position = max(run.end, stop)
+
+    def _damaged_runs(self) -> list[FixedRun]:
+        """The runs of blocks in fixed places that have some damage."""
+        size, is_anywhere = self.superblock.block_size, "flex_bg" in self.superblock.features
+        found: list[FixedRun] = []
+        for group in self._groups:
+            start = self.groups.first_block(group) if group else 0
+            end = self.groups.first_block(group) + self.groups.size(group)
+            if not is_anywhere and not self._damaged.touch(start * size, end * size):
+                continue
+            places = self.places.of(group)
+            runs = copies_of(self.groups, group) + (own_blocks_of(self.superblock, group, places) if places else [])
+            found += [run for run in runs if self._damaged.touch(run.first * size, run.end * size)]
+            if len(found) > MAX_RECORDED:
+                break
+        return found
 
     async def _record_fixed(self, run: FixedRun, first: int, end: int, unverifiable: bool) -> None:
         last = self.fixed[-1] if self.fixed else None
@@ -203,31 +200,21 @@ class BlockOwners:
 
     async def _lose_inodes(self, group: int, inodes: range) -> int | None:
         """Record that inodes of a group cannot be read, and return how many of them are in use, if that is known."""
-        in_use = await self._count_in_use(group, inodes)
+        in_use = await self.places.count_in_use(group, inodes)
         if in_use != 0:
             self.is_complete = False
             self.has_lost_names = True
             self.lost_inodes.add_run(inodes.start, len(inodes))
         return in_use
 
-    async def _count_in_use(self, group: int, inodes: range) -> int | None:
-        places = self.places(group)
-        bitmap = None if places is None else await self._read_one(places.bg_inode_bitmap)
-        if bitmap is None:
-            return None
-        _, low = self.groups.locate_inode(inodes.start)
-        return (int.from_bytes(bitmap, "little") >> low & ((1 << len(inodes)) - 1)).bit_count()
-
-    async def _read_one(self, number: int) -> bytes | None:
-        return (await self._blocks.read([number])).get(number)
-
     # What inodes have.
 
-    async def _walk_table(self, group: int, places: GroupDescriptor, advance: Callable[[int], None]) -> None:
+    async def _walk_table(self, group: int, places: GroupDescriptor) -> None:
         superblock = self.superblock
-        first, end = places.bg_inode_table, places.bg_inode_table + superblock.table_blocks
         per_block = superblock.block_size // superblock.s_inode_size
-        base, past = group * superblock.s_inodes_per_group + 1, (group + 1) * superblock.s_inodes_per_group + 1
+        base = group * superblock.s_inodes_per_group + 1
+        past = base + self.places.inodes_used(group, places)
+        first, end = places.bg_inode_table, places.bg_inode_table - (base - past) // per_block
         for start in range(first, end, self._blocks.at_once):
             numbers = range(start, min(start + self._blocks.at_once, end))
             found = await self._blocks.read(numbers)
@@ -238,22 +225,44 @@ class BlockOwners:
                     await self._lose_inodes(group, range(ino, min(ino + per_block, past)))
                 elif block.count(0) != len(block):
                     for inode in inodes_in_use(superblock, block[: (past - ino) * superblock.s_inode_size], ino):
-                        self._walk_inode(inode)
-            await self._walk_indirect()
-            advance(len(numbers) * superblock.block_size)
+                        self._walk_inode(inode, number)
+            await self._walk_maps()
 
-    def _walk_inode(self, inode: InodeBlocks) -> None:
-        self.in_use.add(inode.ino)
+    def _walk_inode(self, inode: InodeBlocks, table_block: int) -> None:
+        if inode.kind != ATTRIBUTE_VALUE and inode.ino not in self.superblock.hidden_inodes:
+            self.in_use.add(inode.ino)
         if inode.kind == DIRECTORY:
             self.directory_inodes.append(inode.ino)
         if inode.file_acl and self._is_wanted(inode.file_acl):
             self._record(inode, Part(ATTRIBUTES, 0, 0, self._is_unverifiable(inode.file_acl)))
             self._owned.add(inode.file_acl)
+        if inode.tree:
+            self._walk_node(inode, inode.tree, None, 0, MAX_LOGICAL)
+        elif inode.is_inline and inode.kind == DIRECTORY:
+            self._note_names(table_block, inode, INLINE)
         if not inode.roots:
             return
         self._walk_pointers(inode, direct_pointers(inode), 0)
         if any(inode.roots[12:]):
-            self._stack += [_Indirect(*root, inode) for root in indirect_roots(self.superblock, inode)]
+            for number, level, logical in indirect_roots(self.superblock, inode):
+                end = logical + (self.superblock.block_size // 4) ** level
+                self._stack.append(_MapBlock(number, level, logical, end, INDIRECT, inode))
+
+    def _walk_node(self, inode: InodeBlocks, node: bytes, depth: int | None, logical: int, end: int) -> None:
+        """Note the owner of what the entries of an extent tree's node lead to."""
+        runs, below = read_node(node, depth, logical, end)
+        for run in runs:
+            self._walk_extent(inode, run)
+        self._stack += [_MapBlock(e.number, e.depth + 1, e.logical, e.end, EXTENT_BLOCK, inode) for e in below]
+
+    def _walk_extent(self, inode: InodeBlocks, run: ExtentRun) -> None:
+        size = self.superblock.block_size
+        if inode.kind == DIRECTORY:
+            length = min(run.length, self._steps_left, max(inode.size // size - run.logical, 0))
+            self._steps_left -= length
+            self._note_directory(inode, range(run.number, run.number + length), run.logical)
+        if self._files.touch(run.number * size, (run.number + run.length) * size):
+            self._own_run(inode, run.number, run.length, run.logical, run.is_written)
 
     def _walk_pointers(self, inode: InodeBlocks, pointers: Sequence[int], logical: int) -> None:
         """Note the owner of data blocks."""
@@ -267,15 +276,27 @@ class BlockOwners:
         if not self._files.touch(lowest * size, (highest + 1) * size):
             return
         for number, length, position in runs_of(pointers, logical):
-            for low, high, unverifiable in self._files.within(number * size, (number + length) * size):
-                first, end = low // size, -(-high // size)
-                self._owned.add_run(first, end - first)
-                shift = (position - number) * size
-                if inode.kind == DIRECTORY:
-                    # A block of names is read as a whole.
-                    low, high = first * size, end * size
-                    self.has_lost_names = True
-                self._lose_bytes(inode, DATA, low + shift, high + shift, unverifiable)
+            self._own_run(inode, number, length, position, True)
+
+    def _own_run(self, inode: InodeBlocks, number: int, length: int, logical: int, is_written: bool) -> None:
+        """Note the owner of damaged blocks among ``length`` of a file from block ``number`` on."""
+        size = self.superblock.block_size
+        for low, high, unverifiable in self._files.within(number * size, (number + length) * size):
+            self._steps_left -= 1
+            if self._steps_left < 0:
+                self.is_complete = False
+                return
+            first, end = low // size, -(-high // size)
+            self._owned.add_run(first, end - first)
+            shift = (logical - number) * size
+            if not is_written:
+                self.spare_bytes += high - low
+                continue
+            if inode.kind == DIRECTORY:
+                # A block of names is read as a whole.
+                low, high = first * size, end * size
+                self.has_lost_names = True
+            self._lose_bytes(inode, DATA, low + shift, high + shift, unverifiable)
 
     def _lose_bytes(self, inode: InodeBlocks, what: str, start: int, end: int, unverifiable: bool) -> None:
         if inode.kind != RESERVED_INODE:
@@ -293,17 +314,21 @@ class BlockOwners:
             found.add_part(part)
 
     def _note_directory(self, inode: InodeBlocks, pointers: Iterable[int], logical: int) -> None:
+        end = inode.size // self.superblock.block_size
+        for place, number in enumerate(pointers, logical):
+            if place < end and self.superblock.is_data_block(number) and self._noted.add(number):
+                self._note_names(number, inode, place)
+
+    def _note_names(self, number: int, inode: InodeBlocks, place: int) -> None:
+        """Note that a block has names of a directory."""
         numbers, indices, places = self.directory_blocks
-        index, end = len(self.directory_inodes) - 1, inode.size // self.superblock.block_size
+        index = len(self.directory_inodes) - 1
         if self.directory_inodes[index] != inode.ino:
             index = self.index_of(inode.ino)
-        for place, number in enumerate(pointers, logical):
-            if place < end and self.superblock.is_data_block(number) and len(numbers) < MAX_DIRECTORY_BLOCKS:
-                if not self._noted.add(number):
-                    continue
-                numbers.append(number)
-                indices.append(index)
-                places.append(place)
+        if len(numbers) < MAX_DIRECTORY_BLOCKS:
+            numbers.append(number)
+            indices.append(index)
+            places.append(place)
 
     def index_of(self, ino: int) -> int:
         """The index of a directory in ``directory_inodes``; -1 if it is none."""
@@ -316,15 +341,16 @@ class BlockOwners:
                 high = middle
         return low if low < len(self.directory_inodes) and self.directory_inodes[low] == ino else -1
 
-    async def _walk_indirect(self) -> None:
-        """Walk the indirect blocks on the stack, and those below them: the lowest ones many at a time."""
+    async def _walk_maps(self) -> None:
+        """Walk the blocks on the stack, and those below them: the lowest ones many at a time."""
         size = self.superblock.block_size
         pack = struct.Struct(f"<{size // 4}I")
         while self._stack:
-            batch: list[_Indirect] = []
+            batch: list[_MapBlock] = []
             while self._stack and len(batch) < self._blocks.at_once and (self._stack[-1].level == 1 or not batch):
                 item = self._stack.pop()
-                self._own_indirect(item)
+                if self._is_wanted(item.number):
+                    self._owned.add(item.number)
                 if self.superblock.is_data_block(item.number) and self._walked.add(item.number):
                     batch.append(item)
                     if item.level > 1:
@@ -333,24 +359,20 @@ class BlockOwners:
             for item in batch:
                 block = found.get(item.number)
                 if block is None:
-                    self._lose_indirect(item)
-                    continue
-                pointers = pack.unpack(block)
-                if item.level == 1:
-                    self._walk_pointers(item.inode, pointers, item.logical)
-                    continue
-                span = (size // 4) ** (item.level - 1)
-                self._stack += [
-                    _Indirect(pointer, item.level - 1, item.logical + index * span, item.inode)
-                    for index, pointer in enumerate(pointers)
-                    if pointer
-                ]
+                    self._lose_map(item)
+                elif item.what == EXTENT_BLOCK:
+                    self._walk_node(item.inode, block, item.level - 1, item.logical, item.end)
+                elif item.level == 1:
+                    self._walk_pointers(item.inode, pack.unpack(block), item.logical)
+                else:
+                    span = (size // 4) ** (item.level - 1)
+                    self._stack += [
+                        _MapBlock(pointer, item.level - 1, start, start + span, INDIRECT, item.inode)
+                        for start, pointer in zip(range(item.logical, item.end, span), pack.unpack(block), strict=True)
+                        if pointer
+                    ]
 
-    def _own_indirect(self, item: _Indirect) -> None:
-        if self._is_wanted(item.number):
-            self._owned.add(item.number)
-
-    def _lose_indirect(self, item: _Indirect) -> None:
+    def _lose_map(self, item: _MapBlock) -> None:
         if item.inode.kind == RESERVED_INODE and not self._is_wanted(item.number):
             # Those of the inode that keeps blocks for growth are in fixed places.
             return
@@ -358,9 +380,8 @@ class BlockOwners:
         self.is_complete = False
         if item.inode.kind == DIRECTORY:
             self.has_lost_names = True
-        span = (size // 4) ** item.level
-        start, end = item.logical * size, (item.logical + span) * size
-        self._lose_bytes(item.inode, INDIRECT, start, end, self._is_unverifiable(item.number))
+        start, end = item.logical * size, item.end * size
+        self._lose_bytes(item.inode, item.what, start, end, self._is_unverifiable(item.number))
 
     def _is_wanted(self, number: int) -> bool:
         size = self.superblock.block_size
@@ -384,13 +405,11 @@ class BlockOwners:
                 first, end = low // size, -(-high // size)
                 damaged |= ((1 << end - first) - 1) << first - start
             damaged &= ~self._owned.bits(start, count)
-            places = self.places(group)
-            bitmap = None if places is None else await self._read_one(places.bg_block_bitmap)
-            if bitmap is not None:
-                used = damaged & int.from_bytes(bitmap, "little")
-            else:
-                # What no file has is free, or was lost by the file system.
-                used = 0 if self.is_complete else damaged
+            in_use = await self.places.blocks_in_use(group)
+            if in_use is None or (self.is_complete and self.superblock.blocks_per_cluster > 1):
+                # What no file has is free, or was lost by the file system, or is the rest of a file's cluster.
+                in_use = 0 if self.is_complete else damaged
+            used = damaged & in_use
             self.free_bytes += (damaged & ~used).bit_count() * size
             self.unowned_bytes += used.bit_count() * size
             for run in runs_of_bits(used, start):

@@ -9,11 +9,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
+from mystfuse.errors import MystfuseError
 from mystfuse.ext2.constants import EXT2_ROOT_INO, PATH_MAX
 from mystfuse.ext2.directory import names_in
+from mystfuse.ext2.inline_data import inline_directory
+from mystfuse.ext2.inode import ExtendedFormat, Inode
 from mystfuse.ext2.inode_blocks import DIRECTORY, KINDS_OF_ENTRIES, UNKNOWN_KIND, inodes_in_use
 from mystfuse.image.affected import INODE, MAX_INODES, NAME, AffectedInode, Part
-from mystfuse.image.block_owners import BlockOwners
+from mystfuse.image.block_owners import INLINE, BlockOwners
 from mystfuse.image.verified_blocks import VerifiedBlocks
 from mystfuse.system.number_set import NumberSet
 
@@ -64,11 +67,27 @@ class LostNames:
             found = await self._blocks.read([numbers[position] for position in step])
             for position in step:
                 block = found.get(numbers[position])
+                place = places[position]
+                if block is not None and place == INLINE:
+                    block = self._inline_names(indices[position], block)
                 if block is not None:
-                    self._read_names(indices[position], block, places[position] == 0, named)
+                    self._read_names(indices[position], block, place in (0, INLINE), named)
             advance(len(step) * self._blocks.block_size)
         if self._owners.has_lost_names:
             await self._find_nameless(named)
+
+    def _inline_names(self, index: int, table_block: bytes) -> bytes | None:
+        """The names in the inode of a directory, as a block would have them; None if they are broken."""
+        superblock = self._owners.superblock
+        ino, size = self._owners.directory_inodes[index], superblock.s_inode_size
+        offset = (ino - 1) % superblock.s_inodes_per_group * size % superblock.block_size
+        extended = ExtendedFormat.of(superblock.features, superblock.block_size)
+        content = table_block[offset : offset + size]
+        try:
+            inode = Inode.parse(content, ino, flags=extended.flags).with_high_parts(content, 0, extended)
+            return inline_directory(superblock, inode)
+        except MystfuseError:
+            return None
 
     def _read_names(self, index: int, block: bytes, is_first: bool, named: NumberSet) -> None:
         owners = self._owners
@@ -115,7 +134,7 @@ class LostNames:
                 owners.affected.left_out += 1
                 continue
             group, index = owners.groups.locate_inode(ino)
-            places = owners.places(group)
+            places = owners.places.of(group)
             if places is not None:
                 wanted.setdefault(places.bg_inode_table + index // per_block, []).append(ino)
         numbers = sorted(wanted)

@@ -20,6 +20,8 @@ IV_BITS = {"plain64": 64, "plain": 32, "essiv:sha256": 64, "": 64}
 NOT_FOUND = -1
 UNUSUAL = -2
 """Of a directory block: the caller has to parse it, since it is unusual, or this is the fallback."""
+NO_ROOM = -1
+"""Of a directory block: no entry has room behind it."""
 
 
 HashBlockKey = tuple[int, int]

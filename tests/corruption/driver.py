@@ -217,7 +217,8 @@ class Driver:
         if status:
             if status != ExitStatus.FORMAT:
                 report.faults.append(f"refused with status {status}: {report.said}")
-            if not (report.said.startswith("mystfuse: ") and report.said.count("\n") == 1):
+            errors = [line for line in report.said.splitlines() if not line.startswith("mystfuse: warning: ")]
+            if not (report.said.startswith("mystfuse: ") and len(errors) == 1):
                 report.faults.append(f"refused with more than one line: {report.said}")
 
     def _command(self, *arguments: str | Path, stdout: Path = Path(os.devnull)) -> int | None:
@@ -320,9 +321,11 @@ class Driver:
                 for operation, outcome in found.items():
                     if not (outcome.startswith("ok") or outcome in CORRUPT or outcome in READ_ERRNOS[operation]):
                         faults.append(f"{operation} of {path!r}: {outcome}")
+        # A feature that is only read makes the mount read-only.
+        allowed = CORRUPT | ({"EROFS"} if "the mount is read-only" in report.said else set())
         for counted in report.counts:
             operation, outcome = counted.split()
-            if not (outcome == "ok" or outcome in CORRUPT or outcome in WRITE_ERRNOS[operation]):
+            if not (outcome == "ok" or outcome in allowed or outcome in WRITE_ERRNOS[operation]):
                 faults.append(f"{operation}: {outcome}")
         faults += [f"the merged image: {said}" for said in report.images if said not in ("ok", "", "ENOSPC", *CORRUPT)]
         for tool, words in report.tools.items():

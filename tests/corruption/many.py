@@ -4,6 +4,7 @@ soon as it finds one, and totals at the end; exit status 1 if there was a fault.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -12,19 +13,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from removal import mounts_in, temporary_directory
 
 from tests.corruption.bases import make_bases
 from tests.corruption.case import Case
-from tests.corruption.driver import Driver, Report, differences, unmet
+from tests.corruption.driver import CORRUPT, Driver, Report, differences, unmet
+from tests.corruption.exercise import Outcomes
+from tests.corruption.ext4_bases import Base, make_ext4_bases
+from tests.corruption.ext4_damages import spoil_ext4
 from tests.corruption.named import CASES
 from tests.corruption.scattered import spoil
+
+Bases = Mapping[str, bytes | Base]
+"""Sound file systems by name, of ext2 or of ext4."""
 
 
 def main() -> int:
@@ -35,6 +42,7 @@ def main() -> int:
     parser.add_argument("--kernel", type=int, default=0, metavar="N", help="ask the kernel about every N-th as well")
     parser.add_argument("--commands", type=int, default=10, metavar="N", help="also ls, tar, ... every N-th (10)")
     parser.add_argument("--named", action="store_true", help="the named cases instead, all of them")
+    parser.add_argument("--ext4", action="store_true", help="file systems of ext4 instead")
     arguments = parser.parse_args()
     started = time.monotonic()
     summary, is_interrupted = Summary(), False
@@ -42,7 +50,7 @@ def main() -> int:
     if arguments.named:
         tasks = list(CASES)
     with temporary_directory("mystfuse-corrupt-") as directory, _unmounting(directory):
-        bases = make_bases(directory)
+        bases: Bases = make_ext4_bases(directory) if arguments.ext4 else make_bases(directory)
         # Started afresh (spawn): daemons are forked from a process that has not grown.
         context = get_context("spawn")
         with context.Pool(arguments.jobs, _start, (directory, bases, arguments.commands, arguments.kernel)) as pool:
@@ -73,7 +81,7 @@ _work_on: Callable[[str | int], Report]
 """A process of the pool does one task."""
 
 
-def _start(directory: Path, bases: dict[str, bytes], commands: int, kernel: int) -> None:
+def _start(directory: Path, bases: Bases, commands: int, kernel: int) -> None:
     """Prepare a process of the pool."""
     global _work_on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -83,7 +91,7 @@ def _start(directory: Path, bases: dict[str, bytes], commands: int, kernel: int)
 
     def work_on(task: str | int) -> Report:
         if isinstance(task, str):
-            return drive_case(driver, bases, CASES[task])
+            return drive_case(driver, cast("dict[str, bytes]", bases), CASES[task])
         return drive_seed(driver, bases, task, commands, kernel)
 
     _work_on = work_on
@@ -108,14 +116,37 @@ def drive_case(driver: Driver, bases: dict[str, bytes], case: Case, kernel: bool
     return report
 
 
-def drive_seed(driver: Driver, bases: dict[str, bytes], seed: int, commands: int = 0, kernel: int = 0) -> Report:
+def drive_seed(driver: Driver, bases: Bases, seed: int, commands: int = 0, kernel: int = 0) -> Report:
     """The file system of a seed."""
-    base = sorted(bases)[seed % len(bases)]
-    filesystem, damage = spoil(bases[base], seed)
+    name = sorted(bases)[seed % len(bases)]
+    base = bases[name]
+    if isinstance(base, Base):
+        layout, damage = spoil_ext4(base, seed)
+        filesystem = bytes(layout.data)
+        is_covered = "sealed" not in damage and layout.is_covered
+        # Its seals refer to it. Daemons are forked from this process, and their memory is measured.
+        del layout
+        gc.collect()
+    else:
+        filesystem, damage = spoil(base, seed)
+        is_covered = False
     with_commands = commands > 0 and seed % commands == 0
     is_dangerous = any("own child" in what for what in damage)
     with_kernel = kernel > 0 and seed % kernel == 0 and not is_dangerous
-    return driver.drive(f"seed {seed} ({base})", filesystem, damage, seed, True, with_commands, with_kernel)
+    report = driver.drive(f"seed {seed} ({name})", filesystem, damage, seed, True, with_commands, with_kernel)
+    if is_covered and isinstance(base, Base):
+        report.faults += shown_damage(report.walk, base.walked)
+    return report
+
+
+def shown_damage(walked: Outcomes, sound: Outcomes) -> list[str]:
+    """What is read otherwise than in the sound file system, and is no error."""
+    return [
+        f"{operation} of {path!r}: {outcome} instead of {sound.get(path, {}).get(operation, 'absent')}"
+        for path, outcomes in walked.items()
+        for operation, outcome in outcomes.items()
+        if outcome not in CORRUPT and outcome != sound.get(path, {}).get(operation)
+    ]
 
 
 def tell(report: Report) -> Report:

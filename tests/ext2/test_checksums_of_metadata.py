@@ -113,11 +113,19 @@ async def test_a_directory_is_refused(pristine: bytes, tmp_path: Path) -> None:
     async def names(volume: Volume) -> None:
         await listing(volume, (await at(volume, "long")).ino)
 
+    pristine_volume = await Volume.open(MemoryDevice(pristine))
+    every = await listing(pristine_volume, (await at(pristine_volume, "long")).ino)
+
     async def absent(volume: Volume) -> None:
         await volume.lookup((await at(volume, "long")).ino, b"no such name")
 
+    async def each(volume: Volume) -> None:
+        # Each name is looked for in one leaf alone.
+        for name in every:
+            assert await volume.lookup((await at(volume, "long")).ino, name)
+
     for place, byte in ((0, 30), (0, 44), (3, 20), (len(numbers) - 1, 1020)):
-        for work in (names, absent):
+        for work in (names, each if place else absent):
             await refused(damaged(pristine, numbers[place] * 1024 + byte), f"block {place} does not match", work)
     # What lies behind the entries of the index is not covered.
     volume = await Volume.open(MemoryDevice(damaged(pristine, numbers[0] * 1024 + 1000)))

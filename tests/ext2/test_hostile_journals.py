@@ -278,3 +278,11 @@ def test_fast_commits_are_refused_by_name(tmp_path: Path) -> None:
             run("umount", mountpoint)
     assert verdicts.count(False) >= 2, "the kernel makes no fast commits"
     assert verdicts[4]
+
+
+async def test_a_journal_of_no_block_is_refused(image: JournalImage) -> None:
+    write(image, Transaction([(image.free[0], CONTENT)]))
+    editor = Editor(bytes(image.data))
+    editor.put("<I", editor.inode(8) + 4, BLOCK - 1)
+    with pytest.raises(CorruptFilesystem, match="no block"):
+        await Volume.open(MemoryDevice(editor.data))

@@ -63,15 +63,17 @@ def open_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def pair_of(image: Path, block_size: int, read_only: bool = False, options: str = "") -> Iterator[Pair]:
+def pair_of(
+    image: Path, block_size: int, read_only: bool = False, options: str = "", kind: str = "ext2"
+) -> Iterator[Pair]:
     """Both mounts of an image: the kernel's of a copy, whose loop device goes away with it, and ours, with further
-    ``options``."""
+    ``options``. ``kind`` is the type of file system that the kernel mounts."""
     with open_directory() as directory:
         copy, kernel = directory / "copy", directory / "kernel"
         kernel.mkdir()
         run("cp", "--sparse=always", image, copy)
         mode = "ro" if read_only else "rw"
-        run("mount", "-t", "ext2", "-o", f"loop,{mode},noatime,acl,user_xattr", copy, kernel)
+        run("mount", "-t", kind, "-o", f"loop,{mode},noatime,acl,user_xattr", copy, kernel)
         try:
             arguments = ("--insecure", "--allow-other", "-o", f"suid,dev,{mode}{options}")
             with mounted(image, directory / "ours", *arguments) as ours:

@@ -103,7 +103,9 @@ def test_a_huge_sparse_file_blocks_no_other_task(tmp_path: Path) -> None:
 
 
 async def test_a_rename_far_below_lets_others_have_their_turns(tmp_path: Path) -> None:
-    volume = await Volume.open(FileDevice(make_image(tmp_path / "image", "-b", "1024", size="8M")), 64 << 20)
+    volume = await Volume.open(
+        FileDevice(make_image(tmp_path / "image", "-b", "1024", "-O", "^dir_index", size="8M")), 64 << 20
+    )
     parent = ROOT
     for _ in range(1000):
         parent = (await volume.create(parent, b"d", 0o40755, CALLER)).ino
@@ -128,7 +130,9 @@ async def test_a_rename_far_below_lets_others_have_their_turns(tmp_path: Path) -
 
 async def test_a_directory_that_grows_large_gets_the_index_of_a_large_one(tmp_path: Path) -> None:
     """A regression: one array for ever, sorted as a whole again and again."""
-    volume = await Volume.open(FileDevice(make_image(tmp_path / "image", "-b", "1024", size="8M")), 64 << 20)
+    volume = await Volume.open(
+        FileDevice(make_image(tmp_path / "image", "-b", "1024", "-O", "^dir_index", size="8M")), 64 << 20
+    )
     directory = (await volume.create(ROOT, b"d", 0o40755, CALLER)).ino
     for number in range(300):
         await volume.create(directory, b"%0250d" % number, 0o100644, CALLER)

@@ -13,14 +13,15 @@ from tests.support.ext2_editor import assert_clean, merged
 from tests.support.gated_volumes import ROOT, find, open_volume
 
 
-async def test_a_linear_change_takes_the_index_flag_from_a_directory(image: bytes, tmp_path: Path) -> None:
+async def test_a_directory_stays_indexed_when_names_are_added(image: bytes, tmp_path: Path) -> None:
     volume, _ = await open_volume(image)
     many = await find(volume, b"many")
     if not many.i_flags & EXT2_INDEX_FL:
         pytest.skip("one block is never indexed")
     for number in range(300):
         await volume.create(many.ino, b"added-%d" % number, stat.S_IFREG | 0o644, ROOT)
-    assert not (await volume.inode(many.ino)).i_flags & EXT2_INDEX_FL
+    grown = await volume.inode(many.ino)
+    assert grown.i_flags & EXT2_INDEX_FL and grown.size > many.size
     assert_clean(await merged(volume), tmp_path / "merged")
 
 
@@ -53,7 +54,8 @@ async def test_names_come_and_go_in_a_large_directory_as_in_a_dictionary(image: 
         listed |= {entry.name for entry, _ in entries}
     assert listed == names
     full = sum(12 + len(name) for name in names)
-    assert (await volume.inode(many.ino)).size < 2.5 * full
+    # Leaves of an index are between half full and full, and room in one is not used for names of others.
+    assert (await volume.inode(many.ino)).size < 3.5 * full
     assert_clean(await merged(volume), tmp_path / "merged")
 
 

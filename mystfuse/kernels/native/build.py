@@ -15,7 +15,8 @@ from cffi import FFI
 HERE = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
 FASTPATH = os.path.join(os.path.dirname(os.path.dirname(HERE)), "fastpath")
 _NAMES = (
-    "cache.c", "checksums.c", "directory_names.c", "hash_tree.c", "hashing.c", "sectors.c", "touched.c", "tree_paths.c",
+    "cache.c", "checksums.c", "directory_hash.c", "directory_names.c", "hash_tree.c", "hashing.c", "sectors.c",
+    "touched.c", "tree_paths.c",
 )  # fmt: skip
 SOURCES = [
     *(os.path.join(HERE, name) for name in _NAMES),

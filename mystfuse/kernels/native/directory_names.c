@@ -150,3 +150,36 @@ void directory_divide(const uint64_t *keys, size_t count, int bits, uint64_t *ou
     for (size_t i = 0; i < count; i++)
         out[ends[keys[i] >> shift >> 1]++] = keys[i];
 }
+
+int64_t directory_room(const uint8_t *block, size_t end, int has_filetype, size_t needed)
+{
+    entry it;
+
+    for (size_t offset = 0; offset < end; offset += it.rec_len) {
+        if (!read_entry(block, end, has_filetype, offset, &it) || it.name_len > it.rec_len - HEADER)
+            return DIRECTORY_UNUSUAL;
+        const size_t used = it.ino ? (HEADER + it.name_len + 3) & ~(size_t)3 : 0;
+        if (it.rec_len >= used + needed)
+            return (int64_t)offset;
+    }
+    return DIRECTORY_NOT_FOUND;
+}
+
+int64_t directory_hashes(const uint8_t *block, size_t end, int has_filetype, int version, const uint32_t *seed,
+                         uint64_t *entries)
+{
+    int64_t count = 0;
+    entry it;
+
+    for (size_t offset = 0; offset < end; offset += it.rec_len) {
+        if (!read_entry(block, end, has_filetype, offset, &it))
+            return DIRECTORY_UNUSUAL;
+        if (!it.ino)
+            continue;
+        if (!it.name_len || it.name_len > MAX_NAME || it.name_len > it.rec_len - HEADER)
+            return DIRECTORY_UNUSUAL;
+        const uint64_t used = (HEADER + it.name_len + 3) & ~(size_t)3;
+        entries[count++] = (uint64_t)dx_hash(version, seed, it.name, it.name_len) << 32 | (uint64_t)offset << 16 | used;
+    }
+    return count;
+}

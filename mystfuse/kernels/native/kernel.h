@@ -1,9 +1,9 @@
 /* The native kernels: digests of many blocks, the hash tree, AES over many sectors, names in directories, checksums; one call for
  * many.
  *
- * Who calls (hashing.py, hash_tree.py, sectors.py, directory_names.py, checksums.py, fastpath/) has checked all lengths. Nothing here
- * keeps a pointer to the caller's memory, and every object but tree_paths may be used from several threads at once. Functions that can
- * fail return 0 then: there was no memory, or OpenSSL has not the algorithm. */
+ * Who calls (hashing.py, hash_tree.py, sectors.py, directory_names.py, directory_hash.py, checksums.py, fastpath/) has checked all
+ * lengths. Nothing here keeps a pointer to the caller's memory, and every object but tree_paths may be used from several threads at
+ * once. Functions that can fail return 0 then: there was no memory, or OpenSSL has not the algorithm. */
 #ifndef MYSTFUSE_KERNEL_H
 #define MYSTFUSE_KERNEL_H
 
@@ -135,7 +135,7 @@ const char *libcrypto_version(void);
 
 /* -- directory_names.c
  *
- * Blocks of ext2's directories. They may hold anything. Of one in which something is not as usual both functions say so, and
+ * Blocks of ext2's directories. They may hold anything. Of one in which something is not as usual the functions say so, and
  * nothing else: what is to be done about it is decided by Python. */
 
 enum { DIRECTORY_NOT_FOUND = -1, DIRECTORY_UNUSUAL = -2 };
@@ -154,6 +154,20 @@ int64_t directory_keys(const uint8_t *secret, const uint8_t *block, size_t size,
 /* Put keys in the order of their first `bits` bits (at most 16): `out` has room for all, `ends` for 1 << bits numbers, where
  * each part ends. */
 void directory_divide(const uint64_t *keys, size_t count, int bits, uint64_t *out, uint32_t *ends);
+
+/* The offset of the first entry, up to byte `end`, that has room for one of `needed` bytes behind it, or in its place. */
+int64_t directory_room(const uint8_t *block, size_t end, int has_filetype, size_t needed);
+
+/* For each name up to byte `end` of a block, its dx_hash << 32 | its entry's offset << 16 | the bytes that the entry needs.
+ * `entries` has room for end / 12 of them. Returns how many there are. */
+int64_t directory_hashes(const uint8_t *block, size_t end, int has_filetype, int version, const uint32_t *seed,
+                         uint64_t *entries);
+
+/* -- directory_hash.c */
+
+/* The hash of a name in an indexed directory. `version`: 0 legacy, 1 half MD4, 2 TEA; and 3 more if bytes are unsigned. `seed` has
+ * four words. */
+uint32_t dx_hash(int version, const uint32_t *seed, const uint8_t *name, size_t size);
 
 /* -- checksums.c: ext4's, without the inversion at the beginning and the end that other users of CRCs make. */
 
