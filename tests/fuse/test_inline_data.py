@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.commands import run
 from tests.support.ext2_editor import kernel_mount
-from tests.support.mounts import HAS_FAST_PATH, assert_clean, mounted
+from tests.support.mounts import HAS_FAST_PATH, assert_clean, caches_kept, mounted
 
 OPTIONS = [(), ("-o", "nofastpath")] if HAS_FAST_PATH else [()]
 
@@ -90,6 +90,7 @@ def test_a_changed_tree_is_the_kernels(inode_size: str, options: tuple[str, ...]
         populate(root)
     shutil.copy(image, peer)
     with (
+        caches_kept(),
         kernel_mount(peer, tmp_path / "kernel", "rw,nodelalloc") as theirs,
         mounted(image, tmp_path / "mount", "--insecure", *options) as ours,
     ):
