@@ -13,10 +13,10 @@ import trio
 from mystfuse.errors import CorruptFilesystem, FormatError
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks
-from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT4_EA_INODE_FL
 from mystfuse.ext2.directory import block_count, directory_block, parse_block
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.inode import ExtendedFormat, Inode
 from mystfuse.volume.volume import Volume
 
 _AT_ONCE = 64
@@ -70,6 +70,7 @@ async def find_changed_inodes(old: Volume, new: Volume, written: Sequence[int]) 
         if getattr(superblock, field) != getattr(old.superblock, field):
             raise CorruptFilesystem(f"the superblock's {field} has changed: these are two file systems")
     tables = await _written_tables(new, written)
+    extended = ExtendedFormat.of(superblock.features, superblock.block_size) if superblock.is_extended else None
     changed: dict[int, ChangedInode] = {}
     for start in range(0, len(tables), _AT_ONCE):
         await trio.lowlevel.checkpoint()
@@ -77,8 +78,9 @@ async def find_changed_inodes(old: Volume, new: Volume, written: Sequence[int]) 
         numbers = [table.number for table in some]
         before, after = await old.run(_read, numbers), await new.run(_read, numbers)
         for table, one, other in zip(some, before, after, strict=True):
-            for ino, pair in _compare_tables(one, other, table.inodes, superblock.s_inode_size):
-                if ino >= superblock.s_first_ino or ino == EXT2_ROOT_INO:
+            for ino, pair in _compare_tables(one, other, table.inodes, superblock.s_inode_size, extended):
+                is_named = ino >= superblock.s_first_ino and ino not in superblock.hidden_inodes
+                if is_named or ino == EXT2_ROOT_INO:
                     changed[ino] = pair
     return changed
 
@@ -97,9 +99,11 @@ async def _written_tables(volume: Volume, written: Sequence[int]) -> list[_Table
     per_block = superblock.block_size // superblock.s_inode_size
     found: list[_TableBlock] = []
     index = bisect_left(written, superblock.s_first_data_block)
-    while index < len(written):
+    group, is_anywhere = 0, "flex_bg" in superblock.features
+    while index < len(written) and group < superblock.groups_count:
         await trio.lowlevel.checkpoint()
-        group = (written[index] - superblock.s_first_data_block) // superblock.s_blocks_per_group
+        if not is_anywhere:
+            group = (written[index] - superblock.s_first_data_block) // superblock.s_blocks_per_group
         table = await volume.run(_table_of, group)
         low = bisect_left(written, table, index)
         high = bisect_left(written, table + superblock.table_blocks, low)
@@ -107,8 +111,9 @@ async def _written_tables(volume: Volume, written: Sequence[int]) -> list[_Table
         for number in written[low:high]:
             first = group * superblock.s_inodes_per_group + 1 + (number - table) * per_block
             found.append(_TableBlock(number, range(first, min(first + per_block, past))))
-        end = superblock.s_first_data_block + (group + 1) * superblock.s_blocks_per_group
-        index = bisect_left(written, end, index)
+        group += 1
+        if not is_anywhere:
+            index = bisect_left(written, superblock.s_first_data_block + group * superblock.s_blocks_per_group, index)
     return found
 
 
@@ -120,28 +125,35 @@ def _read(filesystem: FileSystem, blocks: Blocks, numbers: Sequence[int]) -> lis
     return [bytes(block) for block in blocks.all(numbers)]
 
 
-def _compare_tables(before: bytes, after: bytes, inodes: range, size: int) -> Iterator[tuple[int, ChangedInode]]:
+def _compare_tables(
+    before: bytes, after: bytes, inodes: range, size: int, extended: ExtendedFormat | None
+) -> Iterator[tuple[int, ChangedInode]]:
     """The inodes that differ in a block of an inode table.
 
     Args:
         inodes: the numbers of those in it.
         size: bytes of each.
+        extended: how they differ from those of ext2.
     """
     if before == after:
         return
     for ino, offset in zip(inodes, range(0, len(after), size), strict=False):
         old, new = before[offset : offset + size], after[offset : offset + size]
         if old != new:
-            yield ino, ChangedInode(_parse(old, ino), _parse(new, ino))
+            yield ino, ChangedInode(_parse(old, ino, extended), _parse(new, ino, extended))
 
 
-def _parse(data: bytes, ino: int) -> Inode | None:
+def _parse(data: bytes, ino: int, extended: ExtendedFormat | None) -> Inode | None:
     try:
-        inode = Inode.parse(data, ino)
+        if extended is None:
+            inode = Inode.parse(data, ino)
+        else:
+            inode = Inode.parse(data, ino, flags=extended.flags).with_high_parts(data, 0, extended)
     except FormatError:
         # Whoever meets a name of it will say what is wrong.
         return None
-    return inode if inode.i_links_count else None
+    # Values of attributes have no names: who has such an attribute has changed too.
+    return inode if inode.i_links_count and not inode.i_flags & EXT4_EA_INODE_FL else None
 
 
 class ChangedNames(NamedTuple):
@@ -160,6 +172,7 @@ async def compare_names(old: Volume, new: Volume, before: Inode, after: Inode, w
         MystfuseError: reading failed.
     """
     found = ChangedNames({}, {})
+    is_inline = before.is_inline or after.is_inline
     counts = block_count(old.superblock, before), block_count(new.superblock, after)
     for start in range(0, max(counts), _DIRECTORY_AT_ONCE):
         await trio.lowlevel.checkpoint()
@@ -170,7 +183,7 @@ async def compare_names(old: Volume, new: Volume, before: Inode, after: Inode, w
         length = max(map(len, maps))
         pairs = [[*pointers, *[0] * (length - len(pointers))] for pointers in maps]
         for logical, (one, other) in enumerate(zip(*pairs, strict=True), start):
-            if one == other and not _is_among(written, one):
+            if one == other and not is_inline and not _is_among(written, one):
                 continue
             for volume, inode, count, names in (
                 (old, before, counts[0], found.old),

@@ -14,8 +14,8 @@ import trio
 
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_XATTR_MAGIC
+from mystfuse.ext2.extent_nodes import ExtentBlock, ExtentRun, read_node
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.fixed_blocks import find_fixed
 from mystfuse.ext2.inode_blocks import RESERVED_INODE, InodeBlocks, inodes_in_use
 from mystfuse.ext2.xattr import BLOCK_HEADER
 from mystfuse.volume.volume import Volume
@@ -99,18 +99,43 @@ class _Owners:
         self._volume = volume
         self._left = left
         self._walked: set[int] = set()
-        """Indirect blocks: pointers of broken file systems may lead in circles."""
+        """Blocks that lead to others: pointers of broken file systems may lead in circles."""
 
     async def take(self, inode: InodeBlocks) -> bool:
         """Whether some of the blocks are the inode's."""
         count = len(self._left)
         self._left.discard(inode.file_acl)
         self._left.difference_update(inode.roots)
+        if inode.tree:
+            await self._walk_tree(inode.tree)
         if inode.roots:
             for level, root in enumerate(inode.roots[12:], 1):
                 async for pointers in self._walk(root, level):
                     self._left.difference_update(pointers)
         return len(self._left) < count
+
+    async def _walk_tree(self, root: bytes) -> None:
+        """Take the blocks of an extent tree, and those that it leads to."""
+        runs, layer = read_node(root, None)
+        self._take_runs(runs)
+        while layer:
+            below: list[ExtentBlock] = []
+            for start in range(0, len(layer), _AT_ONCE):
+                await trio.lowlevel.checkpoint()
+                numbers = self._new_ones(node.number for node in layer[start : start + _AT_ONCE])
+                self._left.difference_update(numbers)
+                for some, more in await self._volume.run(_nodes_in, numbers):
+                    self._take_runs(some)
+                    below += more
+            layer = below
+
+    def _take_runs(self, runs: Iterable[ExtentRun]) -> None:
+        for run in runs:
+            if run.length < len(self._left):
+                self._left.difference_update(range(run.number, run.number + run.length))
+            else:
+                end = run.number + run.length
+                self._left.difference_update([number for number in self._left if run.number <= number < end])
 
     async def _walk(self, root: int, level: int) -> AsyncIterator[Sequence[int]]:
         """The pointers in an indirect block and those below it."""
@@ -138,6 +163,12 @@ def _pointers_in(filesystem: FileSystem, blocks: Blocks, numbers: Sequence[int])
     return [pointer for block in blocks.all(numbers) for pointer in struct.unpack(layout, block) if pointer]
 
 
+def _nodes_in(
+    filesystem: FileSystem, blocks: Blocks, numbers: Sequence[int]
+) -> list[tuple[list[ExtentRun], list[ExtentBlock]]]:
+    return [read_node(bytes(block), None) for block in blocks.all(numbers)]
+
+
 async def _drop_fixed(volume: Volume, left: set[int]) -> None:
     """Drop what lies in fixed places: superblocks, descriptors, bitmaps and inode tables."""
     for count, number in enumerate(sorted(left)):
@@ -148,10 +179,11 @@ async def _drop_fixed(volume: Volume, left: set[int]) -> None:
 
 
 def _is_fixed(filesystem: FileSystem, blocks: Blocks, number: int) -> bool:
-    superblock = filesystem.superblock
-    if number >= superblock.s_first_data_block:
-        filesystem.groups.places(blocks, filesystem.groups.locate_block(number)[0])
-    return find_fixed(filesystem.groups, number) is not None
+    groups = filesystem.groups
+    if number < filesystem.superblock.s_first_data_block:
+        return True
+    group, bit = groups.locate_block(number)
+    return any(first <= bit < first + count for first, count in groups.metadata_runs(blocks, group))
 
 
 async def _drop_equal(old: Volume, new: Volume, left: set[int]) -> None:
