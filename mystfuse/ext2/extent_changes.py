@@ -13,7 +13,8 @@ from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.caller import ROOT
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.extent_format import LONGEST_UNWRITTEN, LONGEST_WRITTEN, MAX_LOGICAL, Piece
-from mystfuse.ext2.extent_tree import AHEAD, ExtentTree, Step
+from mystfuse.ext2.extent_search import AHEAD, ExtentSearch, Step
+from mystfuse.ext2.extent_tree import ExtentTree
 from mystfuse.ext2.inode import Inode
 
 _MOST_PIECES = 1024
@@ -140,7 +141,7 @@ def count_holes(change: Change, inode: Inode, first: int, end: int) -> tuple[int
     """How many of a file's blocks ``first`` to ``end`` (excluded) are not allocated, as far as one transaction goes
     through them; and the first block that it has not gone through."""
     holes, position = 0, first
-    for index, piece in enumerate(ExtentTree(change, inode).pieces(first, end)):
+    for index, piece in enumerate(ExtentSearch(change, inode).pieces(first, end)):
         if index == _MOST_PIECES:
             break
         holes += 0 if piece.physical else piece.length
@@ -236,7 +237,7 @@ def blocks_in_root(change: Change, inode: Inode, most: int) -> list[int] | None:
     Raises:
         CorruptFilesystem
     """
-    tree = ExtentTree(change, inode)
+    tree = ExtentSearch(change, inode)
     if tree.depth:
         return None
     (leaf,) = tree.seek(0)
