@@ -18,6 +18,7 @@ from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.fixed_blocks import find_fixed
 from mystfuse.ext2.inode_blocks import RESERVED_INODE, InodeBlocks, inodes_in_use
 from mystfuse.ext2.xattr import BLOCK_HEADER
+from mystfuse.tree.diff.extent_walk import runs_of_tree
 from mystfuse.volume.volume import Volume
 
 _AT_ONCE = 64
@@ -110,6 +111,10 @@ class _Owners:
             for level, root in enumerate(inode.roots[12:], 1):
                 async for pointers in self._walk(root, level):
                     self._left.difference_update(pointers)
+        if inode.tree:
+            async for runs in runs_of_tree(self._volume, inode.tree):
+                for number, length in runs:
+                    self._left.difference_update(range(number, number + length))
         return len(self._left) < count
 
     async def _walk(self, root: int, level: int) -> AsyncIterator[Sequence[int]]:
