@@ -256,10 +256,7 @@ def _fill_hole(change: Change, tree: ExtentTree, inode: Inode, hole: Piece, near
     longest = LONGEST_WRITTEN if hole.is_written else LONGEST_UNWRITTEN
     done = 0
     while done < len(taken):
-        start, length = taken[done], 1
-        most = min(len(taken) - done, longest)
-        while length < most and taken[done + length] == start + length:
-            length += 1
+        start, length = _first_run(taken, done, longest)
         logical = hole.logical + done
         if _try_assign(change, tree, tree.seek(logical), Piece(logical, length, start, hole.is_written)):
             done += length
@@ -268,6 +265,18 @@ def _fill_hole(change: Change, tree: ExtentTree, inode: Inode, hole: Piece, near
             allocator.free_blocks(transaction, [taken.pop()])
     tree.count_added(len(taken))
     return taken
+
+
+def _first_run(numbers: list[int], index: int, longest: int) -> tuple[int, int]:
+    """The consecutive numbers from an index of a list on: (first, count)."""
+    start, most = numbers[index], min(len(numbers) - index, longest)
+    last = start + most - 1
+    if numbers[index + most - 1] == last and numbers[index : index + most] == list(range(start, last + 1)):
+        return start, most
+    length = 1
+    while numbers[index + length] == start + length:
+        length += 1
+    return start, length
 
 
 def _try_assign(change: Change, tree: ExtentTree, path: list[Step], piece: Piece) -> bool:

@@ -153,6 +153,16 @@ class InodeTable:
             return Inode.parse(block, ino, offset, self._inode_size)
         return self._parse_extended(block, ino, offset, self._extended)
 
+    def parse(self, data: bytes, ino: int) -> Inode:
+        """The inode in these s_inode_size bytes, whether or not it is in use.
+
+        Raises:
+            FormatError: it is broken.
+        """
+        if self._extended is not None:
+            return self._parse_extended(data, ino, 0, self._extended)
+        return Inode.parse(data, ino)
+
     def _parse_extended(self, block: Block, ino: int, offset: int, extended: ExtendedFormat) -> Inode:
         """An inode of ext4."""
         content = bytes(block[offset : offset + self._inode_size])

@@ -1,5 +1,5 @@
-"""The blocks of a directory's names: an index in memory, built once for a directory of more than one block, and kept up
-to date when names come and go.
+"""The blocks of a directory's names: an index in memory, built once for a directory of more than one block that has no
+usable index of its own (``htree``), and kept up to date when names come and go.
 
 Eight bytes a name: sorted arrays of (hash of the name << 32 | block), so that a lookup is a bisection and a directory
 of a million names takes 9 MB. A large directory has many arrays, by the first bits of the hash, each sorted when it is
@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from errno import ENOSPC
 from functools import cache, partial
 from itertools import chain, islice
@@ -349,6 +350,8 @@ class NameIndexes:
         count = block_count(self._superblock, inode)
         if count == 1:
             logicals = iter((0,))
+        elif inode.ino not in self._indexes and self._begins_with_names(blocks, inode, count):
+            return False
         else:
             index = self._complete_index(blocks, inode, count)
             if index.unread or index.damage:
@@ -362,6 +365,17 @@ class NameIndexes:
                 if any(True for _ in parse_block(self._superblock, inode, block, logical)):
                     return False
         return True
+
+    def _begins_with_names(self, blocks: Blocks, inode: Inode, count: int) -> bool:
+        """Whether the first blocks of a directory have names; also False if that is not known."""
+        numbers = map_blocks(self._superblock, blocks, inode, 0, min(_blocks_at_once(self._superblock), count))
+        want_blocks(inode, blocks, [number for number in numbers if number])
+        for logical, number in enumerate(numbers):
+            with suppress(MystfuseError):
+                block = directory_block(self._superblock, inode, blocks, logical, number)
+                if any(True for _ in parse_block(self._superblock, inode, block, logical)):
+                    return True
+        return False
 
     def blocks_with_room(self, blocks: Blocks, inode: Inode, length: int) -> Iterator[tuple[int, int]]:
         """Blocks of a directory to try for an entry of ``length`` bytes: where each is in the directory, and its block

@@ -14,10 +14,10 @@ import trio
 
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_XATTR_MAGIC
-from mystfuse.ext2.extent_nodes import ExtentBlock, ExtentRun, read_node
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode_blocks import RESERVED_INODE, InodeBlocks, inodes_in_use
 from mystfuse.ext2.xattr import BLOCK_HEADER
+from mystfuse.tree.diff.extent_walk import runs_of_tree
 from mystfuse.volume.volume import Volume
 
 _AT_ONCE = 64
@@ -99,43 +99,22 @@ class _Owners:
         self._volume = volume
         self._left = left
         self._walked: set[int] = set()
-        """Blocks that lead to others: pointers of broken file systems may lead in circles."""
+        """Indirect blocks: pointers of broken file systems may lead in circles."""
 
     async def take(self, inode: InodeBlocks) -> bool:
         """Whether some of the blocks are the inode's."""
         count = len(self._left)
         self._left.discard(inode.file_acl)
         self._left.difference_update(inode.roots)
-        if inode.tree:
-            await self._walk_tree(inode.tree)
         if inode.roots:
             for level, root in enumerate(inode.roots[12:], 1):
                 async for pointers in self._walk(root, level):
                     self._left.difference_update(pointers)
+        if inode.tree:
+            async for runs in runs_of_tree(self._volume, inode.tree):
+                for number, length in runs:
+                    self._left.difference_update(range(number, number + length))
         return len(self._left) < count
-
-    async def _walk_tree(self, root: bytes) -> None:
-        """Take the blocks of an extent tree, and those that it leads to."""
-        runs, layer = read_node(root, None)
-        self._take_runs(runs)
-        while layer:
-            below: list[ExtentBlock] = []
-            for start in range(0, len(layer), _AT_ONCE):
-                await trio.lowlevel.checkpoint()
-                numbers = self._new_ones(node.number for node in layer[start : start + _AT_ONCE])
-                self._left.difference_update(numbers)
-                for some, more in await self._volume.run(_nodes_in, numbers):
-                    self._take_runs(some)
-                    below += more
-            layer = below
-
-    def _take_runs(self, runs: Iterable[ExtentRun]) -> None:
-        for run in runs:
-            if run.length < len(self._left):
-                self._left.difference_update(range(run.number, run.number + run.length))
-            else:
-                end = run.number + run.length
-                self._left.difference_update([number for number in self._left if run.number <= number < end])
 
     async def _walk(self, root: int, level: int) -> AsyncIterator[Sequence[int]]:
         """The pointers in an indirect block and those below it."""
@@ -161,12 +140,6 @@ class _Owners:
 def _pointers_in(filesystem: FileSystem, blocks: Blocks, numbers: Sequence[int]) -> list[int]:
     layout = f"<{filesystem.superblock.block_size // 4}I"
     return [pointer for block in blocks.all(numbers) for pointer in struct.unpack(layout, block) if pointer]
-
-
-def _nodes_in(
-    filesystem: FileSystem, blocks: Blocks, numbers: Sequence[int]
-) -> list[tuple[list[ExtentRun], list[ExtentBlock]]]:
-    return [read_node(bytes(block), None) for block in blocks.all(numbers)]
 
 
 async def _drop_fixed(volume: Volume, left: set[int]) -> None:

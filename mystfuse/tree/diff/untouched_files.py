@@ -7,7 +7,6 @@ them. It looks at all inodes: in a hostile image, several may have the same bloc
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,10 +16,10 @@ import trio
 from mystfuse.devices.tree_difference import differing_blocks
 from mystfuse.errors import MystfuseError, StorageTimeout
 from mystfuse.ext2.blocks import Blocks
-from mystfuse.ext2.extent_nodes import ExtentBlock, ExtentRun, read_node
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode_blocks import DIRECTORY, FILE, InodeBlocks, direct_pointers, indirect_roots, inodes_in_use
 from mystfuse.system.number_set import NumberSet
+from mystfuse.tree.diff.extent_walk import runs_of_tree
 from mystfuse.tree.diff.image_view import ImageView
 from mystfuse.volume.volume import Volume
 
@@ -114,7 +113,6 @@ class _Search:
         self.found = NumberSet()
         self._volume = volume
         self._touched = touched
-        self._sorted = sorted(touched)
         self._maps_left = volume.superblock.s_blocks_count
         """Indirect blocks that may still be read; in a hostile image each may be of any number of inodes."""
 
@@ -151,8 +149,10 @@ class _Search:
             if inode.file_acl in touched or not touched.isdisjoint(direct_pointers(inode)):
                 continue
             if inode.tree:
-                if await self._is_untouched_tree(inode.tree):
+                if await self._has_untouched_tree(inode):
                     untouched.add(inode.ino)
+                if self._maps_left < 0:
+                    return False
                 continue
             if not inode.roots and not inode.is_inline and inode.kind in (FILE, DIRECTORY):
                 # Not a map as we know it.
@@ -184,29 +184,14 @@ class _Search:
             self.found.add(ino)
         return True
 
-    async def _is_untouched_tree(self, root: bytes) -> bool:
-        """Whether no block of an extent tree, nor one that it leads to, is touched; False if it is too large."""
-        runs, layer = read_node(root, None)
-        if any(map(self._has_touched, runs)):
-            return False
-        while layer:
-            below: list[ExtentBlock] = []
-            for start in range(0, len(layer), _AT_ONCE):
-                await trio.lowlevel.checkpoint()
-                numbers = [node.number for node in layer[start : start + _AT_ONCE]]
-                self._maps_left -= len(numbers)
-                if not self._touched.isdisjoint(numbers) or self._maps_left < len(below):
-                    return False
-                for some, more in await self._volume.run(_nodes_in, numbers):
-                    if any(map(self._has_touched, some)):
-                        return False
-                    below += more
-            layer = below
+    async def _has_untouched_tree(self, inode: InodeBlocks) -> bool:
+        """Whether none of the blocks of an inode with extents is touched; False, too, if the search takes too long."""
+        touched = self._touched
+        async for runs in runs_of_tree(self._volume, inode.tree):
+            self._maps_left -= 1
+            if self._maps_left < 0 or any(not touched.isdisjoint(range(first, first + count)) for first, count in runs):
+                return False
         return True
-
-    def _has_touched(self, run: ExtentRun) -> bool:
-        index = bisect_left(self._sorted, run.number)
-        return index < len(self._sorted) and self._sorted[index] < run.number + run.length
 
 
 async def _tables_of(volume: Volume) -> list[int]:
@@ -242,9 +227,3 @@ def _pointers_in(filesystem: FileSystem, blocks: Blocks, numbers: Sequence[int])
     inside = sorted({number for number in numbers if superblock.is_data_block(number)})
     known = {number: layout.unpack(block) for number, block in zip(inside, blocks.all(inside), strict=True)}
     return [known.get(number, ()) for number in numbers]
-
-
-def _nodes_in(
-    filesystem: FileSystem, blocks: Blocks, numbers: Sequence[int]
-) -> list[tuple[list[ExtentRun], list[ExtentBlock]]]:
-    return [read_node(bytes(block), None) for block in blocks.all(numbers)]
