@@ -36,7 +36,7 @@ from mystfuse.ext2.extent_format import (
     pack_index,
     room_of,
 )
-from mystfuse.ext2.extents import OWNER
+from mystfuse.ext2.extents import OWNER, find_extents
 from mystfuse.ext2.inode import Inode
 
 _ROOT_ROOM = room_of(ROOT_SIZE)
@@ -111,6 +111,12 @@ class ExtentTree:
     def drop(self, numbers: Iterable[int]) -> None:
         """Blocks of the file's contents are to be freed at the end."""
         self._freed += numbers
+
+    def fetch(self, first: int, end: int) -> None:
+        """Have in memory what the tree has for the file's blocks ``first`` to ``end`` (excluded), level by level: an
+        operation that needs all of it would be run again too often where index nodes have few entries each."""
+        if self.depth > 1:
+            find_extents(self._superblock, self._transaction, self._inode, first, end)
 
     def seek(self, logical: int, ahead: int = 0) -> list[Step]:
         """The way to the leaf for a block of the file.
