@@ -3,13 +3,14 @@ driver are the judges."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
-from tests.support.ext2_editor import MemoryDevice, assert_clean, kernel_mount, make_image, merged
+from tests.support.ext2_editor import ROOT, MemoryDevice, assert_clean, at, kernel_mount, make_image, merged
 from tests.support.ext4_pairs import Pair
 from tests.support.mounts import caches_kept
 
@@ -43,3 +44,23 @@ async def test_random_changes(options: tuple[str, ...], seed: int, tmp_path: Pat
                 assert_clean(await merged(volume), tmp_path / "ours")
                 await pair.assert_same()
     run("e2fsck", "-fn", image)
+
+
+async def test_many_values_in_many_groups(tmp_path: Path) -> None:
+    """Each is an inode with an indirect block, of a group with bitmaps of its own: they are fetched together."""
+    image = make_image(
+        tmp_path / "image", "-t", "ext4", "-O", f"ea_inode,^extent,{PLAIN}", "-I", "128", "-b", "1024", "-g", "256",
+        "-N", "2048", size="64M",
+    )  # fmt: skip
+    wanted = {b"user.%02d" % number: os.urandom(14_000 + number) for number in range(45)}
+    with kernel_mount(image, tmp_path / "kernel", "rw") as root:
+        (root / "file").touch()
+        for name, value in wanted.items():
+            os.setxattr(root / "file", name, value)
+    volume = await Volume.open(MemoryDevice(image.read_bytes()), LIMIT)
+    assert await volume.xattrs((await at(volume, "file")).ino) == wanted
+    cold = await Volume.open(MemoryDevice(image.read_bytes()), LIMIT)
+    removed = await cold.remove(ROOT, b"file", is_rmdir=False)
+    await cold.release(removed.ino)
+    assert not cold.orphans
+    assert_clean(await merged(cold), tmp_path / "ours")
