@@ -29,7 +29,7 @@ from mystfuse.ext2.extent_format import (
     Piece,
     room_of,
 )
-from mystfuse.ext2.extents import OWNER
+from mystfuse.ext2.extents import OWNER, find_extents
 from mystfuse.ext2.inode import Inode
 
 ROOT_ROOM = room_of(ROOT_SIZE)
@@ -74,6 +74,12 @@ class ExtentSearch:
     def depth(self) -> int:
         """Levels of nodes below i_block."""
         return int(HEADER.unpack_from(self._root)[3])
+
+    def fetch(self, first: int, end: int) -> None:
+        """Have in memory what the tree has for the file's blocks ``first`` to ``end`` (excluded), level by level: an
+        operation that needs all of it would be run again too often where index nodes have few entries each."""
+        if self.depth > 1:
+            find_extents(self._superblock, self._transaction, self._inode, first, end)
 
     def seek(self, logical: int, ahead: int = 0) -> list[Step]:
         """The way to the leaf for a block of the file.

@@ -63,8 +63,8 @@ def count_missing(change: Change, ino: int, first: int, end: int) -> tuple[int, 
 
 
 def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, size: int | None) -> None:
-    """Give the holes among ``count`` blocks of a file, from block ``first`` on, blocks of zeros: all of them or none. It
-    has a block map.
+    """Give the holes among ``count`` blocks of a file, from block ``first`` on, blocks of zeros: all of them or none.
+    The file has a block map.
 
     Args:
         zeroed: bytes of the file that become zeros wherever these blocks have data.
@@ -102,8 +102,8 @@ def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, si
 
 
 def allocate_some(change: Change, ino: int, first: int, part: range, keeps_size: bool, zeroes: bool) -> int:
-    """Give the holes of a part of a file, from block ``first`` on, blocks that count as zeros, as far as one transaction
-    goes. It has extents.
+    """Give the holes of a part of a file, from block ``first`` on, blocks that count as zeros, as far as one
+    transaction goes. The file has extents.
 
     Args:
         part: bytes of the file.
