@@ -79,7 +79,8 @@ async def find_changed_inodes(old: Volume, new: Volume, written: Sequence[int]) 
         for table, one, other in zip(some, before, after, strict=True):
             for ino in _differing(one, other, table.inodes, superblock.s_inode_size):
                 pair = ChangedInode(await old.run(_parse, table, one, ino), await new.run(_parse, table, other, ino))
-                if ino >= superblock.s_first_ino or ino == EXT2_ROOT_INO:
+                is_named = ino >= superblock.s_first_ino and ino not in superblock.hidden_inodes
+                if is_named or ino == EXT2_ROOT_INO:
                     changed[ino] = pair
     return changed
 
