@@ -34,7 +34,7 @@ SETS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("options", SETS.values(), ids=SETS.keys())
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 async def test_random_changes(options: tuple[str, ...], seed: int, tmp_path: Path) -> None:
     image = make_image(tmp_path / "image", "-t", "ext4", *options, size="16M")
     volume = await Volume.open(MemoryDevice(image.read_bytes()), LIMIT)
