@@ -1,7 +1,8 @@
 """The file systems that targets start from, and devices on them.
 
 They are kept, packed, in ``images/``: stored inputs mean something for exactly these bytes.
-``python -m tests.fuzz.images`` makes them anew (``... ext4`` that of ext4); then run ``scripts/fuzz`` with an empty corpus.
+``python -m tests.fuzz.images`` makes them anew (with ``ext4``: that of ext4); then run ``scripts/fuzz`` with an empty
+corpus.
 """
 
 from __future__ import annotations

@@ -9,12 +9,15 @@ from functools import cache
 
 import trio
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
 from mystfuse.ext2.block_map import map_block, map_blocks, map_runs, map_stretch
 from mystfuse.ext2.checksum import MetadataChecksums, put_directory_tail
 from mystfuse.ext2.directory import parse_block
 from mystfuse.ext2.inline_data import inline_directory, read_inline
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.journal import replay
+from mystfuse.ext2.journal_format import JournalSuperblock
+from mystfuse.kernels.checksums import crc32c
 from tests.corruption.ext4_layout import EXTENTS, INLINE, Ext4Layout
 from tests.fuzz.ext2_memory import Memory
 from tests.fuzz.harness import Choices, Target, ensure
@@ -22,7 +25,7 @@ from tests.fuzz.images import PIECE, SparseImage, load
 from tests.fuzz.targets_ext2 import ask
 from tests.fuzz.targets_images import serve
 
-_MAGIC = 0xF30A
+_MAGIC, _JOURNAL_MAGIC = 0xF30A, 0xC03B3998
 _HEADER = struct.Struct("<HHHHI")
 _FIELDS = {
     "super": ((0, 4), (4, 4), (12, 4), (20, 4), (24, 4), (28, 4), (32, 4), (36, 4), (40, 4), (88, 2), (92, 4), (96, 4),
@@ -156,6 +159,60 @@ def checksums(data: bytes) -> None:
     kept.check_inode(ino, bytes(block[:inode_size]))
 
 
+# -- the journal
+
+
+def journal(data: bytes) -> None:
+    """A log is replayed or refused, after as many blocks as it has at most; what it holds is in the file system."""
+    choices = Choices(data)
+    length, blocks_count = 2048, choices.pick((100, 1 << 20, 1 << 33))
+    incompat = choices.pick((0, 1, 3, 0x10, 0x12, 0x13, 8, 0x20, choices.number(4)))
+    first = bytearray(1024)
+    struct.pack_into(">12I", first, 0, _JOURNAL_MAGIC, 4, 0, 1024, choices.pick((length, length, choices.number(4))),
+                     choices.pick((1, 1, choices.number(4))), choices.pick((1, 1, 0xFFFFFFFF)),
+                     choices.pick((1, 1, 0, choices.number(4))), 0, choices.pick((0, 1)), incompat, 0)  # fmt: skip
+    first[0x50] = choices.pick((4, 4, 0))
+    struct.pack_into(">I", first, 0xFC, crc32c(bytes(first), 0xFFFFFFFF))
+    try:
+        superblock = JournalSuperblock.parse(bytes(first), 1024, length)
+    except (CorruptFilesystem, UnsupportedFeature):
+        return
+    log: dict[int, bytes] = {}
+    for number in range(1, 1 + choices.below(12)):
+        kind, sequence = choices.pick((1, 2, 2, 5, 3)), choices.pick((1, 1, 2, 3, 0, 0xFFFFFFFF))
+        block = bytearray(struct.pack(">III", _JOURNAL_MAGIC, kind, sequence).ljust(1024, b"\0"))
+        part = choices.take(choices.below(80))
+        block[12 : 12 + len(part)] = part
+        if kind != 2 and incompat & 0x18:
+            block[1020:] = struct.pack(">I", crc32c(bytes(block[:1020]) + bytes(4), superblock.seed))
+        elif incompat & 0x18:
+            block[16:20] = bytes(4)
+            block[16:20] = struct.pack(">I", crc32c(bytes(block), superblock.seed))
+        log[number] = bytes(block)
+    wanted = 0
+    steps = replay(superblock, blocks_count, 50)
+    try:
+        some = next(steps)
+        while True:
+            wanted += len(some)
+            ensure(wanted <= 4 * length, "the log is read for ever")
+            some = steps.send(b"".join(log.get(number, bytes(1024)) for number in some))
+    except StopIteration as end:
+        places = end.value.places
+        ensure(all(0 <= number < blocks_count for number in places), "a block outside the file system")
+        ensure(all(0 < place.block < length for place in places.values()), "a block outside the journal")
+    except (CorruptFilesystem, UnsupportedFeature):
+        pass
+
+
+def journal_seeds() -> list[bytes]:
+    """Logs of a descriptor block with one tag, its block, a revoke block, and a commit block, of every version."""
+    tag = struct.pack(">III", 7, 8, 0) + bytes(20)
+    revoked = struct.pack(">II", 20, 9)
+    blocks = bytes([0, 0, len(tag)]) + tag + bytes(3) + bytes([3, 0, len(revoked)]) + revoked + bytes([1, 0, 0])
+    return [bytes([1, 0, 0, 0, 0, kind]) + bytes(18) + bytes([count]) + blocks for kind in range(8) for count in (2, 4)]
+
+
 # -- whole file systems
 
 
@@ -207,6 +264,7 @@ TARGETS = [
     ], 200),
     Target("checksums", checksums, lambda: [b"", struct.pack("<IIB", 7, 9, 0) + struct.pack("<HHHH", _MAGIC, 1, 84, 0)],
            120),
+    Target("journal", journal, journal_seeds, 300),
     Target("ext4-writes", ext4_writes, lambda: [
         bytes([0, 1]) + bytes(range(40)), *(bytes([2, kind, 1, field, 3, kind, 2, field, 4, 1]) + bytes(range(60))
         for kind in range(8) for field in range(0, 20, 5)),
