@@ -52,8 +52,8 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
     """
     block_size = volume.superblock.block_size
     inode = await volume.inode(ino)
-    if inode.is_immutable or inode.is_append_only:
-        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    if inode.is_immutable or inode.is_append_only or inode.has_verity:
+        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only, or has fs-verity")
     if volume.superblock.has_inline_data:
         # As the kernel does, before all else (fs/ext4/extents.c, ext4_fallocate).
         await volume.change(ino, caller, fallocate.leave_inode, ino)
@@ -116,8 +116,8 @@ async def allocate(
     block_size = superblock.block_size
     inode = await volume.inode(ino)
     end = offset + length
-    if inode.is_immutable or (inode.is_append_only and zeroes):
-        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    if inode.is_immutable or inode.has_verity or (inode.is_append_only and zeroes):
+        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only, or has fs-verity")
     if volume.superblock.has_inline_data:
         await volume.change(ino, caller, fallocate.leave_inode, ino)
         inode = await volume.inode(ino)

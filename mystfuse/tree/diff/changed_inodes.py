@@ -13,7 +13,7 @@ import trio
 from mystfuse.errors import CorruptFilesystem, FormatError
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks
-from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT4_EA_INODE_FL
 from mystfuse.ext2.directory import block_count, directory_block, parse_block
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode
@@ -161,7 +161,8 @@ def _parse(filesystem: FileSystem, blocks: Blocks, table: _TableBlock, block: by
     except FormatError:
         # Whoever meets a name of it will say what is wrong.
         return None
-    return inode if inode.i_links_count else None
+    # One with the value of an attribute is a part of its owner, which has changed too.
+    return inode if inode.i_links_count and not inode.i_flags & EXT4_EA_INODE_FL else None
 
 
 class ChangedNames(NamedTuple):
@@ -190,7 +191,7 @@ async def compare_names(old: Volume, new: Volume, before: Inode, after: Inode, w
         length = max(map(len, maps))
         pairs = [[*pointers, *[0] * (length - len(pointers))] for pointers in maps]
         for logical, (one, other) in enumerate(zip(*pairs, strict=True), start):
-            if one == other and not _is_among(written, one):
+            if one == other and not _is_among(written, one) and not (before.is_inline and after.is_inline):
                 continue
             for volume, inode, count, names in (
                 (old, before, counts[0], found.old),
