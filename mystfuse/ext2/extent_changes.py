@@ -155,7 +155,7 @@ def count_holes(change: Change, inode: Inode, first: int, end: int) -> tuple[int
     """How many of a file's blocks ``first`` to ``end`` (excluded) are not allocated, as far as one transaction goes
     through them; and the first block that it has not gone through."""
     holes, position = 0, first
-    for piece in _some_pieces(ExtentSearch(change, inode), first, end):
+    for piece in _some_pieces(ExtentSearch(change.superblock, change.transaction, inode), first, end):
         holes += 0 if piece.physical else piece.length
         position = piece.end
     return holes, position
@@ -264,7 +264,7 @@ def blocks_in_root(change: Change, inode: Inode, most: int) -> list[int] | None:
     Raises:
         CorruptFilesystem
     """
-    tree = ExtentSearch(change, inode)
+    tree = ExtentSearch(change.superblock, change.transaction, inode)
     if tree.depth:
         return None
     (leaf,) = tree.seek(0)
