@@ -87,9 +87,9 @@ def commit_to(merged: Path, file: AtomicFile, options: CommitOptions, progress: 
                 return patiently(partial(_read, source, merged, position, length))
 
             superblock = Superblock.parse(read(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE))
+            pieces = read if options.uuid is None else with_uuid(read, superblock, options.uuid)
             if options.uuid is not None:
                 superblock = replace(superblock, s_uuid=options.uuid)
-            pieces = read if options.uuid is None else with_uuid(read, superblock, options.uuid)
             _copy(pieces, file, len(header), cipher, size, advance)
     finally:
         # Without a request to the mount, which has no ``flush``.

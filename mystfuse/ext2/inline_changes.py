@@ -96,7 +96,8 @@ def write_inline(change: Change, inode: Inode, offset: int, data: memoryview) ->
         if not filesystem.is_new_file(inode.ino):
             return inode, False
         change.transaction.on_commit.append(partial(filesystem.note_contents, inode.ino))
-    if max(end, inode.size) > room_inline(superblock, inode):
+    # What the size goes beyond that counts as zeros.
+    if end > room_inline(superblock, inode):
         return (move_out(change, inode) if inode.is_inline else inode), False
     contents = bytearray(read_inline(inode) if inode.is_inline else b"").ljust(end, b"\0")
     contents[offset:end] = data

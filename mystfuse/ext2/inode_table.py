@@ -135,10 +135,10 @@ class InodeTable:
             inode = Inode.parse(block, ino, offset, self._inode_size)
         else:
             inode = self._parse_extended(block, ino, offset, self._extended)
+            if inode.i_flags & EXT4_EA_INODE_FL:
+                raise CorruptFilesystem(f"inode {ino} holds an extended attribute, no entry may refer to it")
         if not inode.i_links_count and ino not in self._orphans:
             raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
-        if inode.i_flags & EXT4_EA_INODE_FL:
-            raise CorruptFilesystem(f"inode {ino} holds an extended attribute, no entry may refer to it")
         return inode
 
     def parse_reserved(self, blocks: Blocks, ino: int) -> Inode:
@@ -152,6 +152,16 @@ class InodeTable:
         if self._extended is None:
             return Inode.parse(block, ino, offset, self._inode_size)
         return self._parse_extended(block, ino, offset, self._extended)
+
+    def parse(self, data: bytes, ino: int) -> Inode:
+        """The inode in these s_inode_size bytes, whether or not it is in use.
+
+        Raises:
+            FormatError: it is broken.
+        """
+        if self._extended is not None:
+            return self._parse_extended(data, ino, 0, self._extended)
+        return Inode.parse(data, ino)
 
     def _parse_extended(self, block: Block, ino: int, offset: int, extended: ExtendedFormat) -> Inode:
         """An inode of ext4."""

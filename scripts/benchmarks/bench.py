@@ -94,6 +94,7 @@ class Bench:
     ) -> Iterator[tuple[Peer, Mounted]]:
         """A fresh mount; the kernel's caches hold nothing but the image file, and not even that if ``from_storage``."""
         peer = self.peers[name]
+        image = peer.variant(image)
         if from_storage:
             check_on_disk(image.path)
         with peer.mount(image, ordinary=ordinary, writable=writable) as mounted:

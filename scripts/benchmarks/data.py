@@ -115,6 +115,8 @@ class Image:
     root_hash: str
     key: Path | None = None
     passphrase: Path | None = None
+    ext4: Image | None = None
+    """The same contents in an ext4 file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Item:
     def image(self, name: str = "image") -> Image:
         """The image ``name``.img of this item."""
         found = self.facts[name]
+        ext4 = f"{name}-ext4"
         secret = self.directory / "key"
         return Image(
             self.directory / f"{name}.img",
@@ -133,6 +136,7 @@ class Item:
             found["root_hash"],
             secret if secret.exists() else None,
             self.directory / "passphrase" if secret.exists() else None,
+            self.image(ext4) if ext4 in self.facts else None,
         )
 
     def listed(self, name: str) -> Result:
@@ -187,7 +191,7 @@ class Store:
         return self._make("flat", {"flat": count}, functools.partial(self._make_flat, count))
 
     def _make(self, name: str, recipe: dict[str, int | str], build: Callable[[Path, Any], None]) -> Item:
-        recipe = {"version": 5, "seed": SEED, **recipe}
+        recipe = {"version": 6, "seed": SEED, **recipe}
         stamp = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
         directory = self.work / f"{name}-{stamp}"
         facts_file = directory / "facts.json"
@@ -218,6 +222,7 @@ class Store:
         (directory / "names.list").write_text("\n".join(names))
         facts["names_bytes"] = sum(names.values())
         facts["image"] = make_image(source, directory / "image.img")
+        facts["image-ext4"] = make_image(source, directory / "image-ext4.img", "--type", "ext4")
 
     def _make_secret(self, directory: Path, facts: dict[str, Any]) -> None:
         big = self.big()
@@ -248,6 +253,7 @@ class Store:
         names.write_text("\n".join(contents))
         run("tar", "-cf", directory / "part.tar", "--no-recursion", "-C", source, "-T", names)
         facts["image"] = make_image(source, directory / "image.img")
+        facts["image-ext4"] = make_image(source, directory / "image-ext4.img", "--type", "ext4")
         remove_tree(source)
 
     def _make_repository(self, directory: Path, facts: dict[str, Any]) -> None:
@@ -259,6 +265,7 @@ class Store:
         facts["files"] = len(sizes)
         facts["crc"] = make_repository(root, list(sizes))
         facts["image"] = make_image(source, directory / "image.img")
+        facts["image-ext4"] = make_image(source, directory / "image-ext4.img", "--type", "ext4")
         remove_tree(source)
 
     def _make_python(self, directory: Path, facts: dict[str, Any]) -> None:
@@ -268,6 +275,7 @@ class Store:
         (directory / "imports.list").write_text("\n".join(IMPORTS))
         facts["imports"] = len(IMPORTS)
         facts["image"] = make_image(source, directory / "image.img")
+        facts["image-ext4"] = make_image(source, directory / "image-ext4.img", "--type", "ext4")
         remove_tree(source)
 
     def _make_root(self, directory: Path, facts: dict[str, Any]) -> None:

@@ -79,6 +79,10 @@ class Peer(ABC):
     ) -> AbstractContextManager[int | None]:
         """A context manager that mounts and unmounts, and yields the serving process' number."""
 
+    def variant(self, image: Image) -> Image:
+        """The image that it mounts in place of ``image``."""
+        return image
+
     @contextmanager
     def mount(self, image: Image, *, writable: bool = False, ordinary: bool = False) -> Iterator[Mounted]:
         """Mount ``image``; it never changes.

@@ -64,6 +64,16 @@ class WithoutAttributes(Mystfuse):
         return [*command[:-2], "-o", "noxattr", *command[-2:]]
 
 
+class OnExt4(Mystfuse):
+    """The same contents in an ext4 file system."""
+
+    name = "ext4"
+
+    def variant(self, image: Image) -> Image:
+        assert image.ext4 is not None
+        return image.ext4
+
+
 class Fuse2fs(Peer):
     name = "fuse2fs"
 
@@ -116,7 +126,7 @@ class Floor(Peer):
             yield pid
 
 
-PEERS: tuple[type[Peer], ...] = (Mystfuse, WithoutAttributes, Fuse2fs, Kernel, Floor, Limit)
+PEERS: tuple[type[Peer], ...] = (Mystfuse, WithoutAttributes, OnExt4, Fuse2fs, Kernel, Floor, Limit)
 
 
 @contextmanager

@@ -114,12 +114,15 @@ async def test_a_value_longer_than_the_body_is_not_written(image: Editor) -> Non
     await assert_corrupt(volume, volume.set_xattr(ino, b"user.x", b"x", ADMIN))
 
 
-async def test_a_size_past_the_inode_moves_out_what_is_there(image: Editor) -> None:
+async def test_a_size_past_the_inode_counts_as_zeros(image: Editor) -> None:
     ino, inode = await inode_at(image, "short")
     image.put("<I", inode + 4, 3000)
     volume = await opened(image)
-    await volume.write(ino, 100, b"x", ADMIN)
-    assert bytes(await volume.read(ino, 0, 4000)) == (b"short".ljust(100, b"\0") + b"x").ljust(3000, b"\0")
+    wanted = bytearray(b"short".ljust(3000, b"\0"))
+    for offset in (50, 100, 2900):
+        await volume.write(ino, offset, b"x", ADMIN)
+        wanted[offset] = ord("x")
+        assert bytes(await volume.read(ino, 0, 4000)) == wanted
 
 
 @pytest.mark.parametrize("rec_len", [0, 4, 13, 60, 65535])

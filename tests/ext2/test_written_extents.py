@@ -31,7 +31,7 @@ def make_image(directory: Path, block_size: int, size: int, *options: str) -> by
     tree.mkdir(exist_ok=True)
     (tree / "file").touch()
     image.write_bytes((OLD * (size // len(OLD) + 1))[:size])
-    arguments = ("-E", "nodiscard,lazy_itable_init=0", "-O", "^dir_nlink", "-b", str(block_size), "-d", tree)
+    arguments = ("-E", "nodiscard,lazy_itable_init=0", "-b", str(block_size), "-d", tree)
     run("mke2fs", "-q", "-F", "-t", "ext4", *arguments, *options, image)
     return image.read_bytes()
 

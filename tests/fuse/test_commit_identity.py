@@ -39,7 +39,8 @@ def tree_of(image: Path, hash_offset: int) -> VeritySuperblock:
     "options",
     [
         (), ("--salt=",), ("--salt=" + "5a" * 32,), ("--salt=" + "77" * 200,), ("--block-size=4096", "--free=130M"),
-        ("--block-size=65536",), ("--size=min",), ("--read-only",),
+        ("--block-size=65536",), ("--size=min",), ("--read-only",), ("--type=ext3",), ("--type=ext4",),
+        ("--type=ext4", "--size=min"), ("--type=ext4", "-O", "^metadata_csum,uninit_bg,meta_bg,^resize_inode"),
     ],
 )  # fmt: skip
 def test_unchanged_data_has_an_unchanged_root_hash(options: tuple[str, ...], small_tree: Path, tmp_path: Path) -> None:
@@ -100,7 +101,15 @@ def test_what_has_changed_gets_a_salt_that_vouches(small_tree: Path, tmp_path: P
         assert commit(mountpoint, tmp_path / "none", "--salt=-")["salt"] == ""
 
 
-@pytest.mark.parametrize("options", [("--block-size=1024", "--free=60M"), ("--block-size=4096", "--free=500M")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--block-size=1024", "--free=60M"), ("--block-size=4096", "--free=500M"), ("--type=ext4", "--free=60M"),
+        ("--type=ext4", "--free=60M", "-O", "metadata_csum_seed,meta_bg,^resize_inode"),
+        ("--type=ext4", "--free=60M", "-O", "^metadata_csum,uninit_bg"),
+        ("--type=ext4", "--free=60M", "-O", "^metadata_csum,uninit_bg,meta_bg,^resize_inode"),
+    ],
+)  # fmt: skip
 def test_uuid_is_changed_everywhere(options: tuple[str, ...], small_tree: Path, tmp_path: Path) -> None:
     image, target, uuid = tmp_path / "image", tmp_path / "new", "01234567-89ab-4cde-8f01-23456789abcd"
     make(small_tree, image, *options)

@@ -78,10 +78,10 @@ FROM_TREES: dict[str, tuple[str, ...]] = {
 SIZE = "96M"
 
 
-def make_populated(path: Path, mountpoint: Path, *options: str) -> Path:
+def make_populated(path: Path, mountpoint: Path, *options: str, size: str = SIZE) -> Path:
     """Make a file system with mke2fs, and have the kernel fill it."""
     path.unlink(missing_ok=True)
-    run("mke2fs", "-q", "-F", *options, path, SIZE)
+    run("mke2fs", "-q", "-F", *options, path, size)
     with kernel_mount(path, mountpoint, "rw"):
         populate(mountpoint)
     check = run("e2fsck", "-fn", path, check=False)

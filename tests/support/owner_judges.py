@@ -15,6 +15,7 @@ _FIXED = {
     "Primary superblock": "superblock",
     "Backup superblock": "backup superblock",
     "Group descriptors": "group descriptors",
+    "Group descriptor": "group descriptors",
     "Reserved GDT blocks": "reserved group descriptors",
     "Block bitmap": "block bitmap",
     "Inode bitmap": "inode bitmap",
@@ -34,7 +35,9 @@ class Map:
     data: dict[int, int] = field(default_factory=dict)
     """Block number by place in the file."""
     below: dict[int, set[int]] = field(default_factory=dict)
-    """Of each indirect block, the places in the file that it leads to."""
+    """Of each indirect or extent block, the places in the file that it leads to."""
+    unwritten: set[int] = field(default_factory=set)
+    """Places in the file whose blocks are allocated, and read as zeros."""
 
 
 class Judges:
@@ -45,14 +48,18 @@ class Judges:
         self.fixed: dict[int, tuple[str, int]] = {}
         """By block: what it holds, and its group."""
         self.free: set[int] = set()
-        group = -1
+        sizes: list[int] = []
+        group, per_block = -1, 0
         for line in run("dumpe2fs", image).stdout.splitlines():
+            if match := re.match(r"(?:Block size|Group descriptor size): +(\d+)", line):
+                sizes.append(int(match[1]))
+                per_block = sizes[0] // (sizes[1:] or [32])[0]
             if match := re.match(r"Group (\d+):", line):
                 group = int(match[1])
             elif group >= 0:
                 for name, blocks in re.findall(r"(\w[\w ]*?) at ([\d-]+)", line):
                     what = _FIXED[name]
-                    if what == "group descriptors" and group:
+                    if what == "group descriptors" and group and not (name[-1] == "r" and group % per_block == 0):
                         what = "backup " + what
                     self.fixed.update(dict.fromkeys(_numbers(blocks), (what, group)))
                 if match := re.match(r"\s+Free blocks: (.*)", line):
@@ -85,20 +92,42 @@ class Judges:
                 self._paths[int(ino)].add(re.sub("^//", "/", path) or "/")
         return {ino: self._paths[ino] for ino in inos}
 
+    def ino_of(self, path: str) -> int:
+        """The inode of a path from the root on."""
+        return int(self._said_of(f'"/{path}"', r"Inode: (\d+)"))
+
+    def size_of(self, ino: int) -> int:
+        """Bytes of an inode."""
+        return int(self._said_of(f"<{ino}>", r"Size: (\d+)"))
+
+    def is_directory(self, ino: int) -> bool:
+        """Whether an inode is a directory's."""
+        return self._said_of(f"<{ino}>", r"Type: (\w+)") == "directory"
+
+    def _said_of(self, inode: str, pattern: str) -> str:
+        match = re.search(pattern, self.debugfs(f"stat {inode}"))
+        assert match
+        return match[1]
+
     def map_of(self, ino: int) -> Map:
         """Where an inode's blocks are."""
         said = self.debugfs(f"stat <{ino}>")
         found, open_blocks = Map(), dict[int, int]()
-        text = said.partition("BLOCKS:\n")[2].partition("\nTOTAL")[0]
+        text = re.split("(?:BLOCKS|EXTENTS):\n", said + "BLOCKS:\n")[1].partition("\nTOTAL")[0]
         for place, number in re.findall(r"\(([^)]+)\):([\d-]+)", text):
             level = {"IND": 1, "DIND": 2, "TIND": 3}.get(place)
+            if place.startswith("ETB"):
+                # The root's entries are on level 0.
+                level = 10 - int(place[3:])
             blocks = _numbers(number)
             if level:
                 open_blocks = {other: block for other, block in open_blocks.items() if other > level}
                 open_blocks[level] = blocks.start
                 found.below[blocks.start] = set()
                 continue
-            places = _numbers(place)
+            places = _numbers(place.replace("[u]", ""))
+            if "[u]" in place:
+                found.unwritten.update(places)
             found.data.update(zip(places, blocks, strict=True))
             for block in open_blocks.values():
                 found.below[block].update(places)

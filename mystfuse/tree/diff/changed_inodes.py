@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import stat
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import NamedTuple
 
 import trio
@@ -13,7 +13,7 @@ import trio
 from mystfuse.errors import CorruptFilesystem, FormatError
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks
-from mystfuse.ext2.constants import EXT2_ROOT_INO
+from mystfuse.ext2.constants import EXT2_ROOT_INO, EXT4_EA_INODE_FL
 from mystfuse.ext2.directory import block_count, directory_block, parse_block
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode
@@ -77,8 +77,10 @@ async def find_changed_inodes(old: Volume, new: Volume, written: Sequence[int]) 
         numbers = [table.number for table in some]
         before, after = await old.run(_read, numbers), await new.run(_read, numbers)
         for table, one, other in zip(some, before, after, strict=True):
-            for ino, pair in _compare_tables(one, other, table.inodes, superblock.s_inode_size):
-                if ino >= superblock.s_first_ino or ino == EXT2_ROOT_INO:
+            for ino in _differing(one, other, table.inodes, superblock.s_inode_size):
+                pair = ChangedInode(await old.run(_parse, table, one, ino), await new.run(_parse, table, other, ino))
+                is_named = ino >= superblock.s_first_ino and ino not in superblock.hidden_inodes
+                if is_named or ino == EXT2_ROOT_INO:
                     changed[ino] = pair
     return changed
 
@@ -96,32 +98,49 @@ async def _written_tables(volume: Volume, written: Sequence[int]) -> list[_Table
     superblock = volume.superblock
     per_block = superblock.block_size // superblock.s_inode_size
     found: list[_TableBlock] = []
-    index = bisect_left(written, superblock.s_first_data_block)
-    while index < len(written):
-        await trio.lowlevel.checkpoint()
-        group = (written[index] - superblock.s_first_data_block) // superblock.s_blocks_per_group
-        table = await volume.run(_table_of, group)
-        low = bisect_left(written, table, index)
+    async for group, table in _likely_tables(volume, written):
+        low = bisect_left(written, table)
         high = bisect_left(written, table + superblock.table_blocks, low)
         past = (group + 1) * superblock.s_inodes_per_group + 1
         for number in written[low:high]:
             first = group * superblock.s_inodes_per_group + 1 + (number - table) * per_block
             found.append(_TableBlock(number, range(first, min(first + per_block, past))))
-        end = superblock.s_first_data_block + (group + 1) * superblock.s_blocks_per_group
-        index = bisect_left(written, end, index)
     return found
 
 
-def _table_of(filesystem: FileSystem, blocks: Blocks, group: int) -> int:
-    return filesystem.groups.places(blocks, group).bg_inode_table
+async def _likely_tables(volume: Volume, written: Sequence[int]) -> AsyncIterator[tuple[int, int]]:
+    """Groups whose inode tables may be among the written blocks, and where these begin."""
+    superblock = volume.superblock
+    if "flex_bg" in superblock.features:
+        # They may be anywhere.
+        for start in range(0, superblock.groups_count, _AT_ONCE):
+            await trio.lowlevel.checkpoint()
+            groups = range(start, min(start + _AT_ONCE, superblock.groups_count))
+            for group, table in zip(groups, await volume.run(_tables_of, groups), strict=True):
+                yield group, table
+        return
+    index = bisect_left(written, superblock.s_first_data_block)
+    while index < len(written):
+        await trio.lowlevel.checkpoint()
+        group = (written[index] - superblock.s_first_data_block) // superblock.s_blocks_per_group
+        (table,) = await volume.run(_tables_of, range(group, group + 1))
+        yield group, table
+        end = superblock.s_first_data_block + (group + 1) * superblock.s_blocks_per_group
+        index = bisect_left(written, end, index)
+
+
+def _tables_of(filesystem: FileSystem, blocks: Blocks, groups: range) -> list[int]:
+    """The first block of each group's inode table."""
+    filesystem.groups.want_places(blocks, groups)
+    return [filesystem.groups.places(blocks, group).bg_inode_table for group in groups]
 
 
 def _read(filesystem: FileSystem, blocks: Blocks, numbers: Sequence[int]) -> list[bytes]:
     return [bytes(block) for block in blocks.all(numbers)]
 
 
-def _compare_tables(before: bytes, after: bytes, inodes: range, size: int) -> Iterator[tuple[int, ChangedInode]]:
-    """The inodes that differ in a block of an inode table.
+def _differing(before: bytes, after: bytes, inodes: range, size: int) -> Iterator[int]:
+    """The numbers of the inodes that differ in a block of an inode table.
 
     Args:
         inodes: the numbers of those in it.
@@ -130,18 +149,20 @@ def _compare_tables(before: bytes, after: bytes, inodes: range, size: int) -> It
     if before == after:
         return
     for ino, offset in zip(inodes, range(0, len(after), size), strict=False):
-        old, new = before[offset : offset + size], after[offset : offset + size]
-        if old != new:
-            yield ino, ChangedInode(_parse(old, ino), _parse(new, ino))
+        if before[offset : offset + size] != after[offset : offset + size]:
+            yield ino
 
 
-def _parse(data: bytes, ino: int) -> Inode | None:
+def _parse(filesystem: FileSystem, blocks: Blocks, table: _TableBlock, block: bytes, ino: int) -> Inode | None:
+    size = filesystem.superblock.s_inode_size
+    offset = (ino - table.inodes.start) * size
     try:
-        inode = Inode.parse(data, ino)
+        inode = filesystem.inode_table.parse(block[offset : offset + size], ino)
     except FormatError:
         # Whoever meets a name of it will say what is wrong.
         return None
-    return inode if inode.i_links_count else None
+    # One with the value of an attribute is a part of its owner, which has changed too.
+    return inode if inode.i_links_count and not inode.i_flags & EXT4_EA_INODE_FL else None
 
 
 class ChangedNames(NamedTuple):
@@ -170,7 +191,7 @@ async def compare_names(old: Volume, new: Volume, before: Inode, after: Inode, w
         length = max(map(len, maps))
         pairs = [[*pointers, *[0] * (length - len(pointers))] for pointers in maps]
         for logical, (one, other) in enumerate(zip(*pairs, strict=True), start):
-            if one == other and not _is_among(written, one):
+            if one == other and not _is_among(written, one) and not (before.is_inline and after.is_inline):
                 continue
             for volume, inode, count, names in (
                 (old, before, counts[0], found.old),

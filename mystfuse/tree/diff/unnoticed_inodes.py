@@ -15,9 +15,9 @@ import trio
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.constants import EXT2_XATTR_MAGIC
 from mystfuse.ext2.filesystem import FileSystem
-from mystfuse.ext2.fixed_blocks import find_fixed
 from mystfuse.ext2.inode_blocks import RESERVED_INODE, InodeBlocks, inodes_in_use
 from mystfuse.ext2.xattr import BLOCK_HEADER
+from mystfuse.tree.diff.extent_walk import runs_of_tree
 from mystfuse.volume.volume import Volume
 
 _AT_ONCE = 64
@@ -110,6 +110,10 @@ class _Owners:
             for level, root in enumerate(inode.roots[12:], 1):
                 async for pointers in self._walk(root, level):
                     self._left.difference_update(pointers)
+        if inode.tree:
+            async for runs in runs_of_tree(self._volume, inode.tree):
+                for number, length in runs:
+                    self._left.difference_update(range(number, number + length))
         return len(self._left) < count
 
     async def _walk(self, root: int, level: int) -> AsyncIterator[Sequence[int]]:
@@ -148,10 +152,11 @@ async def _drop_fixed(volume: Volume, left: set[int]) -> None:
 
 
 def _is_fixed(filesystem: FileSystem, blocks: Blocks, number: int) -> bool:
-    superblock = filesystem.superblock
-    if number >= superblock.s_first_data_block:
-        filesystem.groups.places(blocks, filesystem.groups.locate_block(number)[0])
-    return find_fixed(filesystem.groups, number) is not None
+    groups = filesystem.groups
+    if number < filesystem.superblock.s_first_data_block:
+        return True
+    group, bit = groups.locate_block(number)
+    return any(first <= bit < first + count for first, count in groups.metadata_runs(blocks, group))
 
 
 async def _drop_equal(old: Volume, new: Volume, left: set[int]) -> None:

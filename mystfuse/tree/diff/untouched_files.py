@@ -19,6 +19,7 @@ from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode_blocks import DIRECTORY, FILE, InodeBlocks, direct_pointers, indirect_roots, inodes_in_use
 from mystfuse.system.number_set import NumberSet
+from mystfuse.tree.diff.extent_walk import runs_of_tree
 from mystfuse.tree.diff.image_view import ImageView
 from mystfuse.volume.volume import Volume
 
@@ -144,7 +145,13 @@ class _Search:
         for inode in inodes:
             if inode.file_acl in touched or not touched.isdisjoint(direct_pointers(inode)):
                 continue
-            if not inode.roots and inode.kind in (FILE, DIRECTORY):
+            if inode.tree:
+                if await self._has_untouched_tree(inode):
+                    untouched.add(inode.ino)
+                if self._maps_left < 0:
+                    return False
+                continue
+            if not inode.roots and not inode.is_inline and inode.kind in (FILE, DIRECTORY):
                 # Not a map as we know it.
                 continue
             untouched.add(inode.ino)
@@ -172,6 +179,15 @@ class _Search:
                             return False
         for ino in untouched:
             self.found.add(ino)
+        return True
+
+    async def _has_untouched_tree(self, inode: InodeBlocks) -> bool:
+        """Whether none of the blocks of an inode with extents is touched; False, too, if the search takes too long."""
+        touched = self._touched
+        async for runs in runs_of_tree(self._volume, inode.tree):
+            self._maps_left -= 1
+            if self._maps_left < 0 or any(not touched.isdisjoint(range(first, first + count)) for first, count in runs):
+                return False
         return True
 
 

@@ -20,14 +20,18 @@ from tests.support.state_comparisons import assert_states_compare_right, states_
 LIMIT = 32 << 20
 
 
-@pytest.fixture(scope="module", params=[128, 256])
+@pytest.fixture(scope="module", params=["ext2 128", "ext2 256", "ext4 256"])
 def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     directory = tmp_path_factory.mktemp("unnoticed")
     (directory / "tree/a/b").mkdir(parents=True)
     (directory / "tree/a/b/file").write_bytes(random.Random(1).randbytes(500_000))
     (directory / "tree/a/small").write_text("small")
     (directory / "tree/c").mkdir()
-    options = ("-b", "1024", "-I", str(request.param))
+    kind, inode_size = request.param.split()
+    options = ["-b", "1024", "-I", inode_size]
+    if kind == "ext4":
+        # Places of groups are where the editor looks for them.
+        options += ["-t", "ext4", "-O", "^64bit,^metadata_csum,^has_journal"]
     with pytest.MonkeyPatch.context() as patch:
         # Small inodes have whole seconds: a test takes less than one.
         patch.setenv("E2FSPROGS_FAKE_TIME", "1700000000")

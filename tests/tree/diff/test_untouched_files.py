@@ -15,6 +15,7 @@ from mystfuse.image.progress import no_progress
 from mystfuse.system.atomic_file import AtomicFile
 from mystfuse.tree.diff.change import Aspect
 from mystfuse.tree.diff.untouched_files import UntouchedFiles
+from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, make_image
 from tests.support.tree_diffs import changes_between, image_view
 
@@ -183,3 +184,24 @@ async def test_block_0_stands_for_none(editor: Editor, tmp_path: Path) -> None:
     changes, untouched = await compare(editor, new, tmp_path)
     assert changes == {}
     assert untouched >= SIZES.keys()
+
+
+async def test_extents(tmp_path: Path) -> None:
+    """A file with a tree of blocks of its own, and a link with an extent."""
+    (tree := tmp_path / "tree").mkdir()
+    for name in ("pieces", "other"):
+        with (tree / name).open("wb") as file:
+            for number in range(200):
+                file.seek(8192 * number)
+                file.write(os.urandom(4096))
+    os.symlink("t" * 200, tree / "link")
+    path = make_image(tmp_path / "image", "-t", "ext4", "-b", "4096", "-O", "^metadata_csum", size="16M", tree=tree)
+    editor = Editor(path.read_bytes())
+    for name, block in (("pieces", 0), ("pieces", 398), ("link", 0)):
+        number = int(run("debugfs", "-R", f"bmap {name} {block}", path).stdout)
+        new = copy(editor)
+        flip(new, number * 4096 + 100)
+        (place := tmp_path / f"{name}{block}").mkdir()
+        changes, untouched = await compare(editor, new, place)
+        assert changes == {name: {Aspect.TARGET if name == "link" else Aspect.CONTENT}}
+        assert untouched >= {"pieces", "other", "link"} - {name} and name not in untouched
