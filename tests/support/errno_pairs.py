@@ -85,9 +85,7 @@ def pair_of(
                 run("umount", "--lazy", kernel)
 
 
-def make_image(
-    directory: Path, source: Path, block_size: int, size: str, *options: str, kind: str = "ext2"
-) -> Path:
+def make_image(directory: Path, source: Path, block_size: int, size: str, *options: str, kind: str = "ext2") -> Path:
     """An EXT2 image of the files in ``source``."""
     image = directory / "image"
     run("mke2fs", "-q", "-F", "-t", kind, "-b", str(block_size), "-d", source, *options, image, size)
