@@ -15,7 +15,7 @@ from typing import NamedTuple
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_map import map_block, map_blocks
 from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing
-from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
+from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN, EXT4_ENCRYPT_FL
 from mystfuse.ext2.inline_data import inline_directory
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -279,18 +279,26 @@ def want_blocks(inode: Inode, blocks: Blocks, numbers: Iterable[int]) -> None:
 
 
 def read_parent(superblock: Superblock, blocks: Blocks, inode: Inode) -> int:
-    """The inode number of ``..``.
+    """The inode number of ``..``, which is never encrypted.
 
     Raises:
         BlocksMissing: the first block is not in memory.
         CorruptFilesystem: the directory does not begin with ``.`` and ``..``.
     """
     block_count(superblock, inode)
+    inode = with_open_map(inode)
     block = directory_block(superblock, inode, blocks, 0, map_block(superblock, blocks, inode, 0))
     ino, _, name_len, _ = _HEADER.unpack_from(block, 12)
     if not ino or name_len != 2 or block[20:22] != b"..":
         raise _corrupt(inode, 12, "the second entry is not ..")
     return int(ino)
+
+
+def with_open_map(inode: Inode) -> Inode:
+    """A directory as if it were not encrypted, so that its blocks can be found."""
+    if not inode.is_encrypted:
+        return inode
+    return inode._replace(i_flags=inode.i_flags & ~EXT4_ENCRYPT_FL)
 
 
 def _is_possible(name: bytes) -> bool:

@@ -15,7 +15,7 @@ from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.block_map import map_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_INDEX_FL, EXT2_LINK_MAX, EXT2_NAME_LEN, EXT4_LINK_MAX
-from mystfuse.ext2.directory import block_count, directory_block, find_in_block, rec_lengths
+from mystfuse.ext2.directory import block_count, directory_block, find_in_block, rec_lengths, with_open_map
 from mystfuse.ext2.directory_blocks import (
     DOTDOT_OFFSET,
     Room,
@@ -294,6 +294,6 @@ def set_parent(change: Change, directory: Inode, parent: int) -> Inode:
     inode, not written."""
     if directory.is_inline:
         return set_inline_parent(directory, parent)
-    number = map_block(change.superblock, change.transaction, directory, 0)
+    number = map_block(change.superblock, change.transaction, with_open_map(directory), 0)
     struct.pack_into("<I", changed_block(change, directory, number), DOTDOT_OFFSET, parent)
     return directory

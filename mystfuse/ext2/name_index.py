@@ -32,6 +32,7 @@ from mystfuse.ext2.directory import (
     parse_block,
     want_blocks,
 )
+from mystfuse.ext2.encrypted_directory import has_no_names
 from mystfuse.ext2.htree import KnownBlocks, find_by_hash
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -347,6 +348,8 @@ class NameIndexes:
             BlocksMissing: with ``progress`` while the index of a large directory is being built.
             MystfuseError: there is damage, so that it is unknown.
         """
+        if inode.is_encrypted:
+            return has_no_names(self._superblock, blocks, inode)
         count = block_count(self._superblock, inode)
         if count == 1:
             logicals = iter((0,))
