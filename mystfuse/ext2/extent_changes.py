@@ -22,6 +22,8 @@ from mystfuse.ext2.inode import Inode
 
 _MOST_PIECES = 1024
 """Extents and holes that one transaction goes through, where an operation may take several."""
+_MOST_ALLOCATED = 8192
+"""Blocks that one transaction allocates without writing them."""
 _MOST_LEAVES = 512
 """Leaves that one transaction frees."""
 
@@ -107,39 +109,46 @@ def _map_one(
     return tree.finish(), taken, frozenset(taken)
 
 
-def allocate_extents(change: Change, inode: Inode, first: int, count: int, zeroed: range) -> Inode:
-    """Give the holes among ``count`` blocks of a file, from block ``first`` on, blocks that count as zeros.
+def allocate_extents(change: Change, inode: Inode, first: int, end: int, zeroed: range) -> tuple[Inode, int]:
+    """Give the holes among a file's blocks ``first`` to ``end`` (excluded) blocks that count as zeros, as far as one
+    transaction goes.
 
     Args:
         zeroed: those of them that count as zeros afterwards even if they have been written.
 
     Returns:
-        The inode, not written.
+        The inode, not written, and the first block that is left to do.
 
     Raises:
         OSError: ENOSPC
         BlocksMissing, CorruptFilesystem
     """
-    tree, transaction = ExtentTree(change, inode), change.transaction
-    near = 0
-    tree.fetch(first, first + count)
-    for piece in list(tree.pieces(first, first + count)):
+    tree = ExtentTree(change, inode)
+    near, reached = 0, first
+    for piece in list(_some_pieces(tree, first, min(end, first + _MOST_ALLOCATED))):
         if not piece.physical:
             taken = _fill_hole(change, tree, inode, piece, near)
             if len(taken) < piece.length:
                 raise OSError(ENOSPC, "no free block")
             near = taken[-1] + 1
-            continue
-        near = piece.physical + piece.length
-        part = piece.part(zeroed.start, zeroed.stop)
-        if piece.is_written and part.length > 0:
-            change.allocator.check_writable(transaction, list(part.numbers()))
-            for start in range(part.logical, part.end, LONGEST_UNWRITTEN):
-                some = part.part(start, start + LONGEST_UNWRITTEN)._replace(is_written=False)
-                tree.assign(tree.seek(start), start, some.end, [some], change.caller)
-            for number in part.numbers():
-                transaction.discard(number)
-    return tree.finish()
+        else:
+            near = piece.physical + piece.length
+            if piece.is_written:
+                _unwrite(change, tree, piece.part(zeroed.start, zeroed.stop))
+        reached = piece.end
+    return tree.finish(), reached
+
+
+def _unwrite(change: Change, tree: ExtentTree, written: Piece) -> None:
+    """Let written blocks count as zeros; ``written`` may be of no blocks."""
+    if written.length <= 0:
+        return
+    change.allocator.check_writable(change.transaction, list(written.numbers()))
+    for start in range(written.logical, written.end, LONGEST_UNWRITTEN):
+        piece = written.part(start, start + LONGEST_UNWRITTEN)._replace(is_written=False)
+        tree.assign(tree.seek(start), start, piece.end, [piece], change.caller)
+    for number in written.numbers():
+        change.transaction.discard(number)
 
 
 def count_holes(change: Change, inode: Inode, first: int, end: int) -> tuple[int, int]:

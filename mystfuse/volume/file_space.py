@@ -19,8 +19,6 @@ from mystfuse.volume.volume import Volume
 
 _STEP = 4 << 20
 """Bytes that one transaction allocates at most."""
-_BLOCKS_OF_ZEROS = 8192
-"""Blocks that one transaction allocates at most, where they need not be written."""
 _MAX_HOLES = 100_000
 """Holes that ``allocate`` can take back."""
 _STRETCHES_AT_ONCE = 64
@@ -171,21 +169,20 @@ async def _allocate_extents(
     """
     block_size = volume.superblock.block_size
     first, last = part.start // block_size, -(-part.stop // block_size)
-    if last - first > _BLOCKS_OF_ZEROS:
-        volume.check_may_wait()
-    position = missing = 0
+    position, missing = first, 0
     while position < last:
-        holes, position = await volume.change(0, caller, fallocate.count_missing, ino, max(position, first), last)
+        holes, position = await volume.change(0, caller, fallocate.count_missing, ino, position, last)
         missing += holes
         if position < last:
             volume.check_may_wait()
             await trio.lowlevel.checkpoint()
     await volume.change(0, caller, fallocate.check_room, missing, 0)
-    for start, blocks in _pieces([(first, last - first)], _BLOCKS_OF_ZEROS):
-        if start > first:
+    position = first
+    while position < last:
+        position = await volume.change(ino, caller, fallocate.allocate_some, ino, position, part, keeps_size, zeroes)
+        if position < last:
+            volume.check_may_wait()
             await trio.lowlevel.checkpoint()
-        size = None if keeps_size else min((start + blocks) * block_size, part.stop)
-        await volume.change(ino, caller, fallocate.allocate, ino, start, blocks, part if zeroes else range(0), size)
 
 
 def _pieces(parts: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
