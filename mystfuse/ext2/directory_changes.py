@@ -12,10 +12,10 @@ from functools import partial
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.block_map import map_block
+from mystfuse.ext2.block_map import check_not_encrypted, map_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_INDEX_FL, EXT2_LINK_MAX, EXT2_NAME_LEN, EXT4_LINK_MAX
-from mystfuse.ext2.directory import block_count, directory_block, find_in_block, rec_lengths, with_open_map
+from mystfuse.ext2.directory import block_count, directory_block, find_in_block, rec_lengths
 from mystfuse.ext2.directory_blocks import (
     DOTDOT_OFFSET,
     Room,
@@ -73,8 +73,10 @@ def directory_for_new_name(change: Change, ino: int, name: bytes) -> Inode:
 
 
 def check_can_grow(directory: Inode) -> None:
-    """OSError (EOPNOTSUPP) if names cannot be added to a directory: with casefold, since which spellings are the same
-    name, and their hash, is a table of the kernel's (fs/unicode) for one version of Unicode."""
+    """Raise an error if names cannot be added to a directory: EncryptedContents if they are encrypted there; OSError
+    (EOPNOTSUPP) with casefold, since which spellings are the same name, and their hash, is a table of the kernel's
+    (fs/unicode) for one version of Unicode."""
+    check_not_encrypted(directory)
     if directory.is_casefolded:
         raise OSError(EOPNOTSUPP, f"directory inode {directory.ino} has casefold: names cannot be added")
 
@@ -294,6 +296,6 @@ def set_parent(change: Change, directory: Inode, parent: int) -> Inode:
     inode, not written."""
     if directory.is_inline:
         return set_inline_parent(directory, parent)
-    number = map_block(change.superblock, change.transaction, with_open_map(directory), 0)
+    number = map_block(change.superblock, change.transaction, directory, 0)
     struct.pack_into("<I", changed_block(change, directory, number), DOTDOT_OFFSET, parent)
     return directory
