@@ -34,8 +34,8 @@ def with_uuid(read: Read, superblock: Superblock, uuid: UUID) -> Read:
         superblock: with the old UUID.
 
     Raises:
-        UnsupportedFeature: with ea_inode and without metadata_csum, checksums of attributes' values begin with the UUID,
-            too, and there is no other place for the old one.
+        UnsupportedFeature: with ea_inode and without metadata_csum, checksums of attributes' values begin with the
+            UUID, and there is no other place for the old one.
     """
     if "ea_inode" in superblock.features and superblock.checksums is None:
         raise UnsupportedFeature("ea_inode without metadata_csum: the file system's UUID cannot change")
