@@ -11,9 +11,9 @@ import trio
 
 from mystfuse.errors import MystfuseError
 from mystfuse.ext2.block_map import map_blocks
-from mystfuse.ext2.blocks import Blocks
+from mystfuse.ext2.blocks import Block, Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.ext2.directory import block_count, parse_block
+from mystfuse.ext2.directory import block_count, directory_block, parse_block
 from mystfuse.ext2.filesystem import FileSystem
 from mystfuse.ext2.inode import Inode
 from mystfuse.volume.volume import Volume
@@ -200,11 +200,13 @@ def _search_blocks(
     numbers = map_blocks(superblock, blocks, inode, first, count)
     wanted = set(sought)
     found: list[tuple[int, bytes]] = []
-    for logical, block in zip(
-        [first + index for index, number in enumerate(numbers) if number],
-        blocks.all([number for number in numbers if number]),
-        strict=True,
-    ):
+    if inode.is_inline:
+        places: list[int] = [0]
+        contents: list[Block] = [directory_block(superblock, inode, blocks, 0, 0)]
+    else:
+        places = [first + index for index, number in enumerate(numbers) if number]
+        contents = blocks.all([number for number in numbers if number])
+    for logical, block in zip(places, contents, strict=True):
         # Only a few blocks are worth a look at each name.
         if any(pattern.search(block) for pattern in patterns):
             entries = parse_block(superblock, inode, block, logical)
@@ -238,7 +240,7 @@ def _directories_in(filesystem: FileSystem, blocks: Blocks, group: int, first: i
     base = first * (superblock.block_size // superblock.s_inode_size)
     found = _find_directories(_table_blocks(filesystem, blocks, group, first, count), superblock.s_inode_size)
     inos = [group * superblock.s_inodes_per_group + base + index + 1 for index in found]
-    end = (group + 1) * superblock.s_inodes_per_group
+    end = group * superblock.s_inodes_per_group + filesystem.groups.inodes_used(blocks, group)
     return [ino for ino in inos if (ino == EXT2_ROOT_INO or ino >= superblock.s_first_ino) and ino <= end]
 
 
