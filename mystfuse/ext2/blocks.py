@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from mystfuse.errors import CorruptFilesystem, MystfuseError
 
+T = TypeVar("T")
 Block = bytes | bytearray
 """A block as an operation reads it: in a transaction that has changed it, what ``Transaction.change`` gives. To be
 looked at, not kept."""
@@ -43,6 +44,34 @@ class BlocksMissing(Exception):
         """The same exception, with what the blocks belong to, unless that is known."""
         self.owner = self.owner or (what, ino)
         return self
+
+
+def together(steps: Iterable[Callable[[], T]]) -> list[T]:
+    """The results of steps that do not need each other's. So many misses as there are steps would be more than an
+    operation may have: those of all steps are named at once.
+
+    Raises:
+        BlocksMissing: as a step does.
+        OSError, MystfuseError: as a step does, in front of which none has missed a block.
+    """
+    results: list[T] = []
+    missed: list[BlocksMissing] = []
+    for step in steps:
+        try:
+            results.append(step())
+        except BlocksMissing as missing:
+            missed.append(missing)
+        except (OSError, MystfuseError):
+            # If a step in front has stopped halfway, this may be because of that.
+            if not missed:
+                raise
+    if missed:
+        first = missed[0]
+        numbers = frozenset().union(*(missing.numbers for missing in missed))
+        error = BlocksMissing(numbers, speculative=first.speculative)
+        error.owner = first.owner
+        raise error
+    return results
 
 
 class WrittenBlocks(Protocol):

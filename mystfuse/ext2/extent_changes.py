@@ -6,18 +6,24 @@ ext4_ext_find_goal).
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import suppress
 from errno import ENOSPC
+from itertools import islice
 
 from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.blocks import BlocksMissing
 from mystfuse.ext2.caller import ROOT
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.extent_format import LONGEST_UNWRITTEN, LONGEST_WRITTEN, MAX_LOGICAL, Piece
-from mystfuse.ext2.extent_tree import AHEAD, ExtentTree, Step
+from mystfuse.ext2.extent_search import AHEAD, ExtentSearch, Step
+from mystfuse.ext2.extent_tree import ExtentTree
 from mystfuse.ext2.inode import Inode
 
 _MOST_PIECES = 1024
 """Extents and holes that one transaction goes through, where an operation may take several."""
+_MOST_ALLOCATED = 8192
+"""Blocks that one transaction allocates without writing them."""
 _MOST_LEAVES = 512
 """Leaves that one transaction frees."""
 
@@ -30,6 +36,7 @@ def map_extents_for_writing(
     tree, transaction = ExtentTree(change, inode), change.transaction
     if count == 1:
         return _map_one(change, tree, inode, first, goal)
+    tree.fetch(first, first + count)
     pieces = list(tree.pieces(first, first + count))
     mapped: list[int] = []
     for piece in pieces:
@@ -102,50 +109,65 @@ def _map_one(
     return tree.finish(), taken, frozenset(taken)
 
 
-def allocate_extents(change: Change, inode: Inode, first: int, count: int, zeroed: range) -> Inode:
-    """Give the holes among ``count`` blocks of a file, from block ``first`` on, blocks that count as zeros.
+def allocate_extents(change: Change, inode: Inode, first: int, end: int, zeroed: range) -> tuple[Inode, int]:
+    """Give the holes among a file's blocks ``first`` to ``end`` (excluded) blocks that count as zeros, as far as one
+    transaction goes.
 
     Args:
         zeroed: those of them that count as zeros afterwards even if they have been written.
 
     Returns:
-        The inode, not written.
+        The inode, not written, and the first block that is left to do.
 
     Raises:
         OSError: ENOSPC
         BlocksMissing, CorruptFilesystem
     """
-    tree, transaction = ExtentTree(change, inode), change.transaction
-    near = 0
-    for piece in list(tree.pieces(first, first + count)):
+    tree = ExtentTree(change, inode)
+    near, reached = 0, first
+    for piece in list(_some_pieces(tree, first, min(end, first + _MOST_ALLOCATED))):
         if not piece.physical:
             taken = _fill_hole(change, tree, inode, piece, near)
             if len(taken) < piece.length:
                 raise OSError(ENOSPC, "no free block")
             near = taken[-1] + 1
-            continue
-        near = piece.physical + piece.length
-        part = piece.part(zeroed.start, zeroed.stop)
-        if piece.is_written and part.length > 0:
-            change.allocator.check_writable(transaction, list(part.numbers()))
-            for start in range(part.logical, part.end, LONGEST_UNWRITTEN):
-                some = part.part(start, start + LONGEST_UNWRITTEN)._replace(is_written=False)
-                tree.assign(tree.seek(start), start, some.end, [some], change.caller)
-            for number in part.numbers():
-                transaction.discard(number)
-    return tree.finish()
+        else:
+            near = piece.physical + piece.length
+            if piece.is_written:
+                _unwrite(change, tree, piece.part(zeroed.start, zeroed.stop))
+        reached = piece.end
+    return tree.finish(), reached
+
+
+def _unwrite(change: Change, tree: ExtentTree, written: Piece) -> None:
+    """Let written blocks count as zeros; ``written`` may be of no blocks."""
+    if written.length <= 0:
+        return
+    change.allocator.check_writable(change.transaction, list(written.numbers()))
+    for start in range(written.logical, written.end, LONGEST_UNWRITTEN):
+        piece = written.part(start, start + LONGEST_UNWRITTEN)._replace(is_written=False)
+        tree.assign(tree.seek(start), start, piece.end, [piece], change.caller)
+    for number in written.numbers():
+        change.transaction.discard(number)
 
 
 def count_holes(change: Change, inode: Inode, first: int, end: int) -> tuple[int, int]:
     """How many of a file's blocks ``first`` to ``end`` (excluded) are not allocated, as far as one transaction goes
     through them; and the first block that it has not gone through."""
     holes, position = 0, first
-    for index, piece in enumerate(ExtentTree(change, inode).pieces(first, end)):
-        if index == _MOST_PIECES:
-            break
+    for piece in _some_pieces(ExtentSearch(change, inode), first, end):
         holes += 0 if piece.physical else piece.length
         position = piece.end
     return holes, position
+
+
+def _some_pieces(tree: ExtentSearch, first: int, end: int) -> Iterator[Piece]:
+    """The pieces of a part of a file as far as one transaction goes through them: at least one, and no further than to
+    what has to be fetched."""
+    pieces = tree.pieces(first, end)
+    yield next(pieces)
+    with suppress(BlocksMissing):
+        yield from islice(pieces, _MOST_PIECES - 1)
 
 
 def punch_extents(change: Change, inode: Inode, first: int, end: int, most: int) -> tuple[Inode, int]:
@@ -162,8 +184,8 @@ def punch_extents(change: Change, inode: Inode, first: int, end: int, most: int)
     tree = ExtentTree(change, inode)
     numbers: list[int] = []
     reached = first
-    for index, piece in enumerate(tree.pieces(first, end)):
-        if index == _MOST_PIECES or len(numbers) == most:
+    for piece in _some_pieces(tree, first, end):
+        if len(numbers) == most:
             break
         if piece.physical:
             piece = piece.part(first, piece.logical + most - len(numbers))
@@ -189,8 +211,14 @@ def trim_extents(change: Change, inode: Inode, keep: int, most: int) -> tuple[In
     """``truncate.trim_blocks`` for an inode with extents."""
     tree = ExtentTree(change, inode)
     left, end = most, MAX_LOGICAL
-    for _ in range(_MOST_LEAVES):
-        path = tree.seek(MAX_LOGICAL - 1, -AHEAD)
+    for index in range(_MOST_LEAVES):
+        try:
+            path = tree.seek(MAX_LOGICAL - 1, -AHEAD)
+        except BlocksMissing:
+            if not index:
+                raise
+            # The next transaction goes on there: leaf by leaf they would be more misses than an operation may have.
+            break
         leaf = path[-1]
         if not leaf.entries and len(path) == 1:
             return tree.finish(), keep
@@ -236,7 +264,7 @@ def blocks_in_root(change: Change, inode: Inode, most: int) -> list[int] | None:
     Raises:
         CorruptFilesystem
     """
-    tree = ExtentTree(change, inode)
+    tree = ExtentSearch(change, inode)
     if tree.depth:
         return None
     (leaf,) = tree.seek(0)

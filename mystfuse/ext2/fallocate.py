@@ -64,11 +64,11 @@ def count_missing(change: Change, ino: int, first: int, end: int) -> tuple[int, 
 
 def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, size: int | None) -> None:
     """Give the holes among ``count`` blocks of a file, from block ``first`` on, blocks of zeros: all of them or none.
+    The file has a block map.
 
     Args:
         zeroed: bytes of the file that become zeros wherever these blocks have data.
-        size: what the file's size becomes if it is smaller; None to keep it, and in a block map allocate nothing behind
-            it.
+        size: what the file's size becomes if it is smaller; None to keep it, and allocate nothing behind it.
 
     Raises:
         OSError: ENOSPC; EFBIG, past the largest file size.
@@ -76,9 +76,6 @@ def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, si
     """
     transaction, superblock = change.transaction, change.superblock
     inode = change.filesystem.regular_file(transaction, ino)
-    if inode.has_extents:
-        _allocate_unwritten(change, inode, first, count, zeroed, size)
-        return
     if size is None:
         count = min(count, -(-inode.size // superblock.block_size) - first)
         if count <= 0:
@@ -104,20 +101,36 @@ def allocate(change: Change, ino: int, first: int, count: int, zeroed: range, si
         transaction.put_run(number, zeros[: length * superblock.block_size])
 
 
-def _allocate_unwritten(change: Change, inode: Inode, first: int, count: int, zeroed: range, size: int | None) -> None:
-    """``allocate`` for a file with extents."""
+def allocate_some(change: Change, ino: int, first: int, part: range, keeps_size: bool, zeroes: bool) -> int:
+    """Give the holes of a part of a file, from block ``first`` on, blocks that count as zeros, as far as one
+    transaction goes. The file has extents.
+
+    Args:
+        part: bytes of the file.
+        keeps_size: the file does not grow; else it has a size for as much as is allocated.
+        zeroes: the part becomes zeros where it has data, too.
+
+    Returns:
+        The first block that is left to do.
+
+    Raises:
+        OSError: ENOSPC; EFBIG, past the largest file size.
+        BlocksMissing, MystfuseError
+    """
     block_size = change.superblock.block_size
-    if size is not None:
-        inode = _grown(change, inode, size)
-    here = range(first * block_size, (first + count) * block_size)
-    zeroed = range(max(zeroed.start, here.start), min(zeroed.stop, here.stop))
+    inode = change.filesystem.regular_file(change.transaction, ino)
+    zeroed = part if zeroes else range(0)
     whole = range(-(-zeroed.start // block_size), zeroed.stop // block_size)
-    inode = allocate_extents(change, inode, first, count, whole)
+    inode, reached = allocate_extents(change, inode, first, -(-part.stop // block_size), whole)
+    if not keeps_size:
+        inode = _grown(change, inode, min(reached * block_size, part.stop))
     change.write_inode(inode.touched(change.now_ns))
-    if zeroed:
-        _zero_bytes(change, inode, zeroed.start, min(whole.start * block_size, zeroed.stop))
-        if whole.start <= whole.stop:
-            _zero_bytes(change, inode, whole.stop * block_size, zeroed.stop)
+    for block in (zeroed.start // block_size, zeroed.stop // block_size):
+        if first <= block < reached and block not in whole:
+            _zero_bytes(
+                change, inode, max(block * block_size, zeroed.start), min((block + 1) * block_size, zeroed.stop)
+            )
+    return reached
 
 
 def punch_some(change: Change, ino: int, first: int, end: int, most: int) -> int:

@@ -135,10 +135,10 @@ class InodeTable:
             inode = Inode.parse(block, ino, offset, self._inode_size)
         else:
             inode = self._parse_extended(block, ino, offset, self._extended)
+            if inode.i_flags & EXT4_EA_INODE_FL:
+                raise CorruptFilesystem(f"inode {ino} holds an extended attribute, no entry may refer to it")
         if not inode.i_links_count and ino not in self._orphans:
             raise CorruptFilesystem(f"inode {ino} is not in use, but something refers to it")
-        if inode.i_flags & EXT4_EA_INODE_FL:
-            raise CorruptFilesystem(f"inode {ino} holds an extended attribute, no entry may refer to it")
         return inode
 
     def parse_reserved(self, blocks: Blocks, ino: int) -> Inode:

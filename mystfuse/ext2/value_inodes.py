@@ -16,6 +16,7 @@ from functools import partial
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.allocation import runs_of
 from mystfuse.ext2.block_map_changes import map_for_writing
+from mystfuse.ext2.blocks import together
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_GOOD_OLD_INODE_SIZE, EXT2_N_BLOCKS, EXT4_EA_INODE_FL, EXT4_EXTENTS_FL
 from mystfuse.ext2.extent_format import EMPTY_ROOT
@@ -90,9 +91,12 @@ def add_references(change: Change, attributes: Iterable[Attribute]) -> None:
     Raises:
         BlocksMissing, MystfuseError
     """
-    for attribute in _referring(change, attributes):
-        inode, count = _read(change, attribute)
-        _write(change, inode, count + 1)
+    together(partial(_add_reference, change, attribute) for attribute in attributes if attribute.inode)
+
+
+def _add_reference(change: Change, attribute: Attribute) -> None:
+    inode, count = _read(change, attribute)
+    _write(change, inode, count + 1)
 
 
 def drop_references(change: Change, attributes: Iterable[Attribute]) -> None:
@@ -101,25 +105,18 @@ def drop_references(change: Change, attributes: Iterable[Attribute]) -> None:
     Raises:
         BlocksMissing, MystfuseError
     """
-    for attribute in _referring(change, attributes):
-        inode, count = _read(change, attribute)
-        if count > 1:
-            _write(change, inode, count - 1)
-            continue
-        inode, end = trim_blocks(change, inode, 0, MAX_TRIMMED)
-        if end:
-            raise CorruptFilesystem(
-                f"inode {inode.ino}: the value of an extended attribute has over {MAX_TRIMMED} blocks"
-            )
-        free_inodes(change, [inode._replace(i_links_count=0)])
+    together(partial(_drop_reference, change, attribute) for attribute in attributes if attribute.inode)
 
 
-def _referring(change: Change, attributes: Iterable[Attribute]) -> list[Attribute]:
-    """Those whose values are in inodes of their own, which are fetched together."""
-    referring = [attribute for attribute in attributes if attribute.inode]
-    table, transaction = change.filesystem.inode_table, change.transaction
-    transaction.want({table.locate(transaction, attribute.inode)[0] for attribute in referring})
-    return referring
+def _drop_reference(change: Change, attribute: Attribute) -> None:
+    inode, count = _read(change, attribute)
+    if count > 1:
+        _write(change, inode, count - 1)
+        return
+    inode, end = trim_blocks(change, inode, 0, MAX_TRIMMED)
+    if end:
+        raise CorruptFilesystem(f"inode {inode.ino}: the value of an extended attribute has over {MAX_TRIMMED} blocks")
+    free_inodes(change, [inode._replace(i_links_count=0)])
 
 
 def _read(change: Change, attribute: Attribute) -> tuple[Inode, int]:

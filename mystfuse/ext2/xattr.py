@@ -9,12 +9,13 @@ import logging
 import struct
 from collections.abc import Callable, Sequence
 from errno import EINVAL, EOPNOTSUPP
+from functools import partial
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.acl import acl_to_xattr
 from mystfuse.ext2.block_map import map_blocks
-from mystfuse.ext2.blocks import Blocks, BlocksMissing
+from mystfuse.ext2.blocks import Blocks, BlocksMissing, together
 from mystfuse.ext2.constants import EXT2_XATTR_MAGIC, EXT4_EA_INODE_FL
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -101,20 +102,17 @@ def _with_values(
         return attributes
     if sum(attribute.size for attribute in attributes) > _MAX_VALUES:
         raise CorruptFilesystem(f"inode {inode.ino}: its extended attributes have over {_MAX_VALUES} bytes")
-    return [
-        attribute._replace(value=_read_value(superblock, blocks, inode, attribute, read_inode))
-        if attribute.inode
-        else attribute
-        for attribute in attributes
-    ]
+    read = partial(_read_value, superblock, blocks, inode, read_inode)
+    values = iter(together(partial(read, attribute) for attribute in attributes if attribute.inode))
+    return [attribute._replace(value=next(values)) if attribute.inode else attribute for attribute in attributes]
 
 
 def _read_value(
     superblock: Superblock,
     blocks: Blocks,
     owner: Inode,
-    attribute: Attribute,
     read_inode: Callable[[Blocks, int], Inode],
+    attribute: Attribute,
 ) -> bytes:
     """The value of an attribute in an inode of its own (fs/ext4/xattr.c, ext4_xattr_inode_get)."""
     inode, size = read_inode(blocks, attribute.inode), superblock.block_size
@@ -158,7 +156,7 @@ def find_attribute(
     for attribute in read_all(superblock, blocks, inode):
         if attribute.name_index == name_index:
             if attribute.inode:
-                return _read_value(superblock, blocks, inode, attribute, read_inode)
+                return _read_value(superblock, blocks, inode, read_inode, attribute)
             return attribute.value
     return None
 

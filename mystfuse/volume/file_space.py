@@ -19,8 +19,6 @@ from mystfuse.volume.volume import Volume
 
 _STEP = 4 << 20
 """Bytes that one transaction allocates at most."""
-_BLOCKS_OF_ZEROS = 8192
-"""Blocks that one transaction allocates at most, where they need not be written."""
 _MAX_HOLES = 100_000
 """Holes that ``allocate`` can take back."""
 _STRETCHES_AT_ONCE = 64
@@ -54,8 +52,8 @@ async def punch(volume: Volume, ino: int, offset: int, length: int, caller: Call
     """
     block_size = volume.superblock.block_size
     inode = await volume.inode(ino)
-    if inode.is_immutable or inode.is_append_only:
-        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    if inode.is_immutable or inode.is_append_only or inode.has_verity:
+        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only, or has fs-verity")
     if volume.superblock.has_inline_data:
         # As the kernel does, before all else (fs/ext4/extents.c, ext4_fallocate).
         await volume.change(ino, caller, fallocate.leave_inode, ino)
@@ -118,8 +116,8 @@ async def allocate(
     block_size = superblock.block_size
     inode = await volume.inode(ino)
     end = offset + length
-    if inode.is_immutable or (inode.is_append_only and zeroes):
-        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only")
+    if inode.is_immutable or inode.has_verity or (inode.is_append_only and zeroes):
+        raise OSError(errno.EPERM, f"inode {ino} is immutable or append-only, or has fs-verity")
     if volume.superblock.has_inline_data:
         await volume.change(ino, caller, fallocate.leave_inode, ino)
         inode = await volume.inode(ino)
@@ -171,21 +169,20 @@ async def _allocate_extents(
     """
     block_size = volume.superblock.block_size
     first, last = part.start // block_size, -(-part.stop // block_size)
-    if last - first > _BLOCKS_OF_ZEROS:
-        volume.check_may_wait()
-    position = missing = 0
+    position, missing = first, 0
     while position < last:
-        holes, position = await volume.change(0, caller, fallocate.count_missing, ino, max(position, first), last)
+        holes, position = await volume.change(0, caller, fallocate.count_missing, ino, position, last)
         missing += holes
         if position < last:
             volume.check_may_wait()
             await trio.lowlevel.checkpoint()
     await volume.change(0, caller, fallocate.check_room, missing, 0)
-    for start, blocks in _pieces([(first, last - first)], _BLOCKS_OF_ZEROS):
-        if start > first:
+    position = first
+    while position < last:
+        position = await volume.change(ino, caller, fallocate.allocate_some, ino, position, part, keeps_size, zeroes)
+        if position < last:
+            volume.check_may_wait()
             await trio.lowlevel.checkpoint()
-        size = None if keeps_size else min((start + blocks) * block_size, part.stop)
-        await volume.change(ino, caller, fallocate.allocate, ino, start, blocks, part if zeroes else range(0), size)
 
 
 def _pieces(parts: list[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:

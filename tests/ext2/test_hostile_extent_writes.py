@@ -301,3 +301,38 @@ async def test_a_file_cannot_be_deeper_than_five_levels(pristine: bytes, tmp_pat
     with pytest.raises(CorruptFilesystem):
         await volume.write(tree.ino, 50 * BLOCK, b"x", ADMIN)
     assert not volume.changes
+
+
+async def test_index_nodes_of_one_entry_each_take_few_misses(pristine: bytes) -> None:
+    """Each extent of the file has five nodes of its own, but the uppermost: all operations end, and all is freed."""
+    tree = Tree(pristine)
+    fields = [struct.unpack_from("<I", tree.image.data, tree.at(leaf) + 20 + 12 * index)[0] for leaf in tree.leaves
+              for index in range(tree.image.get("<H", tree.at(leaf) + 2))]  # fmt: skip
+    spare, top = iter(sorted(fields)), tree.leaves[0]
+    chains = 50
+    for chain in range(chains):
+        child = next(spare)
+        for level in range(4):
+            node = next(spare)
+            tree.put_header(node, 1, 84, level)
+            if level:
+                tree.put_index(node, 0, 2 * chain, child)
+            else:
+                tree.put_extent(node, 0, 2 * chain, 1, child)
+            child = node
+        tree.put_index(top, chain, 2 * chain, child)
+    tree.put_header(top, chains, 84, 4)
+    tree.put_header(ROOT_NODE, 1, 4, 5)
+    tree.put_index(ROOT_NODE, 0, 0, top)
+    for operation in (
+        lambda volume: volume.write(tree.ino, 0, bytes(2 * chains * BLOCK), ADMIN),
+        lambda volume: file_space.punch(volume, tree.ino, BLOCK, 2 * chains * BLOCK, ADMIN),
+        lambda volume: file_space.allocate(volume, tree.ino, 0, 2 * chains * BLOCK, False, False, ADMIN),
+        lambda volume: volume.set_attributes(tree.ino, AttributeChanges(size=0), ADMIN),
+    ):
+        await operation(await tree.open())
+    volume = await tree.open()
+    free = (await volume.statistics()).free_blocks
+    await volume.remove(ROOT, b"file", False)
+    await volume.release(tree.ino)
+    assert (await volume.statistics()).free_blocks == free + 5 * chains + 1

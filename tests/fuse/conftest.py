@@ -26,40 +26,52 @@ from tests.support.errno_pairs import (
 )
 
 
+PAIRS = (("ext2", 1024), ("ext2", 4096), ("ext4", 4096))
+"""Kinds and block sizes."""
+EXTENTS = 0x80000
+"""In i_flags of files and directories of ext4."""
+
+
+def commands_for(kind: str) -> list[str]:
+    """What makes debugfs give the image's files and directories the flags and link counts that they are named for."""
+    extents = EXTENTS if kind == "ext4" else 0
+    return [
+        *(f"sif /{name}{what} flags {flags | extents:#x}" for name, flags in FLAGS.items()
+          for what in ("", "-directory")),
+        *(f"sif /{kind}-{number} links_count {number}" for number in LINKS_COUNTS for kind in ("links", "directory")),
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="session")
-def errno_images() -> Iterator[dict[int, Path]]:
-    """The image that most tests of errnos use, by block size."""
+def errno_images() -> Iterator[dict[tuple[str, int], Path]]:
+    """The image that most tests of errnos use, by kind and block size."""
     with open_directory() as directory:
         make_source(directory / "source")
-        commands = [
-            *(f"sif /{name}{what} flags {flags:#x}" for name, flags in FLAGS.items() for what in ("", "-directory")),
-            *(
-                f"sif /{kind}-{number} links_count {number}"
-                for number in LINKS_COUNTS
-                for kind in ("links", "directory")
-            ),
-        ]
-        (directory / "commands").write_text("\n".join(commands))
         images = {}
-        for block_size in (1024, 4096):
-            (directory / str(block_size)).mkdir()
-            path = make_image(directory / str(block_size), directory / "source", block_size, "32M", "-N", "16384")
+        for kind, block_size in PAIRS:
+            (directory / f"{kind}-{block_size}").mkdir()
+            path = make_image(
+                directory / f"{kind}-{block_size}", directory / "source", block_size, "32M", "-N", "16384", kind=kind
+            )
+            (directory / "commands").write_text("\n".join(commands_for(kind)))
             run("debugfs", "-w", "-f", directory / "commands", path)
-            images[block_size] = path
+            images[kind, block_size] = path
         yield images
 
 
-@pytest.fixture(scope="module", params=(1024, 4096))
-def pair(request: pytest.FixtureRequest, errno_images: dict[int, Path]) -> Iterator[Pair]:
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: "-".join(map(str, pair)))
+def pair(request: pytest.FixtureRequest, errno_images: dict[tuple[str, int], Path]) -> Iterator[Pair]:
     """Both mounts of that image."""
-    with pair_of(errno_images[request.param], request.param) as pair:
+    kind, block_size = request.param
+    with pair_of(errno_images[kind, block_size], block_size, kind=kind) as pair:
         pair.unchanged.update((contents, copies(contents)) for contents in CONTENTS)
         yield pair
 
 
-@pytest.fixture(scope="module", params=(1024, 4096))
-def read_only_pair(request: pytest.FixtureRequest, errno_images: dict[int, Path]) -> Iterator[Pair]:
-    with pair_of(errno_images[request.param], request.param, read_only=True) as pair:
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: "-".join(map(str, pair)))
+def read_only_pair(request: pytest.FixtureRequest, errno_images: dict[tuple[str, int], Path]) -> Iterator[Pair]:
+    kind, block_size = request.param
+    with pair_of(errno_images[kind, block_size], block_size, read_only=True, kind=kind) as pair:
         yield pair
 
 

@@ -51,13 +51,19 @@ def keep_unwritten(kernel: Path) -> None:
     Path(f"/sys/fs/ext4/{device.name}/extent_max_zeroout_kb").write_text("0")
 
 
+def drop_pages(path: Path) -> None:
+    """Have the file read anew: by the daemon, not from the page cache."""
+    with opened(path, os.O_RDWR) as handle:
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def stretches(path: Path) -> list[tuple[int, int]]:
     """The file's data as lseek(2) tells, once it is on the disk: unwritten blocks whose pages the kernel has in memory
     count as data."""
     found = []
+    drop_pages(path)
     with opened(path, os.O_RDWR) as handle:
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         end = 0
         while True:
             try:
@@ -71,6 +77,7 @@ def stretches(path: Path) -> list[tuple[int, int]]:
 
 def assert_same(pair: Pair, name: str, what: object) -> None:
     kernel, ours = pair.kernel / name, pair.ours / name
+    drop_pages(ours)
     assert ours.read_bytes() == kernel.read_bytes(), what
     if HAS_FAST_PATH:
         assert stretches(ours) == stretches(kernel), what

@@ -63,13 +63,26 @@ pytestmark = pytest.mark.usefixtures("no_umask")
 EXAMPLES = os.environ.get("MYSTFUSE_MODEL_EXAMPLES")
 SEED = os.environ.get("MYSTFUSE_MODEL_SEED")
 
-
+EVERYTHING = "inline_data,ea_inode,large_dir,metadata_csum_seed,^has_journal"
+"""Without a journal: with one, the kernel's driver may wait for itself for ever when it moves data out of inodes."""
 CONFIGURATIONS = [
     Configuration(block_size, inode_size, indexed)
     for block_size in (1024, 4096)
     for inode_size in (128, 256)
     for indexed in (True, False)
 ] + [Configuration(1024, 256, indexed=True, encrypted=True), Configuration(1024, 256, indexed=True, stored=True)]
+EXTENDED = [
+    Configuration(4096, 256, indexed=True, features=""),
+    Configuration(1024, 256, indexed=True, features=EVERYTHING),
+]
+MORE_EXTENDED = [
+    Configuration(1024, 256, indexed=True, features=""),
+    Configuration(1024, 128, indexed=False, features="^metadata_csum,uninit_bg,^64bit,^has_journal"),
+    Configuration(4096, 512, indexed=True, features=f"{EVERYTHING},meta_bg,^resize_inode,sparse_super2"),
+    Configuration(1024, 256, indexed=True, stored=True, features=EVERYTHING),
+]
+"""ext4, with the kernel's ext4 as the peer."""
+SLOW = [pytest.param(configuration, marks=pytest.mark.slow) for configuration in MORE_EXTENDED]
 
 REGRESSIONS: list[Sequence] = [
     # A rename made the directory longer; after that, no name could be added to it.
@@ -98,7 +111,7 @@ REGRESSIONS: list[Sequence] = [
 """Sequences that failed once, as the failures print them. They run always, in every configuration."""
 
 
-@pytest.fixture(scope="module", params=CONFIGURATIONS, ids=str)
+@pytest.fixture(scope="module", params=[*CONFIGURATIONS, *EXTENDED, *SLOW], ids=str)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Both mounts of one configuration."""
     with temporary_directory("mystfuse-test-model-") as directory:

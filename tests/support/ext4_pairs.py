@@ -44,8 +44,15 @@ class Pair:
         self.root = root
         self.random = random.Random(seed)
         self.names = [letter.encode() * length for letter in "abcdef" for length in (1, 2, 9, 31, 60, 120)]
+        self._files: list[int] = []
+        """Files that the kernel has made: it forgets with an inode that its contents may begin there."""
         self.done: list[str] = []
         """The operations so far, with their results."""
+
+    def close(self) -> None:
+        """Let the kernel's mount go."""
+        for file in self._files:
+            os.close(file)
 
     async def do(self, what: str, ours: Callable[[], Awaitable[Any]], theirs: Callable[[], Any]) -> None:
         """Run one operation on both sides, and compare the results."""
@@ -88,7 +95,7 @@ class Pair:
 
         def theirs() -> None:
             if stat.S_ISREG(mode):
-                os.close(os.open(self.there(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode & 0o7777))
+                self._files.append(os.open(self.there(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode & 0o7777))
             elif stat.S_ISDIR(mode):
                 os.mkdir(self.there(path), mode & 0o7777)
             else:

@@ -50,10 +50,18 @@ class Configuration:
     encrypted: bool = False
     stored: bool = False
     """With an overlay store that takes every written block at once."""
+    features: str | None = None
+    """Of an ext4 file system, those that mke2fs does not give it, or gives it (``^``); None for ext2."""
 
     def __str__(self) -> str:
         kind = "-encrypted" if self.encrypted else "-stored" if self.stored else ""
-        return f"{self.block_size}-{self.inode_size}-{'index' if self.indexed else 'linear'}{kind}"
+        extended = "" if self.features is None else f"-ext4:{self.features}"
+        return f"{self.block_size}-{self.inode_size}-{'index' if self.indexed else 'linear'}{kind}{extended}"
+
+    @property
+    def kind(self) -> str:
+        """What mke2fs and mount call it."""
+        return "ext2" if self.features is None else "ext4"
 
 
 ALWAYS_SHORT = """
@@ -113,15 +121,17 @@ def make_seed(root: Path) -> None:
 
 
 def make_image(configuration: Configuration, directory: Path) -> Path:
-    """An EXT2 image with as many copies of the seed as a mount serves sequences."""
+    """An image with as many copies of the seed as a mount serves sequences."""
     image, source = directory / "pristine", directory / "source"
     make_seed(source / "seed-0")
     for number in range(1, SEEDS):
         run("cp", "-a", source / "seed-0", source / f"seed-{number}")
-    feature = "dir_index" if configuration.indexed else "^dir_index"
+    features = "dir_index" if configuration.indexed else "^dir_index"
+    if configuration.features:
+        features += f",{configuration.features}"
     # Small groups, so that both block sizes have several of them.
-    run("mke2fs", "-q", "-F", "-t", "ext2", "-b", str(configuration.block_size), "-I", str(configuration.inode_size),
-        "-O", feature, "-g", str(8192 if configuration.block_size == 1024 else 2048), "-N", str(INODES),
+    run("mke2fs", "-q", "-F", "-t", configuration.kind, "-b", str(configuration.block_size),
+        "-I", str(configuration.inode_size), "-O", features, "-g", str(8192 if configuration.block_size == 1024 else 2048), "-N", str(INODES),
         "-E", "lazy_itable_init=0", "-d", source, image, IMAGE_SIZE)  # fmt: skip
     # mke2fs does not index the directories that it fills; e2fsck does.
     assert run("e2fsck", "-fyD", image, check=False).returncode in (0, 1)
@@ -131,11 +141,11 @@ def make_image(configuration: Configuration, directory: Path) -> Path:
 
 
 @contextmanager
-def kernel_mounted(pristine: Path, image: Path, mountpoint: Path) -> Iterator[Path]:
+def kernel_mounted(pristine: Path, image: Path, mountpoint: Path, kind: str) -> Iterator[Path]:
     """The kernel's mount of a copy, whose loop device goes away with it."""
     mountpoint.mkdir(exist_ok=True)
     run("cp", "--sparse=always", pristine, image)
-    run("mount", "-t", "ext2", "-o", "loop,noatime,acl,user_xattr", image, mountpoint)
+    run("mount", "-t", kind, "-o", "loop,noatime,acl,user_xattr", image, mountpoint)
     try:
         yield mountpoint
     finally:
@@ -186,7 +196,7 @@ class Pair:
         self.close()
         directory = self._directory
         self.kernel = self._mounts.enter_context(
-            kernel_mounted(self._pristine, directory / "kernel.img", directory / "kernel")
+            kernel_mounted(self._pristine, directory / "kernel.img", directory / "kernel", self.configuration.kind)
         )
         options, environment = list(self._options), {}
         if self.configuration.stored:
@@ -196,7 +206,7 @@ class Pair:
             environment = {"PYTHONPATH": str(directory / "first")}
         if PEER == "kernel":
             self.ours = self._mounts.enter_context(
-                kernel_mounted(self._pristine, directory / "ours.img", directory / "ours")
+                kernel_mounted(self._pristine, directory / "ours.img", directory / "ours", self.configuration.kind)
             )
         else:
             self.ours = self._mounts.enter_context(
@@ -222,7 +232,11 @@ class Pair:
                 (root / name).mkdir()
             else:
                 (root / given).rename(root / name)
-        kernel, ours = (Mounted(str(root / name), self.configuration.block_size) for root in (self.kernel, self.ours))
+        # How many blocks a tree of extents takes depends on where they are.
+        kernel, ours = (
+            Mounted(str(root / name), self.configuration.block_size, self.configuration.features is None)
+            for root in (self.kernel, self.ours)
+        )
         return kernel, ours, Model.load(kernel)
 
     def check_image(self) -> None:

@@ -164,7 +164,7 @@ def _parse(filesystem: FileSystem, blocks: Blocks, table: _TableBlock, block: by
     except FormatError:
         # Whoever meets a name of it will say what is wrong.
         return None
-    # Values of attributes have no names: who has such an attribute has changed too.
+    # One with the value of an attribute is a part of its owner, which has changed too.
     return inode if inode.i_links_count and not inode.i_flags & EXT4_EA_INODE_FL else None
 
 
@@ -184,7 +184,6 @@ async def compare_names(old: Volume, new: Volume, before: Inode, after: Inode, w
         MystfuseError: reading failed.
     """
     found = ChangedNames({}, {})
-    is_inline = before.is_inline or after.is_inline
     counts = block_count(old.superblock, before), block_count(new.superblock, after)
     for start in range(0, max(counts), _DIRECTORY_AT_ONCE):
         await trio.lowlevel.checkpoint()
@@ -195,7 +194,7 @@ async def compare_names(old: Volume, new: Volume, before: Inode, after: Inode, w
         length = max(map(len, maps))
         pairs = [[*pointers, *[0] * (length - len(pointers))] for pointers in maps]
         for logical, (one, other) in enumerate(zip(*pairs, strict=True), start):
-            if one == other and not is_inline and not _is_among(written, one):
+            if one == other and not _is_among(written, one) and not (before.is_inline and after.is_inline):
                 continue
             for volume, inode, count, names in (
                 (old, before, counts[0], found.old),

@@ -101,10 +101,12 @@ class InodeAspects:
         first, last = position // size, (position + length - 1) // size
         before = await self._old.run(_map, old, first, last + 1 - first)
         after = await self._new.run(_map, new, first, last + 1 - first)
+        # Contents in the inodes have no blocks, and such a file has only few bytes.
+        are_inline = old.is_inline and new.is_inline
         differing = [
             logical
             for logical, (one, other) in enumerate(zip(before, after, strict=True), first)
-            if one != other or self._is_written(other)
+            if one != other or self._is_written(other) or are_inline
         ]
         for start, count in _runs(differing, _BYTES_AT_ONCE // size or 1):
             low, high = max(start * size, position), min((start + count) * size, position + length)

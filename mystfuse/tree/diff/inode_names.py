@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import trio
@@ -13,9 +13,11 @@ from mystfuse.errors import MystfuseError
 from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Block, Blocks
 from mystfuse.ext2.constants import EXT2_ROOT_INO
-from mystfuse.ext2.directory import block_count, directory_block, parse_block
+from mystfuse.ext2.directory import block_count, parse_block
 from mystfuse.ext2.filesystem import FileSystem
+from mystfuse.ext2.inline_data import inline_directory
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume.volume import Volume
 
 _BLOCKS_AT_ONCE = 64
@@ -197,21 +199,26 @@ def _search_blocks(
 ) -> list[tuple[int, bytes]]:
     superblock = filesystem.superblock
     count = min(block_count(superblock, inode) - first, _BLOCKS_AT_ONCE)
-    numbers = map_blocks(superblock, blocks, inode, first, count)
     wanted = set(sought)
     found: list[tuple[int, bytes]] = []
-    if inode.is_inline:
-        places: list[int] = [0]
-        contents: list[Block] = [directory_block(superblock, inode, blocks, 0, 0)]
-    else:
-        places = [first + index for index, number in enumerate(numbers) if number]
-        contents = blocks.all([number for number in numbers if number])
-    for logical, block in zip(places, contents, strict=True):
+    for logical, block in _blocks_of(superblock, blocks, inode, first, count):
         # Only a few blocks are worth a look at each name.
         if any(pattern.search(block) for pattern in patterns):
             entries = parse_block(superblock, inode, block, logical)
             found += [(entry.ino, entry.name) for entry in entries if entry.ino in wanted]
     return found
+
+
+def _blocks_of(
+    superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int
+) -> Iterator[tuple[int, Block]]:
+    """The blocks of a part of a directory, with their places in it; holes are left out."""
+    if inode.is_inline:
+        yield 0, inline_directory(superblock, inode)
+        return
+    numbers = map_blocks(superblock, blocks, inode, first, count)
+    logicals = [first + index for index, number in enumerate(numbers) if number]
+    yield from zip(logicals, blocks.all([number for number in numbers if number]), strict=True)
 
 
 def _table_blocks(filesystem: FileSystem, blocks: Blocks, group: int, first: int, count: int) -> bytes:

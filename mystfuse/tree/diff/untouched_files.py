@@ -74,9 +74,6 @@ class UntouchedFiles:
         if old.verity is None or new.verity is None:
             return None
         superblock = new.volume.superblock
-        if "ea_inode" in superblock.features:
-            # Then inodes have blocks through others.
-            return None
         if any(getattr(superblock, field) != getattr(old.volume.superblock, field) for field in _LAYOUT):
             return None
         touched = await differing_blocks(old.verity, new.verity, _MOST_BLOCKS)

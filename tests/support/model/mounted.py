@@ -87,6 +87,8 @@ class Mounted:
 
     root: str
     block_size: int
+    has_modelled_blocks: bool = True
+    """Whether what a file takes says nothing of where its blocks are."""
     slots: dict[int, int] = field(default_factory=dict)
     punched: set[int] = field(default_factory=set)
     """Inodes in which holes were made: the kernel leaves some of their indirect blocks without pointers."""
@@ -119,7 +121,7 @@ class Mounted:
         indexed."""
         directory = stat.S_ISDIR(found.st_mode)
         device = stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
-        has_blocks = COMPARE_BLOCKS and not directory and found.st_ino not in self.punched
+        has_blocks = COMPARE_BLOCKS and self.has_modelled_blocks and not directory and found.st_ino not in self.punched
         return (
             found.st_mode,
             found.st_uid,
@@ -164,7 +166,9 @@ class Mounted:
         return number & MODELLED_FLAGS
 
     def set_flags(self, handle: int, flags: int) -> None:
-        fcntl.ioctl(handle, _SETFLAGS, struct.pack("<Q", flags))
+        # As chattr does: flags that say what an inode is stay.
+        (present,) = struct.unpack("<Q", fcntl.ioctl(handle, _GETFLAGS, bytes(8)))
+        fcntl.ioctl(handle, _SETFLAGS, struct.pack("<Q", present & ~MODELLED_FLAGS | flags))
 
     def open_nameless(self, directory: str, mode: int) -> int:
         return os.open(self._at(directory), os.O_TMPFILE | os.O_RDWR, mode)

@@ -27,6 +27,7 @@ KINDS = {
     "revision 0": ("-b", "1024", "-r", "0", "-O", "none"),
     "several groups": ("-b", "1024", "-g", "512", "-N", "512"),
     "ext4": ("-t", "ext4", "-b", "1024", "-g", "1024", "-N", "512", "-O", "^has_journal"),
+    "inline": ("-t", "ext4", "-b", "1024", "-g", "1024", "-N", "512", "-O", "^has_journal,inline_data,ea_inode"),
 }
 ACL = bytes.fromhex("0200000001000600ffffffff02000600e803000004000400ffffffff10000600ffffffff20000400ffffffff")
 NAMES = [b"a", b"b", b"c", b"d", b"e", b"f" * 100]
