@@ -85,10 +85,13 @@ def map_blocks(superblock: Superblock, blocks: Blocks, inode: Inode, first: int,
 
 def _map_unusual(superblock: Superblock, blocks: Blocks, inode: Inode, first: int, count: int) -> list[int]:
     """The same for an inode without a block map."""
-    check_not_encrypted(inode)
+    if inode.is_regular:
+        check_not_encrypted(inode)
     if inode.is_inline:
         return [0] * count
-    return map_extents(superblock, blocks, inode, first, count) if inode.has_extents else [0] * count
+    if inode.has_extents:
+        return map_extents(superblock, blocks, inode, first, count)
+    return map_blocks(superblock, blocks, inode._replace(i_flags=inode.i_flags & ~NO_MAP_FLAGS), first, count)
 
 
 def check_not_encrypted(inode: Inode) -> None:

@@ -16,6 +16,7 @@ from mystfuse.errors import CorruptFilesystem, MystfuseError
 from mystfuse.ext2.block_map import map_block, map_blocks
 from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing
 from mystfuse.ext2.constants import EXT2_DIR_ENTRY_HEADER, EXT2_NAME_LEN
+from mystfuse.ext2.encrypted_names import shown_name
 from mystfuse.ext2.inline_data import inline_directory
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -36,6 +37,10 @@ _MIN_REC_LEN = 12
 _HEADER = struct.Struct("<IHBB")
 _REC_LEN = struct.Struct("<4xH")
 _INODE = struct.Struct("<I")
+_HASHES = struct.Struct("<II")
+
+
+_DOTS = ((0, b"."), (12, b".."))
 
 
 class Entry(NamedTuple):
@@ -93,6 +98,7 @@ def parse_block(superblock: Superblock, inode: Inode, block: Block, logical: int
     has_filetype = superblock.has_filetype
     block_size = superblock.block_size
     base = logical * block_size
+    is_encrypted = inode.is_encrypted
     unpack = _HEADER.unpack_from
     new = tuple.__new__
     offset = 0
@@ -109,12 +115,33 @@ def parse_block(superblock: Superblock, inode: Inode, block: Block, logical: int
             if name_len > rec_len - EXT2_DIR_ENTRY_HEADER or name_len > EXT2_NAME_LEN:
                 raise _corrupt(inode, base + offset, f"name_len {name_len} does not fit rec_len {rec_len}")
             name = block[start : start + name_len]
+            if is_encrypted and not (logical == 0 and (offset, name) in _DOTS):
+                name = _shown_name(superblock, inode, block, offset, name)
             # As _is_possible, and a named tuple without its constructor: this runs for every name.
             if name and b"/" not in name and b"\0" not in name and name != b"." and name != b"..":
                 yield new(Entry, (name, ino, base + offset, base + offset + rec_len))
-            elif not (logical == 0 and (offset, name) in ((0, b"."), (12, b".."))):
+            elif not (logical == 0 and (offset, name) in _DOTS):
                 log.warning("directory inode %d, byte %d: skipped impossible name %r", inode.ino, base + offset, name)
         offset += rec_len
+
+
+def _shown_name(superblock: Superblock, inode: Inode, block: Block, offset: int, name: bytes) -> bytes:
+    """What stands for the name of the entry at byte ``offset`` of a block of an encrypted directory (fs/ext4/dir.c,
+    is_dx_dir; fs/ext4/namei.c, htree_dirblock_to_tree). A directory whose index has another hash than new ones get is
+    shown with that of new ones.
+
+    Raises:
+        CorruptFilesystem: it is too short to be encrypted.
+    """
+    hashes = 0, 0
+    if inode.is_casefolded:
+        # Behind the name, since they cannot be found from what is encrypted.
+        place = offset + EXT2_DIR_ENTRY_HEADER + (len(name) + 3 & ~3)
+        if place + _HASHES.size <= len(block):
+            hashes = _HASHES.unpack_from(block, place)
+    elif superblock.name_hash is not None and (inode.is_indexed or inode.size == superblock.block_size):
+        hashes = superblock.name_hash.both(name)
+    return shown_name(inode.ino, hashes, name)
 
 
 def names_in(superblock: Superblock, block: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -184,6 +211,8 @@ def find_in_block(superblock: Superblock, inode: Inode, block: Block, logical: i
     Raises:
         CorruptFilesystem: as ``rec_lengths``, when the block may hold the name.
     """
+    if inode.is_encrypted:
+        return _find_encrypted(superblock, inode, block, logical, name)
     place = find_entry(block, superblock.has_filetype, name)
     if place >= 0:
         (ino,) = _INODE.unpack_from(block, place >> 32)
@@ -207,6 +236,17 @@ def find_in_block(superblock: Superblock, inode: Inode, block: Block, logical: i
             if ino and name_len == len(name) <= rec_len - EXT2_DIR_ENTRY_HEADER:
                 return Found(ino, offset, previous)
         previous = offset
+    return None
+
+
+def _find_encrypted(superblock: Superblock, inode: Inode, block: Block, logical: int, name: bytes) -> Found | None:
+    """The same in an encrypted directory, by the name that is shown."""
+    base = logical * superblock.block_size
+    for entry in parse_block(superblock, inode, block, logical):
+        if entry.name == name:
+            place = entry.offset - base
+            offsets = [offset for offset, _ in rec_lengths(superblock, inode, block, logical)]
+            return Found(entry.ino, place, next((offset for offset in reversed(offsets) if offset < place), -1))
     return None
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.block_map import map_block
+from mystfuse.ext2.block_map import check_not_encrypted, map_block
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import EXT2_INDEX_FL, EXT2_LINK_MAX, EXT2_NAME_LEN, EXT4_LINK_MAX
 from mystfuse.ext2.directory import block_count, directory_block, find_in_block, rec_lengths
@@ -73,8 +73,10 @@ def directory_for_new_name(change: Change, ino: int, name: bytes) -> Inode:
 
 
 def check_can_grow(directory: Inode) -> None:
-    """OSError (EOPNOTSUPP) if names cannot be added to a directory: with casefold, since which spellings are the same
-    name, and their hash, is a table of the kernel's (fs/unicode) for one version of Unicode."""
+    """Raise an error if names cannot be added to a directory: EncryptedContents if they are encrypted there; OSError
+    (EOPNOTSUPP) with casefold, since which spellings are the same name, and their hash, is a table of the kernel's
+    (fs/unicode) for one version of Unicode."""
+    check_not_encrypted(directory)
     if directory.is_casefolded:
         raise OSError(EOPNOTSUPP, f"directory inode {directory.ino} has casefold: names cannot be added")
 

@@ -23,6 +23,7 @@ from mystfuse.ext2.constants import (
     EXT4_INLINE_DATA_FL,
     EXT4_VERITY_FL,
 )
+from mystfuse.ext2.encrypted_names import shown_target_size
 
 _LAYOUT = struct.Struct(
     "<HHIiiiI"  # i_mode i_uid i_size i_atime i_ctime i_mtime i_dtime
@@ -161,6 +162,14 @@ class Inode(NamedTuple):
         return bool(self.i_flags & EXT4_INLINE_DATA_FL)
 
     @property
+    def st_size(self) -> int:
+        """What programs are told of its size: of an encrypted link that of the target that is shown for it
+        (fs/crypto/hooks.c, fscrypt_symlink_getattr)."""
+        if self.i_flags & EXT4_ENCRYPT_FL and self.is_symlink:
+            return shown_target_size(self.size)
+        return self.size
+
+    @property
     def st_blocks(self) -> int:
         """What programs are told of its blocks: of contents in the inode, as many as they would take
         (fs/ext4/inode.c, ext4_file_getattr)."""
@@ -177,6 +186,11 @@ class Inode(NamedTuple):
     def is_indexed(self) -> bool:
         """Whether a directory has an index by hashes of its names."""
         return bool(self.i_flags & EXT2_INDEX_FL)
+
+    @property
+    def has_other_names(self) -> bool:
+        """Whether names in the directory are not looked up as they are stored."""
+        return bool(self.i_flags & (EXT4_CASEFOLD_FL | EXT4_ENCRYPT_FL))
 
     @property
     def is_casefolded(self) -> bool:

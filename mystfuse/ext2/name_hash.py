@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mystfuse.ext2.blocks import Block
 from mystfuse.kernels.directory_hash import hashed_entries, name_hash
+from mystfuse.kernels.pure.directory_hash import both_hashes
 
 _SEED = struct.Struct("<4I")
 _SEED_OFFSET = 236
@@ -41,6 +42,11 @@ class NameHash(NamedTuple):
     def of(self, version: int, name: bytes) -> int:
         """The hash of ``name`` in an index with this ``version``, one of ``VERSIONS``."""
         return name_hash(version + VERSIONS if self.is_unsigned else version, self.seed, name)
+
+    def both(self, name: bytes) -> tuple[int, int]:
+        """The hash and the minor hash of ``name`` in a new index."""
+        version = self.default_version + VERSIONS if self.is_unsigned else self.default_version
+        return both_hashes(version, self.seed, name)
 
     def entries(self, version: int, block: Block, end: int, has_filetype: bool) -> list[int] | None:
         """See ``kernels.pure.directory_hash.hashed_entries``."""

@@ -256,7 +256,7 @@ class NameIndexes:
                 self._superblock, inode, directory_block(self._superblock, inode, blocks, 0, number), 0, name
             )
             return (found, 0, number) if found else None
-        if inode.is_indexed and self._superblock.name_hash is not None and not inode.is_casefolded:
+        if inode.is_indexed and self._superblock.name_hash is not None and not inode.has_other_names:
             try:
                 return find_by_hash(self._superblock, blocks, inode, name, self._known_blocks(inode.ino))
             except MystfuseError:
@@ -547,7 +547,11 @@ class NameIndexes:
                         index.damage = index.damage or str(error)
                     else:
                         index.unread.add(logical)
-            keys, unusual = block_keys(found, first, self._superblock.has_filetype, index.bits)
+            if inode.is_encrypted:
+                # Names are known as they are shown.
+                keys, unusual = [array("Q")] * (1 << index.bits), list(range(len(found)))
+            else:
+                keys, unusual = block_keys(found, first, self._superblock.has_filetype, index.bits)
             index.add_blocks(len(found), keys)
             for logical in (first + position for position in unusual if found[position]):
                 block = found[logical - first]

@@ -6,6 +6,7 @@ import stat
 from errno import EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY
 from typing import NamedTuple
 
+from mystfuse.ext2.block_map import check_not_encrypted
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.create import new_inode
 from mystfuse.ext2.directory import read_parent
@@ -72,6 +73,7 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
             raise OSError(ENOENT, f"there is no {new.name!r}")
         if new_place.ino in old.ancestors:
             raise OSError(EINVAL, f"directory inode {new_place.ino} cannot be moved into itself")
+        _check_not_encrypted(old_directory, new_directory)
         _exchange(change, old_directory, old_place, new_directory, new_place)
         return None
     if new_place is not None and new_place.ino in old.ancestors:
@@ -80,6 +82,7 @@ def rename(change: Change, old: DirectoryName, new: DirectoryName, flags: int) -
         raise OSError(EEXIST, f"{new.name!r} exists already")
     if new_place is not None and new_place.ino == inode.ino:
         return None
+    _check_not_encrypted(old_directory, new_directory)
     check_project(change, new_directory, inode)
     moves = inode.is_directory and old.parent != new.parent
     replaced = None
@@ -150,6 +153,13 @@ def _moved(change: Change, inode: Inode, directory: Inode) -> Inode:
         return inode
     read_parent(change.superblock, change.transaction, inode)
     return set_parent(change, inode, directory.ino)
+
+
+def _check_not_encrypted(*directories: Inode) -> None:
+    """Raise EncryptedContents if names of one of the directories are encrypted (fs/crypto/hooks.c,
+    __fscrypt_prepare_rename)."""
+    for directory in directories:
+        check_not_encrypted(directory)
 
 
 def _check_replaceable(change: Change, directory: Inode, inode: Inode, replaced: Inode) -> None:

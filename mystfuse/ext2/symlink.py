@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.block_map import check_not_encrypted, map_blocks
+from mystfuse.ext2.block_map import map_blocks
 from mystfuse.ext2.blocks import Blocks, BlocksMissing
 from mystfuse.ext2.constants import PATH_MAX
+from mystfuse.ext2.encrypted_names import shown_target
 from mystfuse.ext2.inline_data import read_inline
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -21,20 +22,21 @@ def read_target(superblock: Superblock, blocks: Blocks, inode: Inode) -> bytes:
     """
     if inode.is_inline:
         return _check_target(inode, read_inline(inode))
-    check_not_encrypted(inode)
     fast = is_fast(superblock, inode)
     longest = len(inode.i_block) - 1 if fast else min(superblock.block_size, PATH_MAX) - 1
     if not 0 < inode.size <= longest:
         raise CorruptFilesystem(f"symlink inode {inode.ino}: its target of {inode.size} bytes is invalid")
     if fast:
-        return inode.i_block[: inode.size]
+        target = inode.i_block[: inode.size]
+        return shown_target(inode.ino, target) if inode.is_encrypted else target
     (number,) = map_blocks(superblock, blocks, inode, 0, 1)
     if not number:
         raise CorruptFilesystem(f"symlink inode {inode.ino}: its target is a hole")
     try:
-        return bytes(blocks.block(number)[: inode.size])
+        target = bytes(blocks.block(number)[: inode.size])
     except BlocksMissing as missing:
         raise missing.of("target of symbolic link inode", inode.ino)  # noqa: B904  # it is the same exception
+    return shown_target(inode.ino, target) if inode.is_encrypted else target
 
 
 def _check_target(inode: Inode, target: bytes) -> bytes:

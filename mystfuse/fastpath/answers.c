@@ -12,7 +12,10 @@ static const uint64_t HANDLE = (uint64_t)1 << 63; /* of a file opened for readin
 
 enum {
     LONGEST_TARGET = 4096,
-    UNUSUAL_CONTENTS = 0x00000800 | 0x10000000, /* encrypted, in the inode */
+    ENCRYPTED = 0x00000800,
+    UNUSUAL_CONTENTS = ENCRYPTED | 0x10000000, /* and those in the inode */
+    SHOWN_WHOLE = 149, /* see ext2/encrypted_names.py */
+    DIGEST = 32,
 };
 
 /* -- Attributes. */
@@ -27,11 +30,21 @@ static uint32_t shown_gid(const fastpath_config *config, uint32_t gid)
     return config->replaces_gid ? config->gid : config->maps_root && gid == 0 ? config->root_gid : gid;
 }
 
+/* See Inode.st_size. */
+static uint64_t shown_size(const inode *it)
+{
+    if (!(it->flags & ENCRYPTED) || !S_ISLNK(it->mode))
+        return it->size;
+    const uint64_t name = it->size > 2 ? it->size - 2 : 0;
+    const uint64_t shown = 8 + (name <= SHOWN_WHOLE ? name : SHOWN_WHOLE + DIGEST);
+    return (shown * 8 + 5) / 6;
+}
+
 static void show(const fastpath *fp, const inode *it, struct fuse_attr *to)
 {
     *to = (struct fuse_attr){
         .ino = it->ino,
-        .size = it->size,
+        .size = shown_size(it),
         .blocks = it->i_blocks,
         .atime = (uint64_t)it->seconds[0],
         .mtime = (uint64_t)it->seconds[1],

@@ -38,7 +38,7 @@ class ShownAttributes:
         attributes.st_uid, attributes.st_gid = self._owner(inode)
         if rdev := inode.rdev:
             attributes.st_rdev = rdev
-        attributes.st_size = inode.size
+        attributes.st_size = inode.st_size
         attributes.st_blksize = self._block_size
         attributes.st_blocks = inode.st_blocks
         attributes.st_atime_ns = inode.atime_ns

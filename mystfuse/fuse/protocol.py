@@ -156,7 +156,7 @@ def pack_statx(inode: Inode, owner: tuple[int, int], block_size: int, seconds: i
     for time_ns in (inode.atime_ns, birth_ns or 0, inode.ctime_ns, inode.mtime_ns):
         times += divmod(time_ns, _SECOND)
     mask, links = STATX_BASIC_STATS | (0 if birth_ns is None else STATX_BTIME), inode.i_links_count
-    numbers = (inode.ino, inode.size, inode.st_blocks, 0)
+    numbers = (inode.ino, inode.st_size, inode.st_blocks, 0)
     device = (os.major(inode.rdev), os.minor(inode.rdev), 0, 0)
     statx = STATX.pack(mask, block_size, 0, links, *owner, inode.i_mode, *numbers, *times, *device)
     return STATX_OUT.pack(seconds, 0, 0) + statx
@@ -166,7 +166,7 @@ def _attr(inode: Inode, owner: tuple[int, int], block_size: int) -> bytes:
     atime, mtime, ctime = inode.atime_ns, inode.mtime_ns, inode.ctime_ns
     return ATTR.pack(
         inode.ino,
-        inode.size,
+        inode.st_size,
         inode.st_blocks,
         atime // _SECOND,
         mtime // _SECOND,

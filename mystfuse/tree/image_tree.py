@@ -62,7 +62,7 @@ class Stat:
             inode.uid,
             inode.gid,
             inode.rdev,
-            inode.size,
+            inode.st_size,
             block_size,
             inode.st_blocks,
             inode.atime_ns,

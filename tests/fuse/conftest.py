@@ -25,7 +25,6 @@ from tests.support.errno_pairs import (
     pair_of,
 )
 
-
 PAIRS = (("ext2", 1024), ("ext2", 4096), ("ext4", 4096))
 """Kinds and block sizes."""
 EXTENTS = 0x80000

@@ -25,7 +25,7 @@ from mystfuse.kernels.interface import NOT_FOUND, UNUSUAL
 from mystfuse.kernels.pure import directory_names as pure_directory
 from tests.support.kernels import native_directory, needs_native
 
-DIRECTORY = cast(Inode, SimpleNamespace(ino=2))
+DIRECTORY = cast(Inode, SimpleNamespace(ino=2, is_encrypted=False))
 
 
 def entries(source: random.Random, size: int, number: int, has_filetype: bool) -> tuple[bytearray, list[int]]:

@@ -25,19 +25,24 @@ def name_hash(version: int, seed: tuple[int, int, int, int], name: bytes) -> int
         version: 0 legacy, 1 half MD4, 2 TEA; and 3 more if bytes count as unsigned (DX_HASH_* of fs/ext4/ext4.h).
         seed: s_hash_seed; all zero for the usual one.
     """
+    return both_hashes(version, seed, name)[0]
+
+
+def both_hashes(version: int, seed: tuple[int, int, int, int], name: bytes) -> tuple[int, int]:
+    """The same, and the minor hash, by which names with the same one are told apart; the legacy function has none."""
     is_unsigned, kind = divmod(version, _VERSIONS)
     state: tuple[int, ...] = seed if any(seed) else _INITIAL
     if kind == _LEGACY:
-        value = _legacy(name, bool(is_unsigned))
+        value, minor = _legacy(name, bool(is_unsigned)), 0
     else:
         words = 8 if kind == _HALF_MD4 else 4
         for start in range(0, len(name), words * 4):
             given = list(_words(name[start:], bool(is_unsigned), words))
             state = _half_md4(state, given) if kind == _HALF_MD4 else _tea(state, given)
-        value = state[1] if kind == _HALF_MD4 else state[0]
+        value, minor = state[1:3] if kind == _HALF_MD4 else state[:2]
     value &= ~1
     # The largest one marks the end of a listing.
-    return 0xFFFFFFFC if value == 0xFFFFFFFE else value
+    return (0xFFFFFFFC if value == 0xFFFFFFFE else value), minor
 
 
 def find_room(block: Bytes, end: int, has_filetype: bool, needed: int) -> int:
