@@ -106,7 +106,8 @@ def map_block(superblock: Superblock, blocks: Blocks, inode: Inode, logical: int
     if inode.i_flags & NO_MAP_FLAGS:
         if not inode.has_extents or inode.is_inline:
             return _map_unusual(superblock, blocks, inode, logical, 1)[0]
-        check_not_encrypted(inode)
+        if inode.is_regular:
+            check_not_encrypted(inode)
         return ExtentSearch(superblock, blocks, inode).find(logical)
     path = block_path(inode, superblock.block_size // 4, logical)
     number: int
