@@ -24,6 +24,9 @@ _MOST_PIECES = 1024
 """Extents and holes that one transaction goes through, where an operation may take several."""
 _MOST_ALLOCATED = 8192
 """Blocks that one transaction allocates without writing them."""
+_MOST_GOALS = 8
+"""Holes that one transaction fills behind the blocks in front of each. The others are filled behind the last of these:
+in a file all over the file system, there would be more bitmaps than an operation may miss one by one."""
 _MOST_LEAVES = 512
 """Leaves that one transaction frees."""
 
@@ -50,17 +53,18 @@ def map_extents_for_writing(
     end = first + transaction.spend_for(mapped)
     pointers: list[int] = []
     new: set[int] = set()
+    near, holes = goal, 0
     for piece in pieces:
         piece = piece.part(first, end)
         if piece.length <= 0:
             break
         if not piece.physical:
-            near = pointers[-1] + 1 if pointers else goal
             taken = _fill_hole(change, tree, inode, piece._replace(is_written=True), near)
             new.update(taken)
             pointers += taken
             if len(taken) < piece.length:
                 break
+            near, holes = taken[-1] + 1, holes + 1
             continue
         if not piece.is_written:
             written = piece._replace(is_written=True)
@@ -68,6 +72,8 @@ def map_extents_for_writing(
                 break
             new.update(piece.numbers())
         pointers += piece.numbers()
+        if holes < _MOST_GOALS:
+            near = pointers[-1] + 1
     return tree.finish() if new else inode, pointers, new
 
 
@@ -127,15 +133,16 @@ def allocate_extents(change: Change, inode: Inode, first: int, end: int, zeroed:
         BlocksMissing, CorruptFilesystem
     """
     tree = ExtentTree(change, inode)
-    near, reached = 0, first
+    near, holes, reached = 0, 0, first
     for piece in list(_some_pieces(tree, first, min(end, first + _MOST_ALLOCATED))):
         if not piece.physical:
             taken = _fill_hole(change, tree, inode, piece, near)
             if len(taken) < piece.length:
                 raise OSError(ENOSPC, "no free block")
-            near = taken[-1] + 1
+            near, holes = taken[-1] + 1, holes + 1
         else:
-            near = piece.physical + piece.length
+            if holes < _MOST_GOALS:
+                near = piece.physical + piece.length
             if piece.is_written:
                 _unwrite(change, tree, piece.part(zeroed.start, zeroed.stop))
         reached = piece.end

@@ -198,3 +198,25 @@ async def test_a_tree_of_three_levels(tmp_path: Path) -> None:
     await file.check()
     await file.truncate(0)
     assert "Blockcount: 0" in await file.check()
+
+
+async def test_holes_of_a_file_that_is_in_many_groups_take_few_misses(tmp_path: Path) -> None:
+    """A regression: each hole is filled behind the block in front of it, and each group's bitmap was a miss."""
+    pieces = 100
+    groups = ("-O", "^has_journal,^resize_inode", "-g", "1024", "-N", "1024")
+    volume = await Volume.open(MemoryDevice(make_image(tmp_path, 1024, 110 << 20, *groups)), LIMIT)
+    ino = (await at(volume, "file")).ino
+    for piece in reversed(range(pieces)):
+        volume._filesystem.set_goal(ino, 2 * piece, 1024 * (piece + 2) + 600)
+        await volume.write(ino, 2 * piece * 1024, bytes([piece]) * 1024, ADMIN)
+    scattered = await merged(volume)
+    runs = await volume.file_runs(ino, 0, 2 * pieces - 1)
+    assert len({run.physical // 1024 for run in runs if run.physical}) == pieces
+    for number in range(2):
+        file = await File.open(scattered, tmp_path / "image")
+        file.content = bytearray(b"".join(bytes([piece]) * 1024 + bytes(1024) for piece in range(pieces)))[:-1024]
+        if number:
+            await file.write(0, b"new" * 1024 * pieces)
+        else:
+            await file.allocate(0, 2 * pieces * 1024)
+        await file.check()

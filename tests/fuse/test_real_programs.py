@@ -20,12 +20,18 @@ from tests.support.mounts import HAS_FAST_PATH, assert_clean, mounted
 pytestmark = pytest.mark.skipif(not HAS_FAST_PATH, reason="pyfuse3 has no holes")
 
 MEBIBYTE = 1 << 20
+KINDS = {
+    "ext2": ("-t", "ext2"),
+    "ext4": ("-t", "ext4"),
+    "everything": ("-t", "ext4", "-b", "1024", "-O", "inline_data,ea_inode,orphan_file,large_dir,metadata_csum_seed"),
+}
+"""mke2fs's arguments."""
 
 
-@pytest.fixture(scope="module")
-def mountpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS.keys())
+def mountpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("programs")
-    run("mke2fs", "-q", "-F", "-t", "ext2", "-I", "256", directory / "image", "256M")
+    run("mke2fs", "-q", "-F", *request.param, "-I", "256", directory / "image", "256M")
     with mounted(directory / "image", directory / "mount", "--insecure", "--overlay-limit=200M") as mountpoint:
         yield mountpoint
 

@@ -61,6 +61,7 @@ KINDS: dict[str, tuple[list[str], list[str]]] = {
         ["--encrypt", "--block-size=1024"],
         ["--data-block-size=1024", "--hash-block-size=512", "--format=0", f"--salt={'c5' * 256}"],
     ),
+    "ext4": (["--type=ext4", "--block-size=1024"], []),
     "LUKS2, SHA-512": (["--encrypt", "--luks2"], ["--hash=sha512", "--data-block-size=4096", "--hash-block-size=4096"]),
 }
 """Options of mkext2, and of veritysetup where it makes another tree."""

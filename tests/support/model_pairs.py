@@ -131,7 +131,8 @@ def make_image(configuration: Configuration, directory: Path) -> Path:
         features += f",{configuration.features}"
     # Small groups, so that both block sizes have several of them.
     run("mke2fs", "-q", "-F", "-t", configuration.kind, "-b", str(configuration.block_size),
-        "-I", str(configuration.inode_size), "-O", features, "-g", str(8192 if configuration.block_size == 1024 else 2048), "-N", str(INODES),
+        "-I", str(configuration.inode_size), "-O", features,
+        "-g", str(8192 if configuration.block_size == 1024 else 2048), "-N", str(INODES),
         "-E", "lazy_itable_init=0", "-d", source, image, IMAGE_SIZE)  # fmt: skip
     # mke2fs does not index the directories that it fills; e2fsck does.
     assert run("e2fsck", "-fyD", image, check=False).returncode in (0, 1)

@@ -17,7 +17,16 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_crowded_image(tmp_path_factory.mktemp("crowded") / "image", NAMES)
 
 
-@pytest.fixture(scope="module", params=[1024, 4096])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("-t", "ext2", "-b", "1024"),
+        ("-t", "ext2", "-b", "4096"),
+        ("-t", "ext4", "-b", "4096"),
+        ("-t", "ext4", "-b", "1024", "-O", "inline_data,ea_inode,orphan_file,large_dir,metadata_csum_seed"),
+    ],
+    ids=["1024", "4096", "ext4", "everything"],
+)
 def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A bare file system with a bit of everything, including an indexed directory."""
     directory = tmp_path_factory.mktemp("transactions")
@@ -34,6 +43,6 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (source / "long").symlink_to("x" * 100)
     os.setxattr(source / "small", "user.big", b"v" * 300)
     path = directory / "image"
-    run("mke2fs", "-q", "-F", "-t", "ext2", "-b", str(request.param), "-N", "1024", "-d", source, path, "8M")
+    run("mke2fs", "-q", "-F", *request.param, "-N", "1024", "-d", source, path, "8M")
     run("e2fsck", "-fyD", path, check=False)
     return path.read_bytes()
