@@ -39,8 +39,11 @@ def map_extents_for_writing(
     tree, transaction = ExtentTree(change, inode), change.transaction
     if count == 1:
         return _map_one(change, tree, inode, first, goal)
-    tree.fetch(first, first + count)
-    pieces = list(tree.pieces(first, first + count))
+    try:
+        pieces = list(tree.pieces(first, first + count))
+    except BlocksMissing:
+        tree.fetch(first, first + count)
+        raise
     mapped: list[int] = []
     for piece in pieces:
         mapped += piece.numbers() if piece.physical else [0] * piece.length

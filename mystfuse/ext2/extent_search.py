@@ -75,8 +75,9 @@ class ExtentSearch:
         return int(HEADER.unpack_from(self._root)[3])
 
     def fetch(self, first: int, end: int) -> None:
-        """Have in memory what the tree has for the file's blocks ``first`` to ``end`` (excluded), level by level: an
-        operation that needs all of it would be run again too often where index nodes have few entries each."""
+        """Name all that is not in memory of a level of the tree for the file's blocks ``first`` to ``end`` (excluded),
+        by BlocksMissing: an operation that needs all of it would be run again too often where index nodes have few
+        entries each."""
         if self.depth > 1:
             find_extents(self._superblock, self._blocks, self._inode, first, end)
 

@@ -108,7 +108,7 @@ def operations(dice: random.Random, block_size: int, reach: int) -> Iterator[tup
         yield f"{kind} {offset} {length}", kinds[kind]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_operations_are_the_kernels(empty: Pair, tmp_path: Path, seed: int) -> None:
     name, dice = f"random-{seed}", random.Random(seed)
     reach = (3 << 20) >> seed
@@ -116,7 +116,7 @@ def test_random_operations_are_the_kernels(empty: Pair, tmp_path: Path, seed: in
         opened(empty.kernel / name, os.O_CREAT | os.O_RDWR) as kernel,
         opened(empty.ours / name, os.O_CREAT | os.O_RDWR) as ours,
     ):
-        for number, (what, operation) in zip(range(200), operations(dice, empty.block_size, reach), strict=False):
+        for number, (what, operation) in zip(range(150), operations(dice, empty.block_size, reach), strict=False):
             operation(kernel)
             operation(ours)
             assert os.fstat(ours).st_size == os.fstat(kernel).st_size, what
