@@ -97,9 +97,15 @@ class MetadataChecksums:
             raise CorruptFilesystem(f"inode {ino}: the checksum of extent block {number} does not match")
 
     def set_extents(self, ino: int, generation: int, block: bytearray) -> None:
-        """Give such a block its checksum."""
+        """Give such a block its checksum.
+
+        Raises:
+            CorruptFilesystem: there is no room for one: the file has the block as contents, too.
+        """
         (eh_max,) = _SHORT.unpack_from(block, 4)
         end = 12 + 12 * eh_max
+        if end + _NUMBER.size > len(block):
+            raise CorruptFilesystem(f"inode {ino}: a block of its extent tree holds something else")
         _NUMBER.pack_into(block, end, crc32c(bytes(block[:end]), self.inode_seed(ino, generation)))
 
     def check_directory(self, ino: int, generation: int, logical: int, block: Block) -> None:

@@ -239,3 +239,9 @@ def test_the_judge_agrees(pristine: bytes, tmp_path: Path) -> None:
     image.write_bytes(damaged(pristine, position + 24))
     result = run("e2fsck", "-fn", image, check=False)
     assert result.returncode and "checksum does not match" in result.stdout
+
+
+def test_a_tree_block_that_has_become_contents_gets_no_checksum() -> None:
+    """A hostile file has a block of its own tree as contents; then it is written to."""
+    with pytest.raises(CorruptFilesystem, match="inode 12: a block of its extent tree"):
+        MetadataChecksums(0).set_extents(12, 0, bytearray(b"\xff" * 1024))

@@ -28,7 +28,12 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(
+    params=[
+        pytest.param(options, id=name, marks=[pytest.mark.slow] * (name != "everything"))
+        for name, options in KINDS.items()
+    ]
+)
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     image = tmp_path / "image"
     run("mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-N", "1200", *request.param, image, "6M")
@@ -124,7 +129,9 @@ def test_names(root: Path, tmp_path: Path) -> None:
     assert_comes_back(root, before, tmp_path, "filler")
 
 
-@pytest.mark.parametrize("kind", ["files", "directories", "symlinks", "nodes"])
+@pytest.mark.parametrize(
+    "kind", ["files", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("directories", "symlinks", "nodes"))]
+)
 def test_inodes(root: Path, tmp_path: Path, kind: str) -> None:
     (root / "full").mkdir()
     make: Callable[[int], object] = {

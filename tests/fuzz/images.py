@@ -1,7 +1,7 @@
 """The file systems that targets start from, and devices on them.
 
 They are kept, packed, in ``images/``: stored inputs mean something for exactly these bytes.
-``python -m tests.fuzz.images`` makes them anew; then run ``scripts/fuzz`` with an empty corpus.
+``python -m tests.fuzz.images`` makes them anew (``... ext4`` that of ext4); then run ``scripts/fuzz`` with an empty corpus.
 """
 
 from __future__ import annotations
@@ -153,7 +153,38 @@ def make(directory: Path) -> None:
         (IMAGES / f"{name}.img.xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))
 
 
+def make_ext4(directory: Path) -> None:
+    """Make the image of ext4, in which one file has a tree of extents of two levels."""
+    tree = directory / "tree"
+    (tree / "dir/sub").mkdir(parents=True)
+    (tree / "many").mkdir()
+    (tree / "file").write_bytes(b"in the inode")
+    (tree / "large").write_bytes(bytes(range(251)) * 400)
+    with (tree / "pieces").open("wb") as file:
+        for number in range(400):
+            file.seek(2048 * number)
+            file.write(b"%04d" % number)
+    for number in range(120):
+        os.link(tree / "file", tree / f"many/a-name-of-some-length-{number:04}")
+    (tree / "slow").symlink_to("x" * 100)
+    (tree / "fast").symlink_to("short")
+    os.setxattr(tree / "large", "user.big", b"v" * 400)
+    os.setxattr(tree / "file", "user.small", b"v")
+    for path in (tree, *tree.rglob("*")):
+        os.utime(path, (1_600_000_000, 1_600_000_000), follow_symlinks=False)
+    identity = "6d797374-6675-7365-0000-000000000000"
+    image = directory / "image"
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-U", identity, "-E", f"hash_seed={identity},root_owner=0:0", "-b", "1024",
+         "-g", "1024", "-N", "256", "-I", "256", "-O",
+         "inline_data,ea_inode,large_dir,metadata_csum_seed,^has_journal,^resize_inode", "-d", tree, image, "3M"],
+        check=True,
+    )  # fmt: skip
+    subprocess.run(["e2fsck", "-fyD", image], check=False, stdout=subprocess.DEVNULL)
+    (IMAGES / "ext4.img.xz").write_bytes(lzma.compress(image.read_bytes(), preset=9))
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
-        make(Path(directory))
+        (make_ext4 if "ext4" in sys.argv else make)(Path(directory))
     sys.exit()
