@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from uuid import UUID
 
-from mystfuse.errors import CorruptFilesystem
+from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
 from mystfuse.ext2.checksum import check_descriptor_16, set_descriptor_16, set_superblock
 from mystfuse.ext2.constants import EXT2_SUPER_MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE
 from mystfuse.ext2.fixed_blocks import descriptor_copies
@@ -32,7 +32,13 @@ def with_uuid(read: Read, superblock: Superblock, uuid: UUID) -> Read:
 
     Args:
         superblock: with the old UUID.
+
+    Raises:
+        UnsupportedFeature: with ea_inode and without metadata_csum, checksums of attributes' values begin with the
+            UUID, and there is no other place for the old one.
     """
+    if "ea_inode" in superblock.features and superblock.checksums is None:
+        raise UnsupportedFeature("ea_inode without metadata_csum: the file system's UUID cannot change")
     places = [SUPERBLOCK_OFFSET, *_copies(superblock)]
     has_checksum_16 = "uninit_bg" in superblock.features and superblock.checksums is None
     tables = sorted(_tables(superblock)) if has_checksum_16 else []

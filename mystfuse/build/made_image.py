@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from mystfuse.ext2.features import filesystem_type
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.formats.fssig import Fssig
 from mystfuse.formats.verity import VeritySuperblock
@@ -29,7 +30,7 @@ class MadeImage:
     def files(self) -> int:
         """Files, directories and all else that has an inode of its own, but for the root directory and lost+found."""
         used = self.filesystem.s_inodes_count - self.filesystem.s_free_inodes_count
-        return max(used - self.filesystem.s_first_ino, 0)
+        return max(used - self.filesystem.s_first_ino - len(self.filesystem.hidden_inodes), 0)
 
     @property
     def free_bytes(self) -> int:
@@ -50,6 +51,7 @@ class MadeImage:
             "tree_uuid": str(UUID(bytes=self.tree.uuid)),
             "luks_version": self.luks_version,
             "filesystem": {
+                "type": filesystem_type(filesystem.features),
                 "uuid": str(filesystem.s_uuid),
                 "size": filesystem.size,
                 "block_size": filesystem.block_size,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import NamedTuple, Protocol
+
+_offset = itemgetter(0)
 
 
 class Extent(NamedTuple):
@@ -85,3 +89,28 @@ def coalesce(extents: Iterable[Extent], max_length: int) -> list[Extent]:
     if end >= 0:
         merged.append(Extent(begin, end - begin))
     return merged
+
+
+def run_of(runs: Sequence[Extent], offset: int) -> int:
+    """Which of some runs, in order, byte ``offset`` lies in."""
+    return bisect_right(runs, offset, key=_offset) - 1
+
+
+def cut_runs(extents: Sequence[Extent], runs: list[Extent], verified: Sequence[memoryview]) -> list[memoryview]:
+    """The bytes of each extent, out of the runs that they lie in."""
+    if len(extents) == 1 and extents[0] == runs[0]:
+        return [verified[0]]
+    parts: list[memoryview] = []
+    for extent in extents:
+        index = run_of(runs, extent.offset)
+        start, data = runs[index].offset, verified[index]
+        part = data[extent.offset - start : extent.end - start]
+        # A small part must not keep a long run in memory.
+        parts.append(part if 2 * len(part) >= len(data) else memoryview(bytes(part)))
+    return parts
+
+
+def aligned(extent: Extent, block_size: int) -> Extent:
+    """The whole blocks that an extent lies in."""
+    start = extent.offset // block_size * block_size
+    return Extent(start, -(-extent.end // block_size) * block_size - start)

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hmac
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import NoReturn, Protocol
 
 import trio
@@ -22,7 +20,7 @@ import trio
 from mystfuse.crypto.hash_tree import TreePaths, TreeVerifier
 from mystfuse.crypto.hashing import BlockHasher
 from mystfuse.devices.damaged_blocks import DamagedBlocks
-from mystfuse.devices.device import Device, Extent, PendingRead, coalesce, read_now
+from mystfuse.devices.device import Device, Extent, PendingRead, aligned, coalesce, cut_runs, read_now, run_of
 from mystfuse.errors import FormatError, ImageReadError, IntegrityError, MystfuseError
 from mystfuse.formats.verity import TreeGeometry, VeritySuperblock
 from mystfuse.kernels.interface import HashBlockKey, TreeShape
@@ -140,7 +138,7 @@ class VerityDevice:
         result: list[memoryview] = []
         try:
             for step, runs in self._steps(extents):
-                result += _cut(step, runs, await self._read_runs(runs))
+                result += cut_runs(step, runs, await self._read_runs(runs))
         except DamagedBlocks as damage:
             if not quietly:
                 damage.report()
@@ -262,7 +260,7 @@ class VerityDevice:
         unverified = data()
         if unverified is None or paths.mismatches(_parts_of(runs, unverified)):
             return None
-        return _cut(extents, runs, unverified)
+        return cut_runs(extents, runs, unverified)
 
     def _steps(self, extents: Sequence[Extent]) -> Sequence[tuple[Sequence[Extent], list[Extent]]]:
         """The extents in order, as many at a time as fill MAX_STEP with the data and hash blocks they lie in; and the
@@ -291,8 +289,8 @@ class VerityDevice:
         """The runs of whole data blocks that extents lie in, sorted, each by itself."""
         block_size = self.superblock.data_block_size
         if len(extents) == 1:
-            return [_aligned(extents[0], block_size)]
-        return coalesce([_aligned(extent, block_size) for extent in extents], self.size)
+            return [aligned(extents[0], block_size)]
+        return coalesce([aligned(extent, block_size) for extent in extents], self.size)
 
     async def _read_runs(self, runs: list[Extent]) -> list[memoryview]:
         """Read and check runs of whole data blocks."""
@@ -329,7 +327,7 @@ class VerityDevice:
                 # Not in place: others may have the same memory.
                 parts = [memoryview(bytearray(part)) for part in unverified]
             for extent, part in zip(wanted, again, strict=True):
-                index = bisect_right(runs, extent.offset, key=_offset) - 1
+                index = run_of(runs, extent.offset)
                 start = extent.offset - runs[index].offset
                 parts[index][start : start + extent.length] = part
             left = paths.mismatches(parts)
@@ -493,26 +491,3 @@ def _parts_of(extents: Sequence[Extent], unverified: Sequence[memoryview] | Imag
         if len(part) != extent.length:
             raise ImageReadError(f"verity: {len(part)} bytes came for the {extent.length} at {extent.offset}")
     return list(unverified)
-
-
-def _cut(extents: Sequence[Extent], runs: list[Extent], verified: Sequence[memoryview]) -> list[memoryview]:
-    """The bytes of each extent, out of the runs that they lie in."""
-    if len(extents) == 1 and extents[0] == runs[0]:
-        return [verified[0]]
-    parts: list[memoryview] = []
-    for extent in extents:
-        index = bisect_right(runs, extent.offset, key=_offset) - 1
-        start, data = runs[index].offset, verified[index]
-        part = data[extent.offset - start : extent.end - start]
-        # A small part must not keep a long run in memory.
-        parts.append(part if 2 * len(part) >= len(data) else memoryview(bytes(part)))
-    return parts
-
-
-_offset = itemgetter(0)
-
-
-def _aligned(extent: Extent, block_size: int) -> Extent:
-    """The whole blocks that an extent lies in."""
-    start = extent.offset // block_size * block_size
-    return Extent(start, -(-extent.end // block_size) * block_size - start)

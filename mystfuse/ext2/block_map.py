@@ -25,6 +25,7 @@ from mystfuse.ext2.constants import (
     EXT4_EXTENTS_FL,
     EXT4_INLINE_DATA_FL,
 )
+from mystfuse.ext2.extent_search import ExtentSearch
 from mystfuse.ext2.extents import find_stretch, map_extents
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.superblock import Superblock
@@ -103,7 +104,11 @@ def check_not_encrypted(inode: Inode) -> None:
 def map_block(superblock: Superblock, blocks: Blocks, inode: Inode, logical: int) -> int:
     """The pointer of one block; see ``map_blocks``."""
     if inode.i_flags & NO_MAP_FLAGS:
-        return _map_unusual(superblock, blocks, inode, logical, 1)[0]
+        if not inode.has_extents or inode.is_inline:
+            return _map_unusual(superblock, blocks, inode, logical, 1)[0]
+        if inode.is_regular:
+            check_not_encrypted(inode)
+        return ExtentSearch(superblock, blocks, inode).find(logical)
     path = block_path(inode, superblock.block_size // 4, logical)
     number: int
     (number,) = _POINTER.unpack_from(inode.i_block, 4 * path[0])

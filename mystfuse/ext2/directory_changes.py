@@ -41,7 +41,7 @@ from mystfuse.ext2.inline_directory_changes import (
     set_inline_parent,
 )
 from mystfuse.ext2.inode import Inode
-from mystfuse.ext2.name_index import LatestEntry
+from mystfuse.ext2.name_indexes import LatestEntry
 
 _HEADER_SIZE = 8
 

@@ -24,6 +24,9 @@ _MOST_PIECES = 1024
 """Extents and holes that one transaction goes through, where an operation may take several."""
 _MOST_ALLOCATED = 8192
 """Blocks that one transaction allocates without writing them."""
+_MOST_GOALS = 8
+"""Holes that one transaction fills behind the blocks in front of each. The others are filled behind the last of these:
+in a file all over the file system, there would be more bitmaps than an operation may miss one by one."""
 _MOST_LEAVES = 512
 """Leaves that one transaction frees."""
 
@@ -36,8 +39,11 @@ def map_extents_for_writing(
     tree, transaction = ExtentTree(change, inode), change.transaction
     if count == 1:
         return _map_one(change, tree, inode, first, goal)
-    tree.fetch(first, first + count)
-    pieces = list(tree.pieces(first, first + count))
+    try:
+        pieces = list(tree.pieces(first, first + count))
+    except BlocksMissing:
+        tree.fetch(first, first + count)
+        raise
     mapped: list[int] = []
     for piece in pieces:
         mapped += piece.numbers() if piece.physical else [0] * piece.length
@@ -47,17 +53,18 @@ def map_extents_for_writing(
     end = first + transaction.spend_for(mapped)
     pointers: list[int] = []
     new: set[int] = set()
+    near, holes = goal, 0
     for piece in pieces:
         piece = piece.part(first, end)
         if piece.length <= 0:
             break
         if not piece.physical:
-            near = pointers[-1] + 1 if pointers else goal
             taken = _fill_hole(change, tree, inode, piece._replace(is_written=True), near)
             new.update(taken)
             pointers += taken
             if len(taken) < piece.length:
                 break
+            near, holes = taken[-1] + 1, holes + 1
             continue
         if not piece.is_written:
             written = piece._replace(is_written=True)
@@ -65,6 +72,8 @@ def map_extents_for_writing(
                 break
             new.update(piece.numbers())
         pointers += piece.numbers()
+        if holes < _MOST_GOALS:
+            near = pointers[-1] + 1
     return tree.finish() if new else inode, pointers, new
 
 
@@ -124,15 +133,16 @@ def allocate_extents(change: Change, inode: Inode, first: int, end: int, zeroed:
         BlocksMissing, CorruptFilesystem
     """
     tree = ExtentTree(change, inode)
-    near, reached = 0, first
+    near, holes, reached = 0, 0, first
     for piece in list(_some_pieces(tree, first, min(end, first + _MOST_ALLOCATED))):
         if not piece.physical:
             taken = _fill_hole(change, tree, inode, piece, near)
             if len(taken) < piece.length:
                 raise OSError(ENOSPC, "no free block")
-            near = taken[-1] + 1
+            near, holes = taken[-1] + 1, holes + 1
         else:
-            near = piece.physical + piece.length
+            if holes < _MOST_GOALS:
+                near = piece.physical + piece.length
             if piece.is_written:
                 _unwrite(change, tree, piece.part(zeroed.start, zeroed.stop))
         reached = piece.end
@@ -155,7 +165,7 @@ def count_holes(change: Change, inode: Inode, first: int, end: int) -> tuple[int
     """How many of a file's blocks ``first`` to ``end`` (excluded) are not allocated, as far as one transaction goes
     through them; and the first block that it has not gone through."""
     holes, position = 0, first
-    for piece in _some_pieces(ExtentSearch(change, inode), first, end):
+    for piece in _some_pieces(ExtentSearch(change.superblock, change.transaction, inode), first, end):
         holes += 0 if piece.physical else piece.length
         position = piece.end
     return holes, position
@@ -264,7 +274,7 @@ def blocks_in_root(change: Change, inode: Inode, most: int) -> list[int] | None:
     Raises:
         CorruptFilesystem
     """
-    tree = ExtentSearch(change, inode)
+    tree = ExtentSearch(change.superblock, change.transaction, inode)
     if tree.depth:
         return None
     (leaf,) = tree.seek(0)

@@ -1,4 +1,4 @@
-"""Searching the extent tree of an inode, for changing it.
+"""Searching the extent tree of an inode for single blocks, and for changing it.
 
 A tree is searched without reading it whole: what is checked are the headers of the nodes on the way, and the entries
 that are used. So in a broken tree a search finds the wrong entries, or an error, and ends all the same.
@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2.blocks import Block, BlocksMissing
-from mystfuse.ext2.change import Change
+from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing
 from mystfuse.ext2.extent_format import (
     ENTRY_SIZE,
     HEADER,
@@ -31,6 +30,7 @@ from mystfuse.ext2.extent_format import (
 )
 from mystfuse.ext2.extents import OWNER, find_extents
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.superblock import Superblock
 
 ROOT_ROOM = room_of(ROOT_SIZE)
 """Entries of i_block."""
@@ -62,13 +62,12 @@ class ExtentSearch:
         inode: has EXT4_EXTENTS_FL.
     """
 
-    def __init__(self, change: Change, inode: Inode) -> None:
+    def __init__(self, superblock: Superblock, blocks: Blocks, inode: Inode) -> None:
         self._inode = inode
-        self._superblock = change.superblock
-        self._transaction = change.transaction
-        self._allocator = change.allocator
+        self._superblock = superblock
+        self._blocks = blocks
         self._root: Block = inode.i_block
-        self._room = room_of(change.superblock.block_size)
+        self._room = room_of(superblock.block_size)
 
     @property
     def depth(self) -> int:
@@ -76,10 +75,11 @@ class ExtentSearch:
         return int(HEADER.unpack_from(self._root)[3])
 
     def fetch(self, first: int, end: int) -> None:
-        """Have in memory what the tree has for the file's blocks ``first`` to ``end`` (excluded), level by level: an
-        operation that needs all of it would be run again too often where index nodes have few entries each."""
+        """Name all that is not in memory of a level of the tree for the file's blocks ``first`` to ``end`` (excluded),
+        by BlocksMissing: an operation that needs all of it would be run again too often where index nodes have few
+        entries each."""
         if self.depth > 1:
-            find_extents(self._superblock, self._transaction, self._inode, first, end)
+            find_extents(self._superblock, self._blocks, self._inode, first, end)
 
     def seek(self, logical: int, ahead: int = 0) -> list[Step]:
         """The way to the leaf for a block of the file.
@@ -108,6 +108,16 @@ class ExtentSearch:
             others = self._siblings(data, index, count, ahead) if ahead and depth == 1 else ()
             depth -= 1
             data, number, low, high = self._node(child, depth, others), child, key, following
+
+    def find(self, logical: int) -> int:
+        """The number of one block of the file; 0 for a hole, which one is too that counts as zeros."""
+        if logical >= MAX_LOGICAL:
+            raise CorruptFilesystem(f"inode {self._inode.ino}: block {logical} is past what an extent tree can hold")
+        leaf = self.seek(logical)[-1]
+        if leaf.at < 0:
+            return 0
+        extent = self.entry(leaf, leaf.at)
+        return extent.physical + logical - extent.logical if extent.is_written and logical < extent.end else 0
 
     def entry(self, leaf: Step, index: int) -> Piece:
         """An entry of a leaf."""
@@ -156,19 +166,17 @@ class ExtentSearch:
                 position = stop
 
     def _data(self, number: int) -> Block:
-        return self._transaction.block(number) if number else self._root
+        return self._blocks.block(number) if number else self._root
 
     def _node(self, number: int, depth: int, others: Iterable[int]) -> Block:
         """A block of the tree, whose number has been checked."""
         try:
-            data = self._transaction.block(number, others)
+            data = self._blocks.block(number, others)
         except BlocksMissing as missing:
             raise missing.of(OWNER, self._inode.ino)  # noqa: B904  # it is the same exception
-        if not isinstance(data, bytearray):
-            self._allocator.check_writable(self._transaction, [number])
-            if self._superblock.checksums is not None and self._transaction.is_sealed(number):
-                self._count(data, number, depth)
-                self._superblock.checksums.check_extents(self._inode.ino, self._inode.i_generation, number, data)
+        if self._superblock.checksums is not None and self._blocks.is_sealed(number):
+            self._count(data, number, depth)
+            self._superblock.checksums.check_extents(self._inode.ino, self._inode.i_generation, number, data)
         return data
 
     def _count(self, data: Block, number: int, depth: int) -> int:

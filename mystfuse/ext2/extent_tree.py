@@ -12,6 +12,7 @@ from errno import ENOSPC
 from functools import partial
 
 from mystfuse.errors import CorruptFilesystem
+from mystfuse.ext2.blocks import Block
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.extent_format import (
@@ -42,8 +43,10 @@ class ExtentTree(ExtentSearch):
     """The extent tree of an inode, which an operation changes. ``finish`` gives the inode with what it has become."""
 
     def __init__(self, change: Change, inode: Inode) -> None:
-        super().__init__(change, inode)
+        super().__init__(change.superblock, change.transaction, inode)
         self._change = change
+        self._transaction = change.transaction
+        self._allocator = change.allocator
         self._spare: list[int] = []
         """Blocks taken for new nodes."""
         self._added = 0
@@ -220,6 +223,12 @@ class ExtentTree(ExtentSearch):
             data, 0, MAGIC, len(area) // ENTRY_SIZE, room, depth, *_GENERATION.unpack_from(data, _GENERATION_OFFSET)
         )
         data[HEADER_SIZE : HEADER_SIZE + len(area)] = area
+
+    def _node(self, number: int, depth: int, others: Iterable[int]) -> Block:
+        data = super()._node(number, depth, others)
+        if not isinstance(data, bytearray):
+            self._allocator.check_writable(self._transaction, [number])
+        return data
 
     def _changed(self, number: int) -> bytearray:
         """A node, to be changed in place."""

@@ -137,6 +137,13 @@ def of_ext4(names: frozenset[str]) -> frozenset[str]:
     return names - EXT2
 
 
+def filesystem_type(names: frozenset[str]) -> str:
+    """ext2, ext3 or ext4: the first that has all these features."""
+    if of_ext4(names):
+        return "ext4"
+    return "ext3" if "has_journal" in names else "ext2"
+
+
 def only_for_reading(names: frozenset[str]) -> list[str]:
     """The features of which mystfuse can only read what they make, in order."""
     return sorted(names - WRITABLE)

@@ -22,7 +22,7 @@ from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.directory import Entry, list_entries, read_parent
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.inode_table import InodeTable
-from mystfuse.ext2.name_index import NameIndexes
+from mystfuse.ext2.name_indexes import NameIndexes
 from mystfuse.ext2.superblock import Superblock, read_free_counts
 from mystfuse.ext2.symlink import read_target
 from mystfuse.ext2.xattr import read_xattrs

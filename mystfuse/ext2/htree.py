@@ -35,8 +35,9 @@ NODE_START = 8
 INDEX_TAIL = 8
 """Bytes that metadata_csum takes at the end of an index block."""
 _BLOCK_MASK = 0x0FFFFFFF
-MAX_CONTINUED = 64
-"""Leaves with one and the same hash that a look-up reads, before it reads the directory as one without an index."""
+MAX_CONTINUED = 8
+"""Leaves with one and the same hash that a look-up reads, before it reads the directory as one without an index: each
+may be a miss, of which an operation may have few."""
 
 
 class UnusableIndex(CorruptFilesystem):

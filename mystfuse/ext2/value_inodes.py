@@ -23,7 +23,7 @@ from mystfuse.ext2.extent_format import EMPTY_ROOT
 from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.release_inodes import free_inodes
 from mystfuse.ext2.truncate import MAX_TRIMMED, trim_blocks
-from mystfuse.ext2.xattr import Attribute
+from mystfuse.ext2.xattr import Attribute, may_be_together
 from mystfuse.ext2.xattr_packing import entry_hash
 from mystfuse.kernels.checksums import crc32c
 
@@ -91,7 +91,7 @@ def add_references(change: Change, attributes: Iterable[Attribute]) -> None:
     Raises:
         BlocksMissing, MystfuseError
     """
-    together(partial(_add_reference, change, attribute) for attribute in attributes if attribute.inode)
+    together(partial(_add_reference, change, attribute) for attribute in _referring(change, attributes))
 
 
 def _add_reference(change: Change, attribute: Attribute) -> None:
@@ -105,7 +105,7 @@ def drop_references(change: Change, attributes: Iterable[Attribute]) -> None:
     Raises:
         BlocksMissing, MystfuseError
     """
-    together(partial(_drop_reference, change, attribute) for attribute in attributes if attribute.inode)
+    together(partial(_drop_reference, change, attribute) for attribute in _referring(change, attributes))
 
 
 def _drop_reference(change: Change, attribute: Attribute) -> None:
@@ -117,6 +117,20 @@ def _drop_reference(change: Change, attribute: Attribute) -> None:
     if end:
         raise CorruptFilesystem(f"inode {inode.ino}: the value of an extended attribute has over {MAX_TRIMMED} blocks")
     free_inodes(change, [inode._replace(i_links_count=0)])
+
+
+def _referring(change: Change, attributes: Iterable[Attribute]) -> list[Attribute]:
+    """Those of a file's attributes whose values are in inodes of their own.
+
+    Raises:
+        CorruptFilesystem: they are more than a file may have.
+    """
+    referring = [attribute for attribute in attributes if attribute.inode]
+    if not may_be_together(change.superblock, referring):
+        raise CorruptFilesystem(
+            f"a file has {len(referring)} extended attributes in inodes of their own, or too long ones"
+        )
+    return referring
 
 
 def _read(change: Change, attribute: Attribute) -> tuple[Inode, int]:

@@ -38,6 +38,8 @@ _NAME_INDEX = {
 _INDEX_ENCRYPTION = 9
 MAX_VALUE, _MAX_VALUES = 64 << 10, 8 << 20
 """Bytes of values in inodes of their own: of one (include/uapi/linux/limits.h, XATTR_SIZE_MAX), of all of a file."""
+_BLOCKS_BESIDES, _MAX_BESIDES = 8, 32 << 20
+"""Blocks that an operation needs at most for one such value besides it, and bytes of those for all of a file."""
 ENTRY = struct.Struct("<BBHIII")  # e_name_len e_name_index e_value_offs e_value_inum e_value_size e_hash
 BLOCK_HEADER = struct.Struct("<IIIII12x")  # h_magic h_refcount h_blocks h_hash h_checksum
 
@@ -100,11 +102,18 @@ def _with_values(
     """The attributes, all with their values: those that are in inodes of their own are read."""
     if not any(attribute.inode for attribute in attributes):
         return attributes
-    if sum(attribute.size for attribute in attributes) > _MAX_VALUES:
+    if not may_be_together(superblock, attributes):
         raise CorruptFilesystem(f"inode {inode.ino}: its extended attributes have over {_MAX_VALUES} bytes")
     read = partial(_read_value, superblock, blocks, inode, read_inode)
     values = iter(together(partial(read, attribute) for attribute in attributes if attribute.inode))
     return [attribute._replace(value=next(values)) if attribute.inode else attribute for attribute in attributes]
+
+
+def may_be_together(superblock: Superblock, attributes: Sequence[Attribute]) -> bool:
+    """Whether one file may have so many and so long values in inodes of their own that an operation can hold them."""
+    sizes = [attribute.size for attribute in attributes if attribute.inode]
+    besides = len(sizes) * _BLOCKS_BESIDES * superblock.block_size
+    return sum(sizes) <= _MAX_VALUES and besides <= _MAX_BESIDES
 
 
 def _read_value(

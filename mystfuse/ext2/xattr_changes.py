@@ -25,6 +25,7 @@ from mystfuse.ext2.xattr import (
     POSIX_ACL_DEFAULT,
     Attribute,
     check_xattr_block,
+    may_be_together,
     may_refer,
     read_all,
     read_block,
@@ -149,6 +150,8 @@ def _place(change: Change, inode: Inode, attribute: Attribute, reserve: int = 0)
     body = read_body(inode, may_refer(change.superblock))
     in_block = read_block(change.superblock, change.transaction, inode)
     body_left, block_left = _without(body, index, suffix), _without(in_block, index, suffix)
+    if attribute.inode and not may_be_together(change.superblock, [*body_left, *block_left, attribute]):
+        raise OSError(ENOSPC, f"inode {inode.ino} has too many extended attributes in inodes of their own")
     packed = pack_body(inode, [*body_left, attribute])
     if packed is not None:
         inode = _store_block(change, inode._replace(extra=packed), in_block, block_left)

@@ -258,8 +258,10 @@ class BlockOwners:
     def _walk_extent(self, inode: InodeBlocks, run: ExtentRun) -> None:
         size = self.superblock.block_size
         if inode.kind == DIRECTORY:
-            length = min(run.length, self._steps_left, max(inode.size // size - run.logical, 0))
+            wanted = min(run.length, max(inode.size // size - run.logical, 0))
+            length = min(wanted, max(self._steps_left, 0))
             self._steps_left -= length
+            self.is_complete &= length == wanted
             self._note_directory(inode, range(run.number, run.number + length), run.logical)
         if self._files.touch(run.number * size, (run.number + run.length) * size):
             self._own_run(inode, run.number, run.length, run.logical, run.is_written)

@@ -56,15 +56,18 @@ async def free_orphans(filesystem: FileSystem, runner: Runner) -> None:
 
 async def _free_listed(filesystem: FileSystem, runner: Runner) -> int:
     """Work off the orphan file; returns how many inodes it listed."""
-    done = 0
+    done: set[int] = set()
     for number in await runner.run(partial(orphan_file_blocks, filesystem)):
         for ino in await runner.run(partial(listed_orphans, filesystem), number):
+            if ino in done:
+                # No driver lists one twice. A small image could list one a million times.
+                continue
             await _free(filesystem, runner, ino, is_listed=True)
-            done += 1
+            done.add(ino)
             await trio.lowlevel.checkpoint()
         await runner.change(0, ROOT, clear_orphan_block, number)
     await runner.change(0, ROOT, clear_orphan_present)
-    return done
+    return len(done)
 
 
 async def _free(filesystem: FileSystem, runner: Runner, ino: int, is_listed: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from mystfuse.ext2 import features
 from tests.build.test_smallest_images import assert_smallest, empty, holes, names, without_link_names
 from tests.support.cli_in_process import in_process
 from tests.support.commands import mystfuse, run
+from tests.support.json_documents import check_document
 from tests.support.made_images import assert_clean, assert_refused, contents, fssig, loop_mounted, superblock_of
 from tests.support.mounts import mounted
 
@@ -193,3 +195,13 @@ def test_a_feature_that_is_only_read_is_said_before(
     result = in_process("mkext2", "-O", "verity", small_tree, tmp_path / "image")
     assert result.returncode == 0
     assert result.stderr == "mystfuse: warning: a mount of it will be read-only because of: verity\n"
+
+
+@pytest.mark.parametrize("name", ["ext3", "ext4", "inline data"])
+def test_what_is_said_of_it(name: str, small_tree: Path, tmp_path: Path) -> None:
+    result = in_process("mkext2", "--json", *KINDS[name], small_tree, tmp_path / "image")
+    document = json.loads(result.stdout)
+    check_document("mkext2", document)
+    assert document["filesystem"]["type"] == KINDS[name][0].removeprefix("--type=")
+    plain = json.loads(in_process("mkext2", "--json", small_tree, tmp_path / "plain").stdout)["filesystem"]
+    assert plain["type"] == "ext2" and document["filesystem"]["files"] == plain["files"]

@@ -23,7 +23,13 @@ BLOCK_SIZE = 1024
 BLOCKS_COUNT = 1 << 34
 SUPERBLOCK = cast(
     Superblock,
-    SimpleNamespace(block_size=BLOCK_SIZE, s_first_data_block=1, s_blocks_count=BLOCKS_COUNT, checksums=None),
+    SimpleNamespace(
+        block_size=BLOCK_SIZE,
+        s_first_data_block=1,
+        s_blocks_count=BLOCKS_COUNT,
+        checksums=None,
+        is_data_block=lambda number: 1 < number < BLOCKS_COUNT,
+    ),
 )
 UNWRITTEN = 32768
 Tree = list[tuple[int, int, int]]

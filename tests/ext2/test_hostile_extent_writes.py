@@ -23,7 +23,7 @@ pytestmark = pytest.mark.logs(r"^mystfuse\.(ext2|volume)")
 
 ADMIN = Caller(0, 0)
 BLOCK = 1024
-MUTANTS = 250
+MUTANTS = 120
 STEPS = 12
 GROUPS = 2
 ROOT_NODE = 0

@@ -16,7 +16,7 @@ import trio
 
 from mystfuse.devices.device import Extent
 from mystfuse.errors import CorruptFilesystem
-from mystfuse.ext2 import name_index
+from mystfuse.ext2 import name_indexes
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.constants import EXT2_ROOT_INO
 from mystfuse.ext2.setattr import AttributeChanges
@@ -196,7 +196,7 @@ async def test_a_rename_between_directories_too_large_to_index_together_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A regression: each of the two indexes evicted the other, for ever."""
-    monkeypatch.setattr(name_index, "MAX_INDEXED_NAMES", 3000)
+    monkeypatch.setattr(name_indexes, "MAX_INDEXED_NAMES", 3000)
     source = tmp_path / "source"
     for name in ("one", "two", "three"):
         (source / name).mkdir(parents=True)

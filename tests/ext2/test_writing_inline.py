@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import closing
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -131,5 +132,23 @@ async def test_a_file_with_verity_does_not_change(tmp_path: Path) -> None:
     await volume.set_xattr(ino, b"user.x", b"v", ADMIN)
     await volume.rename(ROOT, b"file", ROOT, b"new", 0, ADMIN)
     removed = await volume.remove(ROOT, b"new", is_rmdir=False)
+    await volume.release(removed.ino)
+    assert_clean(await merged(volume), tmp_path / "ours")
+
+
+async def test_as_many_values_are_written_as_are_read(tmp_path: Path) -> None:
+    """ENOSPC beyond that: a file whose attributes cannot be read must not come about."""
+    image = make_image(tmp_path / "image", "-t", "ext4", "-O", "ea_inode", "-b", "4096", size="32M")
+    volume = await Volume.open(MemoryDevice(image.read_bytes()), LIMIT)
+    ino = (await volume.create(ROOT, b"file", stat.S_IFREG | 0o644, ADMIN)).ino
+    wanted: dict[bytes, bytes] = {}
+    with pytest.raises(OSError, match="too many") as caught:
+        for number in range(200):
+            name, value = b"user.%d" % number, bytes([number]) * 65536
+            await volume.set_xattr(ino, name, value, ADMIN)
+            wanted[name] = value
+    assert caught.value.errno == ENOSPC and len(wanted) == 128
+    assert await volume.xattrs(ino) == wanted
+    removed = await volume.remove(ROOT, b"file", is_rmdir=False)
     await volume.release(removed.ino)
     assert_clean(await merged(volume), tmp_path / "ours")

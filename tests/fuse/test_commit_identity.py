@@ -127,6 +127,15 @@ def test_uuid_is_changed_everywhere(options: tuple[str, ...], small_tree: Path, 
         assert status_of(mountpoint)["filesystem_uuid"] == uuid
 
 
+def test_a_uuid_that_values_of_attributes_begin_with_stays(small_tree: Path, tmp_path: Path) -> None:
+    """e2fsck wants no metadata_csum_seed where there is no metadata_csum."""
+    make(small_tree, tmp_path / "image", "--type=ext4", "-O", "ea_inode,^metadata_csum")
+    with mounted(tmp_path / "image", tmp_path / "mount") as mountpoint:
+        result = mystfuse("commit", "--uuid=01234567-89ab-4cde-8f01-23456789abcd", mountpoint, tmp_path / "new")
+    assert_refused(result, 6, "ea_inode", "UUID")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("option", ["--salt=abc", "--salt=" + VOUCHER.hex(), "--salt=" + "00" * 257, "--uuid=x"])
 def test_impossible_identities_are_refused(option: str, small_image: Path, tmp_path: Path) -> None:
     with mounted(small_image, tmp_path / "mount") as mountpoint:

@@ -116,6 +116,9 @@ def make_encrypted(root: Path) -> None:
     for name in ("moved", "kept", "removed"):
         (root / "secret" / name).write_bytes(b"secret" * 2000)
     (root / "secret/sub").mkdir()
+    for name in ("empty", "also empty"):
+        (root / "secret" / name).mkdir()
+        (root / "secret" / name).rename(root / name)
     for name in ("moved", "removed"):
         (root / "secret" / name).rename(root / name)
     (root / "plain").write_bytes(b"plain")
@@ -144,4 +147,11 @@ def test_what_is_encrypted_is_not_written_without_its_key(tmp_path: Path) -> Non
         assert both(sides, lambda side: os.rename(side / "moved", side / "renamed")) == "done"
         assert both(sides, lambda side: os.link(side / "renamed", side / "linked")) == "done"
         assert both(sides, lambda side: os.unlink(side / "removed")) == "done"
+        assert both(sides, lambda side: os.rmdir(side / "secret")) == "ENOTEMPTY"
+        assert both(sides, lambda side: os.rmdir(side / "empty")) == "done"
+        for side in sides:
+            (side / "plain directory").mkdir()
+        assert both(sides, lambda side: os.rename(side / "secret", side / "also empty")) == "done"
+        assert both(sides, lambda side: os.rename(side / "also empty", side / "plain directory/moved")) == "done"
+        assert both(sides, lambda side: os.rmdir(side / "plain directory/moved")) == "ENOTEMPTY"
         assert_clean(sides[1], tmp_path)

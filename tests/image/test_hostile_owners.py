@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import time
 import tracemalloc
 from pathlib import Path
@@ -213,3 +214,53 @@ async def test_many_damaged_ranges_are_counted_beyond_the_bound(
     damage, said = await report_on(original, *range(150, 600))
     assert damage.owners and len(damage.owners.affected.recorded) == 5
     assert damage.owners.affected.left_out and "other inodes" in said[-1]
+
+
+EXTENTS = b"\x0a\xf3\x04\0\x04\0\0\0\0\0\0\0"
+"""The header of a root with four extents."""
+
+
+@pytest.fixture(scope="module")
+def with_extents(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Four thousand directories, in an ext4 file system without checksums."""
+    directory = tmp_path_factory.mktemp("hostile-extents")
+    tree = directory / "tree"
+    for number in range(4000):
+        (tree / str(number)).mkdir(parents=True)
+    options = ("-t", "ext4", "-b", "1024", "-I", "128", "-N", "4096", "-O", "^metadata_csum,^has_journal,^64bit")
+    image = make_image(directory / "image", *options, size="40M", tree=tree)
+    return image.read_bytes()
+
+
+async def test_extents_of_many_directories_over_the_same_blocks(
+    with_extents: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the file system, four times for each of them: half a billion blocks, if one looks at each."""
+    monkeypatch.setattr("mystfuse.image.block_owners.MAX_STEPS", 200_000)
+    editor = Editor(with_extents)
+    root = EXTENTS + b"".join(struct.pack("<IHHI", number * 32768, 32768, 0, 2) for number in range(4))
+    for ino in range(12, 4000):
+        editor.put("<I", editor.inode(ino) + 4, 4 * 32768 * SIZE)
+        editor.data[editor.pointer(ino, 0) : editor.pointer(ino, 0) + 60] = root
+    tracemalloc.start()
+    began = time.monotonic()
+    damage, _ = await report_on(editor.data, *range(20_000, 22_000, 2))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert damage.owners is not None and not damage.owners.is_complete
+    assert time.monotonic() - began < 30 and peak < 256 << 20
+
+
+async def test_extent_blocks_in_circles_are_walked_once(with_extents: bytes) -> None:
+    """Each entry of an index block leads to the block itself, as far as its depth lets it."""
+    editor = Editor(with_extents)
+    block = len(with_extents) // SIZE - 2
+    node = struct.pack("<HHHHI", 0xF30A, 84, 84, 1, 0)
+    node += b"".join(struct.pack("<IIHH", number, block, 0, 0) for number in range(84))
+    editor.data[block * SIZE : (block + 1) * SIZE] = node.ljust(SIZE, b"\0")
+    root = struct.pack("<HHHHI", 0xF30A, 1, 4, 2, 0) + struct.pack("<IIHH", 0, block, 0, 0)
+    for ino in range(12, 4000):
+        editor.data[editor.pointer(ino, 0) : editor.pointer(ino, 0) + 60] = root.ljust(60, b"\0")
+    began = time.monotonic()
+    damage, _ = await report_on(editor.data, len(with_extents) // SIZE - 1)
+    assert damage.owners is not None and time.monotonic() - began < 20

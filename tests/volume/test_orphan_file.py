@@ -58,16 +58,33 @@ async def test_the_file_is_left_to_the_kernel_where_nothing_is_written(image: Pa
     assert bytes(await volume.read((await at(volume, "stays")).ino, 0, 100_000)) == b"stays" * 10_000
 
 
+def blocks_of_the_file(data: bytearray) -> list[range]:
+    """Where the orphan file's blocks are in an image."""
+    size, tail = 1024 << int.from_bytes(data[1048:1052], "little"), (0x0B10CA04).to_bytes(4, "little")
+    ends = [end for end in range(size, len(data) + 1, size) if data[end - 8 : end - 4] == tail]
+    assert ends
+    return [range(end - size, end) for end in ends]
+
+
+async def test_an_inode_that_is_listed_everywhere_is_dealt_with_once(image: Path, tmp_path: Path) -> None:
+    """A regression: a transaction each, a minute for 2 MiB."""
+    data = bytearray(image.read_bytes())
+    ino = (await at(await Volume.open(MemoryDevice(data)), "stays")).ino
+    data[1024 + 102] |= 1  # orphan_present
+    for block in blocks_of_the_file(data):
+        entries = (len(block) - 8) // 4
+        data[block.start : block.start + 4 * entries] = ino.to_bytes(4, "little") * entries
+    volume = await Volume.open(MemoryDevice(data), LIMIT)
+    assert volume._runner.commits <= len(blocks_of_the_file(data)) + 2
+    assert_clean(await merged(volume), tmp_path / "merged")
+
+
 @pytest.mark.logs("the orphan list is not worked off: .*")
 @pytest.mark.parametrize(("place", "value"), [(0, b"\x01\0\0\0"), (0, b"\xff\xff\xff\xff"), (-8, b"magi")])
 async def test_a_broken_file_is_left(image: Path, tmp_path: Path, place: int, value: bytes) -> None:
     data = bytearray(crashed(image, tmp_path / "mount"))
-    (block_size,) = (1024 << int.from_bytes(data[1048:1052], "little"),)
-    tail = (0x0B10CA04).to_bytes(4, "little")
-    ends = [end for end in range(block_size, len(data) + 1, block_size) if data[end - 8 : end - 4] == tail]
-    assert ends
-    for end in ends:
-        start = (end - block_size if place == 0 else end) + place
+    for block in blocks_of_the_file(data):
+        start = (block.start if place == 0 else block.stop) + place
         data[start : start + 4] = value
     volume = await Volume.open(MemoryDevice(data), LIMIT)
     assert bytes(await volume.read((await at(volume, "stays")).ino, 0, 100_000)) == b"stays" * 10_000

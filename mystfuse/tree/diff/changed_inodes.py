@@ -156,6 +156,9 @@ def _differing(before: bytes, after: bytes, inodes: range, size: int) -> Iterato
 def _parse(filesystem: FileSystem, blocks: Blocks, table: _TableBlock, block: bytes, ino: int) -> Inode | None:
     size = filesystem.superblock.s_inode_size
     offset = (ino - table.inodes.start) * size
+    group, index = filesystem.groups.locate_inode(ino)
+    if index >= filesystem.groups.inodes_used(blocks, group):
+        return None
     try:
         inode = filesystem.inode_table.parse(block[offset : offset + size], ino)
     except FormatError:

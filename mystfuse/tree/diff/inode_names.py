@@ -247,7 +247,7 @@ def _directories_in(filesystem: FileSystem, blocks: Blocks, group: int, first: i
     base = first * (superblock.block_size // superblock.s_inode_size)
     found = _find_directories(_table_blocks(filesystem, blocks, group, first, count), superblock.s_inode_size)
     inos = [group * superblock.s_inodes_per_group + base + index + 1 for index in found]
-    end = (group + 1) * superblock.s_inodes_per_group
+    end = group * superblock.s_inodes_per_group + filesystem.groups.inodes_used(blocks, group)
     return [ino for ino in inos if (ino == EXT2_ROOT_INO or ino >= superblock.s_first_ino) and ino <= end]
 
 

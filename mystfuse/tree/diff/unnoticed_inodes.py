@@ -85,7 +85,11 @@ def _inodes_in(filesystem: FileSystem, blocks: Blocks, number: int, first: int) 
     superblock = filesystem.superblock
     ahead = range(number, min(number + _AT_ONCE, superblock.s_blocks_count))
     block = bytes(blocks.block(number, ahead))
-    return list(inodes_in_use(superblock, block, first)) if any(block) else []
+    if not any(block):
+        return []
+    group, index = filesystem.groups.locate_inode(first)
+    end = first - index + filesystem.groups.inodes_used(blocks, group)
+    return [inode for inode in inodes_in_use(superblock, block, first) if inode.ino < end]
 
 
 class _Owners:
