@@ -5,10 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from mystfuse.errors import CorruptFilesystem, UnsupportedFeature
-from mystfuse.ext2.blocks import Block, Blocks, Transaction
+from mystfuse.ext2.blocks import Block, Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.checksum import check_descriptor_16, set_descriptor_16
 from mystfuse.ext2.superblock import GROUP_DESCRIPTOR_SIZE, Superblock
 from mystfuse.ext2.system_zone import SystemZone, copies_in
@@ -31,6 +32,8 @@ _COUNTS_OFFSET = 12
 _COUNTS_OF_DESCRIPTOR = struct.Struct("<12xHHH14x")
 _MAX_PLACES = 65536
 """Groups whose places are cached."""
+_GROUPS_AT_ONCE = 4096
+"""Groups whose places are found in one step, some hundredths of a second."""
 MAX_GROUPS_COUNTED = 1 << 19
 """Groups of the largest file system with blocks of 1 KiB and full groups: 16 MiB of descriptors."""
 
@@ -79,6 +82,8 @@ class GroupTable:
         self.has_wide_checksums = self._size > GROUP_DESCRIPTOR_SIZE
         """Whether bitmaps have checksums of 32 bits, not 16."""
         self._zone: SystemZone | None = None
+        self._zone_groups: list[list[tuple[int, int]]] = []
+        """What ``_system_zone`` knows of the first groups so far. It never changes."""
         self.known_places: dict[int, GroupDescriptor] = {}
         """Descriptors as they were when their places were checked; their counts may be old."""
         self._metadata: dict[int, list[tuple[int, int]]] = {}
@@ -258,28 +263,42 @@ class GroupTable:
         return runs
 
     def _system_zone(self, blocks: Blocks) -> SystemZone:
-        """The metadata of all groups of an ext4 file system, read when something is written for the first time.
+        """The metadata of all groups of an ext4 file system, read when something is written for the first time: many
+        groups in several steps, between which other tasks run.
 
         Raises:
-            BlocksMissing: naming every block of the descriptor table that is not in memory.
+            BlocksMissing: naming blocks of the descriptor table that are not in memory, or with ``progress`` after a
+                step.
             CorruptFilesystem, UnsupportedFeature: as ``descriptor`` and ``counts``.
         """
         if self._zone is None:
             superblock = self.superblock
             self._check_groups_count()
-            self.want_descriptors(blocks, range(superblock.groups_count))
+            if len(self._zone_groups) < superblock.groups_count:
+                start = len(self._zone_groups)
+                groups = range(start, min(start + _GROUPS_AT_ONCE, superblock.groups_count))
+                self.want_descriptors(blocks, groups)
+                self._zone_groups += [self._runs_of(blocks, group) for group in groups]
+                if groups.stop < superblock.groups_count:
+                    raise BlocksMissing((), progress=True)
             runs = [(superblock.s_mmp_block, 1)] if superblock.s_mmp_block else []
             if superblock.s_first_data_block:
                 runs.append((0, superblock.s_first_data_block))
-            for group in range(superblock.groups_count):
-                places = self.places(blocks, group)
-                runs.append((places.bg_block_bitmap, 1))
-                runs.append((places.bg_inode_bitmap, 1))
-                runs.append((places.bg_inode_table, superblock.table_blocks))
-                if copies := copies_in(superblock, group):
-                    runs.append((self.first_block(group), min(copies, self.size(group))))
-            self._zone = SystemZone(runs)
+            self._zone = SystemZone(chain(runs, chain.from_iterable(self._zone_groups)))
+            self._zone_groups.clear()
         return self._zone
+
+    def _runs_of(self, blocks: Blocks, group: int) -> list[tuple[int, int]]:
+        """A group's own metadata, wherever it is, and the copies in the group: (first block, blocks)."""
+        superblock, places = self.superblock, self.places(blocks, group)
+        runs = [
+            (places.bg_block_bitmap, 1),
+            (places.bg_inode_bitmap, 1),
+            (places.bg_inode_table, superblock.table_blocks),
+        ]
+        if copies := copies_in(superblock, group):
+            runs.append((self.first_block(group), min(copies, self.size(group))))
+        return runs
 
     def _find_metadata(self, group: int, descriptor: GroupDescriptor) -> list[tuple[int, int]]:
         superblock, first = self.superblock, self.first_block(group)

@@ -23,6 +23,7 @@ from mystfuse.ext2.inode import Inode
 
 _ROOTS = struct.Struct(f"<{EXT2_N_BLOCKS}I")
 _POINTER = struct.Struct("<I")
+_MOST_BLOCKS = 1 << 32
 
 
 class Mapped(NamedTuple):
@@ -71,7 +72,7 @@ def map_for_writing(change: Change, inode: Inode, first: int, count: int, goal: 
                 allocator.check_writable(transaction, [node for node in nodes if node])
             missing_nodes = nodes.count(0)
             near = _goal(change, inode, pointers, nodes, goal)
-            taken = allocator.take_blocks(transaction, change.caller, near, holes + missing_nodes)
+            taken = _take(change, near, holes + missing_nodes)
             if len(taken) <= missing_nodes:
                 # Not even one data block: free the blocks for its indirect blocks again.
                 allocator.free_blocks(transaction, taken)
@@ -119,7 +120,7 @@ def _map_one(change: Change, inode: Inode, logical: int, goal: int) -> Mapped | 
         return Mapped(inode, [pointer], frozenset())
     if nodes:
         allocator.check_writable(transaction, nodes)
-    taken = allocator.take_blocks(transaction, change.caller, goal or _goal(change, inode, [], nodes, 0), 1)
+    taken = _take(change, goal or _goal(change, inode, [], nodes, 0), 1)
     if not taken:
         return Mapped(inode, [], frozenset())
     i_block, slot = inode.i_block, 4 * path[-1]
@@ -146,6 +147,16 @@ def add_block(change: Change, inode: Inode, logical: int) -> tuple[Inode, int, b
     if not pointers:
         raise OSError(ENOSPC, "no free block")
     return inode, pointers[0], transaction.create(pointers[0])
+
+
+def _take(change: Change, goal: int, count: int) -> list[int]:
+    """``Allocator.take_blocks`` of blocks whose numbers a block map can hold."""
+    allocator, transaction = change.allocator, change.transaction
+    taken = allocator.take_blocks(transaction, change.caller, goal, count)
+    if change.superblock.s_blocks_count > _MOST_BLOCKS:
+        allocator.free_blocks(transaction, [number for number in taken if number >= _MOST_BLOCKS])
+        taken = [number for number in taken if number < _MOST_BLOCKS]
+    return taken
 
 
 class _Leaf(NamedTuple):

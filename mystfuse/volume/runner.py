@@ -12,7 +12,7 @@ import trio
 
 from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.damaged_blocks import DamagedBlocks
-from mystfuse.errors import ImageReadError, IntegrityError, StorageTimeout
+from mystfuse.errors import CorruptFilesystem, ImageReadError, IntegrityError, StorageTimeout
 from mystfuse.ext2.blocks import Blocks, BlocksMissing, Transaction
 from mystfuse.ext2.caller import Caller
 from mystfuse.ext2.change import Change
@@ -249,7 +249,7 @@ class _Misses:
 
         Raises:
             StorageTimeout: storage does not answer.
-            RuntimeError: the operation would never end.
+            CorruptFilesystem: the operation misses block after block, or needs too many: a broken file system leads it.
         """
         blocks = self._blocks
         count = len(blocks.pinned) + len(blocks.recalled) + len(missing.numbers) + len(missing.ahead)
@@ -280,7 +280,7 @@ class _Misses:
         them is damaged or unreadable.
 
         Raises:
-            RuntimeError: the operation would never end.
+            CorruptFilesystem: the operation misses block after block, or needs too many: a broken file system leads it.
         """
         blocks = self._blocks
         if missing.progress:
@@ -294,8 +294,12 @@ class _Misses:
         is_known = not (
             blocks.pinned.keys().isdisjoint(wanted & missing.numbers) and blocks.recalled.keys().isdisjoint(versions)
         )
-        if self._runs > MAX_RUNS or is_known:
-            raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} in run {self._runs}: it cannot end")
+        if is_known:
+            raise RuntimeError(f"an operation missed {sorted(missing.numbers)[:4]} again: it cannot end")
+        if self._runs > MAX_RUNS:
+            raise CorruptFilesystem(
+                f"block {min(missing.numbers)} is one of too many that lead an operation from one to the next"
+            )
         if versions and self._written is not None:
             recalled = self._written.recall_now(versions)
             if recalled is None:
@@ -318,7 +322,7 @@ class _Misses:
     def _check_pinned(self) -> None:
         count = len(self._blocks.pinned) + len(self._blocks.recalled)
         if count * self._cache.block_size > MAX_PINNED_BYTES:
-            raise RuntimeError(f"an operation needs over {MAX_PINNED_BYTES} bytes of blocks")
+            raise CorruptFilesystem(f"an operation needs over {MAX_PINNED_BYTES} bytes of metadata")
 
     async def _fetch(self, needed: frozenset[int], wanted: frozenset[int], missing: BlocksMissing) -> None:
         """Fetch ``needed`` blocks, and if possible all ``wanted`` ones. A damaged block must not fail those fetched
