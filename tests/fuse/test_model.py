@@ -63,8 +63,11 @@ pytestmark = pytest.mark.usefixtures("no_umask")
 EXAMPLES = os.environ.get("MYSTFUSE_MODEL_EXAMPLES")
 SEED = os.environ.get("MYSTFUSE_MODEL_SEED")
 
+MOST = "ea_inode,large_dir,metadata_csum_seed,orphan_file"
 EVERYTHING = "inline_data,ea_inode,large_dir,metadata_csum_seed,^has_journal"
-"""Without a journal: with one, the kernel's driver may wait for itself for ever when it moves data out of inodes."""
+"""Without a journal: with one, the kernel's driver may wait for itself for ever when it moves data out of inodes. And
+only with blocks as large as pages: with smaller ones it (6.18) loses the first part of a write that begins behind the
+first page and goes on to another."""
 CONFIGURATIONS = [
     Configuration(block_size, inode_size, indexed)
     for block_size in (1024, 4096)
@@ -73,13 +76,13 @@ CONFIGURATIONS = [
 ] + [Configuration(1024, 256, indexed=True, encrypted=True), Configuration(1024, 256, indexed=True, stored=True)]
 EXTENDED = [
     Configuration(4096, 256, indexed=True, features=""),
-    Configuration(1024, 256, indexed=True, features=EVERYTHING),
+    Configuration(1024, 256, indexed=True, features=MOST),
 ]
 MORE_EXTENDED = [
-    Configuration(1024, 256, indexed=True, features=""),
+    Configuration(4096, 256, indexed=True, features=EVERYTHING),
     Configuration(1024, 128, indexed=False, features="^metadata_csum,uninit_bg,^64bit,^has_journal"),
     Configuration(4096, 512, indexed=True, features=f"{EVERYTHING},meta_bg,^resize_inode,sparse_super2"),
-    Configuration(1024, 256, indexed=True, stored=True, features=EVERYTHING),
+    Configuration(4096, 256, indexed=True, stored=True, features=EVERYTHING),
 ]
 """ext4, with the kernel's ext4 as the peer."""
 SLOW = [pytest.param(configuration, marks=pytest.mark.slow) for configuration in MORE_EXTENDED]

@@ -84,8 +84,11 @@ class Content:
 
     def punch(self, offset: int, length: int) -> None:
         """Zero a part, as far as there is one."""
-        if offset < self.size:
-            self.write(offset, bytes(min(length, self.size - offset)))
+        end = min(offset + length, self.size)
+        for number, chunk in self.chunks.items():
+            first, last = max(offset - number * CHUNK, 0), min(end - number * CHUNK, CHUNK)
+            if first < last:
+                chunk[first:last] = bytes(last - first)
 
     def truncate(self, size: int) -> None:
         for number in [number for number in self.chunks if number * CHUNK + CHUNK > size]:
