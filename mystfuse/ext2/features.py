@@ -87,11 +87,11 @@ SUPPORTED = EXT2 | _OF_EXT4
 """Those that are read."""
 WRITABLE = EXT2 | {
     "64bit",
+    "casefold",
+    "dir_nlink",
     "ea_inode",
     "encrypt",
     "extent",
-    "casefold",
-    "dir_nlink",
     "extra_isize",
     "fast_commit",
     "flex_bg",

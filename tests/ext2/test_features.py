@@ -10,7 +10,7 @@ import pytest
 
 from mystfuse.errors import CorruptFilesystem, FormatError, UnsupportedFeature
 from mystfuse.ext2.caller import Caller
-from mystfuse.ext2.features import WRITABLE
+from mystfuse.ext2.features import SUPPORTED, WRITABLE
 from mystfuse.ext2.superblock import Superblock
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
@@ -29,6 +29,7 @@ from tests.support.ext2_editor import (
 )
 
 CONTENT = bytes(range(251)) * 600
+ONLY_READ = {"bigalloc", "quota", "read-only", "shared_blocks"}
 NAMES = [b"empty", b"file", b"lost+found", b"slow", b"sub"]
 
 
@@ -171,7 +172,7 @@ async def test_a_feature_is_written_or_refuses_writing_by_name(
     volume = await Volume.open(MemoryDevice(image.read_bytes()), 1 << 20)
     assert volume.superblock.features.issuperset(names)
     await assert_contents(volume)
-    if unwritable := volume.superblock.features - WRITABLE:
+    if unwritable := volume.superblock.features & ONLY_READ:
         assert volume.overlay is None
         (record,) = caplog.records
         assert unwritable.issubset(record.getMessage().replace(",", "").split())
@@ -181,6 +182,10 @@ async def test_a_feature_is_written_or_refuses_writing_by_name(
         return
     await volume.create(ROOT, b"new", 0o100644, Caller(0, 0))
     assert_clean(await merged(volume), tmp_path / "merged")
+
+
+def test_few_features_are_only_read() -> None:
+    assert SUPPORTED - WRITABLE == ONLY_READ
 
 
 @pytest.mark.parametrize(

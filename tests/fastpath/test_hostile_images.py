@@ -105,8 +105,10 @@ def test_a_directory_that_has_a_block_twice() -> None:
     sound = damaged.compare(*questions)
     assert all(answer is not None and answer == expected for answer, expected in sound)
     damaged.put_pointer(len(damaged.blocks) - 1, damaged.blocks[1])
-    for answer, expected in damaged.compare(*questions[:2]):
-        assert answer is None and "has a block twice" in str(expected)
+    looked_up, listed = damaged.compare(*questions[:2])
+    # The index leads to the name's own block.
+    assert looked_up == (None, sound[0][1])
+    assert listed[0] is None and "has a block twice" in str(listed[1])
     # Between the last two alone.
     damaged.put_pointer(1, damaged.blocks[-1])
     damaged.put_pointer(len(damaged.blocks) - 1, damaged.blocks[-2])
@@ -117,8 +119,10 @@ def test_a_directory_that_has_a_block_twice() -> None:
 def test_a_directory_with_a_pointer_outside_behind_what_is_listed() -> None:
     damaged = Damaged()
     damaged.put_pointer(len(damaged.blocks) - 1, 1 << 30)
-    for answer, expected in damaged.compare(readdirplus(damaged.many, 2), lookup(damaged.many, b"x")):
-        assert answer is None and "outside the file system" in str(expected)
+    listed, looked_up = damaged.compare(readdirplus(damaged.many, 2), lookup(damaged.many, b"x"))
+    assert listed[0] is None and "outside the file system" in str(listed[1])
+    # The index leads elsewhere.
+    assert looked_up[0] is None and isinstance(looked_up[1], bytes)
 
 
 def test_a_name_with_a_slash() -> None:

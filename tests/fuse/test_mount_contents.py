@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.commands import mystfuse, run
+from tests.support.ext2_editor import kernel_mount
 from tests.support.images import GOLDEN_NAMES
 from tests.support.mounts import mounted
 
@@ -246,19 +247,15 @@ def test_names_too_long_and_not_directories_give_the_kernels_errnos(mount: Path)
 
 def test_a_directory_that_was_once_large_still_lists(tmp_path: Path) -> None:
     """EXT2 never shrinks a directory: most of its blocks are empty after its names are removed."""
-    image, kernel = tmp_path / "image", tmp_path / "kernel"
-    kernel.mkdir()
+    image = tmp_path / "image"
     run("mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024", "-N", "30000", "-O", "^dir_index", image, "40M")
-    run("mount", "-t", "ext2", "-o", "loop", image, kernel)
-    try:
+    with kernel_mount(image, tmp_path / "kernel", "rw") as kernel:
         for number in range(20_000):
             (kernel / f"a-rather-long-name-for-a-file-{number:06}").touch()
         for number in range(10, 19_990):
             (kernel / f"a-rather-long-name-for-a-file-{number:06}").unlink()
         expected = sorted(os.listdir(kernel))
         assert len(expected) == 21 and kernel.stat().st_size > 800_000
-    finally:
-        run("umount", kernel)
     with mounted(image, tmp_path / "mount", "--insecure") as mountpoint:
         assert sorted(os.listdir(mountpoint)) == expected
         assert all((mountpoint / name).exists() for name in expected)

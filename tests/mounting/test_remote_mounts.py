@@ -265,12 +265,12 @@ def test_fetcher_and_mount_end_together(server: RangeServer, tmp_path: Path) -> 
 
 
 def test_a_second_mount_there_names_the_address(server: RangeServer, tmp_path: Path) -> None:
-    with mounted(f"{server.url}/golden.img?token=secret", tmp_path / "mnt", KEY) as mnt:  # type: ignore[arg-type]
+    with mounted(f"{server.url}/golden.img?token=hidden-token", tmp_path / "mnt", KEY) as mnt:  # type: ignore[arg-type]
         again = command("mount", f"{server.url}/golden.img", mnt)
         assert_one_line(again, 7, f"{server.url}/golden.img?... is already mounted there")
         listed = command("status").stdout
-        assert f"{server.url}/golden.img?..." in listed and "secret" not in listed
-        assert "secret" not in Path("/proc/mounts").read_text()
+        assert f"{server.url}/golden.img?..." in listed and "hidden-token" not in listed
+        assert "hidden-token" not in Path("/proc/mounts").read_text()
 
 
 def test_by_mount_8_and_a_line_of_fstab(server: RangeServer, tmp_path: Path) -> None:
