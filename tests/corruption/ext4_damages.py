@@ -7,72 +7,29 @@ import struct
 from collections.abc import Callable
 
 from mystfuse.kernels.checksums import crc32c
-from tests.corruption.bases import DEEP
 from tests.corruption.ext4_bases import NAMES, Base
-from tests.corruption.ext4_layout import EA_INODE, EXTENTS, INDEX, INLINE, Ext4Layout
+from tests.corruption.ext4_fields import (
+    BITS,
+    DIRECTORIES,
+    FILES,
+    FLAGS,
+    GROUP,
+    GROUP_64,
+    HEADER,
+    INODE,
+    INODE_EXTRA,
+    LENGTHS,
+    OTHERS,
+    SUPER,
+    TREES,
+    XATTR_ENTRY,
+    Field,
+    any_path,
+)
+from tests.corruption.ext4_layout import EXTENTS, INLINE, Ext4Layout
 from tests.corruption.scattered import odd_value
 
 Damage = Callable[[Ext4Layout, random.Random], str]
-Field = tuple[str, str, int]
-"""Name, struct format, byte offset."""
-
-_SUPER: tuple[Field, ...] = (
-    ("s_inodes_count", "<I", 0), ("s_blocks_count_lo", "<I", 4), ("s_r_blocks_count_lo", "<I", 8),
-    ("s_free_blocks_count_lo", "<I", 12), ("s_free_inodes_count", "<I", 16), ("s_first_data_block", "<I", 20),
-    ("s_log_block_size", "<I", 24), ("s_log_cluster_size", "<I", 28), ("s_blocks_per_group", "<I", 32),
-    ("s_clusters_per_group", "<I", 36), ("s_inodes_per_group", "<I", 40), ("s_state", "<H", 58),
-    ("s_rev_level", "<I", 76), ("s_first_ino", "<I", 84), ("s_inode_size", "<H", 88), ("s_uuid", "<I", 104),
-    ("s_reserved_gdt_blocks", "<H", 206), ("s_journal_inum", "<I", 224), ("s_journal_dev", "<I", 228),
-    ("s_last_orphan", "<I", 232), ("s_hash_seed", "<I", 236), ("s_def_hash_version", "<B", 252),
-    ("s_desc_size", "<H", 254), ("s_first_meta_bg", "<I", 260), ("s_blocks_count_hi", "<I", 336),
-    ("s_free_blocks_count_hi", "<I", 344), ("s_min_extra_isize", "<H", 348), ("s_want_extra_isize", "<H", 350),
-    ("s_flags", "<I", 352), ("s_mmp_interval", "<H", 358), ("s_mmp_block", "<Q", 360),
-    ("s_log_groups_per_flex", "<B", 372), ("s_checksum_type", "<B", 373), ("s_usr_quota_inum", "<I", 0x240),
-    ("s_overhead", "<I", 0x248), ("s_backup_bgs", "<I", 0x24C), ("s_lpf_ino", "<I", 0x268),
-    ("s_prj_quota_inum", "<I", 0x26C), ("s_checksum_seed", "<I", 0x270), ("s_encoding", "<H", 0x27C),
-    ("s_orphan_file_inum", "<I", 0x280),
-)  # fmt: skip
-_BITS = {92: (1, 2, 4, 0x10, 0x20, 0x200, 0x400, 0x1000), 100: (1, 2, 8, 16, 32, 64, 0x100, 0x200, 0x400, 0x1000,
-         0x2000, 0x4000, 0x8000, 0x10000),
-         96: (2, 4, 0x10, 0x40, 0x80, 0x100, 0x200, 0x400, 0x2000, 0x4000, 0x8000, 0x10000, 0x20000)}  # fmt: skip
-"""Bits of features, by the offset of their field."""
-_GROUP: tuple[Field, ...] = (
-    ("bg_block_bitmap_lo", "<I", 0), ("bg_inode_bitmap_lo", "<I", 4), ("bg_inode_table_lo", "<I", 8),
-    ("bg_free_blocks_count_lo", "<H", 12), ("bg_free_inodes_count_lo", "<H", 14), ("bg_used_dirs_count_lo", "<H", 16),
-    ("bg_flags", "<H", 18), ("bg_flags", "<H", 18), ("bg_block_bitmap_csum_lo", "<H", 24),
-    ("bg_inode_bitmap_csum_lo", "<H", 26), ("bg_itable_unused_lo", "<H", 28), ("bg_checksum", "<H", 30),
-)  # fmt: skip
-_GROUP_64: tuple[Field, ...] = (
-    ("bg_block_bitmap_hi", "<I", 32), ("bg_inode_bitmap_hi", "<I", 36), ("bg_inode_table_hi", "<I", 40),
-    ("bg_free_blocks_count_hi", "<H", 44), ("bg_free_inodes_count_hi", "<H", 46), ("bg_used_dirs_count_hi", "<H", 48),
-    ("bg_itable_unused_hi", "<H", 50), ("bg_block_bitmap_csum_hi", "<H", 56), ("bg_inode_bitmap_csum_hi", "<H", 58),
-)  # fmt: skip
-_INODE: tuple[Field, ...] = (
-    ("i_mode", "<H", 0), ("i_size_lo", "<I", 4), ("i_size_lo", "<I", 4), ("i_atime", "<I", 8), ("i_dtime", "<I", 20),
-    ("i_links_count", "<H", 26), ("i_blocks_lo", "<I", 28), ("i_flags", "<I", 32), ("i_version", "<I", 36),
-    ("i_generation", "<I", 100), ("i_file_acl_lo", "<I", 104), ("i_size_high", "<I", 108), ("i_blocks_high", "<H", 116),
-    ("i_file_acl_high", "<H", 118), ("i_checksum_lo", "<H", 124),
-)  # fmt: skip
-_INODE_EXTRA: tuple[Field, ...] = (
-    ("i_extra_isize", "<H", 128), ("i_extra_isize", "<H", 128), ("i_checksum_hi", "<H", 130),
-    ("i_mtime_extra", "<I", 136), ("i_crtime_extra", "<I", 148), ("i_version_hi", "<I", 152), ("i_projid", "<I", 156),
-)  # fmt: skip
-_FLAGS = (EXTENTS, INLINE, INDEX, EA_INODE, 0x800, 0x100000, 0x40000000, 0x40000, 0x20000000, 0x10, 0x20, 0x2000000)
-"""EXT4_EXTENTS_FL to EXT4_DAX_FL, with ENCRYPT, VERITY, CASEFOLD, HUGE_FILE, PROJINHERIT, IMMUTABLE, APPEND."""
-_HEADER: tuple[Field, ...] = (
-    ("eh_magic", "<H", 0), ("eh_entries", "<H", 2), ("eh_entries", "<H", 2), ("eh_max", "<H", 4), ("eh_depth", "<H", 6),
-    ("eh_depth", "<H", 6), ("eh_generation", "<I", 8),
-)  # fmt: skip
-_LENGTHS = (0, 1, 2, 84, 340, 32767, 32768, 32769, 32770, 65535)
-_XATTR_ENTRY: tuple[Field, ...] = (
-    ("e_name_len", "<B", 0), ("e_name_index", "<B", 1), ("e_value_offs", "<H", 2), ("e_value_inum", "<I", 4),
-    ("e_value_inum", "<I", 4), ("e_value_size", "<I", 8), ("e_hash", "<I", 12), ("e_name", "<I", 16),
-)  # fmt: skip
-FILES = ("plain", "empty", "tiny", "small", "direct", "pieces", "few", "unwritten", "huge", "sparse", "dir/first",
-         f"{DEEP}/bottom", "shared-one", "attributes", "acl/file")  # fmt: skip
-DIRECTORIES = ("", "dir", "hollow", "htree", "acl", "lost+found", *(DEEP[: 2 * depth + 1] for depth in range(6)))
-OTHERS = ("fast", "slow", "middle", "fifo", "char", "block")
-TREES = ("pieces", "pieces", "pieces", "few", "htree", "unwritten", "sparse", "direct", "")
 
 
 def spoil_ext4(base: Base, seed: int) -> tuple[Ext4Layout, list[str]]:
@@ -103,10 +60,6 @@ def _odd(layout: Ext4Layout, source: random.Random, fields: tuple[Field, ...], a
     return f"{name} {now} -> {value}"
 
 
-def any_path(source: random.Random) -> str:
-    return source.choice((*FILES, *DIRECTORIES, *OTHERS))
-
-
 def a_block(layout: Ext4Layout, source: random.Random) -> int:
     """A block number that a structure should not have: of metadata, of another file, free, or outside."""
     group = source.randrange(layout.groups)
@@ -127,19 +80,19 @@ def a_block(layout: Ext4Layout, source: random.Random) -> int:
 
 
 def superblock_field(layout: Ext4Layout, source: random.Random) -> str:
-    return _odd(layout, source, _SUPER, 1024, (layout.number(any_path(source)), 8, 2, layout.inode_size))
+    return _odd(layout, source, SUPER, 1024, (layout.number(any_path(source)), 8, 2, layout.inode_size))
 
 
 def feature_bit(layout: Ext4Layout, source: random.Random) -> str:
-    offset = source.choice(tuple(_BITS))
-    bit = source.choice(_BITS[offset])
+    offset = source.choice(tuple(BITS))
+    bit = source.choice(BITS[offset])
     layout.put("<I", 1024 + offset, layout.get("<I", 1024 + offset) ^ bit)
     return f"feature bit {bit:#x} at byte {offset} turned over"
 
 
 def descriptor_field(layout: Ext4Layout, source: random.Random) -> str:
     group = source.randrange(layout.groups)
-    fields = _GROUP + (_GROUP_64 if layout.descriptor_size > 32 else ())
+    fields = GROUP + (GROUP_64 if layout.descriptor_size > 32 else ())
     if not group:
         # Without the first group's inode table there is no root.
         fields = tuple(field for field in fields if "inode_table" not in field[0])
@@ -175,14 +128,14 @@ def bitmap(layout: Ext4Layout, source: random.Random) -> str:
 
 def inode_field(layout: Ext4Layout, source: random.Random) -> str:
     path = any_path(source)
-    fields = _INODE + (_INODE_EXTRA if layout.inode_size > 128 else ())
+    fields = INODE + (INODE_EXTRA if layout.inode_size > 128 else ())
     return f"{path!r}: {_odd(layout, source, fields, layout.at(path), (a_block(layout, source), 60, 4096))}"
 
 
 def inode_flags(layout: Ext4Layout, source: random.Random) -> str:
     path = any_path(source)
     flags = layout.flags(layout.number(path))
-    for flag in source.sample(_FLAGS, source.choice((1, 1, 2, 4))):
+    for flag in source.sample(FLAGS, source.choice((1, 1, 2, 4))):
         flags ^= flag
     layout.set_inode(path, "<I", 32, flags)
     return f"{path!r}: i_flags {flags:#x}"
@@ -191,7 +144,7 @@ def inode_flags(layout: Ext4Layout, source: random.Random) -> str:
 def own_inode_field(layout: Ext4Layout, source: random.Random) -> str:
     """An inode of the file system's own: of the journal, of resizing, of quotas, of orphans."""
     ino = source.choice((2, 3, 4, 7, 7, 8, 8, 8, 9, layout.get("<I", 1024 + 0x280) or 10))
-    return f"inode {ino}: {_odd(layout, source, _INODE, layout.inode(ino), (a_block(layout, source),))}"
+    return f"inode {ino}: {_odd(layout, source, INODE, layout.inode(ino), (a_block(layout, source),))}"
 
 
 def inode_copied(layout: Ext4Layout, source: random.Random) -> str:
@@ -234,7 +187,7 @@ def _entry_of(layout: Ext4Layout, source: random.Random, at: int) -> int:
 
 def extent_header(layout: Ext4Layout, source: random.Random) -> str:
     name, at, _ = _node(layout, source)
-    return f"{name}: {_odd(layout, source, _HEADER, at, (0, 1, 4, 5, 6, 84, 340, 341))}"
+    return f"{name}: {_odd(layout, source, HEADER, at, (0, 1, 4, 5, 6, 84, 340, 341))}"
 
 
 def extent_entry(layout: Ext4Layout, source: random.Random) -> str:
@@ -245,7 +198,7 @@ def extent_entry(layout: Ext4Layout, source: random.Random) -> str:
         value = source.choice((0, 1, 0xFFFFFFFF, 0x80000000, layout.get("<I", entry) + 1, layout.get("<I", entry) - 1))
         layout.put("<I", entry, value & 0xFFFFFFFF)
     elif kind == "length" and not depth:
-        value = source.choice((*_LENGTHS, layout.get("<H", entry + 4) ^ 0x8000, layout.get("<H", entry + 4) + 1))
+        value = source.choice((*LENGTHS, layout.get("<H", entry + 4) ^ 0x8000, layout.get("<H", entry + 4) + 1))
         layout.put("<H", entry + 4, value & 0xFFFF)
     else:
         value = a_block(layout, source)
@@ -306,7 +259,7 @@ def extent_chain(layout: Ext4Layout, source: random.Random) -> str:
             if below:
                 layout.put("<IIHH", block * size + 12 + 12 * index, logical, blocks[level + 1], 0, 0)
             else:
-                length = source.choice((1, 1, *_LENGTHS))
+                length = source.choice((1, 1, *LENGTHS))
                 layout.put("<IHHI", block * size + 12 + 12 * index, logical, length, 0, blocks[0])
         layout.seal_as(ino, block)
     return f"{path!r}: a tree of depth {depth}, {count} entries a block"
@@ -316,7 +269,7 @@ def extent_length(layout: Ext4Layout, source: random.Random) -> str:
     """Every extent of a node made unwritten, or as long as can be."""
     name, at, depth = _node(layout, source)
     assert not depth, "an index"
-    value = source.choice(_LENGTHS)
+    value = source.choice(LENGTHS)
     for index in range(min(layout.get("<H", at + 2), 84)):
         layout.put("<H", at + 16 + 12 * index, value)
     return f"{name}: ee_len {value} everywhere"
@@ -356,7 +309,7 @@ def inline(layout: Ext4Layout, source: random.Random) -> str:
         others = (0, 4, 8, 12, end - start, end - start + 4, end - start - 4, ord("/"), ino)
         what = _odd(layout, source, fields, start, others)
     elif kind == "attribute":
-        what = _odd(layout, source, _XATTR_ENTRY, _body_entry(layout, ino), (0, 4, 100, 1000, 7, ino))
+        what = _odd(layout, source, XATTR_ENTRY, _body_entry(layout, ino), (0, 4, 100, 1000, 7, ino))
     else:
         what = _odd(layout, source, (("parent", "<I", 40),), at, (0, 1, 2, ino, layout.inodes_count + 1))
     return f"{path!r}, inline: {what}"
@@ -376,7 +329,7 @@ def xattr_body(layout: Ext4Layout, source: random.Random) -> str:
     entry = _body_entry(layout, ino)
     if source.random() < 0.4:
         entry += 16 + (layout.get("<B", entry) + 3 & ~3)
-    return f"attributes of {path!r}: {_odd(layout, source, _XATTR_ENTRY, entry, (ino, 2, 8, 11, 60_000))}"
+    return f"attributes of {path!r}: {_odd(layout, source, XATTR_ENTRY, entry, (ino, 2, 8, 11, 60_000))}"
 
 
 def xattr_block(layout: Ext4Layout, source: random.Random) -> str:
@@ -386,7 +339,7 @@ def xattr_block(layout: Ext4Layout, source: random.Random) -> str:
     if source.random() < 0.3:
         what = _odd(layout, source, header, start, (0, 1, 1025))
     else:
-        what = _odd(layout, source, _XATTR_ENTRY, start + 32, (layout.number(path), 12, 1000, 1024))
+        what = _odd(layout, source, XATTR_ENTRY, start + 32, (layout.number(path), 12, 1000, 1024))
     return f"attribute block of {path!r}: {what}"
 
 
