@@ -6,8 +6,10 @@ EXT4_FL_USER_MODIFIABLE), fs/ioctl.c (fileattr_set_prepare).
 
 from __future__ import annotations
 
+import os
 from errno import EINVAL, EOPNOTSUPP, EPERM
 
+from mystfuse.ext2.block_map import check_not_encrypted
 from mystfuse.ext2.change import Change
 from mystfuse.ext2.constants import (
     EXT2_APPEND_FL,
@@ -29,6 +31,7 @@ from mystfuse.ext2.constants import (
     EXT4_EXTENTS_FL,
     EXT4_PROJINHERIT_FL,
 )
+from mystfuse.ext2.inode import Inode
 from mystfuse.ext2.projects import set_project
 
 VISIBLE = 0x725BDFFF
@@ -69,3 +72,21 @@ def set_flags(change: Change, ino: int, flags: int, among: int = VISIBLE, projec
     change.write_inode(inode._replace(i_flags=new, ctime_ns=change.now_ns))
     if project is not None:
         set_project(change, inode, project)
+
+
+def check_may_write(inode: Inode, flags: int) -> None:
+    """Raise an error if a file must not be opened for writing or truncation.
+
+    Args:
+        flags: of open(2).
+
+    Raises:
+        OSError: EPERM: it is immutable, has fs-verity, or is append-only and could be changed elsewhere than at its
+            end (fs/namei.c, may_open and inode_permission; fs/verity/open.c, fsverity_file_open).
+        EncryptedContents: there is no key for it.
+    """
+    if inode.is_immutable or (inode.is_append_only and (not flags & os.O_APPEND or flags & os.O_TRUNC)):
+        raise OSError(EPERM, f"inode {inode.ino} is immutable or append-only")
+    if inode.has_verity:
+        raise OSError(EPERM, f"inode {inode.ino} has fs-verity")
+    check_not_encrypted(inode)

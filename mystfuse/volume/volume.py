@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from errno import ENOSPC, EPERM, EROFS
+from errno import ENOSPC, EROFS
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -20,7 +20,7 @@ from mystfuse.devices.cache import BlockCache
 from mystfuse.devices.device import Device, Extent
 from mystfuse.errors import CorruptFilesystem, FormatError, MystfuseError
 from mystfuse.ext2 import link_and_unlink, write, xattr_changes
-from mystfuse.ext2.block_map import Run, Stretch, check_not_encrypted
+from mystfuse.ext2.block_map import Run, Stretch
 from mystfuse.ext2.blocks import Blocks
 from mystfuse.ext2.caller import ROOT, Caller
 from mystfuse.ext2.change import Change
@@ -29,6 +29,7 @@ from mystfuse.ext2.create import create, create_nameless
 from mystfuse.ext2.directory import Entry, listing_size
 from mystfuse.ext2.filesystem import FileSystem, Statistics
 from mystfuse.ext2.inode import Inode
+from mystfuse.ext2.inode_flags import check_may_write
 from mystfuse.ext2.privileges import Loses
 from mystfuse.ext2.rename import DirectoryName, rename
 from mystfuse.ext2.setattr import AttributeChanges, set_attributes
@@ -225,19 +226,13 @@ class Volume:
 
     async def target(self, ino: int) -> bytes:
         """The target of a symbolic link."""
-
-        def target(blocks: Blocks) -> bytes:
-            return self._filesystem.target(blocks, self._filesystem.inode(blocks, ino))
-
-        return await self._runner.run(target)
+        filesystem = self._filesystem
+        return await self._runner.run(lambda blocks: filesystem.target(blocks, filesystem.inode(blocks, ino)))
 
     async def xattrs(self, ino: int) -> dict[bytes, bytes]:
         """The extended attributes of an inode by full name."""
-
-        def xattrs(blocks: Blocks) -> dict[bytes, bytes]:
-            return self._filesystem.xattrs(blocks, self._filesystem.inode(blocks, ino))
-
-        return await self._runner.run(xattrs)
+        filesystem = self._filesystem
+        return await self._runner.run(lambda blocks: filesystem.xattrs(blocks, filesystem.inode(blocks, ino)))
 
     async def statistics(self) -> Statistics:
         """What statfs(2) reports."""
@@ -402,19 +397,11 @@ class Volume:
         by which it ``loses`` privileges.
 
         Raises:
-            OSError: EROFS; EPERM: it is immutable, has fs-verity, or is append-only and could be changed elsewhere than
-                at its end.
+            OSError: EROFS; EPERM as ``check_may_write``.
         """
         if self.overlay is None:
             raise OSError(EROFS, "the volume is read-only")
-        inode = await self.inode(ino)
-        # Source: fs/namei.c, may_open and inode_permission.
-        if inode.is_immutable or (inode.is_append_only and (not flags & os.O_APPEND or flags & os.O_TRUNC)):
-            raise OSError(EPERM, f"inode {ino} is immutable or append-only")
-        if inode.has_verity:
-            # fs/verity/open.c, fsverity_file_open.
-            raise OSError(EPERM, f"inode {ino} has fs-verity")
-        check_not_encrypted(inode)
+        check_may_write(await self.inode(ino), flags)
         if flags & os.O_TRUNC:
             await self.set_attributes(ino, AttributeChanges(size=0), caller, loses)
 
