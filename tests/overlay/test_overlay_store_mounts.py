@@ -18,6 +18,7 @@ import pytest
 
 import mystfuse as api
 from tests.support.commands import USER, assert_one_line, mystfuse, run, wait_until
+from tests.support.memory import memory_of
 from tests.support.mounts import clear_mount, drop_caches, logged, mounted, status_of
 from tests.support.overlay_stores import flip, replay, truncate
 
@@ -35,11 +36,6 @@ def store(tmp_path: Path) -> Path:
     directory = tmp_path / "store"
     directory.mkdir()
     return directory
-
-
-def memory_of(pid: int, name: str) -> int:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) << 10
 
 
 def store_descriptor(pid: int, directory: Path) -> str:

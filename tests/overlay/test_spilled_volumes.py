@@ -97,7 +97,7 @@ async def test_a_long_directory_that_is_always_on_disk(tmp_path: Path, eager: No
     many."""
     directory = tmp_path / "store"
     directory.mkdir()
-    volume = await open_volume(make_image(tmp_path, "16M", "-b", "1024"), 1 << 20, directory)
+    volume = await open_volume(make_image(tmp_path, "16M", "-b", "1024", "-O", "^dir_index"), 1 << 20, directory)
     parent = (await volume.create(EXT2_ROOT_INO, b"long", stat.S_IFDIR | 0o755, ROOT)).ino
     names = [b"%04d" % number + b"n" * 246 for number in range(400)]
     for name in names:
@@ -211,7 +211,7 @@ async def test_a_name_that_comes_and_goes_is_found_to_be_gone_however_often(
     """A regression: each block that had contained the name was a miss of its own, and so many misses looked like a
     loop."""
     monkeypatch.setattr(name_index, "_RECENT", 1)
-    volume = await open_volume(make_image(tmp_path, "16M"), 1 << 20, tmp_path)
+    volume = await open_volume(make_image(tmp_path, "16M", "-O", "^dir_index"), 1 << 20, tmp_path)
     directory = (await volume.create(EXT2_ROOT_INO, b"d", stat.S_IFDIR | 0o755, ROOT)).ino
     lock = b"lock" * 55
     for number in range(200):
