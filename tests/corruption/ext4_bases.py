@@ -25,7 +25,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "bigalloc": ("-b", "1024", "-C", "4096", "-I", "256", "-O", "bigalloc,^has_journal"),
     "recovering": ("-b", "1024", "-g", "2048", "-I", "256", "-J", "size=4"),
 }  # fmt: skip
-"""mke2fs's arguments, by the name of the base."""
+"""mke2fs's arguments, by the name of the base. With inline_data there is no journal: with a small one, Linux 6.18 waits
+for its own commit when it writes contents out of an inode (jbd2 in ext4_do_writepages), and sync(2) with it, until a
+reboot."""
 SIZE = "12M"
 NAMES = tuple(f"{number:04}-{'n' * 110}" for number in range(400))
 """Enough for an index of two levels where blocks have 1 KiB."""
