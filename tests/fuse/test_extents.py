@@ -9,7 +9,6 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator
-from errno import ENXIO
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 from tests.support.commands import run
 from tests.support.errno_pairs import Pair, libc, opened, outcome, pair_of
 from tests.support.ext2_editor import kernel_mount
+from tests.support.file_stretches import stretches
 from tests.support.mounts import HAS_FAST_PATH, assert_clean
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
@@ -58,21 +58,10 @@ def drop_pages(path: Path) -> None:
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def stretches(path: Path) -> list[tuple[int, int]]:
-    """The file's data as lseek(2) tells, once it is on the disk: unwritten blocks whose pages the kernel has in memory
-    count as data."""
-    found = []
+def stretches_on_disk(path: Path) -> list[tuple[int, int]]:
+    """The file's data once it is on the disk: unwritten blocks whose pages the kernel has in memory count as data."""
     drop_pages(path)
-    with opened(path, os.O_RDWR) as handle:
-        end = 0
-        while True:
-            try:
-                start = os.lseek(handle, end, os.SEEK_DATA)
-            except OSError as error:
-                assert error.errno == ENXIO
-                return found
-            end = os.lseek(handle, start, os.SEEK_HOLE)
-            found.append((start, end))
+    return stretches(path, os.O_RDWR)
 
 
 def assert_same(pair: Pair, name: str, what: object) -> None:
@@ -80,9 +69,9 @@ def assert_same(pair: Pair, name: str, what: object) -> None:
     drop_pages(ours)
     assert ours.read_bytes() == kernel.read_bytes(), what
     if HAS_FAST_PATH:
-        assert stretches(ours) == stretches(kernel), what
+        assert stretches_on_disk(ours) == stretches_on_disk(kernel), what
     # The tree itself may take another number of blocks.
-    leaves = 2 + len(stretches(kernel)) // 40
+    leaves = 2 + len(stretches_on_disk(kernel)) // 40
     assert abs(ours.stat().st_blocks - kernel.stat().st_blocks) <= leaves * pair.block_size // 512, what
 
 
@@ -157,7 +146,11 @@ def test_unwritten_blocks_are_holes_to_lseek(empty: Pair) -> None:
         with opened(side / "unwritten", os.O_CREAT | os.O_RDWR) as handle:
             fallocate(handle, 0, 0, 20 * size)
             os.pwrite(handle, b"x", 10 * size)
-    assert stretches(empty.ours / "unwritten") == stretches(empty.kernel / "unwritten") == [(10 * size, 11 * size)]
+    assert (
+        stretches_on_disk(empty.ours / "unwritten")
+        == stretches_on_disk(empty.kernel / "unwritten")
+        == [(10 * size, 11 * size)]
+    )
 
 
 def test_no_old_contents_show(empty: Pair, tmp_path: Path) -> None:

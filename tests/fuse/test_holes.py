@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.commands import run
 from tests.support.errno_pairs import DONE, Case, Pair, cases, check_in, handle_of, libc, opened, outcome, pair_of
+from tests.support.file_stretches import stretches
 from tests.support.mounts import HAS_FAST_PATH, assert_clean, mounted
 
 pytestmark = pytest.mark.skipif(not HAS_FAST_PATH, reason="pyfuse3 has no such requests")
@@ -25,21 +26,6 @@ KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x01, 0x02, 0x
 
 def fallocate(handle: int, mode: int, offset: int, length: int) -> None:
     libc("fallocate", handle, mode, ctypes.c_long(offset), ctypes.c_long(length))
-
-
-def stretches(path: Path) -> list[tuple[int, int]]:
-    """The file's data: where each stretch begins and ends."""
-    found = []
-    with opened(path, os.O_RDONLY) as handle:
-        end = 0
-        while True:
-            try:
-                start = os.lseek(handle, end, os.SEEK_DATA)
-            except OSError as error:
-                assert error.errno == ENXIO
-                return found
-            end = os.lseek(handle, start, os.SEEK_HOLE)
-            found.append((start, end))
 
 
 def seeks(path: Path, offset: int) -> list[str]:
