@@ -304,8 +304,7 @@ def directory_block(
         block = blocks.block(number, (other for other in ahead if other) if ahead else ())
     except BlocksMissing as missing:
         raise missing.of(OWNER, inode.ino)  # noqa: B904  # it is the same exception
-    # A block that the operation has changed itself gets its checksum at the end.
-    if superblock.checksums is not None and not isinstance(block, bytearray):
+    if superblock.checksums is not None and blocks.is_sealed(number):
         superblock.checksums.check_directory(inode.ino, inode.i_generation, logical, block)
     return block
 

@@ -69,7 +69,7 @@ class GroupBitmaps:
             return self._new_inode_bitmap()
         block = transaction.block(number)
         checksums = self._superblock.checksums
-        if checksums is not None and number not in transaction.changed:
+        if checksums is not None and transaction.is_sealed(number):
             bits, is_wide = self._superblock.s_inodes_per_group, self._groups.has_wide_checksums
             checksums.check_bitmap("inode bitmap", group, bits, block, descriptor.bg_inode_bitmap_csum, is_wide)
         transaction.on_commit.append(partial(self._checked_inodes.add, group))

@@ -7,17 +7,18 @@ import os
 import random
 import stat
 import struct
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mystfuse.errors import CorruptFilesystem, MystfuseError
+from mystfuse.errors import CorruptFilesystem
 from mystfuse.ext2.setattr import AttributeChanges
 from mystfuse.volume.volume import Volume
 from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, at, debugfs, kernel_mount, merged
 from tests.support.ext4_pairs import ADMIN
+from tests.support.failed_operations import operate
 
 pytestmark = pytest.mark.logs(r"^mystfuse\.(ext2|volume)")
 
@@ -235,19 +236,7 @@ async def test_random_damage_gives_errors_of_ours_in_bounded_time(pristine: byte
             position = source.choice(source.choice(ranges))
             data[position] = source.choice((0, 0xFF, data[position] ^ 1 << source.randrange(8), source.randrange(256)))
         volume = await Volume.open(MemoryDevice(bytes(data)), LIMIT)
-        for step in range(STEPS):
-            started, before = time.process_time(), volume.changes
-            try:
-                await _any_operation(volume, source, inodes)
-            except (OSError, MystfuseError):
-                failed += 1
-                assert volume.changes == before, f"seed {seed}, step {step}: a failed operation has changed something"
-            except Exception as error:
-                error.add_note(f"seed {seed}, step {step}")
-                raise
-            assert time.process_time() - started < 2, f"seed {seed}, step {step}"
-        for orphan in list(volume.orphans):
-            await volume.release(orphan)
+        failed += await operate(volume, partial(_any_operation, volume, source, inodes), STEPS, f"seed {seed}")
         changed += volume.changes
         after = await merged(volume)
         assert len(after) == len(data)

@@ -7,8 +7,8 @@ import os
 import random
 import stat
 import struct
-import time
 from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from tests.fuzz.images import SparseDevice, load
 from tests.fuzz.mutator import layout
 from tests.support.commands import run
 from tests.support.ext2_editor import ROOT, Editor, MemoryDevice, make_image, merged
+from tests.support.failed_operations import operate
 
 pytestmark = pytest.mark.logs(r"^mystfuse\.(ext2|volume)")
 
@@ -303,20 +304,7 @@ async def test_random_damage_gives_errors_of_ours_in_bounded_time(pristine: byte
             # With a feature that we can only read.
             refused += 1
             continue
-        for step in range(STEPS):
-            started, before = time.process_time(), volume.changes
-            try:
-                await random_operation(volume, source, inodes)
-            except (OSError, MystfuseError):
-                failed += 1
-                # Long files are truncated in steps, each a transaction; these files are short.
-                assert volume.changes == before, f"seed {seed}, step {step}: a failed operation has changed something"
-            except Exception as error:
-                error.add_note(f"seed {seed}, step {step}")
-                raise
-            assert time.process_time() - started < 2, f"seed {seed}, step {step}"
-        for orphan in list(volume.orphans):
-            await volume.release(orphan)
+        failed += await operate(volume, partial(random_operation, volume, source, inodes), STEPS, f"seed {seed}")
         changed += volume.changes
         try:
             after = await merged(volume)
