@@ -26,7 +26,7 @@ from tests.corruption.ext4_fields import (
     Field,
     any_path,
 )
-from tests.corruption.ext4_layout import EXTENTS, INLINE, Ext4Layout
+from tests.corruption.ext4_layout import EXTENTS, INLINE, Ext4Layout, a_block
 from tests.corruption.scattered import odd_value
 
 Damage = Callable[[Ext4Layout, random.Random], str]
@@ -58,22 +58,6 @@ def _odd(layout: Ext4Layout, source: random.Random, fields: tuple[Field, ...], a
     value = source.choice(others) % limit if others and source.random() < 0.3 else odd_value(layout, source, form, now)
     layout.put(form, at + offset, value)
     return f"{name} {now} -> {value}"
-
-
-def a_block(layout: Ext4Layout, source: random.Random) -> int:
-    """A block number that a structure should not have: of metadata, of another file, free, or outside."""
-    group = source.randrange(layout.groups)
-    choice = source.randrange(8)
-    if choice < 2:
-        return source.choice((0, 1, layout.blocks_count - 1, layout.blocks_count, 0xFFFFFFFF, 1 << 32, (1 << 48) - 1))
-    if choice < 4:
-        return layout.place(group, source.randrange(3)) + source.randrange(3)
-    if choice < 6:
-        trees = [number for blocks in layout.tree_blocks.values() for number, _ in blocks]
-        return source.choice(trees or [layout.pointer_of("direct")])
-    if choice == 6:
-        return layout.pointer_of(source.choice(("direct", "htree", "dir", "pieces", "")))
-    return source.randrange(layout.blocks_count)
 
 
 # -- Superblock and groups.

@@ -7,6 +7,7 @@ can be sealed again whatever has been done to it. Sources: Documentation/filesys
 
 from __future__ import annotations
 
+import random
 import stat
 from collections.abc import Callable, Iterator
 from struct import pack, unpack_from
@@ -326,3 +327,19 @@ class Ext4Layout(Layout):
         start, end = number * self.block_size, (number + 1) * self.block_size - 8
         crc = crc32c(pack("<Q", number) + self.data[start:end], self._inode_seed(ino))
         self.put("<I", end + 4, crc)
+
+
+def a_block(layout: Ext4Layout, source: random.Random) -> int:
+    """A block number that a structure should not have: of metadata, of another file, free, or outside."""
+    group = source.randrange(layout.groups)
+    choice = source.randrange(8)
+    if choice < 2:
+        return source.choice((0, 1, layout.blocks_count - 1, layout.blocks_count, 0xFFFFFFFF, 1 << 32, (1 << 48) - 1))
+    if choice < 4:
+        return layout.place(group, source.randrange(3)) + source.randrange(3)
+    if choice < 6:
+        trees = [number for blocks in layout.tree_blocks.values() for number, _ in blocks]
+        return source.choice(trees or [layout.pointer_of("direct")])
+    if choice == 6:
+        return layout.pointer_of(source.choice(("direct", "htree", "dir", "pieces", "")))
+    return source.randrange(layout.blocks_count)
